@@ -1,0 +1,172 @@
+// The only definition of each rounding: bf16, e4m3, e5m2, e3m2, e2m3, int8; the same lines serve host and device.
+//
+// A small float format is described by three numbers, and one function rounds to all of them (round to nearest, ties to
+// even, saturating). FP6 values are all exact E4M3 values, so the FP6 formats are stored as E4M3 codes and run on FP8
+// tensor cores unchanged; `fp6_pack_code`/`fp6_unpack_code` give the 6-bit form that goes over the wire.
+//
+// Sources: OCP 8-bit Floating Point (OFP8) for E4M3 (no infinity, S.1111.111 is NaN) and E5M2; OCP Microscaling Formats
+// (MX) v1.0 for E3M2 and E2M3 (no infinity, no NaN).
+#ifndef HALO_NUMFMT_H
+#define HALO_NUMFMT_H
+
+#include "base.h"
+
+#include <math.h>
+
+#ifdef __CUDACC__
+#define NUMFMT static inline __host__ __device__
+#else
+#define NUMFMT static inline
+#endif
+
+typedef enum { F32, BF16, FP8_E4M3, FP8_E5M2, FP6_E3M2, FP6_E2M3, INT8, kFmtCount } Fmt;
+
+NUMFMT size_t fmt_bytes(Fmt fmt) { return fmt == F32 ? 4 : fmt == BF16 ? 2 : 1; }
+NUMFMT bool fmt_is_fp8_coded(Fmt fmt) { return fmt == FP8_E4M3 || fmt == FP6_E3M2 || fmt == FP6_E2M3; }
+
+static inline const char* fmt_name(Fmt fmt) {
+    static const char* const names[kFmtCount] = {"f32", "bf16", "fp8_e4m3", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "int8"};
+    return (unsigned)fmt < kFmtCount ? names[fmt] : "?";
+}
+
+// The largest magnitude a scale maps to (DESIGN section 2).
+NUMFMT float fmt_max(Fmt fmt) {
+    switch (fmt) {
+        case INT8: return 127.0f;
+        case FP8_E4M3: return 448.0f;
+        case FP8_E5M2: return 57344.0f;
+        case FP6_E3M2: return 28.0f;
+        case FP6_E2M3: return 7.5f;
+        default: return 1.0f;
+    }
+}
+
+NUMFMT uint32_t f32_bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+NUMFMT float f32_from_bits(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+// ---- bf16: the upper half of a float. NaN stays NaN (quietened), overflow goes to infinity as IEEE rounding says.
+NUMFMT float f32_from_bf16(uint16_t h) { return f32_from_bits((uint32_t)h << 16); }
+NUMFMT uint16_t bf16_from_f32(float x) {
+    uint32_t u = f32_bits(x);
+    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    uint32_t quiet_nan = (u >> 16) | 0x40u;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);   // a select, so that loops vectorise
+}
+// Stochastic rounding: `noise` is 16 uniform bits; E[result] = x for finite x.
+NUMFMT uint16_t bf16_from_f32_stochastic(float x, uint32_t noise) {
+    uint32_t u = f32_bits(x);
+    if ((u & 0x7f800000u) == 0x7f800000u) return bf16_from_f32(x);
+    return (uint16_t)((u + (noise & 0xffffu)) >> 16);
+}
+
+// ---- small floats: p explicit mantissa bits, exponent bias, largest finite value.
+typedef struct {
+    int mantissa_bits, bias;
+    float max;
+} SmallFloat;
+
+NUMFMT SmallFloat small_float(Fmt fmt) {
+    switch (fmt) {
+        case FP8_E4M3: { SmallFloat f = {3, 7, 448.0f}; return f; }
+        case FP8_E5M2: { SmallFloat f = {2, 15, 57344.0f}; return f; }
+        case FP6_E3M2: { SmallFloat f = {2, 3, 28.0f}; return f; }
+        default: { SmallFloat f = {3, 1, 7.5f}; return f; }   // FP6_E2M3
+    }
+}
+
+// The nearest value of the format, ties to even, saturating at +-max; NaN stays NaN.
+//
+// With a quantum q = 2^(e - p) for x in [2^e, 2^(e+1)) (no less than the subnormal quantum), x + 1.5 * 2^23 * q rounds x
+// to a multiple of q in one correctly rounded FP32 addition; subtracting gives that multiple exactly.
+NUMFMT float small_float_round(float x, SmallFloat f) {
+    uint32_t sign = f32_bits(x) & 0x80000000u;
+    uint32_t magnitude = f32_bits(x) & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return x;
+    int exponent = (int)(magnitude >> 23) - 127;
+    int smallest = 1 - f.bias;
+    if (exponent < smallest) exponent = smallest;
+    if (exponent > 100) exponent = 100;                         // saturates below; keeps `magic` finite
+    float magic = 1.5f * f32_from_bits((uint32_t)(exponent - f.mantissa_bits + 23 + 127) << 23);
+    float a = f32_from_bits(magnitude);
+    float rounded = (a + magic) - magic;                        // needs IEEE addition: no fast-math here
+    if (rounded > f.max) rounded = f.max;
+    return f32_from_bits(f32_bits(rounded) | sign);
+}
+
+// The bit pattern, below its sign, of a value that the format represents exactly.
+NUMFMT uint32_t small_float_magnitude_code(float value, SmallFloat f) {
+    uint32_t magnitude = f32_bits(value) & 0x7fffffffu;
+    int exponent = (int)(magnitude >> 23) - 127;
+    if (exponent < 1 - f.bias) {   // subnormal (or zero): a multiple of 2^(1 - bias - p)
+        float per_quantum = f32_from_bits((uint32_t)(f.bias - 1 + f.mantissa_bits + 127) << 23);
+        return (uint32_t)(f32_from_bits(magnitude) * per_quantum);
+    }
+    uint32_t mantissa = (magnitude & 0x7fffffu) >> (23 - f.mantissa_bits);
+    return (uint32_t)(exponent + f.bias) << f.mantissa_bits | mantissa;
+}
+NUMFMT float small_float_magnitude(uint32_t code, SmallFloat f) {
+    uint32_t field = code >> f.mantissa_bits, mantissa = code & ((1u << f.mantissa_bits) - 1);
+    if (field == 0) return (float)mantissa * f32_from_bits((uint32_t)(1 - f.bias - f.mantissa_bits + 127) << 23);
+    return f32_from_bits((uint32_t)((int)field - f.bias + 127) << 23 | mantissa << (23 - f.mantissa_bits));
+}
+
+// ---- one byte a value, as the GEMMs read it. FP6 is rounded to its own grid and written as the E4M3 code of that value.
+NUMFMT int8_t int8_from_f32(float x) {
+    float clamped = x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x;
+    return (int8_t)(x == x ? rintf(clamped) : 0.0f);
+}
+NUMFMT uint8_t code_from_f32(float x, Fmt fmt) {
+    if (fmt == INT8) return (uint8_t)int8_from_f32(x);
+    bool e5m2 = fmt == FP8_E5M2;
+    uint32_t sign = f32_bits(x) >> 24 & 0x80u;
+    if (x != x) return (uint8_t)(sign | 0x7fu);
+    float value = small_float_round(x, small_float(fmt));
+    return (uint8_t)(sign | small_float_magnitude_code(value, small_float(e5m2 ? FP8_E5M2 : FP8_E4M3)));
+}
+NUMFMT float f32_from_code(uint8_t code, Fmt fmt) {
+    if (fmt == INT8) return (float)(int8_t)code;
+    uint32_t low = code & 0x7fu;
+    float sign = code & 0x80u ? -1.0f : 1.0f;
+    if (fmt == FP8_E5M2) {
+        if (low > 0x7c) return NAN;
+        return sign * (low == 0x7c ? INFINITY : small_float_magnitude(low, small_float(FP8_E5M2)));
+    }
+    return low == 0x7f ? NAN : sign * small_float_magnitude(low, small_float(FP8_E4M3));
+}
+
+// ---- FP6 between its E4M3 byte and its own six bits (sign in bit 5).
+NUMFMT uint8_t fp6_pack_code(uint8_t e4m3, Fmt fp6) {
+    float value = f32_from_code(e4m3, FP8_E4M3);
+    return (uint8_t)((e4m3 & 0x80u) >> 2 | small_float_magnitude_code(value, small_float(fp6)));
+}
+NUMFMT uint8_t fp6_unpack_code(uint8_t six_bits, Fmt fp6) {
+    float value = small_float_magnitude(six_bits & 0x1fu, small_float(fp6));
+    return (uint8_t)((six_bits & 0x20u) << 2 | small_float_magnitude_code(value, small_float(FP8_E4M3)));
+}
+
+// ---- scales (DESIGN section 2). Comparing magnitudes as integers makes a NaN the largest of all, so that it reaches the
+// scale, the product and at last the loss instead of being rounded away.
+NUMFMT float larger_magnitude(float a, float b) {
+    uint32_t ua = f32_bits(a) & 0x7fffffffu, ub = f32_bits(b) & 0x7fffffffu;
+    return f32_from_bits(ua > ub ? ua : ub);
+}
+// s = clip * absmax / max(fmt); 1 for an all-zero operand.
+NUMFMT float quant_scale(float absmax, Fmt fmt, float clip) {
+    return absmax == 0.0f ? 1.0f : clip * absmax / fmt_max(fmt);
+}
+// codes = round(x * quant_inverse(s)): one FP32 division a scale, one multiplication a value, on every backend. A scale so
+// small that its inverse overflows (|x| < 2^-120) keeps the largest finite inverse.
+NUMFMT float quant_inverse(float scale) {
+    float inverse = 1.0f / scale;
+    return inverse > 3.4028234e38f ? 3.4028234e38f : inverse;
+}
+
+#endif

@@ -1,0 +1,180 @@
+// THE SEAM between the model and a backend: a run-time table of layers, products and quantizers. cpu_f32_ops, cpu_bf16_ops
+// and cuda_ops fill it; a test holds two of them in one process and compares them.
+//
+// Letters: B sequences of T tokens (BT = B*T rows), C model width, V vocabulary, NH query heads and NKV key/value heads of HD
+// each, F the MLP's width; M, N, K in products. All work of a backend runs in call order; nothing but `download` and `sync`
+// waits for it.
+#ifndef HALO_OPS_H
+#define HALO_OPS_H
+
+#include "numfmt.h"
+
+typedef enum { PER_TENSOR, PER_ROW, PER_BLOCK32, NO_SCALE } Gran;
+
+// A row-major matrix; element (i, j) is data[i * ld + j]. `ld` lets a matrix be a range of another's columns.
+typedef struct {
+    void* data;
+    int rows, cols, ld;
+    Fmt fmt;
+} Mat;
+
+static inline Mat mat(void* data, int rows, int cols, Fmt fmt) {
+    Mat m = {data, rows, cols, cols, fmt};
+    return m;
+}
+static inline size_t mat_bytes(Mat m) { return (size_t)m.rows * m.ld * fmt_bytes(m.fmt); }
+static inline Mat mat_rows(Mat m, int first, int rows) {
+    if (m.data) m.data = (char*)m.data + (size_t)first * m.ld * fmt_bytes(m.fmt);
+    m.rows = rows;
+    return m;
+}
+static inline Mat mat_cols(Mat m, int first, int cols) {
+    if (m.data) m.data = (char*)m.data + (size_t)first * fmt_bytes(m.fmt);
+    m.cols = cols;
+    return m;
+}
+
+// How ONE operand of ONE product is prepared. `rotate` is along the features for X and W (from the right) and along the
+// tokens for dY (from the left); see linear.h.
+typedef struct {
+    Fmt fmt;
+    Gran gran;
+    bool rotate;
+    float clip;   // s = clip * absmax / max(fmt)
+} Opnd;
+
+// The number of scales of a (rows, cols) operand.
+static inline int scale_count(int rows, int cols, Gran gran) {
+    switch (gran) {
+        case PER_TENSOR: return 1;
+        case PER_ROW: return rows;
+        case PER_BLOCK32: return ceil_div(rows, 32) * ceil_div(cols, 32);
+        case NO_SCALE: return 0;
+    }
+    die("scale_count: granularity %d", (int)gran);
+}
+
+// An operand in the form a product reads: element (i, j) has the value code(i, j) * scale.
+typedef struct {
+    Mat codes;      // (rows, cols)
+    Mat codes_t;    // (cols, rows): the same codes for a product that contracts the rows; data NULL if there is none
+    float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); NULL for NO_SCALE
+    Gran gran;
+} QMat;
+
+// One side of a product: m is (rows, K), or (K, rows) when `transposed`, which only F32 and BF16 allow.
+typedef struct {
+    Mat m;
+    const float* scale;
+    Gran gran;          // PER_ROW counts rows of the product; PER_BLOCK32's grid is that of m as it is stored
+    bool transposed;
+} Side;
+
+static inline Side plain_side(Mat m, bool transposed) {
+    Side s = {m, NULL, NO_SCALE, transposed};
+    return s;
+}
+
+// What a producer does to its output on the way out, so that a backend can fuse it; `absmax` is NULL or one float that is
+// raised to the largest magnitude written (the caller zeroes it). The plain pieces one after the other are the definition.
+typedef struct {
+    bool rotate;      // y <- y H along the features
+    float* absmax;
+} Prep;
+static const Prep kPrepNone = {false, NULL};
+
+typedef enum { ROTATE_COLS, ROTATE_ROWS } RotateAxis;   // x H (features) | H x (tokens)
+
+// Which tokens see which: token i of a sequence attends to j in [start[i], i], and is attended to by [i, end[i]).
+// One plain sequence has start = 0 and end = T; packed documents and padding only change the two arrays.
+typedef struct {
+    int B, T, NH, NKV, HD;
+    const int* start;   // (B, T), positions within the row; on the backend
+    const int* end;     // (B, T)
+} Attn;
+
+// One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
+//   g = grad * *grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
+typedef struct {
+    void* param;              // (n) in `act`: what the layers read
+    float* master;            // (n), or NULL: then `param` itself is the weight, rounded stochastically if it is BF16
+    const void* grad;         // (n) in grad_fmt
+    void *m, *v;              // (n) in state_fmt
+    size_t n;
+    Fmt grad_fmt, state_fmt;
+    const float* grad_scale;  // one float on the backend: gradient clipping
+    float lr, beta1, beta2, eps, weight_decay;
+    int step;                 // t, from 1
+    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise
+} AdamW;
+
+typedef struct Ops {
+    const char* name;
+    Fmt act;                  // format of activations and of the weights that layers read: F32 or BF16
+
+    // ---- memory: zeroed, 256-byte aligned
+    void* (*alloc)(size_t bytes);
+    void (*release)(void* p);
+    void (*upload)(void* dst, const void* host_src, size_t bytes);
+    void (*download)(void* host_dst, const void* src, size_t bytes);   // waits
+    void (*copy)(void* dst, const void* src, size_t bytes);
+    void (*zero)(void* dst, size_t bytes);
+    void (*sync)(void);
+
+    // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
+    // order, and so its rounding, independent of how the work is cut. dw += .
+    void (*embed_forward)(Mat y, Mat w, const int* tokens);                            // (BT,C) <- (V,C)
+    void (*embed_backward)(Mat dw, Mat dy, const int* tokens, const int* order);       // (V,C) <- (BT,C)
+
+    // ---- residual add + RMSNorm (Zhang & Sennrich 2019): res = x + delta (delta.data may be NULL: res is x, nothing is
+    // written); y = w * res * rstd, rstd = (mean(res^2) + eps)^-1/2
+    void (*rmsnorm_forward)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep);   // (BT,C), rstd (BT)
+    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes
+    void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch);
+    size_t (*rmsnorm_scratch)(int BT, int C);
+
+    // ---- rotary embedding, rotate-half layout, in place on the q and k columns of qkv (BT, (NH + 2 NKV) HD).
+    // cos_sin (positions, HD): HD/2 cosines, then HD/2 sines. The backward pass is the inverse rotation.
+    void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse);
+
+    // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
+    void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, Prep prep);
+    void (*attention_backward)(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch);
+    size_t (*attention_scratch)(Attn shape);
+    // Generation, one sequence: appends the k and v of the new rows to cache (positions, 2 NKV HD) from row `past` on, and
+    // attends to all of it. y (rows, NH HD), qkv (rows, (NH + 2 NKV) HD), rope done.
+    void (*attention_cached)(Mat y, Mat cache, Mat qkv, int past, int NH, int NKV, int HD);
+
+    // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
+    void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);
+    void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up);   // dgate_up may be gate_up
+
+    // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
+    // want_grad, logits <- scale * d loss / d logits in place
+    void (*cross_entropy)(float* loss, Mat logits, const int* labels, float scale, bool want_grad);
+
+    // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c
+    void (*gemm)(Mat c, Side a, Side b, float beta);
+
+    // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
+    // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens
+    void (*rotate)(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax);
+    void (*absmax)(float* absmax, Mat x);                          // raises *absmax
+    // codes, transposed codes and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
+    void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
+
+    // ---- sums and the optimizer
+    void (*add)(Mat y, Mat x);                                      // y += x
+    void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
+    void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
+    void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);   // min(1, max_norm / norm); 1 if max_norm is 0
+    void (*adamw)(const AdamW* args);
+} Ops;
+
+C_API const Ops cpu_f32_ops, cpu_bf16_ops;
+#ifdef HALO_CUDA
+C_API const Ops cuda_ops;
+#endif
+
+#endif
