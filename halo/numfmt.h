@@ -22,6 +22,7 @@
 typedef enum { F32, BF16, FP8_E4M3, FP8_E5M2, FP6_E3M2, FP6_E2M3, INT8, kFmtCount } Fmt;
 
 NUMFMT size_t fmt_bytes(Fmt fmt) { return fmt == F32 ? 4 : fmt == BF16 ? 2 : 1; }
+// Formats whose codes are E4M3 bytes.
 NUMFMT bool fmt_is_fp8_coded(Fmt fmt) { return fmt == FP8_E4M3 || fmt == FP6_E3M2 || fmt == FP6_E2M3; }
 
 static inline const char* fmt_name(Fmt fmt) {
@@ -60,7 +61,8 @@ NUMFMT uint16_t bf16_from_f32(float x) {
     uint32_t quiet_nan = (u >> 16) | 0x40u;
     return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);   // a select, so that loops vectorise
 }
-// Stochastic rounding: `noise` is 16 uniform bits; E[result] = x for finite x.
+// Stochastic rounding: `noise` is 16 uniform bits; E[result] = x for |x| up to the largest finite bf16. Infinity and NaN as
+// above.
 NUMFMT uint16_t bf16_from_f32_stochastic(float x, uint32_t noise) {
     uint32_t u = f32_bits(x);
     if ((u & 0x7f800000u) == 0x7f800000u) return bf16_from_f32(x);
@@ -84,8 +86,8 @@ NUMFMT SmallFloat small_float(Fmt fmt) {
 
 // The nearest value of the format, ties to even, saturating at +-max; NaN stays NaN.
 //
-// With a quantum q = 2^(e - p) for x in [2^e, 2^(e+1)) (no less than the subnormal quantum), x + 1.5 * 2^23 * q rounds x
-// to a multiple of q in one correctly rounded FP32 addition; subtracting gives that multiple exactly.
+// With a quantum q = 2^(e - p) for |x| in [2^e, 2^(e+1)) (no less than the subnormal quantum), |x| + 2^23 q rounds |x| to a
+// multiple of q in one correctly rounded FP32 addition; subtracting 2^23 q gives that multiple exactly.
 NUMFMT float small_float_round(float x, SmallFloat f) {
     uint32_t sign = f32_bits(x) & 0x80000000u;
     uint32_t magnitude = f32_bits(x) & 0x7fffffffu;
@@ -94,7 +96,7 @@ NUMFMT float small_float_round(float x, SmallFloat f) {
     int smallest = 1 - f.bias;
     if (exponent < smallest) exponent = smallest;
     if (exponent > 100) exponent = 100;                         // saturates below; keeps `magic` finite
-    float magic = 1.5f * f32_from_bits((uint32_t)(exponent - f.mantissa_bits + 23 + 127) << 23);
+    float magic = f32_from_bits((uint32_t)(exponent - f.mantissa_bits + 23 + 127) << 23);
     float a = f32_from_bits(magnitude);
     float rounded = (a + magic) - magic;                        // needs IEEE addition: no fast-math here
     if (rounded > f.max) rounded = f.max;
@@ -142,9 +144,11 @@ NUMFMT float f32_from_code(uint8_t code, Fmt fmt) {
     return low == 0x7f ? NAN : sign * small_float_magnitude(low, small_float(FP8_E4M3));
 }
 
-// ---- FP6 between its E4M3 byte and its own six bits (sign in bit 5).
+// ---- FP6 between its E4M3 byte and its own six bits (sign in bit 5). Six bits have no NaN: it becomes the largest
+// magnitude, and is not lost, because the scale of an operand that holds a NaN is NaN.
 NUMFMT uint8_t fp6_pack_code(uint8_t e4m3, Fmt fp6) {
-    float value = f32_from_code(e4m3, FP8_E4M3);
+    bool is_nan = (e4m3 & 0x7fu) == 0x7fu;
+    float value = is_nan ? fmt_max(fp6) : f32_from_code(e4m3, FP8_E4M3);
     return (uint8_t)((e4m3 & 0x80u) >> 2 | small_float_magnitude_code(value, small_float(fp6)));
 }
 NUMFMT uint8_t fp6_unpack_code(uint8_t six_bits, Fmt fp6) {
@@ -158,15 +162,19 @@ NUMFMT float larger_magnitude(float a, float b) {
     uint32_t ua = f32_bits(a) & 0x7fffffffu, ub = f32_bits(b) & 0x7fffffffu;
     return f32_from_bits(ua > ub ? ua : ub);
 }
-// s = clip * absmax / max(fmt); 1 for an all-zero operand.
+// s = clip * absmax / max(fmt); 1 for an all-zero operand. Never below 2^-126, the smallest normal float: the inverse stays
+// finite, and an operand too small for FP32 to scale (absmax < 2^-126 max(fmt)) loses precision instead of magnitude.
 NUMFMT float quant_scale(float absmax, Fmt fmt, float clip) {
-    return absmax == 0.0f ? 1.0f : clip * absmax / fmt_max(fmt);
+    float scale = clip * absmax / fmt_max(fmt), smallest = f32_from_bits(0x00800000u);
+    if (absmax == 0.0f) return 1.0f;
+    return scale < smallest ? smallest : scale;   // NaN stays NaN
 }
-// codes = round(x * quant_inverse(s)): one FP32 division a scale, one multiplication a value, on every backend. A scale so
-// small that its inverse overflows (|x| < 2^-120) keeps the largest finite inverse.
-NUMFMT float quant_inverse(float scale) {
-    float inverse = 1.0f / scale;
-    return inverse > 3.4028234e38f ? 3.4028234e38f : inverse;
+// codes = round(x * inverse), the same on every backend: one division an operand, one multiplication a value. It is max / (clip *
+// absmax) rounded once, and not 1/s: values that lie on a tie in exact arithmetic then stay there.
+NUMFMT float quant_inverse(float absmax, Fmt fmt, float clip) {
+    float scale = quant_scale(absmax, fmt, clip);
+    if (absmax == 0.0f || scale == f32_from_bits(0x00800000u)) return 1.0f / scale;
+    return fmt_max(fmt) / (clip * absmax);
 }
 
 #endif

@@ -66,12 +66,22 @@ typedef struct {
 typedef struct {
     Mat m;
     const float* scale;
-    Gran gran;          // PER_ROW counts rows of the product; PER_BLOCK32's grid is that of m as it is stored
+    Gran gran;               // PER_ROW: one scale a row of the product
     bool transposed;
+    bool scale_transposed;   // PER_BLOCK32: the grid of scales is that of m's transpose (m is a codes_t)
 } Side;
 
 static inline Side plain_side(Mat m, bool transposed) {
-    Side s = {m, NULL, NO_SCALE, transposed};
+    Side s = {m, NULL, NO_SCALE, transposed, false};
+    return s;
+}
+// The operand itself, and its transpose, as a side of a product.
+static inline Side side_codes(QMat q) {
+    Side s = {q.codes, q.scale, q.gran, false, false};
+    return s;
+}
+static inline Side side_codes_t(QMat q) {
+    Side s = {q.codes_t, q.scale, q.gran, false, true};
     return s;
 }
 
@@ -139,7 +149,8 @@ typedef struct Ops {
     void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse);
 
     // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
-    void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, Prep prep);
+    // (y is kept for the backward pass as it is, so only the maximum is taken on the way out: *absmax is raised unless NULL)
+    void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, float* absmax);
     void (*attention_backward)(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch);
     size_t (*attention_scratch)(Attn shape);
     // Generation, one sequence: appends the k and v of the new rows to cache (positions, 2 NKV HD) from row `past` on, and
@@ -154,14 +165,17 @@ typedef struct Ops {
     // want_grad, logits <- scale * d loss / d logits in place
     void (*cross_entropy)(float* loss, Mat logits, const int* labels, float scale, bool want_grad);
 
-    // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c
+    // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
+    // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale
+    // (+ beta * c) follow in FP32, then the rounding to c's format. With PER_BLOCK32 each 32-long partial sum is first
+    // multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
     // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens
     void (*rotate)(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax);
     void (*absmax)(float* absmax, Mat x);                          // raises *absmax
-    // codes, transposed codes and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
+    // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
     void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
 
     // ---- sums and the optimizer

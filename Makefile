@@ -1,0 +1,133 @@
+# make                the program, for the GPUs if nvcc is found, else for the CPU
+# make test           every unit's tests; N passed, N failed, N skipped
+# make demo           fine-tunes the embedded small Llama in BF16 and in INT8 and compares them
+# make bench          dev/ timings
+# make kernels        compiles every .cu file for all supported architectures
+# make help           this text and what was found
+#
+# SAN=1               address and undefined-behaviour sanitizers, in a build folder of its own
+# NVCC= MPICC= ...    override what was found; an empty value builds without it
+# ARCH=sm_90a         the GPU architecture to build for (default: the machine's, else sm_90a)
+
+CC      ?= gcc
+NVCC    ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc))
+MPICC   ?= $(shell command -v mpicc 2>/dev/null)
+ARCH    ?= sm_90a
+ARCHS    = sm_80 sm_89 sm_90a sm_100a sm_120a
+
+BUILD    = build/$(if $(SAN),san,release)
+WARN     = -Wall -Wextra -Werror
+CFLAGS   = -std=c11 -g -O3 -march=native -fopenmp $(WARN) -D_GNU_SOURCE
+LDLIBS   = -ljansson -lpcre2-8 -lxxhash -lm -lpthread
+ifdef SAN
+CFLAGS  += -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+endif
+# Sums have one order on every machine: no contraction beyond what the source says.
+CFLAGS  += -ffp-contract=off
+
+# ---- what this machine has
+HALO_CUDA := $(and $(NVCC),$(wildcard halo/cuda/ops.cu),yes)
+HALO_MPI  := $(if $(MPICC),yes)
+ifdef HALO_MPI
+MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null)
+LDLIBS     += $(shell $(MPICC) --showme:link 2>/dev/null)
+DEFINES    += -DHALO_MPI
+endif
+ifdef HALO_CUDA
+CUDA_HOME  := $(patsubst %/bin/,%,$(dir $(NVCC)))
+HALO_NCCL  := $(and $(HALO_MPI),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
+DEFINES    += -DHALO_CUDA $(if $(HALO_NCCL),-DHALO_NCCL)
+LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart $(if $(HALO_NCCL),-lnccl) -lstdc++
+endif
+FOUND = nvcc: $(or $(NVCC),none) | MPI: $(or $(MPICC),none) | NCCL: $(or $(HALO_NCCL),none)
+
+# ---- sources
+SOURCES  = $(wildcard halo/*.c halo/cpu/*.c data/*.c)
+SOURCES := $(if $(HALO_MPI),$(SOURCES),$(filter-out halo/comm_mpi.c,$(SOURCES)))
+OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/halo/cpu/ops_bf16.o
+CUDA_SOURCES = $(wildcard halo/cuda/ops.cu) $(if $(HALO_NCCL),$(wildcard halo/comm_nccl.cu))
+ifdef HALO_CUDA
+OBJECTS += $(CUDA_SOURCES:%.cu=$(BUILD)/%.o)
+endif
+LIB      = $(BUILD)/libhalo.a
+TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
+BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
+DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.c))
+
+.PHONY: all test demo bench kernels help found clean
+.SECONDARY:
+all: found train_llama3
+
+found:
+	@echo "$(FOUND)"
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+	@echo "$(FOUND)"
+
+train_llama3: $(BUILD)/train_llama3
+	@ln -sf $< $@
+
+$(BUILD)/train_llama3: $(BUILD)/train_llama3.o $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+
+$(LIB): $(OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+# The program is C: on a machine without a GPU the C compiler takes the same file.
+$(BUILD)/train_llama3.o: train_llama3.cu
+	@mkdir -p $(@D)
+	$(if $(HALO_CUDA),$(NVCC) -std=c++17 -g -O3 -arch=$(ARCH) $(DEFINES) -MMD -MP -c $< -o $@,\
+	$(CC) $(CFLAGS) $(DEFINES) -MMD -MP -x c -c $< -o $@)
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(DEFINES) $(if $(findstring comm_mpi,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
+
+$(BUILD)/halo/cpu/ops_bf16.o: halo/cpu/ops.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(DEFINES) -DHALO_CPU_BF16 -MMD -MP -c $< -o $@
+
+$(BUILD)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
+	  $(if $(findstring comm_nccl,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
+
+$(BUILD)/test/%: $(BUILD)/test/%.o $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+
+# ---- what one runs
+test: setup
+	@$(MAKE) --no-print-directory run-tests
+run-tests: found train_llama3 $(TESTS) $(DEMO)
+	@BUILD=$(BUILD) test/run.sh $(TESTS)
+
+demo: setup
+	@$(MAKE) --no-print-directory train_llama3
+	@data/demo/demo.sh
+
+bench: setup
+	@$(MAKE) --no-print-directory run-benches
+run-benches: train_llama3 $(BENCHES)
+	@for b in $(BENCHES); do echo "== $${b##*/}"; $$b || exit 1; done
+
+# Installs what is missing; quick when nothing is.
+.PHONY: setup run-tests run-benches
+setup:
+	@scripts/setup.sh
+
+kernels:
+	@for arch in $(ARCHS); do for f in train_llama3.cu $$(ls halo/cuda/*.cu halo/comm_nccl.cu 2>/dev/null); do \
+	  echo "$$arch $$f"; mkdir -p build/kernels; \
+	  $(NVCC) -std=c++17 -O3 -gencode arch=compute_$${arch#sm_},code=$$arch $(filter-out -DHALO_NCCL,$(DEFINES)) \
+	    -c $$f -o build/kernels/$$arch-$$(basename $$f .cu).o || exit 1; done; done
+
+clean:
+	rm -rf build train_llama3
+
+-include $(shell find build -name '*.d' 2>/dev/null)

@@ -1,0 +1,28 @@
+// Rows of a dataset laid out as the arrays that the model reads.
+//
+// A document (one example) of n tokens fills n - 1 neighbouring positions of its row: position i holds token i and, as its
+// target, token i + 1 if that is to be predicted. Positions count from 0 in each document, and attention stays inside it.
+// What a row leaves free is padding: token 0, no target, each position a document of its own, so that it neither sees nor
+// is seen, and costs attention next to nothing.
+#ifndef DATA_BATCH_H
+#define DATA_BATCH_H
+
+#include "../halo/llama3.h"
+#include "dataset.h"
+
+typedef struct {
+    int B, T;
+    Batch arrays;     // for the model; points into `storage`
+    int scored;       // targets that are not -100
+    int used;         // positions that are not padding
+    int* storage;     // the six arrays, and scratch
+} RowBatch;
+
+C_API RowBatch batch_new(int B, int T);
+C_API void batch_free(RowBatch* b);
+// Fills the B rows from `first` on; T has to be the dataset's seq. Rows past the end of the epoch are all padding: the last
+// global batch keeps its shape, and `scored` says what is in it. With R ranks and A micro-steps, rank r's micro-step a of
+// step s begins at row ((s * A + a) * R + r) * B.
+C_API void batch_fill(RowBatch* b, const Dataset* d, int first);
+
+#endif

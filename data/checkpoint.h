@@ -1,0 +1,61 @@
+// Checkpoints: the complete state of a training run, from which it continues bit for bit.
+//
+//   DIR/step-00000040/rank-00000-of-00004.bin    the blobs of one rank, one after the other
+//   DIR/step-00000040/rank-00000-of-00004.json   what they are, their XXH3-128 checksums, numbers and settings
+//   DIR/step-00000080.tmp/                       a checkpoint being written, or one whose writing was cut short
+//   DIR/step-00000040.old/                       one that is being replaced by another of the same step
+//
+// A directory without suffix is complete: it gets its name by one rename, after every byte of every rank is on disk. Older
+// checkpoints are removed only after that. Every byte of both files is under a checksum; a damaged, cut off or foreign
+// checkpoint is a user_error.
+#ifndef DATA_CHECKPOINT_H
+#define DATA_CHECKPOINT_H
+
+#include "../halo/base.h"
+
+// Named bytes that may lie anywhere (host, GPU): `read` fetches `bytes` of them from `offset` on to `dst` when saving,
+// `write` puts them back when loading.
+typedef struct {
+    const char* name;
+    size_t bytes;
+    void (*read)(void* context, size_t offset, size_t bytes, void* dst);
+    void (*write)(void* context, size_t offset, size_t bytes, const void* src);
+    void* context;
+} Blob;
+C_API Blob host_blob(const char* name, void* data, size_t bytes);
+
+typedef struct {
+    const char* name;
+    int64_t* value;       // saved from, loaded to: step, epoch, data position, random state
+} CheckpointNumber;
+
+typedef struct {
+    const char* name;
+    const char* value;    // what has to be the same in the run that continues: model, recipe, learning rate, data, seed
+} CheckpointSetting;
+
+// One description serves saving and loading: a checkpoint loads only into the blobs, numbers and settings it was saved from.
+typedef struct {
+    int rank, ranks;
+    const Blob* blobs;
+    int blob_count;
+    const CheckpointNumber* numbers;
+    int number_count;
+    const CheckpointSetting* settings;
+    int setting_count;
+} CheckpointState;
+
+// Saving takes two calls, because no rank may see the name of a checkpoint that another has not finished: every rank
+// writes; then, after a barrier, one of them commits. The committed step is the newest from then on: the `keep` (at least 1)
+// checkpoints up to it stay; older ones go, and so do those of later steps, which a run has left that this one goes back
+// behind. Other files in DIR are not touched.
+C_API void checkpoint_write(const char* dir, int step, const CheckpointState* state);
+C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep);
+
+// The path of the newest complete checkpoint in DIR (the caller frees it), or NULL if there is none.
+C_API char* checkpoint_latest(const char* dir);
+
+// Loads one rank's part from the path of a checkpoint.
+C_API void checkpoint_load(const char* path, const CheckpointState* state);
+
+#endif

@@ -1,0 +1,87 @@
+// RFC 4180: see csv.h.
+#include "csv.h"
+
+Csv csv_open(const char* path, const char* text, size_t bytes) {
+    Csv csv;
+    memset(&csv, 0, sizeof csv);
+    csv.path = path;
+    csv.text = text;
+    csv.bytes = bytes;
+    csv.line = 1;
+    csv.storage = (char*)host_alloc(bytes + kMaxCsvFields);   // a record is never longer than its source and its NULs
+    return csv;
+}
+
+void csv_close(Csv* csv) {
+    free(csv->storage);
+    csv->storage = NULL;
+}
+
+static int peek(const Csv* csv) { return csv->at < csv->bytes ? (unsigned char)csv->text[csv->at] : -1; }
+
+static bool at_line_end(const Csv* csv) {
+    int c = peek(csv);
+    return c < 0 || c == '\n' || (c == '\r' && csv->at + 1 < csv->bytes && csv->text[csv->at + 1] == '\n');
+}
+
+static void next_line(Csv* csv) {
+    if (peek(csv) == '\r') csv->at++;
+    if (peek(csv) == '\n') csv->at++;
+    csv->line++;
+    csv->line_start = csv->at;
+}
+
+static int column(const Csv* csv) { return (int)(csv->at - csv->line_start) + 1; }
+
+// The inside of a quoted field, from behind its first quote to behind its last one; returns the new end of `out`.
+static char* quoted_field(Csv* csv, char* out) {
+    int first_line = csv->line, first_column = column(csv) - 1;
+    for (;;) {
+        int c = peek(csv);
+        if (c < 0)
+            user_error("%s:%d:%d: this quote is never closed; double the quotes inside a field", csv->path, first_line,
+                       first_column);
+        csv->at++;
+        if (c == '"' && peek(csv) != '"') return out;
+        if (c == '"') csv->at++;
+        *out++ = (char)c;
+        if (c == '\n') {
+            csv->line++;
+            csv->line_start = csv->at;
+        }
+    }
+}
+
+bool csv_next(Csv* csv) {
+    while (peek(csv) >= 0 && at_line_end(csv)) next_line(csv);
+    if (peek(csv) < 0) return false;
+    char* out = csv->storage;
+    csv->count = 0;
+    csv->first_line = csv->line;
+    for (;;) {
+        if (csv->count == kMaxCsvFields)
+            user_error("%s:%d:%d: more than %d fields", csv->path, csv->line, column(csv), kMaxCsvFields);
+        char* field = out;
+        if (peek(csv) == '"') {
+            csv->at++;
+            out = quoted_field(csv, out);
+            if (peek(csv) != ',' && !at_line_end(csv))
+                user_error("%s:%d:%d: a comma or the line's end has to follow a closing quote; double the quotes inside a "
+                           "field", csv->path, csv->line, column(csv));
+        } else {
+            for (; peek(csv) != ',' && !at_line_end(csv); csv->at++) {
+                if (peek(csv) == '"')
+                    user_error("%s:%d:%d: a quote inside an unquoted field; quote the whole field", csv->path, csv->line,
+                               column(csv));
+                *out++ = csv->text[csv->at];
+            }
+        }
+        csv->field[csv->count] = field;
+        csv->field_bytes[csv->count++] = (size_t)(out - field);
+        *out++ = 0;
+        if (peek(csv) != ',') break;
+        csv->at++;
+    }
+    if (peek(csv) >= 0) next_line(csv);
+    return true;
+}

@@ -1,0 +1,59 @@
+// A data file as tokenized examples, and the order in which an epoch visits them.
+//
+// An example of n tokens takes n - 1 positions of a row: the last token is only ever predicted. A row holds `seq`
+// positions: one example, or with `pack` several that do not see each other. An epoch's rows are one global list, made from
+// (seed, epoch) alone, so that any number of ranks cut the same list and a resumed run finds its place by row number.
+#ifndef DATA_DATASET_H
+#define DATA_DATASET_H
+
+#include "chat.h"
+
+typedef enum { LONG_TRUNCATE, LONG_SKIP } LongPolicy;
+
+typedef struct {
+    const ChatFormat* chat;
+    int seq;                  // positions in a row
+    bool pack;
+    bool train_on_prompt;     // score every token, not only completions and their end tokens
+    LongPolicy long_policy;   // conversations above seq + 1 tokens: cut from the prompt side (chat_truncate), or leave out
+} DataOptions;
+
+typedef struct {
+    int* tokens;              // (count)
+    unsigned char* scored;    // (count): 1 where the token is one to predict; never the first, which nothing precedes
+    int count;                // 2 .. seq + 1
+    int scored_count;
+    int prompt_count;         // tokens before the last completion: what to generate from; 0 for plain text
+    char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
+} Example;
+
+typedef struct {
+    int records;              // in the file
+    int examples;             // to train on; a plain text longer than a row makes several
+    int truncated;            // conversations that were shortened
+    int skipped;              // records left out: too long (the completion alone, or by policy), or with nothing to predict
+    size_t tokens;            // in all examples
+    size_t scored;            // of those, the ones to predict
+} DataStats;
+
+typedef struct Dataset Dataset;
+
+// Reads and tokenizes all of `path` (on all cores; the result does not depend on their number), then plans epoch 0 of
+// seed 0. Malformed data, and a file that leaves no token to predict, are user_errors.
+C_API Dataset* dataset_load(const char* path, const Tokenizer* tokenizer, const DataOptions* options);
+C_API void dataset_free(Dataset* d);
+C_API const DataStats* dataset_stats(const Dataset* d);
+C_API const Example* dataset_example(const Dataset* d, int index);   // in the order of the file
+
+// Shuffles and packs the rows of one epoch and returns their number. With `pack` it may differ a little between epochs.
+// First fit: each example of the shuffled order goes into the first of the newest kOpenRows rows that has room.
+enum { kOpenRows = 64 };
+C_API int dataset_plan(Dataset* d, uint64_t seed, int epoch);
+C_API int dataset_rows(const Dataset* d);
+// The examples of one row: writes a pointer to their indices and returns their number. Rows past the end hold none.
+C_API int dataset_row(const Dataset* d, int row, const int** examples);
+// Tokens to predict in rows [first, first + rows); rows past the end count as empty. So every rank knows the number of the
+// whole global batch before the step, which is what the loss is divided by.
+C_API size_t dataset_scored(const Dataset* d, int first, int rows);
+
+#endif

@@ -1,0 +1,37 @@
+// Files: whole reads, checked writes, directories. Whatever goes wrong here is the user's to mend (a path, a permission, a
+// full disk), so every failure is a user_error that names the file.
+#ifndef DATA_FILES_H
+#define DATA_FILES_H
+
+#include "../halo/base.h"
+
+// "dir/name" in memory of its own.
+C_API char* path_join(const char* dir, const char* name);
+C_API bool path_exists(const char* path);
+
+// The whole file, followed by a NUL that *bytes (may be NULL) does not count.
+C_API char* file_read(const char* path, size_t* bytes);
+
+// ---- writing. `total_bytes` is what the file will hold: a full disk is reported with it.
+typedef struct {
+    int fd;
+    char* path;
+    size_t written_bytes, total_bytes;
+} OutFile;
+
+C_API OutFile out_open(const char* path, size_t total_bytes);   // replaces the file
+C_API void out_write(OutFile* out, const void* data, size_t bytes);
+C_API void out_close(OutFile* out);                             // on disk (fsync) when it returns; dies if bytes are missing
+
+// A user_error unless `bytes` more bytes fit on the disk that holds `dir`: better before the first byte than after the last.
+C_API void disk_require(const char* dir, size_t bytes);
+
+// ---- directories
+C_API void dir_make(const char* path);                          // with its parents; fine if it is there
+C_API void dir_sync(const char* path);                          // makes renames inside it survive a power cut
+C_API int dir_names(const char* path, char*** names);           // all but . and ..; 0 if there is no such directory
+C_API void dir_names_free(char** names, int count);
+C_API void file_rename(const char* from, const char* to);
+C_API void file_remove(const char* path);                       // fine if it is not there
+
+#endif

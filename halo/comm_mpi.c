@@ -1,0 +1,107 @@
+// CPU ranks over MPI. Sums are gathered whole and added in rank order in FP32, rounded once: slower than a ring, and the same
+// bits on every run.
+#include <mpi.h>
+
+#include "comm.h"
+
+static Comm mpi;
+static void* staging;            // grows to the largest piece
+static size_t staging_bytes;
+
+static void* staged(size_t bytes) {
+    if (bytes > staging_bytes) {
+        staging = host_grow(staging, bytes);
+        staging_bytes = bytes;
+    }
+    return staging;
+}
+
+static void ok(int status, const char* what) { check(status == MPI_SUCCESS, "MPI: %s failed with %d", what, status); }
+
+// MPI counts are ints; larger pieces go in slices.
+enum { kSliceBytes = 1 << 30 };
+
+static void mpi_all_gather(void* out, const void* in, size_t bytes) {
+    char* own = (char*)out + (size_t)mpi.rank * bytes;
+    if (own != in) memcpy(own, in, bytes);
+    check(bytes <= kSliceBytes, "all_gather: %zu bytes a rank", bytes);
+    ok(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_gather");
+}
+
+static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt) {
+    for (size_t i = 0; i < count; i++) {
+        float sum = 0;
+        for (int r = 0; r < mpi.ranks; r++) {
+            size_t at = (size_t)r * count + i;
+            sum += fmt == F32 ? ((const float*)pieces)[at] : f32_from_bf16(((const uint16_t*)pieces)[at]);
+        }
+        if (fmt == F32) ((float*)out)[i] = sum;
+        else ((uint16_t*)out)[i] = bf16_from_f32(sum);
+    }
+}
+
+static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt) {
+    size_t bytes = count * fmt_bytes(fmt);
+    check(bytes <= kSliceBytes, "reduce_scatter: %zu bytes a rank", bytes);
+    void* pieces = staged(bytes * (size_t)mpi.ranks);
+    ok(MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "reduce_scatter");
+    sum_in_rank_order(out, pieces, count, fmt);
+}
+
+static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
+    size_t bytes = count * fmt_bytes(fmt);
+    check(bytes <= kSliceBytes, "all_reduce: %zu bytes", bytes);
+    void* pieces = staged(bytes * (size_t)mpi.ranks);
+    ok(MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_reduce");
+    sum_in_rank_order(x, pieces, count, fmt);
+}
+
+// The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).
+static void mpi_all_reduce_max(float* x, int n) {
+    ok(MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_UNSIGNED, MPI_MAX, MPI_COMM_WORLD), "all_reduce_max");
+}
+
+static void mpi_all_reduce_sum(float* x, int n) { mpi_all_reduce(x, (size_t)n, F32); }
+
+static void mpi_host_sum(double* x, int n) {
+    double* pieces = (double*)host_alloc(sizeof(double) * (size_t)n * (size_t)mpi.ranks);
+    ok(MPI_Allgather(x, n, MPI_DOUBLE, pieces, n, MPI_DOUBLE, MPI_COMM_WORLD), "host_sum");
+    for (int i = 0; i < n; i++) {
+        x[i] = 0;
+        for (int r = 0; r < mpi.ranks; r++) x[i] += pieces[(size_t)r * n + i];
+    }
+    free(pieces);
+}
+
+static void mpi_host_broadcast(void* x, size_t bytes) {
+    check(bytes <= kSliceBytes, "host_broadcast: %zu bytes", bytes);
+    ok(MPI_Bcast(x, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD), "host_broadcast");
+}
+
+static void mpi_barrier(void) { ok(MPI_Barrier(MPI_COMM_WORLD), "barrier"); }
+
+static void mpi_finish(void) {
+    free(staging);
+    staging = NULL;
+    staging_bytes = 0;
+    MPI_Finalize();
+}
+
+const Comm* comm_mpi(void) {
+    int started = 0;
+    MPI_Initialized(&started);
+    if (!started) ok(MPI_Init(NULL, NULL), "start");
+    mpi.name = "mpi";
+    MPI_Comm_rank(MPI_COMM_WORLD, &mpi.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &mpi.ranks);
+    mpi.all_gather = mpi_all_gather;
+    mpi.reduce_scatter = mpi_reduce_scatter;
+    mpi.all_reduce = mpi_all_reduce;
+    mpi.all_reduce_max = mpi_all_reduce_max;
+    mpi.all_reduce_sum = mpi_all_reduce_sum;
+    mpi.host_sum = mpi_host_sum;
+    mpi.host_broadcast = mpi_host_broadcast;
+    mpi.barrier = mpi_barrier;
+    mpi.finish = mpi_finish;
+    return &mpi;
+}

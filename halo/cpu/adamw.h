@@ -1,0 +1,46 @@
+// AdamW (see AdamW in ops.h) in FP32. State kept in BF16, and a BF16 weight without a master copy, are rounded
+// stochastically: rounding to nearest would lose every update smaller than half a unit in the last place.
+#ifndef HALO_CPU_ADAMW_H
+#define HALO_CPU_ADAMW_H
+
+#include "../rng.h"
+#include "rows.h"
+
+// Which word of random_words(seed, offset + i, step) rounds what.
+enum { kParamNoise, kMNoise, kVNoise };
+
+static inline float load(const void* x, size_t i, Fmt fmt) {
+    return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
+}
+static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, uint32_t noise) {
+    if (fmt == F32) ((float*)x)[i] = value;
+    else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise);
+}
+
+static void adamw(const AdamW* a) {
+    check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
+          "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
+    float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
+    float grad_scale = *a->grad_scale;
+    bool noisy = a->state_fmt == BF16 || (kAct == BF16 && !a->master);
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < a->n; i++) {
+        Philox noise = {{0, 0, 0, 0}};
+        if (noisy) noise = random_words(a->seed, a->offset + i, (uint64_t)a->step);
+        float g = load(a->grad, i, a->grad_fmt) * grad_scale;
+        float m = a->beta1 * load(a->m, i, a->state_fmt) + (1 - a->beta1) * g;
+        float v = a->beta2 * load(a->v, i, a->state_fmt) + (1 - a->beta2) * g * g;
+        float w = a->master ? a->master[i] : load(a->param, i, kAct);
+        w -= a->lr * ((m * unbias_m) / (sqrtf(v * unbias_v) + a->eps) + a->weight_decay * w);
+        store_stochastic(a->m, i, a->state_fmt, m, noise.word[kMNoise]);
+        store_stochastic(a->v, i, a->state_fmt, v, noise.word[kVNoise]);
+        if (a->master) {
+            a->master[i] = w;
+            values_write((char*)a->param + i * fmt_bytes(kAct), &w, 1, kAct);
+        } else {
+            store_stochastic(a->param, i, kAct, w, noise.word[kParamNoise]);
+        }
+    }
+}
+
+#endif

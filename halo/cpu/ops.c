@@ -1,0 +1,76 @@
+// The reference backend, layer by layer in plain C: each header below holds one layer, forward beside backward.
+// Compiled twice: as it is it exports cpu_f32_ops, with -DHALO_CPU_BF16 cpu_bf16_ops.
+//
+// Definition of the arithmetic: FP32 inside a layer, rounded to the matrix's format at every store; sums that grow with a
+// dimension (norms, losses, products) in double or in short FP32 chunks added in double. Each output is computed by one thread
+// in one order, so the bits do not depend on the number of threads.
+#include "../ops.h"
+
+#ifdef HALO_CPU_BF16
+#define CPU_OPS cpu_bf16_ops
+#define CPU_ACT BF16
+#else
+#define CPU_OPS cpu_f32_ops
+#define CPU_ACT F32
+#endif
+static const Fmt kAct = CPU_ACT;
+
+#include "adamw.h"
+#include "attention.h"
+#include "embed.h"
+#include "gemm.h"
+#include "loss.h"
+#include "quantize.h"
+#include "rmsnorm.h"
+#include "rope.h"
+#include "rotate.h"
+#include "sums.h"
+#include "swiglu.h"
+
+// ---- memory: the host's own
+enum { kAlign = 256 };
+
+static void* cpu_alloc(size_t bytes) {
+    size_t whole = round_up(bytes ? bytes : 1, kAlign);
+    void* p = aligned_alloc(kAlign, whole);
+    check(p, "out of host memory: %zu bytes", bytes);
+    return memset(p, 0, whole);
+}
+static void cpu_release(void* p) { free(p); }
+static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src, bytes); }
+static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
+static void cpu_sync(void) {}
+
+const Ops CPU_OPS = {
+    CPU_ACT == F32 ? "cpu_f32" : "cpu_bf16",
+    CPU_ACT,
+    cpu_alloc,
+    cpu_release,
+    cpu_copy,
+    cpu_copy,
+    cpu_copy,
+    cpu_zero,
+    cpu_sync,
+    embed_forward,
+    embed_backward,
+    rmsnorm_forward,
+    rmsnorm_backward,
+    rmsnorm_scratch,
+    rope,
+    attention_forward,
+    attention_backward,
+    attention_scratch,
+    attention_cached,
+    swiglu_forward,
+    swiglu_backward,
+    cross_entropy,
+    cpu_gemm,
+    rotate,
+    absmax,
+    quantize,
+    add,
+    convert,
+    sum_squares,
+    clip_scale,
+    adamw,
+};

@@ -1,0 +1,89 @@
+// Quantization: codes = round(x / s), the same codes transposed, and the scales (DESIGN section 2).
+#ifndef HALO_CPU_QUANTIZE_H
+#define HALO_CPU_QUANTIZE_H
+
+#include "rows.h"
+
+enum { kQuantBlock = 32 };
+
+// Written out per format, so that each loop has its rounding inlined with the format known.
+static inline void encode_as(uint8_t* codes, const float* x, const float* inverse, int n, Fmt fmt) {
+    for (int j = 0; j < n; j++) codes[j] = code_from_f32(x[j] * inverse[j / kQuantBlock], fmt);
+}
+// inverse holds quant_inverse for each 32 columns.
+static void encode(void* codes, const float* x, const float* inverse, int n, Fmt fmt) {
+    switch (fmt) {
+        case F32: case BF16: values_write(codes, x, (size_t)n, fmt); return;
+        case INT8: encode_as((uint8_t*)codes, x, inverse, n, INT8); return;
+        case FP8_E4M3: encode_as((uint8_t*)codes, x, inverse, n, FP8_E4M3); return;
+        case FP8_E5M2: encode_as((uint8_t*)codes, x, inverse, n, FP8_E5M2); return;
+        case FP6_E3M2: encode_as((uint8_t*)codes, x, inverse, n, FP6_E3M2); return;
+        case FP6_E2M3: encode_as((uint8_t*)codes, x, inverse, n, FP6_E2M3); return;
+        default: die("quantize: format %d", (int)fmt);
+    }
+}
+
+// The band's columns of codes_t from its rows of codes.
+static inline void transpose_band(Mat codes_t, const char* codes, int first, int rows, size_t code_bytes) {
+    int cols = codes_t.rows;
+    for (int j = 0; j < cols; j++) {
+        char* to = (char*)row_data(codes_t, j) + (size_t)first * code_bytes;
+        for (int i = 0; i < rows; i++) memcpy(to + i * code_bytes, codes + ((size_t)i * cols + j) * code_bytes, code_bytes);
+    }
+}
+
+// A band is 32 rows: where the blocks of PER_BLOCK32 end.
+static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fmt, float clip, WorkBuffer* work) {
+    int rows = min_int(kQuantBlock, x.rows - first), cols = x.cols, blocks = ceil_div(cols, kQuantBlock);
+    size_t code_bytes = fmt_bytes(fmt);
+    float *values = work_floats(work, (size_t)kQuantBlock * cols * 2 + (size_t)blocks), *inverse = values + (size_t)kQuantBlock * cols;
+    char* codes = (char*)(inverse + blocks);
+    for (int i = 0; i < rows; i++) values_read(values + (size_t)i * cols, row_data(x, first + i), (size_t)cols, x.fmt);
+
+    for (int b = 0; b < blocks; b++) inverse[b] = tensor_inverse;
+    if (q.gran == PER_BLOCK32) {
+        float* scale = q.scale + (size_t)(first / kQuantBlock) * blocks;
+        for (int b = 0; b < blocks; b++) {
+            float largest = 0;
+            for (int i = 0; i < rows; i++)
+                largest = largest_magnitude(values + (size_t)i * cols + b * kQuantBlock,
+                                            min_int(kQuantBlock, cols - b * kQuantBlock), largest);
+            scale[b] = quant_scale(largest, fmt, clip);
+            inverse[b] = quant_inverse(largest, fmt, clip);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        const float* row = values + (size_t)i * cols;
+        if (q.gran == PER_ROW) {
+            float largest = largest_magnitude(row, cols, 0);
+            q.scale[first + i] = quant_scale(largest, fmt, clip);
+            for (int b = 0; b < blocks; b++) inverse[b] = quant_inverse(largest, fmt, clip);
+        }
+        char* to = codes + (size_t)i * cols * code_bytes;
+        encode(to, row, inverse, cols, fmt);
+        if (q.codes.data) memcpy(row_data(q.codes, first + i), to, (size_t)cols * code_bytes);
+    }
+    if (!q.codes_t.data) return;
+    if (code_bytes == 1) transpose_band(q.codes_t, codes, first, rows, 1);
+    else transpose_band(q.codes_t, codes, first, rows, code_bytes);
+}
+
+static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
+    check_float(x, "quantize");
+    check(!q.codes.data || (q.codes.rows == x.rows && q.codes.cols == x.cols && q.codes.fmt == fmt),
+          "quantize: (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes.rows, q.codes.cols, fmt_name(fmt));
+    check(!q.codes_t.data || (q.codes_t.rows == x.cols && q.codes_t.cols == x.rows && q.codes_t.fmt == fmt),
+          "quantize: the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
+    check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
+    float tensor_inverse = 1;
+    if (q.gran == PER_TENSOR) {
+        check(absmax, "quantize: per tensor, but no maximum is given");
+        *q.scale = quant_scale(*absmax, fmt, clip);
+        tensor_inverse = quant_inverse(*absmax, fmt, clip);
+    }
+    static __thread WorkBuffer work;
+#pragma omp parallel for schedule(static)
+    for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
+}
+
+#endif

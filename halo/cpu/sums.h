@@ -1,0 +1,48 @@
+// Element-wise sums and conversions, and the norm of the gradient.
+#ifndef HALO_CPU_SUMS_H
+#define HALO_CPU_SUMS_H
+
+#include "rows.h"
+
+static void add(Mat y, Mat x) {
+    check_shape(x, x.rows, x.cols, "add");
+    check_shape(y, x.rows, x.cols, "add");
+    static __thread WorkBuffer work;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < x.rows; t++) {
+        float* total = work_floats(&work, (size_t)x.cols * 3);
+        const float *a = row_read(y, t, total + x.cols), *b = row_read(x, t, total + 2 * (size_t)x.cols);
+        for (int c = 0; c < x.cols; c++) total[c] = a[c] + b[c];
+        row_write(y, t, total);
+    }
+}
+
+static void convert(Mat y, Mat x) {
+    check_shape(x, x.rows, x.cols, "convert");
+    check_shape(y, x.rows, x.cols, "convert");
+    static __thread WorkBuffer work;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < x.rows; t++) row_write(y, t, row_read(x, t, work_floats(&work, (size_t)x.cols)));
+}
+
+// A double for each row, then the rows in order.
+static void sum_squares(float* total, Mat x) {
+    check_shape(x, x.rows, x.cols, "sum_squares");
+    static __thread WorkBuffer work, row_sums;
+    double* of_row = (double*)work_bytes(&row_sums, (size_t)x.rows * sizeof(double));
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < x.rows; t++) {
+        const float* row = row_read(x, t, work_floats(&work, (size_t)x.cols));
+        of_row[t] = dot(row, row, x.cols);
+    }
+    double rows = 0;
+    for (int t = 0; t < x.rows; t++) rows += of_row[t];
+    *total = (float)(*total + rows);
+}
+
+static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
+    float norm = sqrtf(*sum_of_squares);
+    *scale = max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
+}
+
+#endif

@@ -1,0 +1,229 @@
+// Hadamard matrices: their construction from number theory, and the transform.
+//
+// Two constructions give every base order but 1:
+//   Paley I      K0 = q + 1, q = 3 mod 4 prime: quadratic residues
+//   Williamson   K0 = 4 m: four symmetric circulants of order m with A^2 + B^2 + C^2 + D^2 = 4m I; their first rows are data
+// The transform works on tiles of kLanes vectors side by side, element i of all of them in one cache line: every step is the
+// same operation on kLanes neighbours, and rows and columns differ only in how a tile is read and written.
+#include "hadamard.h"
+
+#include <math.h>
+#include <pthread.h>
+
+// ---- orders
+
+int hadamard_base_order(int n) {
+    for (int b = 0; b < kHadamardBaseCount; b++) {
+        int runs = kHadamardBases[b];
+        if (n > 0 && n % runs == 0 && (n / runs & (n / runs - 1)) == 0) return runs;
+    }
+    return 0;
+}
+
+bool hadamard_supported(int n) { return hadamard_base_order(n) != 0; }
+
+int hadamard_round_up(int n) {
+    check(n >= 1 && n <= 1 << 30, "hadamard_round_up: order %d is outside [1, 2^30]", n);
+    int best = 1 << 30;
+    for (int b = 0; b < kHadamardBaseCount; b++) {
+        int64_t order = kHadamardBases[b];
+        while (order < n) order *= 2;
+        if (order < best) best = (int)order;
+    }
+    return best;
+}
+
+// ---- Paley's first construction (1933): with Q[i][j] = chi(i - j), chi the quadratic character mod q,
+//         |  1   1...1 |
+//     H = | -1         |   + I on the lower right.
+//         | ..     Q   |
+static void paley_one(int8_t* h, int K0) {
+    int q = K0 - 1;
+    int8_t* chi = (int8_t*)host_alloc((size_t)q);
+    for (int i = 1; i < q; i++) chi[i] = -1;
+    for (int i = 1; i < q; i++) chi[i * i % q] = 1;
+    for (int j = 0; j < K0; j++) h[j] = 1;
+    for (int i = 0; i < q; i++) {
+        int8_t* row = h + (size_t)(i + 1) * K0;
+        row[0] = -1;
+        for (int j = 0; j < q; j++) row[1 + j] = i == j ? 1 : chi[(i - j + q) % q];
+    }
+    free(chi);
+}
+
+// ---- Williamson's construction (1944):
+//     |  A  B  C  D |
+//     | -B  A -D  C |
+//     | -C  D  A -B |
+//     | -D -C  B  A |
+typedef struct {
+    int m;                  // K0 = 4 m
+    const char* first[4];   // elements 0 ... (m-1)/2 of the first rows of A, B, C, D; element m - j repeats element j
+} Williamson;
+
+static const Williamson kWilliamson[] = {
+    {7, {"+-++", "--++", "++-+", "++-+"}},
+    {9, {"+-+++", "--+++", "+-++-", "+-++-"}},
+    {13, {"++--+++", "-+--+++", "+---+-+", "+---+-+"}},
+    {25, {"++--+-+---+++", "-+--+-+---+++", "+-----+-++--+", "+-----+-++--+"}},
+    {39, {"+---+---+-++-++----+", "+-++------++--+-+-++", "++--+++-+--++-+-----", "+---+--++++----+-+-+"}},
+    {43, {"+---++--++++-+-+++-++-", "++---++++-+--+--++----", "+++-+-++--+-+-++++-+--", "++-++++++----+-+--++-+"}},
+};
+
+static void williamson(int8_t* h, const Williamson* w) {
+    static const int circulant[4][4] = {{0, 1, 2, 3}, {1, 0, 3, 2}, {2, 3, 0, 1}, {3, 2, 1, 0}};
+    static const int sign[4][4] = {{1, 1, 1, 1}, {-1, 1, -1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}};
+    int m = w->m, K0 = 4 * m;
+    for (int i = 0; i < K0; i++) {
+        for (int j = 0; j < K0; j++) {
+            int row_block = i / m, col_block = j / m, distance = abs(i % m - j % m);
+            const char* first = w->first[circulant[row_block][col_block]];
+            bool plus = first[min_int(distance, m - distance)] == '+';
+            h[(size_t)i * K0 + j] = (int8_t)((plus ? 1 : -1) * sign[row_block][col_block]);
+        }
+    }
+}
+
+// ---- all bases, built once
+static int8_t* bases[kHadamardBaseCount];
+
+static void build_bases(void) {
+    for (int b = 0; b < kHadamardBaseCount; b++) {
+        int K0 = kHadamardBases[b];
+        int8_t* h = (int8_t*)host_alloc((size_t)K0 * K0);
+        const Williamson* found = NULL;
+        for (size_t i = 0; i < sizeof kWilliamson / sizeof *kWilliamson; i++)
+            if (4 * kWilliamson[i].m == K0) found = &kWilliamson[i];
+        if (K0 == 1) h[0] = 1;
+        else if (found) williamson(h, found);
+        else paley_one(h, K0);
+        bases[b] = h;
+    }
+}
+
+const int8_t* hadamard_base(int K0) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    check(pthread_once(&once, build_bases) == 0, "hadamard_base: pthread_once failed");
+    for (int b = 0; b < kHadamardBaseCount; b++)
+        if (kHadamardBases[b] == K0) return bases[b];
+    die("hadamard_base: %d is no base order", K0);
+}
+
+// ---- the transform of one tile (n): element i of kLanes vectors is one Lanes, a vector type of GCC and Clang
+enum { kLanes = 16 };
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(16)));
+
+// Butterflies of stride 1, 2, 4, ... n/2. Two strides are taken in one pass over memory, and quarters that fit a cache are
+// finished before they are combined; neither changes an operation or its order for any value.
+static void sylvester(Lanes* v, int n) {
+    if (n == 1) return;
+    if (n == 2) {
+        Lanes a = v[0] + v[1], b = v[0] - v[1];
+        v[0] = a;
+        v[1] = b;
+        return;
+    }
+    int quarter = n / 4;
+    for (int q = 0; q < 4; q++) sylvester(v + q * quarter, quarter);
+    Lanes *v0 = v, *v1 = v0 + quarter, *v2 = v1 + quarter, *v3 = v2 + quarter;
+    for (int i = 0; i < quarter; i++) {
+        Lanes a = v0[i] + v1[i], b = v0[i] - v1[i], c = v2[i] + v3[i], d = v2[i] - v3[i];
+        v0[i] = a + c;
+        v1[i] = b + d;
+        v2[i] = a - c;
+        v3[i] = b - d;
+    }
+}
+
+// y_i = sum_j signs[i][j] v_j over K0 runs of `run` elements each; column: scratch (K0). Four sums at a time (4 divides every
+// K0 > 1) keep the arithmetic units busy. A product with +-1 is exact, so a fused multiply-add gives the bits of an addition.
+static void across(Lanes* v, Lanes* column, const float* signs, int K0, int run) {
+    for (int r = 0; r < run; r++) {
+        for (int j = 0; j < K0; j++) column[j] = v[j * run + r];
+        for (int i = 0; i < K0; i += 4) {
+            const float* sign = signs + i * K0;
+            Lanes y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0};
+            for (int j = 0; j < K0; j++) {
+                y0 += sign[j] * column[j];
+                y1 += sign[K0 + j] * column[j];
+                y2 += sign[2 * K0 + j] * column[j];
+                y3 += sign[3 * K0 + j] * column[j];
+            }
+            v[i * run + r] = y0;
+            v[(i + 1) * run + r] = y1;
+            v[(i + 2) * run + r] = y2;
+            v[(i + 3) * run + r] = y3;
+        }
+    }
+}
+
+// One order and direction, as the tiles need it.
+typedef struct {
+    int n, K0;
+    float* signs;   // (K0, K0): row i has the weights of the inputs of output i
+    float scale;
+} Transform;
+
+static Transform transform_begin(int n, bool transpose) {
+    int K0 = hadamard_base_order(n);
+    check(K0, "hadamard: order %d is not supported", n);
+    const int8_t* base = hadamard_base(K0);
+    Transform t = {n, K0, (float*)host_alloc((size_t)K0 * K0 * sizeof(float)), (float)(1 / sqrt((double)n))};
+    for (int i = 0; i < K0; i++)
+        for (int j = 0; j < K0; j++) t.signs[i * K0 + j] = base[transpose ? j * K0 + i : i * K0 + j];
+    return t;
+}
+
+static void transform_end(Transform* t) { free(t->signs); }
+
+static Lanes* tile_alloc(const Transform* t) { return (Lanes*)host_alloc((size_t)(t->n + t->K0) * sizeof(Lanes)); }
+
+static void transform_tile(const Transform* t, Lanes* tile) {
+    int run = t->n / t->K0;
+    for (int j = 0; j < t->K0; j++) sylvester(tile + j * run, run);
+    if (t->K0 > 1) across(tile, tile + t->n, t->signs, t->K0, run);
+    for (int i = 0; i < t->n; i++) tile[i] *= t->scale;
+}
+
+void hadamard_rows_f32(float* x, int rows, int n, int ld, bool transpose) {
+    Transform t = transform_begin(n, !transpose);   // y = x H is y^T = H^T x^T
+    int tiles = ceil_div(rows, kLanes);
+#pragma omp parallel if (tiles > 1)
+    {
+        Lanes* tile = tile_alloc(&t);
+#pragma omp for
+        for (int i = 0; i < tiles; i++) {
+            float* first = x + (size_t)i * kLanes * ld;
+            int lanes = min_int(kLanes, rows - i * kLanes);
+            for (int c = 0; c < n; c++)
+                for (int l = 0; l < lanes; l++) tile[c][l] = first[(size_t)l * ld + c];
+            transform_tile(&t, tile);
+            for (int l = 0; l < lanes; l++)
+                for (int c = 0; c < n; c++) first[(size_t)l * ld + c] = tile[c][l];
+        }
+        free(tile);
+    }
+    transform_end(&t);
+}
+
+void hadamard_cols_f32(float* x, int rows, int cols, int ld, int block, bool transpose) {
+    int n = block ? block : rows;
+    Transform t = transform_begin(n, transpose);
+    check(rows % n == 0, "hadamard: blocks of %d rows do not fill %d rows", n, rows);
+    int tiles_across = ceil_div(cols, kLanes), tiles = rows / n * tiles_across;
+#pragma omp parallel if (tiles > 1)
+    {
+        Lanes* tile = tile_alloc(&t);
+#pragma omp for
+        for (int i = 0; i < tiles; i++) {
+            int col = i % tiles_across * kLanes;
+            float* first = x + (size_t)(i / tiles_across) * n * ld + col;
+            size_t bytes = (size_t)min_int(kLanes, cols - col) * sizeof(float);
+            for (int r = 0; r < n; r++) memcpy(&tile[r], first + (size_t)r * ld, bytes);
+            transform_tile(&t, tile);
+            for (int r = 0; r < n; r++) memcpy(first + (size_t)r * ld, &tile[r], bytes);
+        }
+        free(tile);
+    }
+    transform_end(&t);
+}

@@ -1,0 +1,212 @@
+// Linear layers under a recipe; see linear.h for the algebra.
+#include "linear.h"
+
+#include "hadamard.h"
+
+static bool is_plain(Opnd o) { return o.gran == NO_SCALE && o.fmt == BF16; }
+
+static bool same_opnd(Opnd a, Opnd b) {
+    return a.fmt == b.fmt && a.gran == b.gran && a.rotate == b.rotate && a.clip == b.clip;
+}
+
+// Rows of codes start at multiples of 16 bytes: tensor-core loads need it.
+static int code_ld(int cols) { return (int)round_up((size_t)cols, 16); }
+
+static Mat code_mat(void* data, int rows, int cols, Fmt fmt) {
+    Mat m = {data, rows, cols, code_ld(cols), fmt};
+    return m;
+}
+
+// The stack as the product sees it: without scales there is nothing to tell its matrices apart.
+static LinearShape product_shape(LinearShape shape, Opnd a, Opnd b) {
+    if (is_plain(a) && is_plain(b)) {
+        shape.N[0] = linear_N(shape);
+        shape.parts = 1;
+    }
+    return shape;
+}
+
+// ---- layout
+
+bool linear_keeps_plain_input(const Recipe* r) { return is_plain(r->gx) || !same_opnd(r->fx, r->gx); }
+
+static int padded_tokens(int tokens, int block) {
+    return block ? (int)round_up((size_t)tokens, (size_t)block) : hadamard_round_up(tokens);
+}
+
+void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
+                  int tokens, int token_block) {
+    int widest_K = 0, widest_part = 0;
+    for (int i = 0; i < count; i++) {
+        widest_K = max_int(widest_K, shapes[i].K);
+        for (int p = 0; p < shapes[i].parts; p++) widest_part = max_int(widest_part, shapes[i].N[p]);
+    }
+    ln->ops = ops;
+    ln->recipe = recipe;
+    ln->tokens = tokens;
+    ln->token_block = token_block;
+    ln->rotated_rows = recipe->ee.rotate ? padded_tokens(tokens, token_block) : tokens;
+    size_t rows = (size_t)ln->rotated_rows, act_bytes = fmt_bytes(ops->act);
+    bool rotates = recipe->fx.rotate || recipe->fw.rotate || recipe->ee.rotate || recipe->ew.rotate || recipe->gx.rotate;
+    size_t rotated_x = (size_t)max_int(tokens, widest_part) * widest_K, rotated_dy = rows * widest_part;
+    ln->rotated = rotates ? arena_take(arena, (rotated_x > rotated_dy ? rotated_x : rotated_dy) * act_bytes) : NULL;
+    ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
+    ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
+    ln->x_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_K, recipe->fx.gran));
+    ln->dy_codes = is_plain(recipe->ee) ? NULL : arena_take(arena, rows * code_ld(widest_part));
+    ln->dy_codes_t = is_plain(recipe->ge) ? NULL : arena_take(arena, (size_t)widest_part * code_ld(tokens));
+    ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
+    ln->g_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_part, recipe->ge.gran));
+    ln->dy_absmax = (float*)arena_take(arena, 2 * sizeof(float));
+}
+
+void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x) {
+    const Recipe* r = ln->recipe;
+    int M = ln->tokens, K = shape.K;
+    memset(in, 0, sizeof *in);
+    in->f.gran = r->fx.gran;
+    in->g.gran = r->gx.gran;
+    in->absmax = (float*)arena_take(maxima, 2 * sizeof(float));
+    if (is_plain(r->gx)) {
+        in->g.codes = x;
+    } else {
+        in->g.codes_t = code_mat(arena_take(kept, (size_t)K * code_ld(M)), K, M, r->gx.fmt);
+        in->g.scale = (float*)arena_take(kept, sizeof(float) * scale_count(M, K, r->gx.gran));
+    }
+    if (is_plain(r->fx)) {
+        in->f.codes = x;
+    } else {
+        in->f.codes = code_mat(ln->x_codes, M, K, r->fx.fmt);
+        in->f.scale = ln->x_scale;
+        if (same_opnd(r->fx, r->gx)) {   // one pass writes both forms
+            in->f.scale = in->g.scale;
+            in->f.codes_t = in->g.codes_t;
+        }
+    }
+}
+
+void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape) {
+    const Recipe* r = ln->recipe;
+    memset(w, 0, sizeof *w);
+    w->absmax = (float*)arena_take(maxima, 2 * kMaxParts * sizeof(float));
+    for (int p = 0; p < shape.parts; p++) {
+        int N = shape.N[p], K = shape.K;
+        QMat *f = &w->f[p], *e = &w->e[p];
+        f->gran = r->fw.gran;
+        e->gran = r->ew.gran;
+        if (!is_plain(r->fw)) {
+            f->codes = code_mat(arena_take(arena, (size_t)N * code_ld(K)), N, K, r->fw.fmt);
+            f->scale = (float*)arena_take(arena, sizeof(float) * scale_count(N, K, r->fw.gran));
+        }
+        if (!is_plain(r->ew)) {
+            e->codes_t = code_mat(arena_take(arena, (size_t)K * code_ld(N)), K, N, r->ew.fmt);
+            e->scale = same_opnd(r->fw, r->ew) ? f->scale
+                                               : (float*)arena_take(arena, sizeof(float) * scale_count(N, K, r->ew.gran));
+            if (same_opnd(r->fw, r->ew)) f->codes_t = e->codes_t;
+        }
+    }
+}
+
+// ---- preparing operands
+
+// One operand: whatever `done` has not covered of rotation and maximum, then the codes.
+static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
+    bool wants_max = how.gran == PER_TENSOR;
+    if (how.rotate && !done.rotate) {
+        int rows = axis == ROTATE_ROWS ? ln->rotated_rows : x.rows;
+        Mat rotated = mat(ln->rotated, rows, x.cols, ln->ops->act);
+        ln->ops->rotate(rotated, x, axis, false, axis == ROTATE_ROWS ? ln->token_block : 0, wants_max ? absmax : NULL);
+        x = rotated;
+    } else if (wants_max && !done.absmax) {
+        ln->ops->absmax(absmax, x);
+    }
+    ln->ops->quantize(q, x, absmax, how.fmt, how.clip);
+}
+
+Prep linear_input_prep(const Linear* ln, const InputOperand* in) {
+    const Recipe* r = ln->recipe;
+    if (is_plain(r->fx) || !same_opnd(r->fx, r->gx)) return kPrepNone;
+    Prep prep = {r->fx.rotate, r->fx.gran == PER_TENSOR ? in->absmax : NULL};
+    return prep;
+}
+
+void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done) {
+    const Recipe* r = ln->recipe;
+    if (!is_plain(r->fx)) prepare(ln, in->f, x, r->fx, ROTATE_COLS, in->absmax, done);
+    if (!is_plain(r->gx) && !same_opnd(r->fx, r->gx)) prepare(ln, in->g, x, r->gx, ROTATE_COLS, in->absmax + 1, kPrepNone);
+}
+
+void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape) {
+    const Recipe* r = ln->recipe;
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        Mat part = mat_rows(w, row, shape.N[p]);
+        if (!is_plain(r->fw)) prepare(ln, wq->f[p], part, r->fw, ROTATE_COLS, wq->absmax + p, kPrepNone);
+        if (!is_plain(r->ew) && !same_opnd(r->fw, r->ew))
+            prepare(ln, wq->e[p], part, r->ew, ROTATE_COLS, wq->absmax + kMaxParts + p, kPrepNone);
+    }
+}
+
+// ---- the three products
+
+void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape) {
+    const Recipe* r = ln->recipe;
+    shape = product_shape(shape, r->fx, r->fw);
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        Side W = is_plain(r->fw) ? plain_side(mat_rows(w, row, shape.N[p]), false) : side_codes(wq->f[p]);
+        ln->ops->gemm(mat_cols(y, row, shape.N[p]), side_codes(in->f), W, 0);
+    }
+}
+
+// dY of one stacked matrix, as E and as G read it.
+typedef struct {
+    Side e, g;
+} GradSides;
+
+static GradSides prepare_grad(const Linear* ln, Mat dy) {
+    const Recipe* r = ln->recipe;
+    GradSides s = {plain_side(dy, false), plain_side(dy, true)};
+    QMat e = {code_mat(ln->dy_codes, ln->rotated_rows, dy.cols, r->ee.fmt), {NULL, 0, 0, 0, F32}, ln->e_scale, r->ee.gran};
+    QMat g = {{NULL, 0, 0, 0, F32}, code_mat(ln->dy_codes_t, dy.cols, ln->tokens, r->ge.fmt), ln->g_scale, r->ge.gran};
+    bool shared = same_opnd(r->ee, r->ge) && !is_plain(r->ee);
+    if (shared) {
+        e.codes_t = g.codes_t;
+        g.scale = e.scale;
+    }
+    ln->ops->zero(ln->dy_absmax, 2 * sizeof(float));
+    if (!is_plain(r->ee)) {
+        prepare(ln, e, dy, r->ee, ROTATE_ROWS, ln->dy_absmax, kPrepNone);
+        s.e = side_codes(e);
+    }
+    if (!is_plain(r->ge)) {
+        if (!shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, ln->dy_absmax + 1, kPrepNone);
+        s.g = side_codes_t(g);
+    }
+    return s;
+}
+
+void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
+                     const WeightOperand* wq, LinearShape shape) {
+    const Recipe* r = ln->recipe;
+    const Ops* ops = ln->ops;
+    // A product without scales takes the stack as one matrix...
+    bool e_whole = is_plain(r->ee) && is_plain(r->ew), g_whole = is_plain(r->ge) && is_plain(r->gx);
+    Side X = is_plain(r->gx) ? plain_side(in->g.codes, true) : side_codes_t(in->g);
+    if (e_whole) ops->gemm(dx, plain_side(dy, false), plain_side(w, true), 0);
+    if (g_whole) ops->gemm(dw, plain_side(dy, true), X, beta);
+    if (e_whole && g_whole) return;
+    // ... the others go matrix by matrix; dX sums over them.
+    Mat product = r->ee.rotate ? mat(ln->product, ln->rotated_rows, dx.cols, ops->act) : dx;
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        int N = shape.N[p];
+        GradSides dY = prepare_grad(ln, mat_cols(dy, row, N));
+        Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
+        if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
+        if (!g_whole) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
+    }
+    if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
+    if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);
+}
+
+void linear_finish_grad(const Linear* ln, Mat dw) {
+    if (ln->recipe->gx.rotate) ln->ops->rotate(dw, dw, ROTATE_COLS, true, 0, NULL);
+}

@@ -1,0 +1,85 @@
+// A linear layer under a recipe: the only code that reads a Recipe.
+//
+//   F: Y = X W^T     E: dX = dY W     G: dW = dY^T X       X (M,K), W (N,K), dY and Y (M,N); M = tokens
+//
+// One `LinearShape` stacks the Hugging Face matrices that read the same input (q, k, v | gate, up) one above the other.
+// Each keeps its own scales, for W and for dY; when a product's operands carry no scale the stack is one matrix.
+//
+// Rotations (DESIGN section 2): X and W along K, dY along the tokens. What is contracted cancels, what survives is undone:
+//   E with a rotated W leaves dX H, with a rotated dY leaves H_M dX;  G with a rotated X leaves dW H, which is linear, so
+//   gradients accumulate rotated and linear_finish_grad undoes it once per optimizer step.
+#ifndef HALO_LINEAR_H
+#define HALO_LINEAR_H
+
+#include "recipe.h"
+
+enum { kMaxParts = 3 };
+
+typedef struct {
+    int K, parts;
+    int N[kMaxParts];   // rows of each stacked matrix
+} LinearShape;
+
+static inline int linear_N(LinearShape s) {
+    int n = 0;
+    for (int p = 0; p < s.parts; p++) n += s.N[p];
+    return n;
+}
+
+// X as F reads it and as G reads it. Where both are the same codes, F's live in scratch and only the transposed codes stay
+// until backward; a plain operand (BF16 product) is the activation itself.
+typedef struct {
+    QMat f, g;
+    float* absmax;   // 2: of f and of g; zeroed by the caller before the producer runs
+} InputOperand;
+
+// W as F reads it and as E reads it, one per stacked matrix.
+typedef struct {
+    QMat f[kMaxParts], e[kMaxParts];
+    float* absmax;   // 2 * kMaxParts
+} WeightOperand;
+
+typedef struct {
+    const Ops* ops;
+    const Recipe* recipe;
+    int tokens;        // M
+    int token_block;   // order of a block-diagonal H_M; 0: one full transform
+    int rotated_rows;  // M padded to a supported order
+    // Scratch shared by all layers, sized for the largest of them:
+    void* x_codes;     // (M, K) codes of X for F
+    float* x_scale;
+    void* rotated;     // an operand on its way to its codes: X or W (rows, K), dY (rotated_rows, N), in ops->act
+    void* product;     // (rotated_rows, K) dX before H_M is undone, in ops->act
+    void* dy_codes;    // (rotated_rows, N) for E
+    void* dy_codes_t;  // (N, M) for G
+    float *e_scale, *g_scale;
+    float* dy_absmax;  // 2: of E's and of G's operand
+} Linear;
+
+// Lays out the scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
+C_API void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
+                        int tokens, int token_block);
+
+// Must the producer's plain output (M,K) outlive the forward pass, because G reads it as it is?
+C_API bool linear_keeps_plain_input(const Recipe* r);
+// Lays out what stays of X until backward. `x` is where the producer writes.
+C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x);
+// Lays out the prepared forms of W (N,K); nothing for a plain recipe.
+C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape);
+
+// What the producer of X is asked to do on the way out. kPrepNone if F and G want different things.
+C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
+// Turns the producer's output x (M,K) into operands; `done` is what the producer did.
+C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done);
+// Prepares the stacked weight w (N,K); once per optimizer step. The maxima must be zero.
+C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape);
+
+// y (M,N) = X W^T. For a plain recipe w is read itself.
+C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
+// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G.
+C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
+                           const WeightOperand* wq, LinearShape shape);
+// dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.
+C_API void linear_finish_grad(const Linear* ln, Mat dw);
+
+#endif

@@ -1,0 +1,139 @@
+// Llama-3's sizes: the parameter list, presets, and the checks on a configuration.
+#include "llama3.h"
+
+int param_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
+    int q = c->NH * c->HD, kv = c->NKV * c->HD;
+    const ParamSpec all[kMaxParamSpecs] = {
+        // name                                              rows   cols  layer  linear decay  stack
+        {"model.embed_tokens.weight",                        c->V,  c->C, false, false, true,  S_EMBED},
+        {"model.layers.%d.input_layernorm.weight",           1,     c->C, true,  false, false, S_ATTN_NORM},
+        {"model.layers.%d.self_attn.q_proj.weight",          q,     c->C, true,  true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.k_proj.weight",          kv,    c->C, true,  true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.v_proj.weight",          kv,    c->C, true,  true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.o_proj.weight",          c->C,  q,    true,  true,  true,  S_O},
+        {"model.layers.%d.post_attention_layernorm.weight",  1,     c->C, true,  false, false, S_MLP_NORM},
+        {"model.layers.%d.mlp.gate_proj.weight",             c->F,  c->C, true,  true,  true,  S_GATE_UP},
+        {"model.layers.%d.mlp.up_proj.weight",               c->F,  c->C, true,  true,  true,  S_GATE_UP},
+        {"model.layers.%d.mlp.down_proj.weight",             c->C,  c->F, true,  true,  true,  S_DOWN},
+        {"model.norm.weight",                                1,     c->C, false, false, false, S_FINAL_NORM},
+        {"lm_head.weight",                                   c->V,  c->C, false, false, true,  S_HEAD},
+    };
+    int count = c->tied ? kMaxParamSpecs - 1 : kMaxParamSpecs;
+    memcpy(specs, all, sizeof(ParamSpec) * (size_t)count);
+    return count;
+}
+
+void param_name(const ParamSpec* spec, int layer, char* name, size_t bytes) {
+    const char* number = strstr(spec->name, "%d");
+    if (!number) snprintf(name, bytes, "%s", spec->name);
+    else snprintf(name, bytes, "%.*s%d%s", (int)(number - spec->name), spec->name, layer, number + 2);
+}
+
+StackSize stack_size(const Config* config, Stack stack) {
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(config, specs);
+    StackSize size = {0, 0};
+    for (int i = 0; i < count; i++) {
+        if (specs[i].stack != stack) continue;
+        size.rows += specs[i].rows;
+        size.cols = specs[i].cols;
+    }
+    return size;
+}
+
+size_t param_count(const Config* config) {
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(config, specs);
+    size_t total = 0;
+    for (int i = 0; i < count; i++)
+        total += (size_t)specs[i].rows * specs[i].cols * (specs[i].per_layer ? (size_t)config->L : 1);
+    return total;
+}
+
+double train_flops_per_token(const Config* c, int T) {
+    // Every weight is in a product but an untied embedding's, which is only looked up.
+    double weights = (double)param_count(c) - (c->tied ? 0.0 : (double)c->V * c->C);
+    return 6.0 * weights + 6.0 * c->L * (double)T * c->NH * c->HD;
+}
+
+void config_check(const Config* c, const char* where) {
+    const struct {
+        const char* key;
+        int value;
+    } positive[] = {{"vocab_size", c->V}, {"hidden_size", c->C}, {"num_hidden_layers", c->L}, {"num_attention_heads", c->NH},
+                    {"num_key_value_heads", c->NKV}, {"head_dim", c->HD}, {"intermediate_size", c->F},
+                    {"max_position_embeddings", c->max_T}};
+    for (size_t i = 0; i < sizeof positive / sizeof positive[0]; i++)
+        if (positive[i].value < 1 || positive[i].value > 1 << 24)
+            user_error("%s: %s is %d; a size from 1 to %d is expected", where, positive[i].key, positive[i].value, 1 << 24);
+    if (c->NH % c->NKV)
+        user_error("%s: num_attention_heads %d is no multiple of num_key_value_heads %d", where, c->NH, c->NKV);
+    if (c->HD % 2) user_error("%s: head_dim %d is odd; rotary embeddings need pairs", where, c->HD);
+    if ((double)c->NH * c->HD > 1 << 24) user_error("%s: num_attention_heads * head_dim is too large", where);
+    if (!(c->norm_eps > 0 && c->norm_eps < 1)) user_error("%s: rms_norm_eps %g is not between 0 and 1", where, c->norm_eps);
+    if (!(c->rope_theta > 0)) user_error("%s: rope_theta %g is not positive", where, c->rope_theta);
+    if (c->rope_type == ROPE_LLAMA3) {
+        if (!(c->rope_factor >= 1)) user_error("%s: rope factor %g is below 1", where, c->rope_factor);
+        if (!(c->rope_high_freq > c->rope_low_freq && c->rope_low_freq > 0))
+            user_error("%s: rope low_freq_factor %g and high_freq_factor %g must be positive and rising", where,
+                       c->rope_low_freq, c->rope_high_freq);
+        if (c->rope_original_T < 1)
+            user_error("%s: rope original_max_position_embeddings is %d", where, c->rope_original_T);
+    }
+}
+
+// The published sizes; all share Llama 3's vocabulary, epsilon and RoPE base.
+typedef struct {
+    const char* name;
+    int C, L, NH, NKV, HD, F, max_T;
+    bool tied;
+    double rope_factor;   // 0: no scaling
+} Preset;
+
+static const Preset kPresets[] = {
+    {"llama3.2-1b", 2048, 16, 32, 8, 64, 8192, 131072, true, 32},
+    {"llama3.2-3b", 3072, 28, 24, 8, 128, 8192, 131072, true, 32},
+    {"llama3-8b", 4096, 32, 32, 8, 128, 14336, 8192, false, 0},
+    {"llama3.1-8b", 4096, 32, 32, 8, 128, 14336, 131072, false, 8},
+    {"llama3-70b", 8192, 80, 64, 8, 128, 28672, 8192, false, 0},
+    {"llama3.1-70b", 8192, 80, 64, 8, 128, 28672, 131072, false, 8},
+};
+enum { kPresetCount = sizeof kPresets / sizeof kPresets[0] };
+
+bool config_preset(Config* config, const char* name) {
+    for (int i = 0; i < kPresetCount; i++) {
+        const Preset* p = &kPresets[i];
+        if (strcmp(p->name, name)) continue;
+        memset(config, 0, sizeof *config);
+        config->V = 128256;
+        config->C = p->C;
+        config->L = p->L;
+        config->NH = p->NH;
+        config->NKV = p->NKV;
+        config->HD = p->HD;
+        config->F = p->F;
+        config->max_T = p->max_T;
+        config->norm_eps = 1e-5f;
+        config->rope_theta = 500000;
+        config->tied = p->tied;
+        config->bos = 128000;
+        config->eos = 128001;
+        if (p->rope_factor > 0) {
+            config->rope_type = ROPE_LLAMA3;
+            config->rope_factor = p->rope_factor;
+            config->rope_low_freq = 1;
+            config->rope_high_freq = 4;
+            config->rope_original_T = 8192;
+        }
+        return true;
+    }
+    return false;
+}
+
+const char* config_preset_names(void) {
+    static char names[256];
+    if (!names[0])
+        for (int i = 0; i < kPresetCount; i++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", kPresets[i].name);
+    return names;
+}

@@ -1,0 +1,47 @@
+// The optimizer; see optim.h.
+#include "optim.h"
+
+float optim_lr(const OptimConfig* c, int step) {
+    if (step <= c->warmup) return c->lr * (float)step / (float)c->warmup;
+    double left = (double)(c->steps + 1 - step) / (c->steps + 1 - c->warmup);   // 0 after the last step
+    if (left < 0) left = 0;
+    switch (c->schedule) {
+        case SCHEDULE_LINEAR: return (float)(c->lr * left);
+        case SCHEDULE_COSINE: return (float)(c->lr * 0.5 * (1 - cos(3.14159265358979323846 * left)));
+        case SCHEDULE_CONSTANT: return c->lr;
+    }
+    die("optim_lr: schedule %d", (int)c->schedule);
+}
+
+Optim optim_new(const Ops* ops, OptimConfig config) {
+    Optim o = {ops, config, (float*)ops->alloc(sizeof(float)), (float*)ops->alloc(sizeof(float))};
+    return o;
+}
+
+void optim_free(Optim* o) {
+    o->ops->release(o->sum_squares);
+    o->ops->release(o->grad_scale);
+}
+
+void optim_step(Optim* o, Shard* shard, int step) {
+    const OptimConfig* c = &o->config;
+    shard_sum_squares(shard, o->sum_squares);
+    o->ops->clip_scale(o->grad_scale, o->sum_squares, c->max_norm);
+    AdamW a;
+    memset(&a, 0, sizeof a);
+    a.grad_scale = o->grad_scale;
+    a.lr = optim_lr(c, step);
+    a.beta1 = c->beta1;
+    a.beta2 = c->beta2;
+    a.eps = c->eps;
+    a.weight_decay = c->weight_decay;
+    a.step = step;
+    a.seed = c->seed;
+    shard_update(shard, a);
+}
+
+float optim_grad_norm(const Optim* o) {
+    float sum;
+    o->ops->download(&sum, o->sum_squares, sizeof sum);
+    return sqrtf(sum);
+}

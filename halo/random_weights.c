@@ -1,0 +1,39 @@
+// Random weights for training from scratch and for benchmarks.
+#include "rng.h"
+#include "shard.h"
+
+// Four independent normals (Box & Muller 1958).
+static void normal4(uint64_t seed, uint64_t index, uint64_t stream, float out[4]) {
+    Philox r = random_words(seed, index, stream);
+    for (int pair = 0; pair < 2; pair++) {
+        double u = (r.word[2 * pair] + 0.5) / 4294967296.0, v = r.word[2 * pair + 1] / 4294967296.0;
+        double radius = sqrt(-2 * log(u)), angle = 2 * 3.14159265358979323846 * v;
+        out[2 * pair] = (float)(radius * cos(angle));
+        out[2 * pair + 1] = (float)(radius * sin(angle));
+    }
+}
+
+void random_weights_read(void* self, int index, int layer, int row0, int rows, float* dst) {
+    const RandomWeights* random = (const RandomWeights*)self;
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(random->config, specs);
+    const ParamSpec* spec = &specs[index];
+    if (!spec->decay) {   // norms
+        for (int c = 0; c < spec->cols; c++) dst[c] = 1;
+        return;
+    }
+    char name[128];
+    param_name(spec, layer, name, sizeof name);
+    uint32_t tensor = 2166136261u;   // FNV-1a
+    for (const char* p = name; *p; p++) tensor = (tensor ^ (uint8_t)*p) * 16777619u;
+    int groups = ceil_div(spec->cols, 4);
+#pragma omp parallel for
+    for (int r = 0; r < rows; r++) {
+        for (int g = 0; g < groups; g++) {
+            float four[4];
+            normal4(random->seed, (uint64_t)(row0 + r) * (uint64_t)groups + (uint64_t)g, tensor, four);
+            for (int k = 0; k < 4 && 4 * g + k < spec->cols; k++)
+                dst[(size_t)r * spec->cols + 4 * g + k] = random->deviation * four[k];
+        }
+    }
+}

@@ -1,0 +1,37 @@
+// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a random stream without state. The
+// same counter and key give the same four words on every backend, so a value's noise depends on what it is for and never on
+// which thread draws it.
+#ifndef HALO_RNG_H
+#define HALO_RNG_H
+
+#include "numfmt.h"
+
+typedef struct {
+    uint32_t word[4];
+} Philox;
+
+NUMFMT Philox philox4x32(Philox counter, uint32_t key0, uint32_t key1) {
+    Philox c = counter;
+    for (int round = 0; round < 10; round++) {
+        uint64_t left = (uint64_t)0xd2511f53u * c.word[0], right = (uint64_t)0xcd9e8d57u * c.word[2];
+        uint32_t first = (uint32_t)(right >> 32) ^ c.word[1] ^ key0, third = (uint32_t)(left >> 32) ^ c.word[3] ^ key1;
+        c.word[0] = first;
+        c.word[1] = (uint32_t)right;
+        c.word[2] = third;
+        c.word[3] = (uint32_t)left;
+        key0 += 0x9e3779b9u;   // the golden ratio
+        key1 += 0xbb67ae85u;   // sqrt(3) - 1
+    }
+    return c;
+}
+
+// Four words named by (seed, index, stream); `stream` separates uses of one seed, such as optimizer steps.
+NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
+    Philox counter = {{(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
+    return philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
+}
+
+// Uniform in [0, 1), from the upper 24 bits.
+NUMFMT float uniform_from_word(uint32_t word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+
+#endif

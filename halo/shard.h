@@ -1,0 +1,90 @@
+// Fully sharded data parallelism by hand (ZeRO, Rajbhandari et al. 2020): who owns which rows of which matrix, and the
+// gathering and reducing that follow from it.
+//
+// A `Piece` is one stack of one unit (llama3.h). Its rows are cut into equal shares, one a rank, the last ones padded; a row is
+// never cut, so that a rank can rotate and quantize what it owns. Norms count as C rows of one value.
+//
+//   zero | weights | gradients              | optimizer state
+//   0    | whole   | whole, reduced once    | whole
+//   1    | whole   | whole, reduced once    | own rows
+//   2    | whole   | own rows, reduced after each micro-step | own rows
+//   3    | own rows, gathered unit by unit  | as 2           | own rows
+//
+// One rank is all of these at once: nothing is copied and nothing sent.
+#ifndef HALO_SHARD_H
+#define HALO_SHARD_H
+
+#include "comm.h"
+#include "llama3.h"
+
+typedef struct {
+    int zero;          // 0 to 3
+    bool master;       // keep FP32 master weights beside BF16 ones; false: BF16 weights with stochastic rounding
+    Fmt grad_fmt;      // F32 or BF16
+    Fmt state_fmt;     // of m and v: F32 or BF16
+    bool train;        // false: weights only
+} ShardOptions;
+
+typedef struct {
+    int unit;
+    Stack stack;
+    int rows, cols;         // of the whole matrix; a norm's are (C, 1)
+    int share;              // rows a rank, the last ranks' padded
+    int row0, own;          // this rank's rows
+    size_t local;           // where its share starts in this rank's flat arrays, in values
+    size_t full;            // where the matrix starts in the whole model's, in values
+    uint64_t noise_offset;  // of row0's first value: names its random stream whatever the number of ranks
+    bool decay;
+} Piece;
+
+typedef struct Shard Shard;
+
+C_API Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
+C_API void shard_free(Shard* s);
+
+// Bytes on this rank's backend: the memory plan's rows.
+typedef struct {
+    size_t weights, gradients, optimizer, gathered;
+} ShardBytes;
+C_API ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
+
+C_API UnitSource shard_units(Shard* s);
+C_API const Piece* shard_pieces(const Shard* s, int* count);
+
+// Fills every weight. `read` delivers rows [row0, row0 + rows) of parameter `spec` (an index into param_specs) as floats.
+typedef void (*ReadRows)(void* self, int spec, int layer, int row0, int rows, float* dst);
+C_API void shard_load(Shard* s, ReadRows read, void* self);
+// Hugging Face's initialisation, as a ReadRows: normal(0, deviation), norms 1. Every value is named by (seed, tensor, row, column).
+typedef struct {
+    const Config* config;
+    uint64_t seed;
+    float deviation;   // Hugging Face's initializer_range
+} RandomWeights;
+C_API void random_weights_read(void* self, int spec, int layer, int row0, int rows, float* dst);
+// Copies rows of a parameter to the host as the layers read them (ops->act). With zero 3 all ranks call it together.
+C_API void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst);
+
+// ---- an optimizer step
+C_API void shard_begin_step(Shard* s);      // gradients are fresh
+C_API void shard_end_micro_step(Shard* s);  // from now on they accumulate
+// Completes the gradients of this rank's rows: sums over ranks, then `finish` on each (linear_finish_grad).
+typedef void (*FinishGradient)(void* self, Mat g, Stack stack);
+C_API void shard_finish_gradients(Shard* s, FinishGradient finish, void* self);
+// *total on the backend <- sum of squares of all gradients, over all ranks.
+C_API void shard_sum_squares(Shard* s, float* total);
+// One AdamW step over this rank's rows; the caller sets what is not storage (lr ... seed, grad_scale). weight_decay applies to
+// the pieces that decay. Then the new weights go to the ranks that hold them whole.
+C_API void shard_update(Shard* s, AdamW hyper);
+
+// ---- training state, for checkpoints: this rank's flat arrays. Names: "weights", "master", "m", "v".
+typedef struct {
+    const char* name;
+    void* data;        // on the backend
+    size_t bytes;
+} StateArray;
+enum { kMaxStateArrays = 4 };
+C_API int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]);
+// After a checkpoint's arrays have been put back: makes the weights that layers read agree with them.
+C_API void shard_state_restored(Shard* s);
+
+#endif

@@ -1,0 +1,428 @@
+// Data files: every form and every error; cutting, packing, shuffling; the arrays of a batch.
+#include "../data/batch.h"
+
+#include "byte_tokenizer.h"
+
+enum { kBos, kEos, kHead, kText, kEot, kImStart, kImEnd };
+
+static Tokenizer* tokenizer;   // bytes, every special token, BOS by the post-processor
+static ChatFormat none, llama3;
+
+static DataOptions options_of(const ChatFormat* chat, int seq) {
+    DataOptions o = {chat, seq, false, false, LONG_TRUNCATE};
+    return o;
+}
+
+static Dataset* load(const char* name, const char* content, DataOptions options) {
+    temp_write(name, content);
+    return dataset_load(temp_path(name), tokenizer, &options);
+}
+
+// ---- forms
+
+typedef struct {
+    const char *file, *content;
+    const char *tokens, *scored, *reference;   // of the last record; tokens up to prompt_count stand before the |
+    int records;
+    const char* name;
+} Form;
+
+static void expect_form(const Form* want, const ChatFormat* chat) {
+    Dataset* d = load(want->file, want->content, options_of(chat, 2000));
+    const Example* e = dataset_example(d, want->records - 1);
+    char got[8192];
+    snprintf(got, sizeof got, "%s|%s", shown(e->tokens, NULL, e->prompt_count),
+             shown(e->tokens + e->prompt_count, NULL, e->count - e->prompt_count));
+    same_text(got, want->tokens, want->name);
+    same_text(shown(e->tokens, e->scored, e->count), want->scored, "  its scored tokens");
+    ok(dataset_stats(d)->records == want->records && (e->reference == NULL) == (want->reference == NULL) &&
+       (!e->reference || !strcmp(e->reference, want->reference)), "  its reference; %d records", want->records);
+    dataset_free(d);
+}
+
+#define VIGGO \
+    "Given a target sentence construct the underlying meaning representation of the input sentence as a single function with " \
+    "attributes and attribute values. This function should describe the target string accurately and the function must be one " \
+    "of the following ['inform', 'request', 'give_opinion', 'confirm', 'verify_attribute', 'suggest', 'request_explanation', " \
+    "'recommend', 'request_attribute']. The attributes must be one of the following: ['name', 'exp_release_date', " \
+    "'release_year', 'developer', 'esrb', 'rating', 'genres', 'player_perspective', 'has_multiplayer', 'platforms', " \
+    "'available_on_steam', 'has_linux_release', 'has_mac_release', 'specifier']\n\n### Target sentence:\n"
+
+static void forms_case(void) {
+    static const Form plain[] = {
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\"}\r\n\n{\"completion\": \"B \\u00e9\", \"prompt\": \"\\/\"}",
+         "{bos}/|B \xc3\xa9{eos}", "B \xc3\xa9{eos}", "B \xc3\xa9", 2, "prompt, completion"},
+        {"a.jsonl", "\xef\xbb\xbf{\"question\": \"Q?\", \"answer\": \"#### 4\"}\n", "{bos}Q?\n|#### 4{eos}", "#### 4{eos}",
+         "#### 4", 1, "question, answer (behind a byte order mark)"},
+        {"a.jsonl", "{\"instruction\": \"I\", \"input\": \"\", \"output\": \"O\"}", "{bos}I\n|O{eos}", "O{eos}", "O", 1,
+         "instruction, output; empty input"},
+        {"a.jsonl", "{\"instruction\": \"I\", \"output\": \"O\"}\n{\"instruction\": \"I\", \"input\": \"in\", \"output\": \"O\"}",
+         "{bos}I\n\nin\n|O{eos}", "O{eos}", "O", 2, "instruction, input, output"},
+        {"a.jsonl", "{\"text\": \"<|eot_id|>\"}", "|{bos}<|eot_id|>{eos}", "<|eot_id|>{eos}", NULL, 1, "text"},
+        {"a.jsonl", "{\"prompt\": \"\", \"completion\": \"\"}", "{bos}|{eos}", "{eos}", "", 1, "nothing but the end"},
+        {"a.csv", "mr,ref\r\n\"inform(name[\"\"X\"\", y])\",\"A\nB, c\"\r\nf(x),plain\r\n",
+         "{bos}" VIGGO "plain\n|f(x){eos}", "f(x){eos}", "f(x)", 2, "ViGGO"},
+        {"a.csv", "target,meaning_representation\n\"say \"\"hi\"\"\n, now\",\"g[a, b]\"",
+         "{bos}" VIGGO "say \"hi\"\n, now\n|g[a, b]{eos}", "g[a, b]{eos}", "g[a, b]", 1,
+         "ViGGO, the other names in the other order, quoted"},
+    };
+    for (int i = 0; i < COUNT(plain); i++) expect_form(&plain[i], &none);
+    static const Form chat[] = {
+        {"a.jsonl", "{\"messages\": [{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \"Q\"}, "
+         "{\"role\": \"assistant\", \"content\": \" A\"}, {\"content\": \"R\", \"role\": \"user\"}, "
+         "{\"role\": \"assistant\", \"content\": \"B\"}]}",
+         "{bos}{head}system{text}\n\nS{eot}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}user{text}\n\nR{eot}"
+         "{head}assistant{text}\n\n|B{eot}", "A{eot}B{eot}", "B", 1, "messages: every answer is trained on"},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\"}", 
+         "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\n|A{eot}", "A{eot}", "A", 1, "prompt, completion in a chat"},
+        {"a.jsonl", "{\"text\": \"T\"}", "|{bos}T{eos}", "T{eos}", NULL, 1, "text has no chat around it"},
+    };
+    for (int i = 0; i < COUNT(chat); i++) expect_form(&chat[i], &llama3);
+    DataOptions all = options_of(&llama3, 100);
+    all.train_on_prompt = true;
+    Dataset* d = load("a.jsonl", chat[1].content, all);
+    const Example* e = dataset_example(d, 0);
+    ok(e->scored_count == e->count - 1 && !e->scored[0], "train on the prompt: every token but the first");
+    dataset_free(d);
+}
+
+// ---- errors
+
+typedef struct {
+    const char *file, *content, *words;
+} Refusal;
+
+static void load_refused(void* arg) {
+    const Refusal* r = (const Refusal*)arg;
+    load(r->file, r->content, options_of(&none, 100));
+}
+
+static void load_absent(void* arg) {
+    DataOptions options = options_of(&none, 100);
+    dataset_load((const char*)arg, tokenizer, &options);
+}
+
+static void errors_case(void) {
+#define GOOD "{\"prompt\": \"Q\", \"completion\": \"A\"}\n"
+    static Refusal all[] = {
+        {"a.jsonl", GOOD "{\"prompt\": \"Q\" \"completion\": \"A\"}\n", "a.jsonl:2:27: not valid JSON"},
+        {"a.jsonl", GOOD "\n{\"prompt\": \"Q\", ", "a.jsonl:3:"},
+        {"a.jsonl", "{\"prompt\": \"\xff\", \"completion\": \"A\"}", "a.jsonl:1:"},
+        {"a.jsonl", "{\"prompt\": \"a\", \"prompt\": \"b\", \"completion\": \"A\"}", "duplicate object key"},
+        {"a.jsonl", "[" GOOD "]", "a.jsonl:1:"},
+        {"a.jsonl", "[1, 2]", "a.jsonl:1:1: expected a JSON object"},
+        {"a.jsonl", "{\"input\": \"Q\"}", "a.jsonl:1:1: no known form"},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\", \"text\": \"T\"}", "a.jsonl:1:36: key \"text\" does not belong"},
+        {"a.jsonl", GOOD "{\"question\": \"Q\", \"answer\": \"A\"}", "a.jsonl:2:2: key \"question\" does not belong"},
+        {"a.jsonl", "{\"prompt\": \"Q\"}", "\"completion\" is missing"},
+        {"a.jsonl", "{\"instruction\": \"Q\", \"output\": null}", "a.jsonl:1:22: \"output\" has to be a string"},
+        {"a.jsonl", "{\"instruction\": \"Q\", \"input\": 3, \"output\": \"O\"}", "\"input\" has to be a string"},
+        {"a.jsonl", "{\"text\": [\"T\"]}", "\"text\" has to be a string"},
+        {"a.jsonl", "{\"messages\": \"Q\"}", "a.jsonl:1:2: \"messages\" has to be a list"},
+        {"a.jsonl", "{\"messages\": []}", "at least one message"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\"}]}", "message 1 has to be an object"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"\", \"name\": \"x\"}]}", "and no other"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"tool\", \"content\": \"\"}]}", "a.jsonl:1:24: role \"tool\" in message 1"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}]}", "the last message has to be the assistant's"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"system\", \"content\": \"\"}]}",
+         "message 2 has the role system"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}", "\"content\" has to be a string"},
+        {"a.jsonl", "", "no records"},
+        {"a.jsonl", " \n\r\n", "no records"},
+        {"a.csv", "mr,ref\n", "no records"},
+        {"a.csv", "mr,text\na,b\n", "a.csv:1:1: the first line has to name the columns"},
+        {"a.csv", "mr,ref,x\na,b,c\n", "a.csv:1:1:"},
+        {"a.csv", "mr,ref\na,b\na\n", "a.csv:3:1: 1 fields"},
+        {"a.csv", "mr,ref\na,\"b\nc\nd", "a.csv:2:3: this quote is never closed"},
+        {"a.csv", "mr,ref\na,\"b\nc\" d\n", "a.csv:3:3: a comma or the line's end"},
+        {"a.csv", "mr,ref\na,b\"c\n", "a.csv:2:4: a quote inside an unquoted field"},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"0123456789012345678901234567890123456789012345678901234567890123456789"
+         "01234567890123456789012345678901234567890123456789\"}", "an epoch would train no token: 1 of 1 records"},
+    };
+    for (int i = 0; i < COUNT(all); i++) expect_exit(load_refused, &all[i], kExitUser, all[i].words, all[i].words);
+    expect_exit(load_absent, (void*)temp_path("absent.jsonl"), kExitUser, "absent.jsonl", "a file that is not there");
+}
+
+// ---- lengths
+
+static void lengths_case(void) {
+    // 4 tokens with BOS and EOS; 12; and a completion that alone is too long
+    static const char file[] = "{\"prompt\": \"Q\", \"completion\": \"A\"}\n{\"prompt\": \"01234567\", \"completion\": \"AB\"}\n"
+                               "{\"prompt\": \"Q\", \"completion\": \"0123456789\"}\n";
+    DataOptions o = options_of(&none, 7);
+    Dataset* d = load("a.jsonl", file, o);
+    const DataStats* s = dataset_stats(d);
+    ok(s->records == 3 && s->examples == 2 && s->truncated == 1 && s->skipped == 1 && s->tokens == 4 + 8 && s->scored == 2 + 3,
+       "truncate: counts (%d examples, %d truncated, %d skipped, %zu tokens, %zu scored)", s->examples, s->truncated, s->skipped,
+       s->tokens, s->scored);
+    const Example* e = dataset_example(d, 1);
+    same_text(shown(e->tokens, NULL, e->count), "{bos}4567AB{eos}", "truncate: BOS, the end of the prompt, the completion");
+    ok(e->prompt_count == 5 && e->scored_count == 3, "truncate: prompt and scored tokens move along");
+    dataset_free(d);
+    o.long_policy = LONG_SKIP;
+    d = load("a.jsonl", file, o);
+    s = dataset_stats(d);
+    ok(s->examples == 1 && s->truncated == 0 && s->skipped == 2, "skip: counts");
+    dataset_free(d);
+
+    d = load("a.jsonl", "{\"text\": \"0123456789\"}", options_of(&none, 5));   // 12 tokens, 11 of them predicted
+    s = dataset_stats(d);
+    ok(s->examples == 3 && s->scored == 11 && s->truncated == 0, "a long text: three chunks that predict each token once");
+    same_text(shown(dataset_example(d, 0)->tokens, NULL, dataset_example(d, 0)->count), "{bos}01234", "  first chunk");
+    same_text(shown(dataset_example(d, 1)->tokens, NULL, dataset_example(d, 1)->count), "456789", "  second chunk");
+    same_text(shown(dataset_example(d, 2)->tokens, NULL, dataset_example(d, 2)->count), "9{eos}", "  last chunk");
+    dataset_free(d);
+    d = load("a.jsonl", "{\"text\": \"012345678\"}", options_of(&none, 5));    // 11 tokens: two full chunks, nothing left over
+    ok(dataset_stats(d)->examples == 2 && dataset_stats(d)->scored == 10, "a text that fills its chunks exactly");
+    dataset_free(d);
+}
+
+// ---- batches
+
+static bool same_ints(const int* got, const int* want, int n, const char* name) {
+    bool same = !memcmp(got, want, (size_t)n * sizeof(int));
+    ok(same, "%s", name);
+    for (int i = 0; !same && i < n; i++) printf("  %d: got %d, want %d\n", i, got[i], want[i]);
+    return same;
+}
+
+static void batch_case(void) {
+    Dataset* d = load("a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"AA\"}", options_of(&none, 6));
+    RowBatch b = batch_new(2, 6);
+    batch_fill(&b, d, 0);
+    static const int tokens[] = {256, 'Q', 'A', 'A', 0, 0, 0, 0, 0, 0, 0, 0};
+    static const int targets[] = {-100, 'A', 'A', 257, -100, -100, -100, -100, -100, -100, -100, -100};
+    static const int pos[] = {0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0};
+    static const int start[] = {0, 0, 0, 0, 4, 5, 0, 1, 2, 3, 4, 5};
+    static const int end[] = {4, 4, 4, 4, 5, 6, 1, 2, 3, 4, 5, 6};
+    static const int order[] = {4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 1, 0};
+    same_ints(b.arrays.tokens, tokens, 12, "batch: tokens, and a row of padding behind the last row");
+    same_ints(b.arrays.targets, targets, 12, "batch: targets");
+    same_ints(b.arrays.pos, pos, 12, "batch: positions");
+    same_ints(b.arrays.start, start, 12, "batch: attention starts");
+    same_ints(b.arrays.end, end, 12, "batch: attention ends");
+    same_ints(b.arrays.order, order, 12, "batch: order by token id");
+    ok(b.scored == 3 && b.used == 4 && dataset_scored(d, 0, 2) == 3 && dataset_scored(d, 1, 5) == 0, "batch: counts");
+    batch_fill(&b, d, 1);
+    ok(b.scored == 0 && b.used == 0 && b.arrays.tokens[0] == 0, "batch: filled anew, all padding");
+    batch_free(&b);
+    dataset_free(d);
+}
+
+// A file of `n` records whose lengths vary and whose completions name them.
+static void write_many(const char* name, int n) {
+    FILE* f = fopen(temp_path(name), "wb");
+    check(f, "cannot write");
+    for (int i = 0; i < n; i++)
+        fprintf(f, "{\"prompt\": \"%.*s\", \"completion\": \"%04d\"}\n", 1 + (i * 7919) % 50,
+                "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz", i);
+    fclose(f);
+}
+
+// Reads the documents back out of a batch by its attention ranges and marks the records that they name. False if an array
+// contradicts another: ranges that overlap, positions that do not restart, targets that are not the next token.
+static bool read_back(const RowBatch* b, int* seen, int records) {
+    const Batch* a = &b->arrays;
+    int scored = 0;
+    for (int row = 0; row < b->B; row++) {
+        for (int from = 0; from < b->T;) {
+            int base = row * b->T, to = a->end[base + from];
+            if (to <= from || to > b->T) return false;
+            char digits[8];
+            int n = 0;
+            for (int i = from; i < to; i++) {
+                if (a->start[base + i] != from || a->end[base + i] != to || a->pos[base + i] != i - from) return false;
+                int target = a->targets[base + i];
+                if (target == -100) continue;
+                scored++;
+                if (target != 257 && n < 7) digits[n++] = (char)target;
+                if (i + 1 < to && target != a->tokens[base + i + 1]) return false;
+                if ((i + 1 == to) != (target == 257)) return false;   // a document's last target is EOS, and no other is
+            }
+            digits[n] = 0;
+            if (n) {
+                int record = atoi(digits);
+                if (n != 4 || record >= records || a->tokens[base + from] != 256) return false;
+                seen[record]++;
+            }
+            from = to;
+        }
+    }
+    return scored == b->scored;
+}
+
+static bool sorted(const RowBatch* b) {
+    const int *order = b->arrays.order, *tokens = b->arrays.tokens;
+    for (int i = 1; i < b->B * b->T; i++) {
+        int token = tokens[order[i]], before = tokens[order[i - 1]];
+        if (token < before || (token == before && order[i] <= order[i - 1])) return false;
+    }
+    return true;
+}
+
+static void pack_case(void) {
+    enum { kRecords = 1000, kSeq = 128, kRows = 4 };
+    write_many("many.jsonl", kRecords);
+    DataOptions o = options_of(&none, kSeq);
+    for (int pack = 0; pack < 2; pack++) {
+        o.pack = pack;
+        Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
+        int rows = dataset_plan(d, 3, 1), seen[kRecords] = {0}, scored = 0, used = 0, once = 0;
+        bool sound = true, in_order = true;
+        RowBatch b = batch_new(kRows, kSeq);
+        for (int first = 0; first < rows; first += kRows) {
+            batch_fill(&b, d, first);
+            sound = sound && read_back(&b, seen, kRecords) && b.scored == (int)dataset_scored(d, first, kRows);
+            in_order = in_order && sorted(&b);
+            scored += b.scored;
+            used += b.used;
+        }
+        for (int i = 0; i < kRecords; i++) once += seen[i] == 1;
+        const char* how = pack ? "packed" : "one example a row";
+        ok(sound, "%s: documents do not overlap or see each other, positions restart, targets follow", how);
+        ok(once == kRecords && scored == (int)dataset_stats(d)->scored && used == (int)dataset_stats(d)->tokens - kRecords,
+           "%s: every record once, no token lost", how);
+        ok(in_order, "%s: order sorts by token, then position", how);
+        double fill = used / ((double)rows * kSeq);
+        ok(pack ? fill > 0.95 : rows == kRecords, "%s: %d rows, %.1f%% full", how, rows, 100 * fill);
+        // The checks above can fail: break one array at a time.
+        batch_fill(&b, d, 0);
+        int* arrays[] = {(int*)b.arrays.tokens, (int*)b.arrays.targets, (int*)b.arrays.pos,
+                         (int*)b.arrays.start, (int*)b.arrays.end};
+        int caught = 0;
+        for (int k = 0; k < COUNT(arrays); k++) {
+            int at = b.arrays.end[0] - 1, held = arrays[k][at];
+            if (k == 0) held = arrays[k][--at];   // the last token has no target to contradict
+            arrays[k][at] += 1;
+            caught += !read_back(&b, seen, kRecords);
+            arrays[k][at] = held;
+        }
+        int held = b.arrays.order[5], *order = (int*)b.arrays.order;
+        order[5] = order[6];
+        order[6] = held;
+        ok(caught == COUNT(arrays) && !sorted(&b), "%s: planted errors are found", how);
+        batch_free(&b);
+        dataset_free(d);
+    }
+}
+
+// The tokens of a whole epoch, row after row, as seen through batches of B; the caller frees them.
+static int* epoch_tokens(const Dataset* d, int B, int T, int rows) {
+    int* all = (int*)host_alloc((size_t)(rows + B) * T * sizeof(int));
+    RowBatch b = batch_new(B, T);
+    for (int first = 0; first < rows; first += B) {
+        batch_fill(&b, d, first);
+        memcpy(all + (size_t)first * T, b.arrays.tokens, (size_t)B * T * sizeof(int));
+    }
+    batch_free(&b);
+    return all;
+}
+
+static void shuffle_case(void) {
+    enum { kRecords = 300, kSeq = 64 };
+    write_many("many.jsonl", kRecords);
+    DataOptions o = options_of(&none, kSeq);
+    for (int pack = 0; pack < 2; pack++) {
+        o.pack = pack;
+        Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
+        const char* how = pack ? "packed" : "one example a row";
+        int rows = dataset_plan(d, 7, 2);
+        size_t bytes = (size_t)rows * kSeq * sizeof(int);
+        int *by_1 = epoch_tokens(d, 1, kSeq, rows), *by_8 = epoch_tokens(d, 8, kSeq, rows);
+        ok(!memcmp(by_1, by_8, bytes), "%s: the rows do not depend on the batch that reads them", how);
+        // Four ranks of two rows and two micro-steps cut the same list.
+        int* by_rank = (int*)host_alloc(bytes + 32 * kSeq * sizeof(int));
+        RowBatch b = batch_new(2, kSeq);
+        for (int rank = 3; rank >= 0; rank--)
+            for (int step = 0; step * 16 < rows; step++)
+                for (int micro = 0; micro < 2; micro++) {
+                    int first = ((step * 2 + micro) * 4 + rank) * 2;
+                    batch_fill(&b, d, first);
+                    memcpy(by_rank + (size_t)first * kSeq, b.arrays.tokens, 2 * kSeq * sizeof(int));
+                }
+        ok(!memcmp(by_1, by_rank, bytes), "%s: nor on the number of ranks", how);
+        int other_rows = dataset_plan(d, 7, 3);
+        int* epoch_3 = epoch_tokens(d, 1, kSeq, other_rows);
+        bool other_epoch = other_rows != rows || memcmp(by_1, epoch_3, bytes);
+        other_rows = dataset_plan(d, 8, 2);
+        int* seed_8 = epoch_tokens(d, 1, kSeq, other_rows);
+        ok(other_epoch && (other_rows != rows || memcmp(by_1, seed_8, bytes)), "%s: another epoch and another seed differ", how);
+        other_rows = dataset_plan(d, 7, 2);
+        int* again = epoch_tokens(d, 1, kSeq, other_rows);
+        ok(other_rows == rows && !memcmp(by_1, again, bytes), "%s: the same seed and epoch come back", how);
+        batch_free(&b);
+        dataset_free(d);
+        free(by_1), free(by_8), free(by_rank), free(epoch_3), free(seed_8), free(again);
+    }
+    // A permutation, and a fair one: each example's mean place over many epochs is near the middle.
+    Dataset* d = load("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n{\"text\": \"d\"}\n",
+                      options_of(&none, 8));
+    int place[4][4] = {{0}};
+    for (int epoch = 0; epoch < 4000; epoch++) {
+        dataset_plan(d, 1, epoch);
+        for (int row = 0; row < 4; row++) {
+            const int* examples;
+            check(dataset_row(d, row, &examples) == 1, "a row of one example");
+            place[examples[0]][row]++;
+        }
+    }
+    bool fair = true;
+    for (int i = 0; i < 4; i++)
+        for (int row = 0; row < 4; row++) fair = fair && abs(place[i][row] - 1000) < 120;   // 4.4 standard deviations
+    ok(fair, "shuffle: every example comes to every place equally often");
+    dataset_free(d);
+}
+
+// ---- the reference pack
+
+static void refpack_case(void) {
+    static const struct {
+        const char* path;
+        int records;
+    } files[] = {{"data/datasets/gsm8k/train.jsonl", 7473}, {"data/datasets/viggo/train.csv", 5103},
+                 {"data/datasets/sql/valid.jsonl", 1000}};
+    const char* model = refpack("data/models/stories260K/hf");
+    if (!model) return;
+    Tokenizer* stories = tokenizer_load(model);
+    ChatFormat chat = chat_detect(model, stories, "none");
+    ok(chat.bos == 1 && chat.turn_end == 2, "stories260K: BOS and EOS");
+    for (int i = 0; i < COUNT(files); i++) {
+        const char* path = refpack(files[i].path);
+        if (!path) continue;
+        DataOptions o = options_of(&chat, 512);
+        o.pack = true;
+        Dataset* d = dataset_load(path, stories, &o);
+        const DataStats* s = dataset_stats(d);
+        bool sound = true;
+        for (int k = 0; k < s->examples; k++) {
+            const Example* e = dataset_example(d, k);
+            sound = sound && e->tokens[0] == 1 && e->tokens[1] != 1 && e->tokens[e->count - 1] == 2 && e->count <= 513 &&
+                    e->scored_count == e->count - e->prompt_count && e->scored[e->prompt_count] && !e->scored[e->prompt_count - 1];
+        }
+        ok(sound && s->records == files[i].records && s->examples + s->skipped == s->records && s->examples > 0.9 * s->records,
+           "%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu scored, %d packed rows", files[i].path,
+           s->records, s->examples, s->truncated, s->skipped, s->tokens, s->scored, dataset_rows(d));
+        dataset_free(d);
+    }
+    chat_free(&chat);
+    tokenizer_free(stories);
+}
+
+static const Case cases[] = {
+    {"dataset.errors", errors_case},   // first: a child of a process whose OpenMP threads are up may not start its own
+    {"dataset.forms", forms_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
+    {"dataset.pack", pack_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},
+};
+
+int main(int argc, char** argv) {
+    temp_make();
+    tokenizer = byte_tokenizer(kBos, kImEnd, true);
+    none = chat_detect(temp_dir, tokenizer, "none");
+    llama3 = chat_detect(temp_dir, tokenizer, "llama3");
+    int failed = test_main(cases, COUNT(cases), argc, argv);
+    chat_free(&none);
+    chat_free(&llama3);
+    tokenizer_free(tokenizer);
+    temp_remove();
+    return failed;
+}

@@ -1,0 +1,266 @@
+// The CPU product against naive double sums: every kind of side, odd shapes, leading dimensions, beta, exact INT8.
+#include "../halo/cpu/gemm.h"
+#include "threads.h"
+
+enum { kGuard = 5 };   // columns between cols and ld
+
+typedef struct {
+    Fmt fmt;
+    Gran gran;
+    bool transposed, scale_transposed;
+} Kind;
+
+typedef struct {
+    Side side;
+    double* value;   // (rows, K), scales included
+    int rows, K;
+    void* data;
+    float* scale;
+} Input;
+
+static double input_scale(const Input* in, int row, int k) {
+    if (in->side.gran == PER_TENSOR) return in->scale[0];
+    if (in->side.gran == PER_ROW) return in->scale[row];
+    if (in->side.gran == NO_SCALE) return 1;
+    if (in->side.scale_transposed) return in->scale[k / 32 * ceil_div(in->rows, 32) + row / 32];
+    return in->scale[row / 32 * ceil_div(in->K, 32) + k / 32];
+}
+
+static Input make_input(int rows, int K, Kind kind) {
+    Input in = {plain_side(mat(NULL, kind.transposed ? K : rows, kind.transposed ? rows : K, kind.fmt), kind.transposed),
+                (double*)host_alloc((size_t)rows * K * sizeof(double)), rows, K, NULL, NULL};
+    in.side.m.ld += kGuard;
+    in.side.m.data = in.data = host_alloc(mat_bytes(in.side.m));
+    in.side.gran = kind.gran;
+    in.side.scale_transposed = kind.scale_transposed;
+    memset(in.data, 0xff, mat_bytes(in.side.m));   // NaN in every float format, also between the rows
+    for (int i = 0; i < rows; i++) {
+        for (int k = 0; k < K; k++) {
+            size_t at = kind.transposed ? (size_t)k * in.side.m.ld + i : (size_t)i * in.side.m.ld + k;
+            float x = test_normal();
+            if (kind.fmt == F32) {
+                ((float*)in.data)[at] = x;
+            } else if (kind.fmt == BF16) {
+                uint16_t h = bf16_from_f32(x);
+                ((uint16_t*)in.data)[at] = h;
+                x = f32_from_bf16(h);
+            } else {
+                uint8_t code = code_from_f32(x * fmt_max(kind.fmt) / 4, kind.fmt);
+                ((uint8_t*)in.data)[at] = code;
+                x = f32_from_code(code, kind.fmt);
+            }
+            in.value[(size_t)i * K + k] = x;
+        }
+    }
+    int scales = scale_count(rows, K, kind.gran);
+    if (scales) {
+        in.scale = (float*)host_alloc((size_t)scales * sizeof(float));
+        for (int i = 0; i < scales; i++) in.scale[i] = (float)(0.01 + test_uniform());
+        in.side.scale = in.scale;
+    }
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < K; k++) in.value[(size_t)i * K + k] *= input_scale(&in, i, k);
+    return in;
+}
+
+static void free_input(Input* in) {
+    free(in->value);
+    free(in->data);
+    free(in->scale);
+}
+
+typedef struct {
+    Mat c;
+    float* before;
+} Output;
+
+static const uint32_t kGuardBits = 0x7fc01234u;
+
+static Output make_output(int M, int N, Fmt fmt, bool poisoned) {
+    Output o = {mat(NULL, M, N, fmt), (float*)host_alloc((size_t)M * N * sizeof(float))};
+    o.c.ld += kGuard;
+    o.c.data = host_alloc(mat_bytes(o.c));
+    for (int i = 0; i < M; i++) {
+        for (int j = 0; j < o.c.ld; j++) {
+            float x = j >= N ? f32_from_bits(kGuardBits) : poisoned ? NAN : test_normal();
+            size_t at = (size_t)i * o.c.ld + j;
+            if (fmt == F32) ((float*)o.c.data)[at] = x;
+            else ((uint16_t*)o.c.data)[at] = bf16_from_f32(x);
+            if (j < N) o.before[(size_t)i * N + j] = fmt == F32 ? x : f32_from_bf16(bf16_from_f32(x));
+        }
+    }
+    return o;
+}
+static float output_at(Output o, int i, int j) {
+    size_t at = (size_t)i * o.c.ld + j;
+    return o.c.fmt == F32 ? ((float*)o.c.data)[at] : f32_from_bf16(((uint16_t*)o.c.data)[at]);
+}
+static void free_output(Output* o) {
+    free(o->c.data);
+    free(o->before);
+}
+
+// The largest error, as a share of the sum of magnitudes; infinite if a guard was touched. `planted` is added to the last
+// element first: a comparator that does not see it is broken.
+static double worst_error(Output o, const Input* a, const Input* b, float beta, double planted) {
+    double worst = 0;
+    for (int i = 0; i < o.c.rows; i++) {
+        for (int j = 0; j < o.c.cols; j++) {
+            double sum = 0, magnitude = 0;
+            for (int k = 0; k < a->K; k++) {
+                double product = a->value[(size_t)i * a->K + k] * b->value[(size_t)j * b->K + k];
+                sum += product;
+                magnitude += fabs(product);
+            }
+            if (beta != 0) {
+                sum += beta * (double)o.before[(size_t)i * o.c.cols + j];
+                magnitude += fabs(beta * o.before[(size_t)i * o.c.cols + j]);
+            }
+            double got = output_at(o, i, j);
+            if (i == o.c.rows - 1 && j == o.c.cols - 1) got += planted * magnitude;
+            double error = fabs(got - sum) / (magnitude > 0 ? magnitude : 1);
+            if (!(error <= worst)) worst = isnan(error) ? INFINITY : error;
+        }
+        for (int j = o.c.cols; j < o.c.ld; j++)
+            if (f32_bits(output_at(o, i, j)) >> 16 != kGuardBits >> 16) return INFINITY;
+    }
+    return worst;
+}
+
+// A 256-long FP32 chunk errs by some sqrt(256) * 2^-24 = 1e-6 of the sum of magnitudes at the very most; BF16 by 2^-8.
+static void product_case(int M, int N, int K, Kind ka, Kind kb, Fmt out, float beta) {
+    Input a = make_input(M, K, ka), b = make_input(N, K, kb);
+    Output o = make_output(M, N, out, beta == 0);
+    cpu_gemm(o.c, a.side, b.side, beta);
+    double tol = out == BF16 ? 1.0 / 256 + 1e-6 : 1e-6, err = worst_error(o, &a, &b, beta, 0);
+    double planted = worst_error(o, &a, &b, beta, 2.5 * tol);
+    ok(err <= tol && planted > tol, "gemm %dx%dx%d %s%s gran %d%s | %s%s gran %d%s -> %s beta %g err %.1e (tol %.1e)", M, N, K,
+       fmt_name(ka.fmt), ka.transposed ? "^T" : "", (int)ka.gran, ka.scale_transposed ? "^T" : "", fmt_name(kb.fmt),
+       kb.transposed ? "^T" : "", (int)kb.gran, kb.scale_transposed ? "^T" : "", fmt_name(out), (double)beta, err, tol);
+    free_input(&a);
+    free_input(&b);
+    free_output(&o);
+}
+
+static const Kind kKinds[] = {
+    {F32, NO_SCALE, false, false},        {F32, NO_SCALE, true, false},         {BF16, NO_SCALE, false, false},
+    {BF16, NO_SCALE, true, false},        {INT8, PER_TENSOR, false, false},     {INT8, PER_ROW, false, false},
+    {INT8, PER_BLOCK32, false, false},    {INT8, PER_BLOCK32, false, true},     {INT8, NO_SCALE, false, false},
+    {FP8_E4M3, PER_TENSOR, false, false}, {FP8_E4M3, PER_BLOCK32, false, true}, {FP8_E5M2, PER_TENSOR, false, false},
+    {FP6_E3M2, PER_TENSOR, false, false}, {FP6_E2M3, PER_ROW, false, false},
+};
+
+static void kinds_case(void) {
+    for (int a = 0; a < COUNT(kKinds); a++)
+        for (int b = 0; b < COUNT(kKinds); b++) product_case(37, 45, 101, kKinds[a], kKinds[b], F32, 0);
+}
+
+static void shapes_case(void) {
+    static const int shapes[][3] = {{1, 1, 1}, {1, 300, 33}, {300, 1, 64}, {15, 33, 257}, {113, 259, 300}, {31, 40, 1025}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int k = 0; k < COUNT(kKinds); k += 2)
+            product_case(shapes[s][0], shapes[s][1], shapes[s][2], kKinds[k], kKinds[COUNT(kKinds) - 1 - k], F32, 0);
+}
+
+static void beta_case(void) {
+    for (int k = 0; k < 8; k++) {
+        product_case(29, 70, 65, kKinds[k], kKinds[k], F32, 1);
+        product_case(29, 70, 65, kKinds[k], kKinds[k], BF16, 0.5f);
+        product_case(29, 70, 65, kKinds[k], kKinds[k], BF16, 0);
+    }
+}
+
+// INT8 sums are exact, so the result is a function of them to the last bit. Extreme codes make sums that FP32 would round.
+static void exact_case(void) {
+    static const int lengths[] = {1, 255, 256, 257, 1024, 1025, 5000};
+    for (int n = 0; n < COUNT(lengths); n++) {
+        int M = 9, N = 35, K = lengths[n];
+        Kind kind = {INT8, PER_ROW, false, false};
+        Input a = make_input(M, K, kind), b = make_input(N, K, kind);
+        for (int i = 0; i < M; i++)
+            for (int k = 0; k < K; k++) ((int8_t*)a.data)[(size_t)i * a.side.m.ld + k] = (int8_t)(k % 11 == i ? 1 : -128);
+        for (int j = 0; j < N; j++)
+            for (int k = 0; k < K; k++) ((int8_t*)b.data)[(size_t)j * b.side.m.ld + k] = (int8_t)(k % 7 == j ? -127 : -128);
+        Output o = make_output(M, N, F32, true);
+        cpu_gemm(o.c, a.side, b.side, 0);
+        int wrong = 0, planted = 0;
+        for (int i = 0; i < M; i++) {
+            for (int j = 0; j < N; j++) {
+                int64_t sum = 0;
+                for (int k = 0; k < K; k++)
+                    sum += (int64_t)((int8_t*)a.data)[(size_t)i * a.side.m.ld + k] * ((int8_t*)b.data)[(size_t)j * b.side.m.ld + k];
+                wrong += f32_bits(output_at(o, i, j)) != f32_bits(((float)sum * a.scale[i]) * b.scale[j]);
+                planted += f32_bits(output_at(o, i, j)) != f32_bits(((float)(sum + 16) * a.scale[i]) * b.scale[j]);
+            }
+        }
+        ok(wrong == 0 && planted == M * N, "gemm int8 K=%d: %d of %d bits differ, %d with a planted error", K, wrong, M * N, planted);
+        free_input(&a);
+        free_input(&b);
+        free_output(&o);
+    }
+}
+
+static void mismatched_product(void* arg) {
+    (void)arg;
+    float x[64] = {0};
+    cpu_gemm(mat(x, 2, 2, F32), plain_side(mat(x, 2, 3, F32), false), plain_side(mat(x, 2, 4, F32), false), 0);
+}
+static void transposed_codes(void* arg) {
+    (void)arg;
+    uint8_t x[64] = {0};
+    float c[64];
+    cpu_gemm(mat(c, 2, 2, F32), plain_side(mat(x, 3, 2, INT8), true), plain_side(mat(x, 2, 3, INT8), false), 0);
+}
+static void scales_along_k(void* arg) {
+    (void)arg;
+    uint8_t x[64] = {0};
+    float c[64], scale[8] = {0};
+    Side a = plain_side(mat(x, 2, 3, INT8), false);
+    a.gran = PER_ROW;
+    a.scale = scale;
+    a.scale_transposed = true;
+    cpu_gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
+}
+static void missing_scales(void* arg) {
+    (void)arg;
+    uint8_t x[64] = {0};
+    float c[64];
+    Side a = plain_side(mat(x, 2, 3, INT8), false);
+    a.gran = PER_TENSOR;
+    cpu_gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
+}
+
+static void errors_case(void) {
+    expect_exit(mismatched_product, NULL, kExitBug, "gemm: (2, 2) = (2, 3) (2, 4)^T", "gemm K mismatch");
+    expect_exit(transposed_codes, NULL, kExitBug, "transposed side in int8", "gemm transposed codes");
+    expect_exit(scales_along_k, NULL, kExitBug, "scales along K", "gemm transposed row scales");
+    expect_exit(missing_scales, NULL, kExitBug, "without scales", "gemm missing scales");
+}
+
+static int print_fingerprint(void) {
+    uint64_t hash = kFingerprintStart;
+    for (int k = 0; k < COUNT(kKinds); k++) {
+        Input a = make_input(150, 301, kKinds[k]), b = make_input(290, 301, kKinds[k]);
+        Output o = make_output(150, 290, F32, false);
+        cpu_gemm(o.c, a.side, b.side, 1);
+        hash = fingerprint_add(hash, o.c.data, mat_bytes(o.c));
+        free_input(&a);
+        free_input(&b);
+        free_output(&o);
+    }
+    printf("%016llx\n", (unsigned long long)hash);
+    return 0;
+}
+static const char* program;
+static void threads_case(void) { same_bits_on_any_threads(program, "gemm"); }
+
+static const Case cases[] = {
+    {"gemm.errors", errors_case}, {"gemm.kinds", kinds_case}, {"gemm.shapes", shapes_case},
+    {"gemm.beta", beta_case},     {"gemm.exact", exact_case}, {"gemm.threads", threads_case},
+};
+
+int main(int argc, char** argv) {
+    program = argv[0];
+    if (argc == 2 && !strcmp(argv[1], "--fingerprint")) return print_fingerprint();
+    return test_main(cases, COUNT(cases), argc, argv);
+}

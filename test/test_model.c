@@ -1,0 +1,380 @@
+// The whole model: against Hugging Face's float64 logits, gradients and optimizer steps; against finite differences; and the
+// invariances (recompute, pieces of logits, packing) bit for bit.
+#include <dirent.h>
+
+#include "../data/json.h"
+#include "../data/safetensors.h"
+#include "model_fixture.h"
+
+// ---- Hugging Face fixtures
+
+typedef struct {
+    char dir[1024];
+    const char* name;
+    HfModel* source;
+    Config config;
+    SafeTensors* expected;
+    json_t* numbers;
+    TestBatch batch;
+} Fixture;
+
+static int* pack_ints(const SafeTensors* file, const char* name, size_t shape[2]) {
+    const Tensor* t = safetensors_find(file, name);
+    check(t && t->rank == 2, "the fixture has no %s", name);
+    int* x = (int*)host_alloc(sizeof(int) * t->elements);
+    tensor_read_ints(t, 0, t->elements, x);
+    shape[0] = t->shape[0];
+    shape[1] = t->shape[1];
+    return x;
+}
+
+static Fixture fixture_open(const char* root, const char* name) {
+    Fixture f;
+    memset(&f, 0, sizeof f);
+    f.name = name;
+    snprintf(f.dir, sizeof f.dir, "%s/%s", root, name);
+    char path[1200];
+    f.source = hf_model_open(f.dir, &f.config);
+    snprintf(path, sizeof path, "%s/expected.safetensors", f.dir);
+    f.expected = safetensors_open(path);
+    snprintf(path, sizeof path, "%s/expected.json", f.dir);
+    f.numbers = json_parse_file(path);
+    size_t shape[2];
+    int* ids = pack_ints(f.expected, "input_ids", shape);
+    int* labels = pack_ints(f.expected, "labels", shape);
+    f.batch = test_batch(ids, labels, (int)shape[0], (int)shape[1]);
+    free(ids);
+    free(labels);
+    return f;
+}
+
+static void fixture_close(Fixture* f) {
+    hf_model_close(f->source);
+    safetensors_close(f->expected);
+    json_decref(f->numbers);
+    free(f->batch.storage);
+}
+
+static TestModel fixture_model(const Fixture* f, const Ops* ops, const char* recipe, Recompute recompute) {
+    return test_model(&f->config, ops, recipe_find(recipe), recompute, f->batch.B, f->batch.T, read_hf_rows, f->source);
+}
+
+static float* expected_floats(const Fixture* f, const char* name) {
+    const Tensor* t = safetensors_find(f->expected, name);
+    check(t, "%s: no %s", f->name, name);
+    float* x = (float*)host_alloc(sizeof(float) * t->elements);
+    tensor_read(t, 0, t->elements, F32, x);
+    return x;
+}
+
+static void check_logits(const Fixture* f) {
+    TestModel t = fixture_model(f, &cpu_f32_ops, "bf16", RECOMPUTE_NONE);
+    size_t n = (size_t)t.BT * f->config.V;
+    float *got = (float*)host_alloc(sizeof(float) * n), *want = expected_floats(f, "logits");
+    model_logits(t.model, &f->batch.arrays, got);
+    close_to(got, want, n, 1e-5, "%s logits", f->name);
+    free(got);
+    free(want);
+    test_model_free(&t);
+}
+
+static double number_at(const json_t* array, int i) { return json_number_value(json_array_get(array, (size_t)i)); }
+
+static void check_gradients(const Fixture* f) {
+    TestModel t = fixture_model(f, &cpu_f32_ops, "bf16", RECOMPUTE_NONE);
+    double loss = test_gradients(&t, &f->batch), want_loss = json_number_value(json_object_get(f->numbers, "loss"));
+    ok(fabs(loss - want_loss) < 1e-5 * want_loss, "%s loss %.7f, wanted %.7f", f->name, loss, want_loss);
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(&f->config, specs);
+    for (int i = 0; i < count; i++) {
+        for (int l = 0; l < (specs[i].per_layer ? f->config.L : 1); l++) {
+            char param[128], name[160];
+            param_name(&specs[i], l, param, sizeof param);
+            snprintf(name, sizeof name, "grad.%s", param);
+            float *want = expected_floats(f, name), *got = test_gradient(&t, i, l);
+            close_to(got, want, (size_t)specs[i].rows * specs[i].cols, 1e-4, "%s %s", f->name, name);
+            free(want);
+            free(got);
+        }
+    }
+    test_model_free(&t);
+}
+
+static void check_adamw(const Fixture* f) {
+    const json_t* adamw = json_object_get(f->numbers, "adamw");
+    const json_t *losses = json_object_get(adamw, "losses"), *norms = json_object_get(adamw, "grad_norms");
+    int steps = (int)json_integer_value(json_object_get(adamw, "steps"));
+    check(steps > 0 && (int)json_array_size(losses) == steps, "%s: no AdamW losses", f->name);
+    OptimConfig config = {(float)json_number_value(json_object_get(adamw, "lr")), 0, steps, SCHEDULE_CONSTANT, 0.9f, 0.999f,
+                          1e-8f, 0, 0, 1};
+    TestModel t = fixture_model(f, &cpu_f32_ops, "bf16", RECOMPUTE_NONE);
+    Optim optim = optim_new(t.ops, config);
+    double worst_loss = 0, worst_norm = 0;
+    for (int step = 1; step <= steps; step++) {
+        double loss = test_gradients(&t, &f->batch);
+        optim_step(&optim, t.shard, step);
+        model_weights_changed(t.model);
+        worst_loss = fmax(worst_loss, fabs(loss / number_at(losses, step - 1) - 1));
+        worst_norm = fmax(worst_norm, fabs(optim_grad_norm(&optim) / number_at(norms, step - 1) - 1));
+    }
+    ok(worst_loss <= 1e-4, "%s AdamW, %d losses: err %.2e (%.0f%% of tol)", f->name, steps, worst_loss, 100 * worst_loss / 1e-4);
+    ok(worst_norm <= 1e-3, "%s AdamW, %d gradient norms: err %.2e (%.0f%% of tol)", f->name, steps, worst_norm,
+       100 * worst_norm / 1e-3);
+    optim_free(&optim);
+    test_model_free(&t);
+}
+
+static void each_fixture(void (*run)(const Fixture* f)) {
+    const char* root = refpack("fixtures");
+    if (!root) return;
+    DIR* dir = opendir(root);
+    check(dir, "%s cannot be read", root);
+    int found = 0;
+    for (struct dirent* e = readdir(dir); e; e = readdir(dir)) {
+        char path[1400];
+        snprintf(path, sizeof path, "%s/%s/config.json", root, e->d_name);
+        if (access(path, R_OK)) continue;
+        Fixture f = fixture_open(root, e->d_name);
+        run(&f);
+        fixture_close(&f);
+        found++;
+    }
+    closedir(dir);
+    if (!found) skip("fixtures: no model in the reference pack");
+}
+
+static void logits_case(void) { each_fixture(check_logits); }
+static void gradients_case(void) { each_fixture(check_gradients); }
+static void adamw_case(void) { each_fixture(check_adamw); }
+
+// ---- a small model of random weights, for everything that needs no reference
+
+static Config small_config(bool tied) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.V = 61;
+    c.C = 48;
+    c.L = 2;
+    c.NH = 4;
+    c.NKV = 2;
+    c.HD = 12;
+    c.F = 72;
+    c.max_T = 64;
+    c.norm_eps = 1e-5f;
+    c.rope_theta = 10000;
+    c.tied = tied;
+    c.bos = c.eos = -1;
+    return c;
+}
+
+static TestBatch random_batch(int B, int T, int V) {
+    int n = B * T;
+    int *tokens = (int*)host_alloc(sizeof(int) * (size_t)n), *labels = (int*)host_alloc(sizeof(int) * (size_t)n);
+    for (int i = 0; i < n; i++) {
+        tokens[i] = (int)(test_uniform() * V);
+        labels[i] = test_uniform() < 0.2 ? -100 : tokens[i];
+    }
+    TestBatch b = test_batch(tokens, labels, B, T);
+    free(tokens);
+    free(labels);
+    return b;
+}
+
+// Weights large enough that every layer matters: normal(0, 0.2).
+static TestModel random_model(const Config* c, const Ops* ops, const char* recipe, Recompute recompute, int B, int T) {
+    RandomWeights random = {c, 7, 0.2f};
+    return test_model(c, ops, recipe_find(recipe), recompute, B, T, random_weights_read, &random);
+}
+
+// Directional finite differences of the loss over all parameters at once, in random directions. A gradient with one tensor's
+// sign flipped has to fail the same comparison.
+static double directional(TestModel* t, int spec, int layers, float* direction[], int planted, double* along) {
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(&t->config, specs);
+    for (int l = 0; l < layers; l++) {
+        float* g = test_gradient(t, spec, l);
+        size_t n = (size_t)specs[spec].rows * specs[spec].cols;
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)g[i] * direction[l][i];
+        *along += spec == planted ? -sum : sum;
+        free(g);
+    }
+    return *along;
+}
+
+typedef struct {
+    const Config* config;
+    RandomWeights base;
+    float*** direction;   // [spec][layer], as the parameter
+    double step;
+} Moved;
+
+static void moved_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    Moved* m = (Moved*)self;
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(m->config, specs);
+    int cols = specs[spec].cols;
+    random_weights_read(&m->base, spec, layer, row0, rows, dst);
+    int l = specs[spec].per_layer ? layer : 0;
+    for (int i = 0; i < rows * cols; i++) dst[i] += (float)(m->step * m->direction[spec][l][(size_t)row0 * cols + i]);
+}
+
+static double moved_loss(const Config* c, Moved* m, double step, const TestBatch* b) {
+    m->step = step;
+    TestModel t = test_model(c, &cpu_f32_ops, recipe_find("bf16"), RECOMPUTE_NONE, b->B, b->T, moved_rows, m);
+    double loss = test_loss(&t, b);
+    test_model_free(&t);
+    return loss;
+}
+
+static void finite_differences_case(void) {
+    for (int tied = 0; tied < 2; tied++) {
+        Config c = small_config(tied);
+        TestBatch b = random_batch(2, 19, c.V);
+        TestModel t = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, b.B, b.T);
+        test_gradients(&t, &b);
+        ParamSpec specs[kMaxParamSpecs];
+        int count = param_specs(&c, specs);
+        // One direction per parameter, so that a single wrong gradient cannot hide behind the others.
+        for (int s = 0; s < count; s++) {
+            int layers = specs[s].per_layer ? c.L : 1;
+            float** zero_or[kMaxParamSpecs];
+            for (int i = 0; i < count; i++) {
+                int n_layers = specs[i].per_layer ? c.L : 1;
+                zero_or[i] = (float**)host_alloc(sizeof(float*) * (size_t)n_layers);
+                for (int l = 0; l < n_layers; l++)
+                    zero_or[i][l] = test_normals((size_t)specs[i].rows * specs[i].cols, i == s ? 1.0f : 0.0f);
+            }
+            Moved moved = {&c, {&c, 7, 0.2f}, zero_or, 0};
+            double along = 0, wrong = 0, h = 2e-3;
+            directional(&t, s, layers, zero_or[s], -1, &along);
+            directional(&t, s, layers, zero_or[s], s, &wrong);
+            // Two step sizes cancel the cubic term (Richardson).
+            double near = (moved_loss(&c, &moved, h, &b) - moved_loss(&c, &moved, -h, &b)) / (2 * h);
+            double far = (moved_loss(&c, &moved, 2 * h, &b) - moved_loss(&c, &moved, -2 * h, &b)) / (4 * h);
+            double measured = (4 * near - far) / 3, scale = fmax(fabs(measured), 0.05);
+            double err = fabs(along - measured) / scale, planted = fabs(wrong - measured) / scale;
+            ok(err < 5e-3 && planted > 0.02, "finite differences %s%s: %.5f, measured %.5f, err %.1e (sign flipped %.1e)",
+               specs[s].name, tied ? " tied" : "", along, measured, err, planted);
+            for (int i = 0; i < count; i++) {
+                for (int l = 0; l < (specs[i].per_layer ? c.L : 1); l++) free(zero_or[i][l]);
+                free(zero_or[i]);
+            }
+        }
+        test_model_free(&t);
+        free(b.storage);
+    }
+}
+
+static bool same_gradients(TestModel* a, TestModel* b) {
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(&a->config, specs);
+    bool same = true;
+    for (int i = 0; i < count; i++)
+        for (int l = 0; l < (specs[i].per_layer ? a->config.L : 1); l++) {
+            float *x = test_gradient(a, i, l), *y = test_gradient(b, i, l);
+            same = same && !memcmp(x, y, sizeof(float) * (size_t)specs[i].rows * specs[i].cols);
+            free(x);
+            free(y);
+        }
+    return same;
+}
+
+static void recompute_case(void) {
+    Config c = small_config(true);
+    TestBatch b = random_batch(2, 24, c.V);
+    const char* const recipes[] = {"bf16", "halo0-fp8", "halo1-fp6", "halo2-int8", "switchback-int8", "jetfire-int8"};
+    const Ops* const backends[] = {&cpu_f32_ops, &cpu_bf16_ops};
+    for (int k = 0; k < COUNT(backends); k++)
+        for (int r = 0; r < COUNT(recipes); r++) {
+            TestModel none = random_model(&c, backends[k], recipes[r], RECOMPUTE_NONE, b.B, b.T);
+            double loss = test_gradients(&none, &b);
+            const struct {
+                const char* name;
+                Recompute how;
+            } ways[] = {{"norm-act", RECOMPUTE_NORM_ACT}, {"block", RECOMPUTE_BLOCK}};
+            for (int w = 0; w < COUNT(ways); w++) {
+                TestModel again = random_model(&c, backends[k], recipes[r], ways[w].how, b.B, b.T);
+                double again_loss = test_gradients(&again, &b);
+                ok(loss == again_loss && same_gradients(&none, &again), "recompute %s = none, %s %s, bit for bit", ways[w].name,
+                   backends[k]->name, recipes[r]);
+                test_model_free(&again);
+            }
+            test_model_free(&none);
+        }
+    free(b.storage);
+}
+
+// Two documents in one row see nothing of each other: the loss of each position is what it is when each has a row.
+static void packing_case(void) {
+    Config c = small_config(false);
+    int T = 24, cut = 10;
+    TestBatch packed = random_batch(1, T, c.V), split = random_batch(2, T, c.V);
+    int *tokens = packed.storage, *pos = tokens + 2 * T, *start = tokens + 3 * T, *end = tokens + 4 * T;
+    int *two = split.storage, *two_targets = two + 2 * T;
+    for (int i = 0; i < T; i++) {
+        bool second = i >= cut;
+        pos[i] = second ? i - cut : i;
+        start[i] = second ? cut : 0;
+        end[i] = second ? T : cut;
+        int at = second ? T + i - cut : i;
+        two[at] = tokens[i];
+        two_targets[at] = packed.arrays.targets[i];
+    }
+    TestModel one_row = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 1, T);
+    TestModel two_rows = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 2, T);
+    model_loss(one_row.model, &packed.arrays, one_row.losses);
+    model_loss(two_rows.model, &split.arrays, two_rows.losses);
+    float a[24], b[48];
+    memcpy(a, one_row.losses, sizeof a);
+    memcpy(b, two_rows.losses, sizeof b);
+    float worst = 0;
+    for (int i = 0; i < T; i++) worst = fmaxf(worst, fabsf(a[i] - b[i >= cut ? T + i - cut : i]));
+    ok(worst < 1e-5f, "packing: two documents in a row lose what they lose alone, to %.1e", (double)worst);
+    test_model_free(&one_row);
+    test_model_free(&two_rows);
+    free(packed.storage);
+    free(split.storage);
+}
+
+// The same gradients whether a batch comes in one micro-step or in two.
+static void accumulation_case(void) {
+    Config c = small_config(true);
+    int T = 16;
+    TestBatch whole = random_batch(2, T, c.V);
+    TestModel a = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 2, T);
+    TestModel b = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 1, T);
+    test_gradients(&a, &whole);
+    shard_begin_step(b.shard);
+    for (int half = 0; half < 2; half++) {
+        const int* tokens = whole.arrays.tokens + half * T;
+        int labels[16];
+        for (int i = 0; i < T; i++) labels[i] = i ? whole.arrays.targets[half * T + i - 1] : -100;
+        TestBatch row = test_batch(tokens, labels, 1, T);
+        model_train_step(b.model, &row.arrays, 1.0f / (float)whole.scored, b.losses);
+        shard_end_micro_step(b.shard);
+        free(row.storage);
+    }
+    shard_finish_gradients(b.shard, finish_test_gradient, b.model);
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(&c, specs);
+    for (int i = 0; i < count; i++) {
+        float *x = test_gradient(&a, i, 0), *y = test_gradient(&b, i, 0);
+        close_to(y, x, (size_t)specs[i].rows * specs[i].cols, 1e-5, "accumulation %s", specs[i].name);
+        free(x);
+        free(y);
+    }
+    test_model_free(&a);
+    test_model_free(&b);
+    free(whole.storage);
+}
+
+static const Case cases[] = {{"model.logits", logits_case},
+                             {"model.gradients", gradients_case},
+                             {"model.adamw", adamw_case},
+                             {"model.finite_differences", finite_differences_case},
+                             {"model.recompute", recompute_case},
+                             {"model.packing", packing_case},
+                             {"model.accumulation", accumulation_case}};
+
+int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

@@ -1,0 +1,970 @@
+// train_llama3: fine-tunes Llama-3 models with every large matrix product in 8 or 6 bits.
+//
+// This file is the program: flags, sub-commands, the training loop. It holds no CUDA; nvcc builds it where there is a GPU, a
+// C compiler (-x c) where there is none. The model is in halo/, everything on disk in data/.
+#include <errno.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "data/batch.h"
+#include "data/checkpoint.h"
+#include "data/files.h"
+#include "data/hf_config.h"
+#include "data/hf_model.h"
+#include "data/json.h"
+#include "halo/optim.h"
+#include "halo/rng.h"
+#include "halo/sampler.h"
+
+// ---- flags: ONE table makes the parser, --help, the start-up print, and what a resumed run has to share
+
+typedef struct {
+    const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *long_policy;
+    const char *level, *dtype, *recipe, *backend, *recompute, *master, *grad_dtype, *state_dtype;
+    const char *schedule, *out, *log, *prompt, *metric;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, max_tokens, seed;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
+    bool pack, train_on_prompt, resume, help;
+} Options;
+
+typedef enum { TEXT, INTEGER, NUMBER, SWITCH } FlagType;
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
+
+typedef struct {
+    const char* name;
+    FlagType type;
+    size_t at;             // of the field in Options
+    int commands;
+    bool defines_run;      // a resumed run must have it as it was
+    const char* fallback;
+    const char* choices;   // "a|b|c", or the name of the value
+    const char* help;
+} Flag;
+
+#define AT(field) offsetof(Options, field)
+static const Flag kFlags[] = {
+    {"model", TEXT, AT(model), kAll, true, NULL, "DIR", "Hugging Face directory: config.json, *.safetensors, tokenizer.json"},
+    {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
+    {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
+    {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
+    {"layers", INTEGER, AT(layers), TRAIN | BENCH, true, "0", "N", "cut the model to its first N layers"},
+    {"data", TEXT, AT(data), TRAIN | EVAL | GENERATE, true, NULL, "FILE", ".jsonl (messages | prompt+completion | instruction+output | question+answer | text) or ViGGO .csv"},
+    {"val", TEXT, AT(val), TRAIN, false, NULL, "FILE", "evaluate on this file as well"},
+    {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE, true, "auto", "auto|llama3|chatml|none", "chat template; auto reads the model's"},
+    {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH, true, "512", "N", "tokens in a row"},
+    {"pack", SWITCH, AT(pack), TRAIN | EVAL, true, NULL, NULL, "several examples in a row, hidden from each other"},
+    {"long", TEXT, AT(long_policy), TRAIN | EVAL, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
+    {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL, true, NULL, NULL, "score the prompt's tokens too"},
+    {"level", TEXT, AT(level), TRAIN | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
+    {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to"},
+    {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
+    {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
+    {"backend", TEXT, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
+    {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
+    {"accum", INTEGER, AT(accum), TRAIN | BENCH, true, "1", "N", "micro-steps per optimizer step"},
+    {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
+    {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
+    {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
+    {"warmup", INTEGER, AT(warmup), TRAIN, true, "20", "N", "steps from 0 to the peak"},
+    {"schedule", TEXT, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
+    {"weight-decay", NUMBER, AT(weight_decay), TRAIN, true, "0", "X", "decoupled, not on norms"},
+    {"beta1", NUMBER, AT(beta1), TRAIN, true, "0.9", "X", "AdamW"},
+    {"beta2", NUMBER, AT(beta2), TRAIN, true, "0.999", "X", "AdamW"},
+    {"eps", NUMBER, AT(eps), TRAIN, true, "1e-8", "X", "AdamW"},
+    {"clip", NUMBER, AT(clip), TRAIN, true, "0", "X", "clip the gradient's norm; 0: never"},
+    {"seed", INTEGER, AT(seed), TRAIN | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
+    {"master", TEXT, AT(master), TRAIN | BENCH, true, "fp32", "fp32|bf16-sr", "FP32 master weights, or BF16 with stochastic rounding"},
+    {"grad-dtype", TEXT, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
+    {"state-dtype", TEXT, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
+    {"recompute", TEXT, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
+    {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, false, "256", "N", "most logits held at once"},
+    {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "3", "N", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights"},
+    {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
+    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
+    {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
+    {"keep", INTEGER, AT(keep), TRAIN, false, "1", "N", "checkpoints to keep"},
+    {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
+    {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
+    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
+    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss", "what to evaluate"},
+    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
+    {"max-tokens", INTEGER, AT(max_tokens), GENERATE, false, "256", "N", "longest answer"},
+    {"temperature", NUMBER, AT(temperature), GENERATE, false, "0", "X", "0: greedy"},
+    {"top-p", NUMBER, AT(top_p), GENERATE, false, "1", "X", "sample within this much probability"},
+    {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
+};
+enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
+
+static const struct {
+    const char* name;
+    int bit;
+    const char* help;
+} kCommands[] = {
+    {"train", TRAIN, "fine-tune (the default)"},
+    {"eval", EVAL, "the loss on a data file"},
+    {"generate", GENERATE, "answer a prompt, or every prompt of a data file"},
+    {"bench", BENCH, "time optimizer steps on random tokens"},
+    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory"},
+};
+enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
+
+// What defines a run names its checkpoints too.
+static bool takes(const Flag* f, int command) {
+    return (f->commands & command) || (command == EXPORT && f->defines_run && (f->commands & TRAIN));
+}
+
+static void* field(Options* o, const Flag* f) { return (char*)o + f->at; }
+
+static bool one_of(const char* value, const char* choices) {
+    size_t n = strlen(value);
+    for (const char* p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
+        if (!strncmp(p, value, n) && (p[n] == '|' || p[n] == 0)) return true;
+    return false;
+}
+
+static void set_flag(Options* o, const Flag* f, const char* value) {
+    char* end = NULL;
+    errno = 0;
+    switch (f->type) {
+        case TEXT:
+            if (f->choices && strchr(f->choices, '|') && !one_of(value, f->choices))
+                user_error("--%s %s: must be one of %s", f->name, value, f->choices);
+            *(const char**)field(o, f) = value;
+            return;
+        case INTEGER: {
+            long n = strtol(value, &end, 10);
+            if (end == value || *end || errno || n < 0 || n > 2000000000)
+                user_error("--%s %s: a whole number from 0 to 2000000000 is expected", f->name, value);
+            *(int*)field(o, f) = (int)n;
+            return;
+        }
+        case NUMBER: {
+            double x = strtod(value, &end);
+            if (end == value || *end || !isfinite(x) || x < 0) user_error("--%s %s: a number >= 0 is expected", f->name, value);
+            *(double*)field(o, f) = x;
+            return;
+        }
+        case SWITCH: *(bool*)field(o, f) = true; return;
+    }
+}
+
+// A flag's value as text, "" for an unset one.
+static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
+    const void* p = (const char*)o + f->at;
+    switch (f->type) {
+        case TEXT: return *(const char* const*)p ? *(const char* const*)p : "";
+        case INTEGER: snprintf(text, 64, "%d", *(const int*)p); return text;
+        case NUMBER: snprintf(text, 64, "%g", *(const double*)p); return text;
+        case SWITCH: return *(const bool*)p ? "yes" : "";
+    }
+    return "";
+}
+
+static int common_prefix(const char* a, const char* b) {
+    int n = 0;
+    while (a[n] && a[n] == b[n]) n++;
+    return n;
+}
+
+static void unknown_flag(const char* name, const char* command, int bit) {
+    const Flag* near = NULL;
+    int best = 1;
+    for (int i = 0; i < kFlagCount; i++) {
+        if (!strcmp(kFlags[i].name, name)) user_error("--%s: '%s' does not take it; see train_llama3 %s --help", name, command, command);
+        int same = common_prefix(kFlags[i].name, name);
+        if (takes(&kFlags[i], bit) && same > best) best = same, near = &kFlags[i];
+    }
+    if (near) user_error("--%s: no such flag; did you mean --%s? (train_llama3 %s --help lists all)", name, near->name, command);
+    user_error("--%s: no such flag; train_llama3 %s --help lists all", name, command);
+}
+
+static void print_help(const char* command, int bit) {
+    puts("usage: train_llama3 [train] | eval | generate | bench | export   --flag value ...\n");
+    for (int i = 0; i < kCommandCount; i++) printf("  %-9s %s\n", kCommands[i].name, kCommands[i].help);
+    printf("\nflags of %s:\n", command);
+    for (int i = 0; i < kFlagCount; i++) {
+        const Flag* f = &kFlags[i];
+        if (!takes(f, bit)) continue;
+        printf("  --%-16s %s", f->name, f->help);
+        if (f->choices) printf(" (%s%s%s)", f->choices, f->fallback ? "; default " : "", f->fallback ? f->fallback : "");
+        putchar('\n');
+    }
+    printf("\npresets: %s\nrecipes:", config_preset_names());
+    int count;
+    const Recipe* table = recipe_table(&count);
+    for (int i = 0; i < count; i++) printf(" %s", table[i].name);
+    putchar('\n');
+}
+
+static Options parse(int argc, char** argv, int* command) {
+    int first = 1, which = 0;
+    if (argc > 1 && argv[1][0] != '-') {
+        for (which = 0; which < kCommandCount && strcmp(argv[1], kCommands[which].name); which++) {}
+        if (which == kCommandCount) user_error("%s: no such command; train_llama3 --help lists them", argv[1]);
+        first = 2;
+    }
+    *command = kCommands[which].bit;
+    Options o;
+    memset(&o, 0, sizeof o);
+    for (int i = 0; i < kFlagCount; i++)
+        if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback);
+    for (int a = first; a < argc; a++) {
+        if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
+        const char* name = argv[a] + 2;
+        const Flag* found = NULL;
+        for (int i = 0; i < kFlagCount; i++)
+            if (!strcmp(kFlags[i].name, name) && takes(&kFlags[i], *command)) found = &kFlags[i];
+        if (!found) unknown_flag(name, kCommands[which].name, *command);
+        if (found->type == SWITCH) set_flag(&o, found, "");
+        else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
+        else set_flag(&o, found, argv[++a]);
+    }
+    if (o.help) {
+        print_help(kCommands[which].name, *command);
+        exit(0);
+    }
+    return o;
+}
+
+static void print_flags(const Options* o, int command) {
+    char text[64];
+    int column = 0;
+    for (int i = 0; i < kFlagCount; i++) {
+        const char* value = flag_text(o, &kFlags[i], text);
+        if (!takes(&kFlags[i], command) || !*value) continue;
+        int width = (int)strlen(kFlags[i].name) + (int)strlen(value) + 4;
+        if (column && column + width > 118) putchar('\n'), column = 0;
+        column += printf("%s%s=%s", column ? "  " : "", kFlags[i].name, value);
+    }
+    putchar('\n');
+}
+
+// ---- what every command sets up
+
+typedef struct {
+    Options o;
+    const Comm* comm;
+    const Ops* ops;
+    const Recipe* recipe;
+    Config config;
+    HfModel* source;          // NULL: random weights
+    const char* source_dir;   // of config.json; NULL for a preset
+    Tokenizer* tokenizer;     // NULL if the command needs none
+    const char* tokenizer_dir;
+    ChatFormat chat;
+    Shard* shard;
+} Session;
+
+static bool leads(const Session* s) { return s->comm->rank == 0; }
+
+static const Ops* pick_backend(const char* name) {
+    if (!strcmp(name, "cpu")) return &cpu_bf16_ops;
+    if (!strcmp(name, "cpu-f32")) return &cpu_f32_ops;
+#ifdef HALO_CUDA
+    if (cuda_device_count() > 0) return &cuda_ops;
+    if (!strcmp(name, "cuda")) user_error("--backend cuda: no usable GPU was found (nvidia-smi shows what the driver sees)");
+#else
+    if (!strcmp(name, "cuda")) user_error("--backend cuda: this program was built without CUDA; install nvcc and run make again");
+#endif
+    return &cpu_bf16_ops;
+}
+
+// config.json, --preset or --from-scratch, and where its tokenizer is.
+static void open_source(Session* s) {
+    const Options* o = &s->o;
+    if (!!o->model + !!o->preset + !!o->from_scratch != 1)
+        user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
+    if (o->model) {
+        s->source = hf_model_open(o->model, &s->config);
+        s->source_dir = o->model;
+    } else if (o->from_scratch) {
+        hf_config_read(o->from_scratch, &s->config);
+        s->source_dir = o->from_scratch;
+    } else if (!config_preset(&s->config, o->preset)) {
+        user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
+    }
+    if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
+    if (o->layers) s->config.L = o->layers;
+    s->tokenizer_dir = o->tokenizer ? o->tokenizer : s->source_dir;
+}
+
+static void open_tokenizer(Session* s) {
+    if (!s->tokenizer_dir) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
+    s->tokenizer = tokenizer_load(s->tokenizer_dir);
+    if (tokenizer_size(s->tokenizer) > s->config.V)
+        user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_dir,
+                   tokenizer_size(s->tokenizer), s->config.V);
+    s->chat = chat_detect(s->tokenizer_dir, s->tokenizer, strcmp(s->o.chat, "auto") ? s->o.chat : NULL);
+}
+
+static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    hf_model_rows((const HfModel*)self, spec, layer, row0, rows, F32, dst);
+}
+
+static Fmt state_fmt(const char* name) { return strcmp(name, "bf16") ? F32 : BF16; }
+
+static ShardOptions shard_options(const Session* s, bool train) {
+    ShardOptions shard = {s->o.zero, s->o.master && !strcmp(s->o.master, "fp32"), F32, F32, train};
+    if (!train) return shard;
+    if (shard.zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", shard.zero);
+    shard.grad_fmt = state_fmt(s->o.grad_dtype);
+    shard.state_fmt = state_fmt(s->o.state_dtype);
+    return shard;
+}
+
+static void load_weights(Session* s, bool train) {
+    s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
+    RandomWeights random = {&s->config, (uint64_t)s->o.seed, 0.02f};
+    if (s->source) shard_load(s->shard, read_source_rows, s->source);
+    else shard_load(s->shard, random_weights_read, &random);
+}
+
+static Session session_open(Options o) {
+    Session s;
+    memset(&s, 0, sizeof s);
+    s.o = o;
+    s.comm = comm_start();
+    s.ops = pick_backend(o.backend);
+    open_source(&s);
+    return s;
+}
+
+static void session_close(Session* s) {
+    if (s->shard) shard_free(s->shard);
+    if (s->source) hf_model_close(s->source);
+    if (s->tokenizer) {
+        chat_free(&s->chat);
+        tokenizer_free(s->tokenizer);
+    }
+    s->comm->finish();
+}
+
+static const Recipe* pick_recipe(const Options* o) {
+    if (!o->recipe) return recipe_pick(o->level, o->dtype);
+    const Recipe* r = recipe_find(o->recipe);
+    if (!r) user_error("--recipe %s: no such row; train_llama3 --help lists them", o->recipe);
+    return r;
+}
+
+static ModelOptions model_options(const Session* s, bool train) {
+    const Options* o = &s->o;
+    if (o->seq < 1 || o->batch < 1) user_error("--batch %d --seq %d: both must be at least 1", o->batch, o->seq);
+    if (o->seq > s->config.max_T)
+        user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
+    if ((double)o->batch * o->seq > 1 << 24) user_error("--batch %d --seq %d: more than %d tokens a micro-step", o->batch, o->seq, 1 << 24);
+    Recompute recompute = RECOMPUTE_NONE;
+    if (train && !strcmp(o->recompute, "norm-act")) recompute = RECOMPUTE_NORM_ACT;
+    if (train && !strcmp(o->recompute, "block")) recompute = RECOMPUTE_BLOCK;
+    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block};
+    return m;
+}
+
+static DataOptions data_options(const Session* s) {
+    DataOptions d = {&s->chat, s->o.seq, s->o.pack, s->o.train_on_prompt,
+                     strcmp(s->o.long_policy, "skip") ? LONG_TRUNCATE : LONG_SKIP};
+    return d;
+}
+
+static Dataset* open_data(const Session* s, const char* path) {
+    DataOptions options = data_options(s);
+    Dataset* d = dataset_load(path, s->tokenizer, &options);
+    const DataStats* n = dataset_stats(d);
+    if (leads(s))
+        printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
+               n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
+    return d;
+}
+
+static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ---- writing models
+
+typedef struct {
+    Shard* shard;
+} Weights;
+
+static void weights_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
+    shard_read(((Weights*)self)->shard, spec, layer, row0, rows, dst);
+}
+
+static void write_model(Session* s, const char* dir) {
+    Weights weights = {s->shard};
+    size_t shard_bytes = (size_t)(s->o.shard_gb * 1e9);
+    HfOutput out = {leads(s) ? dir : NULL, s->o.layers ? NULL : s->source_dir, s->tokenizer_dir, s->ops->act,
+                    shard_bytes ? shard_bytes : kDefaultShardBytes};
+    hf_model_write(&out, &s->config, weights_rows, &weights);
+    if (leads(s)) printf("wrote %s\n", dir);
+}
+
+// ---- checkpoints
+
+typedef struct {
+    int64_t step, epoch, step_in_epoch;   // finished so far
+} Progress;
+
+typedef struct {
+    const Ops* ops;
+    char* data;
+} OnBackend;
+
+static void blob_read(void* self, size_t offset, size_t bytes, void* dst) {
+    OnBackend* b = (OnBackend*)self;
+    b->ops->download(dst, b->data + offset, bytes);
+}
+static void blob_write(void* self, size_t offset, size_t bytes, const void* src) {
+    OnBackend* b = (OnBackend*)self;
+    b->ops->upload(b->data + offset, src, bytes);
+}
+
+static char* checkpoint_dir(const Session* s) { return path_join(s->o.out, "checkpoints"); }
+
+// Saves (path NULL) or loads everything that a run needs to go on bit for bit. Random numbers have no state of their own:
+// seed, step and position name them.
+static void checkpoint_state(Session* s, Progress* progress, const char* load_path) {
+    StateArray arrays[kMaxStateArrays];
+    Blob blobs[kMaxStateArrays];
+    OnBackend places[kMaxStateArrays];
+    int count = shard_state(s->shard, arrays);
+    for (int i = 0; i < count; i++) {
+        OnBackend place = {s->ops, (char*)arrays[i].data};
+        places[i] = place;
+        Blob blob = {arrays[i].name, arrays[i].bytes, blob_read, blob_write, &places[i]};
+        blobs[i] = blob;
+    }
+    const CheckpointNumber numbers[] = {
+        {"step", &progress->step}, {"epoch", &progress->epoch}, {"step_in_epoch", &progress->step_in_epoch}};
+    CheckpointSetting settings[kFlagCount];
+    static char texts[kFlagCount][64];
+    int setting_count = 0;
+    for (int i = 0; i < kFlagCount; i++) {
+        if (!kFlags[i].defines_run || !(kFlags[i].commands & TRAIN)) continue;
+        CheckpointSetting setting = {kFlags[i].name, flag_text(&s->o, &kFlags[i], texts[i])};
+        settings[setting_count++] = setting;
+    }
+    CheckpointState state = {s->comm->rank, s->comm->ranks, blobs, count, numbers, 3, settings, setting_count};
+    if (load_path) {
+        checkpoint_load(load_path, &state);
+        shard_state_restored(s->shard);
+        return;
+    }
+    char* dir = checkpoint_dir(s);
+    checkpoint_write(dir, (int)progress->step, &state);
+    s->comm->barrier();
+    if (leads(s)) checkpoint_commit(dir, (int)progress->step, s->comm->ranks, max_int(s->o.keep, 1));
+    s->comm->barrier();
+    if (leads(s)) printf("saved step %d in %s\n", (int)progress->step, dir);
+    free(dir);
+}
+
+static void resume(Session* s, Progress* progress) {
+    if (!s->o.out) user_error("--resume: name the run's folder with --out DIR");
+    char* dir = checkpoint_dir(s);
+    char* path = checkpoint_latest(dir);
+    if (!path) user_error("--resume: no complete checkpoint in %s", dir);
+    checkpoint_state(s, progress, path);
+    if (leads(s)) printf("resumed from %s\n", path);
+    free(path);
+    free(dir);
+}
+
+// ---- evaluation
+
+typedef struct {
+    double loss;   // mean over the scored tokens
+    size_t scored;
+} Evaluation;
+
+static Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
+    int rows = dataset_rows(d), B = s->o.batch, BT = B * s->o.seq, ranks = s->comm->ranks;
+    RowBatch batch = batch_new(B, s->o.seq);
+    float* host = (float*)host_alloc(sizeof(float) * (size_t)BT);
+    double sums[2] = {0, 0};   // loss, tokens
+    for (int first = 0; first < rows; first += B * ranks) {
+        batch_fill(&batch, d, first + s->comm->rank * B);
+        model_loss(model, &batch.arrays, losses);
+        s->ops->download(host, losses, sizeof(float) * (size_t)BT);
+        for (int i = 0; i < BT; i++) sums[0] += host[i];
+        sums[1] += batch.scored;
+    }
+    s->comm->host_sum(sums, 2);
+    free(host);
+    batch_free(&batch);
+    Evaluation e = {sums[0] / sums[1], (size_t)sums[1]};
+    return e;
+}
+
+static void print_evaluation(const char* path, Evaluation e) {
+    printf("%s: loss %.6f  perplexity %.4f  over %zu tokens\n", path, e.loss, exp(e.loss), e.scored);
+}
+
+static int command_eval(Options o) {
+    Session s = session_open(o);
+    if (!o.data) user_error("eval: name the data with --data FILE");
+    open_tokenizer(&s);
+    Dataset* d = open_data(&s, o.data);
+    load_weights(&s, false);
+    Model* model = model_new(&s.config, s.ops, recipe_find("bf16"), shard_units(s.shard), model_options(&s, false));
+    model_weights_changed(model);
+    float* losses = (float*)s.ops->alloc(sizeof(float) * (size_t)o.batch * o.seq);
+    Evaluation e = evaluate(&s, model, d, losses);
+    if (leads(&s)) print_evaluation(o.data, e);
+    s.ops->release(losses);
+    model_free(model);
+    dataset_free(d);
+    session_close(&s);
+    return 0;
+}
+
+// ---- training
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    interrupted = 1;
+    signal(signal_number, SIG_DFL);   // a second one ends the program at once
+}
+
+// Everything one optimizer step needs.
+typedef struct {
+    Model* model;
+    Optim optim;
+    RowBatch batch;
+    float *losses, *host_losses;   // (accum, BT)
+} Trainer;
+
+static Trainer trainer_new(const Session* s, int steps) {
+    const Options* o = &s->o;
+    Schedule schedule = !strcmp(o->schedule ? o->schedule : "constant", "linear") ? SCHEDULE_LINEAR
+                      : !strcmp(o->schedule ? o->schedule : "constant", "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
+    OptimConfig optim = {(float)o->lr, o->warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
+                         (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
+    size_t loss_bytes = sizeof(float) * (size_t)o->accum * o->batch * o->seq;
+    Trainer t;
+    t.model = model_new(&s->config, s->ops, s->recipe, shard_units(s->shard), model_options(s, true));
+    t.optim = optim_new(s->ops, optim);
+    t.batch = batch_new(o->batch, o->seq);
+    t.losses = (float*)s->ops->alloc(loss_bytes);
+    t.host_losses = (float*)host_alloc(loss_bytes);
+    model_weights_changed(t.model);
+    return t;
+}
+
+static void trainer_free(const Session* s, Trainer* t) {
+    model_free(t->model);
+    optim_free(&t->optim);
+    batch_free(&t->batch);
+    s->ops->release(t->losses);
+    free(t->host_losses);
+}
+
+static void finish_gradient(void* self, Mat g, Stack stack) { model_finish_gradients((const Model*)self, g, stack); }
+
+typedef struct {
+    double loss;
+    float grad_norm;
+    size_t tokens;   // not padding, on all ranks
+} StepResult;
+
+// One optimizer step over the global batch that begins at `first_row` of the planned epoch.
+static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
+    const Options* o = &s->o;
+    int ranks = s->comm->ranks, B = o->batch, BT = B * o->seq;
+    size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
+    double sums[2] = {0, 0};   // loss, tokens
+    shard_begin_step(s->shard);
+    for (int a = 0; a < o->accum; a++) {
+        batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
+        shard_end_micro_step(s->shard);
+        sums[1] += t->batch.used;
+    }
+    shard_finish_gradients(s->shard, finish_gradient, t->model);
+    optim_step(&t->optim, s->shard, step);
+    model_weights_changed(t->model);
+    s->ops->download(t->host_losses, t->losses, sizeof(float) * (size_t)o->accum * BT);
+    for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
+    s->comm->host_sum(sums, 2);
+    StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim), (size_t)sums[1]};
+    return r;
+}
+
+static void duration(double seconds, char text[32]) {
+    int t = (int)(seconds + 0.5);
+    if (t >= 3600) snprintf(text, 32, "%dh%02dm", t / 3600, t / 60 % 60);
+    else if (t >= 60) snprintf(text, 32, "%dm%02ds", t / 60, t % 60);
+    else snprintf(text, 32, "%ds", t);
+}
+
+typedef struct {
+    FILE* file;   // log.jsonl, or NULL
+    int steps;
+    double mean_step_seconds;   // smoothed
+} StepLog;
+
+static StepLog log_open(const Session* s, int steps) {
+    StepLog log = {NULL, steps, 0};
+    if (!s->o.log || !leads(s)) return log;
+    dir_make(s->o.log);
+    char* path = path_join(s->o.log, "log.jsonl");
+    log.file = fopen(path, s->o.resume ? "a" : "w");
+    if (!log.file) user_error("%s: cannot be written: %s", path, strerror(errno));
+    free(path);
+    return log;
+}
+
+static void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
+    log->mean_step_seconds = log->mean_step_seconds > 0 ? 0.9 * log->mean_step_seconds + 0.1 * seconds : seconds;
+    double eta = (log->steps - step) * log->mean_step_seconds, tokens_per_second = (double)r.tokens / seconds;
+    char eta_text[32];
+    duration(eta, eta_text);
+    printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
+           log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
+    fflush(stdout);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, "
+                       "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
+            step, epoch, r.loss, (double)r.grad_norm, (double)lr, tokens_per_second, eta);
+    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
+}
+
+static void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
+    print_evaluation(path, e);
+    if (log->file) fprintf(log->file, "{\"step\": %d, \"val_loss\": %.9g, \"val_tokens\": %zu}\n", step, e.loss, e.scored);
+}
+
+static void print_memory(const Session* s) {
+    ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
+    size_t model = model_bytes(&s->config, s->ops, s->recipe, model_options(s, true));
+    printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  activations and scratch %.3f  "
+           "together %.3f\n", gib(b.weights), gib(b.gradients), gib(b.optimizer), gib(b.gathered), gib(model),
+           gib(b.weights + b.gradients + b.optimizer + b.gathered + model));
+}
+
+static void print_start(const Session* s) {
+    const Config* c = &s->config;
+    printf("%s backend, %d rank%s (%s), recipe %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "", s->comm->name,
+           s->recipe->name);
+    if (!strncmp(s->recipe->name, "haloi", 5))
+        printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
+    printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",
+           (double)param_count(c) / 1e6, c->L, c->C, c->F, c->NH, c->NKV, c->HD, c->V, c->tied ? ", tied" : "");
+    print_memory(s);
+}
+
+static int command_train(Options o) {
+    Session s = session_open(o);
+    if (!o.data) user_error("train: name the data with --data FILE");
+    if (o.accum < 1) user_error("--accum 0: must be at least 1");
+    s.recipe = pick_recipe(&o);
+    if (leads(&s)) print_flags(&o, TRAIN);
+    model_options(&s, true);   // contradictions are told before anything is loaded
+    open_tokenizer(&s);
+    Dataset* data = open_data(&s, o.data);
+    Dataset* val = o.val ? open_data(&s, o.val) : NULL;
+    Progress done = {0, 0, 0};
+    int global_rows = o.batch * o.accum * s.comm->ranks;
+    int rows = dataset_plan(data, (uint64_t)o.seed, 0);
+    double steps_planned = o.steps ? o.steps : ceil(o.epochs * ceil_div(rows, global_rows));
+    if (steps_planned < 1 || steps_planned > 1e9) user_error("--epochs %g: that is %.0f steps", o.epochs, steps_planned);
+    int steps = (int)steps_planned;
+    if (leads(&s)) print_start(&s);
+    load_weights(&s, true);
+    if (o.resume) resume(&s, &done);
+    Trainer t = trainer_new(&s, steps);
+    StepLog log = log_open(&s, steps);
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+
+    if (done.epoch) rows = dataset_plan(data, (uint64_t)o.seed, (int)done.epoch);
+    while (done.step < steps && !interrupted) {
+        double start = seconds_now();
+        int step = (int)done.step + 1;
+        StepResult r = train_step(&s, &t, data, (int)done.step_in_epoch * global_rows, step);
+        if (!isfinite(r.loss) || !isfinite(r.grad_norm))
+            user_error("step %d: loss %g, gradient norm %g: not finite, and the weights were not updated; lower --lr or look at "
+                       "this step's data (checkpoints up to step %d are whole)", step, r.loss, (double)r.grad_norm, step - 1);
+        int steps_per_epoch = ceil_div(rows, global_rows);
+        double epoch = (double)done.epoch + (double)(done.step_in_epoch + 1) / steps_per_epoch;
+        if (leads(&s)) log_step(&log, step, epoch, r, optim_lr(&t.optim.config, step), seconds_now() - start);
+        done.step++;
+        if (++done.step_in_epoch == steps_per_epoch) {
+            done.step_in_epoch = 0;
+            rows = dataset_plan(data, (uint64_t)o.seed, (int)++done.epoch);
+        }
+        bool last = done.step == steps;
+        if (val && (last || (o.eval_every && step % o.eval_every == 0))) {
+            Evaluation e = evaluate(&s, t.model, val, t.losses);
+            if (leads(&s)) log_evaluation(&log, o.val, step, e);
+        }
+        double stop = interrupted;   // one decision for all ranks
+        s.comm->host_sum(&stop, 1);
+        interrupted = stop > 0;
+        if (o.out && !last && ((o.save_every && step % o.save_every == 0) || interrupted)) checkpoint_state(&s, &done, NULL);
+    }
+    if (done.step == steps && o.out) write_model(&s, o.out);
+    if (done.step < steps && leads(&s))
+        printf("stopped after step %d of %d%s\n", (int)done.step, steps,
+               o.out ? "; the same command with --resume goes on" : " (no --out, nothing was saved)");
+    if (log.file) fclose(log.file);
+    trainer_free(&s, &t);
+    if (val) dataset_free(val);
+    dataset_free(data);
+    session_close(&s);
+    return 0;
+}
+
+// ---- generate
+
+typedef struct {
+    const Tokenizer* tokenizer;
+    const Config* config;
+    Decoder* decoder;
+    Sampler sampler;
+    int stop[kMaxEos + 1], stop_count;   // tokens that end an answer
+    int max_tokens;
+} Writer;
+
+static bool ends_answer(const Writer* w, int token) {
+    for (int i = 0; i < w->stop_count; i++)
+        if (w->stop[i] == token) return true;
+    return false;
+}
+
+// Continues `prompt`; the text goes to `out`, and to stdout piece by piece if `live`.
+static void write_answer(Writer* w, const int* prompt, int count, uint64_t number, bool live, Text* out) {
+    DecodeStream stream;
+    memset(&stream, 0, sizeof stream);
+    decoder_reset(w->decoder);
+    if (count >= decoder_room(w->decoder))
+        user_error("the prompt has %d tokens; with --max-tokens there is room for %d (max_position_embeddings)", count,
+                   decoder_room(w->decoder) - 1);
+    const float* logits = decoder_feed(w->decoder, prompt, count);
+    for (int i = 0; i < w->max_tokens; i++) {
+        int token = sample_token(&w->sampler, logits, w->config->V, number << 32 | (uint64_t)i);
+        if (ends_answer(w, token)) break;
+        size_t before = out->bytes;
+        tokenizer_decode_next(w->tokenizer, &stream, token, true, out);
+        if (live && out->bytes > before) {
+            fwrite(out->data + before, 1, out->bytes - before, stdout);
+            fflush(stdout);
+        }
+        if (decoder_room(w->decoder) == 0 || i + 1 == w->max_tokens) break;
+        logits = decoder_feed(w->decoder, &token, 1);
+    }
+    size_t before = out->bytes;
+    tokenizer_decode_finish(&stream, out);
+    if (live) fwrite(out->data ? out->data + before : "", 1, out->bytes - before, stdout);
+}
+
+static void answer_prompt(Session* s, Writer* w, const char* prompt) {
+    Text text = {NULL, 0, 0};
+    ChatTokens chat;
+    memset(&chat, 0, sizeof chat);
+    char* copy = host_strdup(prompt);
+    Turn turn = {ROLE_USER, copy, strlen(copy)};
+    chat_encode(&s->chat, s->tokenizer, &turn, 1, "", &chat);
+    write_answer(w, chat.tokens.ids, chat.tokens.count, 0, true, &text);
+    putchar('\n');
+    chat_tokens_free(&chat);
+    text_free(&text);
+    free(copy);
+}
+
+static bool same_trimmed(const char* a, const char* b) {
+    size_t na = strlen(a), nb = strlen(b);
+    while (*a == ' ' || *a == '\n') a++, na--;
+    while (*b == ' ' || *b == '\n') b++, nb--;
+    while (na && (a[na - 1] == ' ' || a[na - 1] == '\n')) na--;
+    while (nb && (b[nb - 1] == ' ' || b[nb - 1] == '\n')) nb--;
+    return na == nb && !memcmp(a, b, na);
+}
+
+// One JSON line per example of --data, and the share of exact matches.
+static void answer_data(Session* s, Writer* w) {
+    s->o.seq = s->config.max_T;
+    s->o.long_policy = "truncate";
+    DataOptions options = data_options(s);
+    Dataset* d = dataset_load(s->o.data, s->tokenizer, &options);
+    int count = dataset_stats(d)->examples, matches = 0, asked = 0;
+    for (int i = 0; i < count; i++) {
+        const Example* e = dataset_example(d, i);
+        if (!e->reference) user_error("%s: plain text has no prompts to answer", s->o.data);
+        Text text = {NULL, 0, 0}, prompt = {NULL, 0, 0};
+        write_answer(w, e->tokens, e->prompt_count, (uint64_t)i, false, &text);
+        text_append(&text, "", 0);
+        tokenizer_decode(s->tokenizer, e->tokens, e->prompt_count, true, &prompt);
+        bool match = same_trimmed(text.data, e->reference);
+        matches += match;
+        asked++;
+        json_t* line = json_pack("{s:s%, s:s, s:s%, s:b}", "prompt", prompt.data, prompt.bytes, "expected", e->reference,
+                                 "generated", text.data, text.bytes, "match", match);
+        if (!line) die("generate: the answer to example %d is not UTF-8", i);
+        json_dumpf(line, stdout, JSON_COMPACT);
+        putchar('\n');
+        fflush(stdout);
+        json_decref(line);
+        text_free(&text);
+        text_free(&prompt);
+    }
+    fprintf(stderr, "exact match %d/%d (%.1f%%)\n", matches, asked, asked ? 100.0 * matches / asked : 0);
+    dataset_free(d);
+}
+
+static int command_generate(Options o) {
+    Session s = session_open(o);
+    if (s.comm->ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
+    if (!!o.prompt + !!o.data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
+    open_tokenizer(&s);
+    load_weights(&s, false);
+    Writer w;
+    memset(&w, 0, sizeof w);
+    w.tokenizer = s.tokenizer;
+    w.config = &s.config;
+    w.max_tokens = o.max_tokens;
+    Sampler sampler = {(float)o.temperature, (float)o.top_p, (uint64_t)o.seed};
+    w.sampler = sampler;
+    w.stop_count = hf_config_eos(s.source_dir, w.stop);
+    if (s.chat.turn_end >= 0) w.stop[w.stop_count++] = s.chat.turn_end;
+    w.decoder = decoder_new(&s.config, s.ops, shard_units(s.shard), min_int(s.config.max_T, 8192));
+    if (o.prompt) answer_prompt(&s, &w, o.prompt);
+    else answer_data(&s, &w);
+    decoder_free(w.decoder);
+    session_close(&s);
+    return 0;
+}
+
+// ---- export: with --resume and the flags of the run, its newest checkpoint; without, --model in this backend's format
+
+static int command_export(Options o) {
+    Session s = session_open(o);
+    if (!o.out) user_error("export: name the folder to write with --out DIR");
+    load_weights(&s, o.resume);
+    Progress done;
+    if (o.resume) resume(&s, &done);
+    write_model(&s, o.out);
+    session_close(&s);
+    return 0;
+}
+
+// ---- bench
+
+static int compare_doubles(const void* a, const void* b) {
+    double x = *(const double*)a, y = *(const double*)b;
+    return (x > y) - (x < y);
+}
+static double median(double* x, int n) {
+    qsort(x, (size_t)n, sizeof(double), compare_doubles);
+    return x[n / 2];
+}
+
+static Mat random_mat(const Ops* ops, int rows, int cols, uint64_t seed) {
+    size_t count = (size_t)rows * cols;
+    uint16_t* host = (uint16_t*)host_alloc(count * sizeof(uint16_t));
+    for (size_t i = 0; i < count; i += 4) {   // uniform in [-1, 1)
+        Philox r = random_words(seed, i, 0);
+        for (size_t k = 0; k < 4 && i + k < count; k++) host[i + k] = bf16_from_f32(2 * uniform_from_word(r.word[k]) - 1);
+    }
+    Mat raw = mat(ops->alloc(count * sizeof(uint16_t)), rows, cols, BF16);
+    ops->upload(raw.data, host, count * sizeof(uint16_t));
+    free(host);
+    if (ops->act == BF16) return raw;
+    Mat m = mat(ops->alloc(count * fmt_bytes(ops->act)), rows, cols, ops->act);
+    ops->convert(m, raw);
+    ops->release(raw.data);
+    return m;
+}
+
+// TFLOP/s of the plain product on the F, E and G shapes of the model's linears and head: what no step can exceed.
+static double gemm_ceiling(const Session* s, int tokens) {
+    const Config* c = &s->config;
+    int q = c->NH * c->HD, kv = c->NKV * c->HD;
+    const struct {
+        int N, K;
+        double times;
+    } shapes[] = {{q + 2 * kv, c->C, c->L}, {c->C, q, c->L}, {2 * c->F, c->C, c->L}, {c->C, c->F, c->L}};
+    double flops = 0, seconds = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        int N = shapes[i].N, K = shapes[i].K;
+        Mat x = random_mat(s->ops, tokens, K, 1), w = random_mat(s->ops, N, K, 2), y = random_mat(s->ops, tokens, N, 3);
+        const struct {
+            Mat c;
+            Side a, b;
+        } products[] = {{y, plain_side(x, false), plain_side(w, false)},
+                        {x, plain_side(y, false), plain_side(w, true)},
+                        {w, plain_side(y, true), plain_side(x, true)}};
+        for (int k = 0; k < 3; k++) {
+            double times[5];
+            for (int rep = 0; rep < 6; rep++) {
+                double start = seconds_now();
+                s->ops->gemm(products[k].c, products[k].a, products[k].b, 0);
+                s->ops->sync();
+                if (rep) times[rep - 1] = seconds_now() - start;
+            }
+            seconds += shapes[i].times * median(times, 5);
+            flops += shapes[i].times * 2.0 * tokens * N * K;
+        }
+        s->ops->release(x.data);
+        s->ops->release(w.data);
+        s->ops->release(y.data);
+    }
+    return flops / seconds / 1e12;
+}
+
+enum { kBenchWarmup = 2 };
+
+static int command_bench(Options o) {
+    if (!o.steps) o.steps = 10;
+    Session s = session_open(o);
+    s.recipe = pick_recipe(&s.o);
+    if (leads(&s)) print_start(&s);
+    load_weights(&s, true);
+    Trainer t = trainer_new(&s, o.steps);
+    double* times = (double*)host_alloc(sizeof(double) * (size_t)o.steps);
+    int tokens = o.batch * o.seq;
+    for (int step = 1 - kBenchWarmup; step <= o.steps; step++) {
+        double start = seconds_now();
+        shard_begin_step(s.shard);
+        for (int a = 0; a < o.accum; a++) {
+            batch_random(&t.batch, s.config.V, (uint64_t)(step + kBenchWarmup) * (uint64_t)o.accum + (uint64_t)a);
+            model_train_step(t.model, &t.batch.arrays, 1.0f / ((float)t.batch.scored * (float)o.accum * (float)s.comm->ranks),
+                             t.losses);
+            shard_end_micro_step(s.shard);
+        }
+        shard_finish_gradients(s.shard, finish_gradient, t.model);
+        optim_step(&t.optim, s.shard, step + kBenchWarmup);
+        model_weights_changed(t.model);
+        s.ops->sync();
+        if (step > 0) times[step - 1] = seconds_now() - start;
+    }
+    double seconds = median(times, o.steps), per_second = (double)tokens * o.accum * s.comm->ranks / seconds;
+    double tflops = per_second * train_flops_per_token(&s.config, o.seq) / 1e12 / s.comm->ranks;
+    double ceiling = gemm_ceiling(&s, tokens);
+    ShardBytes b = shard_bytes(&s.config, s.ops, s.comm, shard_options(&s, true));
+    size_t bytes = b.weights + b.gradients + b.optimizer + b.gathered + model_bytes(&s.config, s.ops, s.recipe, model_options(&s, true));
+    if (leads(&s))
+        printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank\n",
+               1e3 * seconds, per_second, tflops, tflops / ceiling, ceiling, gib(bytes));
+    free(times);
+    trainer_free(&s, &t);
+    session_close(&s);
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    int command;
+    Options o = parse(argc, argv, &command);
+    switch (command) {
+        case EVAL: return command_eval(o);
+        case GENERATE: return command_generate(o);
+        case BENCH: return command_bench(o);
+        case EXPORT: return command_export(o);
+        default: return command_train(o);
+    }
+}
