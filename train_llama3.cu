@@ -66,7 +66,7 @@ static const Flag kFlags[] = {
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
     {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
-    {"warmup", INTEGER, AT(warmup), TRAIN, true, "20", "N", "steps from 0 to the peak"},
+    {"warmup", INTEGER, AT(warmup), TRAIN, true, "auto", "N|auto", "steps from 0 to the peak; auto: 20, or a tenth of a short run"},
     {"schedule", TEXT, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
     {"weight-decay", NUMBER, AT(weight_decay), TRAIN, true, "0", "X", "decoupled, not on norms"},
     {"beta1", NUMBER, AT(beta1), TRAIN, true, "0.9", "X", "AdamW"},
@@ -114,6 +114,8 @@ static bool takes(const Flag* f, int command) {
     return (f->commands & command) || (command == EXPORT && f->defines_run && (f->commands & TRAIN));
 }
 
+enum { kAuto = -1 };   // an INTEGER flag that was left at "auto"
+
 static void* field(Options* o, const Flag* f) { return (char*)o + f->at; }
 
 static bool one_of(const char* value, const char* choices) {
@@ -133,6 +135,10 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
             *(const char**)field(o, f) = value;
             return;
         case INTEGER: {
+            if (f->fallback && !strcmp(f->fallback, value) && !strcmp(value, "auto")) {
+                *(int*)field(o, f) = kAuto;
+                return;
+            }
             long n = strtol(value, &end, 10);
             if (end == value || *end || errno || n < 0 || n > 2000000000)
                 user_error("--%s %s: a whole number from 0 to 2000000000 is expected", f->name, value);
@@ -154,7 +160,10 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     const void* p = (const char*)o + f->at;
     switch (f->type) {
         case TEXT: return *(const char* const*)p ? *(const char* const*)p : "";
-        case INTEGER: snprintf(text, 64, "%d", *(const int*)p); return text;
+        case INTEGER:
+            if (*(const int*)p == kAuto) return "auto";
+            snprintf(text, 64, "%d", *(const int*)p);
+            return text;
         case NUMBER: snprintf(text, 64, "%g", *(const double*)p); return text;
         case SWITCH: return *(const bool*)p ? "yes" : "";
     }
@@ -543,7 +552,8 @@ static Trainer trainer_new(const Session* s, int steps) {
     const Options* o = &s->o;
     Schedule schedule = !strcmp(o->schedule ? o->schedule : "constant", "linear") ? SCHEDULE_LINEAR
                       : !strcmp(o->schedule ? o->schedule : "constant", "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
-    OptimConfig optim = {(float)o->lr, o->warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
+    int warmup = o->warmup == kAuto ? min_int(20, steps / 10) : o->warmup;
+    OptimConfig optim = {(float)o->lr, warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
     size_t loss_bytes = sizeof(float) * (size_t)o->accum * o->batch * o->seq;
     Trainer t;

@@ -1,6 +1,8 @@
 // Rows of a dataset laid out as the arrays that the model reads: see batch.h.
 #include "batch.h"
 
+#include "../halo/rng.h"
+
 // The arrays in the order of their place in `storage`.
 typedef struct {
     int *tokens, *targets, *pos, *start, *end, *order, *scratch;   // (B, T) each
@@ -81,4 +83,19 @@ void batch_fill(RowBatch* b, const Dataset* d, int first) {
         }
     }
     sort_by_token(a.tokens, b->B * b->T, a.order, a.scratch);
+}
+
+void batch_random(RowBatch* b, int V, uint64_t seed) {
+    Arrays a = arrays_of(b);
+    int n = b->B * b->T;
+    for (int i = 0; i < n; i++) {
+        a.tokens[i] = (int)(random_words(seed, (uint64_t)i, 0).word[0] % (uint32_t)V);
+        a.pos[i] = i % b->T;
+        a.start[i] = 0;
+        a.end[i] = b->T;
+    }
+    for (int i = 0; i < n; i++) a.targets[i] = a.pos[i] + 1 < b->T ? a.tokens[i + 1] : -100;
+    b->scored = b->B * (b->T - 1);
+    b->used = n;
+    sort_by_token(a.tokens, n, a.order, a.scratch);
 }

@@ -24,5 +24,7 @@ C_API void batch_free(RowBatch* b);
 // global batch keeps its shape, and `scored` says what is in it. With R ranks and A micro-steps, rank r's micro-step a of
 // step s begins at row ((s * A + a) * R + r) * B.
 C_API void batch_fill(RowBatch* b, const Dataset* d, int first);
+// Full rows of random tokens below V, each predicting its successor: for timing.
+C_API void batch_random(RowBatch* b, int V, uint64_t seed);
 
 #endif

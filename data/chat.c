@@ -224,16 +224,19 @@ static void encode_turn(const ChatFormat* f, const Tokenizer* tokenizer, Role ro
     TurnSpan* span = open_turn(f, tokenizer, role, out);
     if (f->kind == CHAT_LLAMA3) trim(&text, &bytes);
     if (f->date_block && role == ROLE_SYSTEM) encode_text(tokenizer, kDateLines, out);
+    // `none` is one text, whatever its pieces: only the first of them begins it.
+    bool continues = f->kind == CHAT_NONE && out->turn_count > 1;
+    int flags = continues ? kEncodeContinue : kEncodePlain;
     if (f->kind == CHAT_NONE && role != ROLE_ASSISTANT && *joint) {
-        // In one piece: a tokenizer of the Llama-2 family would open a second piece with a space.
+        // In one piece, since the joint may be one token with the end of the text ("?\n" is, for Llama 3).
         size_t joint_bytes = strlen(joint);
         char* joined = (char*)host_alloc(bytes + joint_bytes);
         memcpy(joined, text, bytes);
         memcpy(joined + bytes, joint, joint_bytes);
-        tokenizer_encode(tokenizer, joined, bytes + joint_bytes, kEncodePlain, &out->tokens);
+        tokenizer_encode(tokenizer, joined, bytes + joint_bytes, flags, &out->tokens);
         free(joined);
     } else {
-        tokenizer_encode(tokenizer, text, bytes, kEncodePlain, &out->tokens);
+        tokenizer_encode(tokenizer, text, bytes, flags, &out->tokens);
     }
     span->content_end = out->tokens.count;
     if (f->kind != CHAT_NONE || role == ROLE_ASSISTANT) token_list_push(&out->tokens, f->turn_end);

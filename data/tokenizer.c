@@ -63,7 +63,8 @@ struct Worker {
     Merger merger;
     Text normalized, prefixed;
     const Tokenizer* t;
-    TokenList* out;          // of the call at work
+    TokenList* out;          // of the call at work, and its kEncodeContinue
+    bool continues;
 };
 
 static Worker* take_worker(const Tokenizer* t) {
@@ -206,10 +207,10 @@ static void receive_piece(void* receiver, const char* piece, size_t bytes) {
 
 // ---- From text to pieces
 
-static void replace_all(const Rewrite* step, const char* text, size_t bytes, Text* out) {
+static void replace_all(const Rewrite* step, bool prepend, const char* text, size_t bytes, Text* out) {
     size_t from_bytes = strlen(step->from), to_bytes = strlen(step->to);
     if (from_bytes == 0) {
-        if (bytes) text_append(out, step->to, to_bytes);
+        if (bytes && prepend) text_append(out, step->to, to_bytes);
         text_append(out, text, bytes);
         return;
     }
@@ -229,14 +230,14 @@ static void replace_all(const Rewrite* step, const char* text, size_t bytes, Tex
     text_append(out, text + done, bytes - done);
 }
 
-void rewrite(const Rewrites* rewrites, const char* text, size_t bytes, Text* out) {
+void rewrite(const Rewrites* rewrites, bool prepend, const char* text, size_t bytes, Text* out) {
     if (rewrites->count == 0) text_append(out, text, bytes);
     Text between[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
     for (int i = 0; i < rewrites->count; i++) {
         bool last = i + 1 == rewrites->count;
         Text* to = last ? out : &between[i % 2];
         if (!last) text_clear(to);
-        replace_all(&rewrites->steps[i], text, bytes, to);
+        replace_all(&rewrites->steps[i], prepend, text, bytes, to);
         text = to->data;
         bytes = to->bytes;
     }
@@ -254,11 +255,12 @@ void rewrites_free(Rewrites* rewrites) {
 // Normalized text without added tokens.
 static void encode_plain(Worker* worker, const char* text, size_t bytes, bool begins_text) {
     const Tokenizer* t = worker->t;
-    bool wants_prefix = t->prefix_scheme == PREFIX_ALWAYS || (t->prefix_scheme == PREFIX_FIRST && begins_text);
+    bool wants_prefix = !worker->continues &&
+                        (t->prefix_scheme == PREFIX_ALWAYS || (t->prefix_scheme == PREFIX_FIRST && begins_text));
     if (t->spaces.count || wants_prefix) {
         Text* prefixed = &worker->prefixed;
         text_clear(prefixed);
-        rewrite(&t->spaces, text, bytes, prefixed);
+        rewrite(&t->spaces, true, text, bytes, prefixed);
         size_t prefix_bytes = wants_prefix ? strlen(t->prefix) : 0;
         if (wants_prefix && strncmp(prefixed->data, t->prefix, prefix_bytes)) {
             size_t plain_bytes = prefixed->bytes;
@@ -277,7 +279,7 @@ static void encode_unnormalized(Worker* worker, const char* text, size_t bytes, 
     const Tokenizer* t = worker->t;
     if (t->normalizer.count) {
         text_clear(&worker->normalized);
-        rewrite(&t->normalizer, text, bytes, &worker->normalized);
+        rewrite(&t->normalizer, !worker->continues, text, bytes, &worker->normalized);
         text = worker->normalized.data;
         bytes = worker->normalized.bytes;
     }
@@ -297,6 +299,7 @@ void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, int fl
         for (int i = 0; i < t->template_before.count; i++) token_list_push(out, t->template_before.ids[i]);
     Worker* worker = take_worker(t);
     worker->out = out;
+    worker->continues = (flags & kEncodeContinue) != 0;
     size_t done = 0;
     AddedMatch match;
     while (added_tokens_next(&t->raw_added, text, bytes, done, parse_special, &match)) {

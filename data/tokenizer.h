@@ -29,12 +29,15 @@ enum {
     kEncodePlain = 0,
     kEncodeTemplate = 1,   // add what the post-processor adds around one text (usually BOS)
     kEncodeSpecial = 2,    // recognise special tokens in the text; without it "<|eot_id|>" in user text is just text
+    kEncodeContinue = 4,   // the text goes on from an earlier piece: nothing (the Llama-2 family's space) is put before it
 };
-// Appends the ids of `bytes` bytes of UTF-8 text (invalid bytes are encoded as they are where the model can). Safe to call
-// from several threads with one Tokenizer.
+// Appends the ids of `bytes` bytes of UTF-8 text (invalid bytes are encoded as they are where the model can). As in Hugging
+// Face, a character that has no token leaves the unknown token, or nothing if the model has none. Safe to call from several
+// threads with one Tokenizer; each keeps a cache of about 4 MiB for the next calls.
 C_API void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, int flags, TokenList* out);
 
-// Appends the text of ids to a NUL-terminated, growing string (starts as {0}). Special tokens are left out if skip_special.
+// Appends the text of ids to a NUL-terminated, growing string (starts as {0}). Special tokens are left out if skip_special,
+// ids without a token always. Bytes that are no UTF-8 come out as they are (Hugging Face would put U+FFFD).
 typedef struct {
     char* data;
     size_t bytes, capacity;

@@ -73,7 +73,8 @@ struct Tokenizer {
 // U+2581, the space of SentencePiece vocabularies.
 #define WORD_MARK "\xe2\x96\x81"
 // Appends the text after all steps to `out`.
-C_API void rewrite(const Rewrites* rewrites, const char* text, size_t bytes, Text* out);
+// Without `prepend`, the steps that prepend are left out.
+C_API void rewrite(const Rewrites* rewrites, bool prepend, const char* text, size_t bytes, Text* out);
 C_API void rewrites_free(Rewrites* rewrites);
 
 #endif

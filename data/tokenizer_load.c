@@ -136,7 +136,7 @@ static void load_added_tokens(const char* where, Tokenizer* t, const json_t* add
         if (!*name) continue;   // is in every text, and in none
         if (optional_bool(where, entry, "normalized", !token.special)) {
             Text normalized = {NULL, 0, 0};
-            rewrite(&t->normalizer, name, strlen(name), &normalized);
+            rewrite(&t->normalizer, true, name, strlen(name), &normalized);
             added_tokens_add(&t->normalized_added, normalized.data, normalized.bytes, token);
             text_free(&normalized);
         } else {
@@ -278,7 +278,7 @@ static void set_added_texts(Tokenizer* t, const AddedTokens* added) {
         const AddedToken* token = &added->tokens[i];
         if (strings_has(&t->texts, token->id)) continue;   // the same token came twice
         text.bytes = 0;
-        rewrite(&t->decoder.replace, token->content, (size_t)token->bytes, &text);
+        rewrite(&t->decoder.replace, true, token->content, (size_t)token->bytes, &text);
         strings_set(&t->texts, token->id, text.data, text.bytes);
     }
     text_free(&text);
@@ -306,7 +306,7 @@ static void set_texts(Tokenizer* t) {
             strings_set(&t->texts, id, &one, 1);
         } else {
             text.bytes = 0;
-            rewrite(&t->decoder.replace, content, bytes, &text);
+            rewrite(&t->decoder.replace, true, content, bytes, &text);
             strings_set(&t->texts, id, text.data, text.bytes);
         }
     }

@@ -238,8 +238,10 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
     int shape[2] = {BT, C};
     float *x = test_normals(n, 2), *delta = test_normals(n, 1), *w = test_normals((size_t)C, 1), *dy = test_normals(n, 1);
     float *dres = test_normals(n, 0.1f), *dw = test_normals((size_t)C, 0.1f);
-    Mat X = put(x, BT, C, ops->act), Delta = put(delta, BT, C, ops->act), W = put(w, 1, C, ops->act), DY = put(dy, BT, C, ops->act);
-    Mat Y = put_zeros(BT, C, ops->act), Res = put_zeros(BT, C, ops->act), DRes = put(dres, BT, C, ops->act), DW = put(dw, 1, C, F32);
+    Mat X = put(x, BT, C, ops->act), Delta = put(delta, BT, C, ops->act), W = put(w, 1, C, ops->act),
+        DY = put(dy, BT, C, ops->act);
+    Mat Y = put_zeros(BT, C, ops->act), Res = put_zeros(BT, C, ops->act), DRes = put(dres, BT, C, ops->act),
+        DW = put(dw, 1, C, F32);
     float* rstd = (float*)ops->alloc((size_t)BT * sizeof(float));
     void* scratch = ops->alloc(ops->rmsnorm_scratch(BT, C));
     Mat none = Delta;
@@ -268,7 +270,8 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
     release_all(all, COUNT(all));
     ops->release(rstd);
     ops->release(scratch);
-    free(x); free(delta); free(w); free(dy); free(dres); free(dw); free(r); free(rd); free(wd); free(yd); free(y); free(want);
+    free(x); free(delta); free(w); free(dy); free(dres); free(dw); free(r); free(rd); free(wd); free(yd); free(y);
+    free(want);
     free(got_dres); free(got_dw);
 }
 static void rmsnorm_case(void) {
@@ -400,13 +403,15 @@ static void attention_shape(int B, int T, int NH, int NKV, int HD, int doc, int 
     int* device_ranges = (int*)put_bytes(ranges, (size_t)2 * B * T * sizeof(int));
     Attn shape = {B, T, NH, NKV, HD, ranges, ranges + B * T}, device = {B, T, NH, NKV, HD, device_ranges, device_ranges + B * T};
     float *qkv = test_normals(n, 1.5f), *dy = test_normals(y_n, 1);
-    Mat QKV = put(qkv, B * T, cols, ops->act), Y = put_zeros(B * T, NH * HD, ops->act), DY = put(dy, B * T, NH * HD, ops->act);
+    Mat QKV = put(qkv, B * T, cols, ops->act), Y = put_zeros(B * T, NH * HD, ops->act),
+        DY = put(dy, B * T, NH * HD, ops->act);
     Mat DQKV = put_zeros(B * T, cols, ops->act), LSE = mat(ops->alloc(lse_n * sizeof(float)), 1, (int)lse_n, F32);
     float* largest = put_float(0);
     void* scratch = ops->alloc(ops->attention_scratch(device));
 
     ops->attention_forward(Y, (float*)LSE.data, QKV, device, largest);
-    double *qkvd = doubles(qkv, n), *yd = (double*)host_alloc(y_n * sizeof(double)), *lsed = (double*)host_alloc(lse_n * sizeof(double));
+    double *qkvd = doubles(qkv, n), *yd = (double*)host_alloc(y_n * sizeof(double)),
+        *lsed = (double*)host_alloc(lse_n * sizeof(double));
     naive_attention(yd, lsed, qkvd, &shape);
     float *y = fetched(Y), *lse = fetched(LSE), *want_y = floats(yd, y_n), *want_lse = floats(lsed, lse_n);
     char name[64];
@@ -429,7 +434,8 @@ static void attention_shape(int B, int T, int NH, int NKV, int HD, int doc, int 
     ops->release(device_ranges);
     ops->release(largest);
     ops->release(scratch);
-    free(ranges); free(qkv); free(dy); free(qkvd); free(yd); free(lsed); free(y); free(lse); free(want_y); free(want_lse); free(dqkv);
+    free(ranges); free(qkv); free(dy); free(qkvd); free(yd); free(lsed); free(y); free(lse); free(want_y);
+    free(want_lse); free(dqkv);
 }
 static void attention_case(void) {
     attention_shape(2, 37, 4, 2, 16, 0, 5);
@@ -484,7 +490,8 @@ static void attention_cached_case(void) {
     document_ranges(ranges, ranges + T, 1, T, 0, 0);
     Attn shape = {1, T, NH, NKV, HD, ranges, ranges + T};
     float* qkv = test_normals(T * COLS, 1.5f);
-    Mat QKV = put(qkv, T, COLS, ops->act), Y = put_zeros(T, NH * HD, ops->act), Cache = put_zeros(T + 3, 2 * NKV * HD, ops->act);
+    Mat QKV = put(qkv, T, COLS, ops->act), Y = put_zeros(T, NH * HD, ops->act),
+        Cache = put_zeros(T + 3, 2 * NKV * HD, ops->act);
     double *qkvd = doubles(qkv, T * COLS), *yd = (double*)host_alloc(T * NH * HD * sizeof(double));
     naive_attention(yd, NULL, qkvd, &shape);
     for (int past = 0; past < T;) {
@@ -540,7 +547,8 @@ static void swiglu_case(void) {
 static void prep_case(void) {
     enum { BT = 9, F = 48 };
     float *x = test_normals(BT * 2 * F, 1), *w = test_normals(F, 1);
-    Mat X = put(x, BT, 2 * F, ops->act), W = put(w, 1, F, ops->act), Plain = put_zeros(BT, F, ops->act), Fused = put_zeros(BT, F, ops->act);
+    Mat X = put(x, BT, 2 * F, ops->act), W = put(w, 1, F, ops->act), Plain = put_zeros(BT, F, ops->act),
+        Fused = put_zeros(BT, F, ops->act);
     Mat in = mat_cols(X, 0, F), none = in;
     none.data = NULL;
     float *rstd = (float*)ops->alloc(BT * sizeof(float)), *expected = put_float(0), *raised = put_float(0);
@@ -769,7 +777,8 @@ static void gemm_case(void) {
 static void sums_case(void) {
     enum { ROWS = 37, COLS = 53, N = ROWS * COLS };
     float *x = test_normals(N, 1), *y = test_normals(N, 1), *want = (float*)host_alloc(N * sizeof(float));
-    Mat X = put(x, ROWS, COLS, ops->act), Y = put(y, ROWS, COLS, ops->act), Wide = put_zeros(ROWS, COLS, F32), Narrow = put_zeros(ROWS, COLS, BF16);
+    Mat X = put(x, ROWS, COLS, ops->act), Y = put(y, ROWS, COLS, ops->act), Wide = put_zeros(ROWS, COLS, F32),
+        Narrow = put_zeros(ROWS, COLS, BF16);
     double squares = 3;
     float most = 0;
     for (int i = 0; i < N; i++) {
@@ -816,7 +825,8 @@ static void sums_case(void) {
 static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
     enum { N = 1000, STEPS = 5 };
     float *w = test_normals(N, 1), *zeros = (float*)host_alloc(N * sizeof(float));
-    Mat W = put(w, 1, N, ops->act), Master = put(w, 1, N, F32), M = put(zeros, 1, N, state_fmt), V = put(zeros, 1, N, state_fmt);
+    Mat W = put(w, 1, N, ops->act), Master = put(w, 1, N, F32), M = put(zeros, 1, N, state_fmt),
+        V = put(zeros, 1, N, state_fmt);
     double *wd = doubles(w, N), m[N] = {0}, v[N] = {0};
     float* grad_scale = put_float(0.5f);
     AdamW a = {W.data, master ? (float*)Master.data : NULL, NULL, M.data, V.data, N, grad_fmt, state_fmt, grad_scale,
@@ -990,12 +1000,15 @@ static int print_fingerprint(void) {
         int ranges[2 * BT];
         document_ranges(ranges, ranges + BT, B, T, 40, 0);
         Attn shape = {B, T, NH, NKV, HD, ranges, ranges + BT};
-        float *qkv = test_normals(BT * COLS, 1), *x = test_normals(BT * C, 1), *w = test_normals(C, 1), *one = put_float(1);
+        float *qkv = test_normals(BT * COLS, 1), *x = test_normals(BT * C, 1), *w = test_normals(C, 1),
+            *one = put_float(1);
         Mat QKV = put(qkv, BT, COLS, ops->act), DQKV = put_zeros(BT, COLS, ops->act), X = put(x, BT, C, ops->act);
         Mat W = put(w, 1, C, ops->act), Y = put_zeros(BT, C, ops->act), DW = put_zeros(1, C, F32), none = X;
         none.data = NULL;
-        float *lse = (float*)ops->alloc(BT * NH * sizeof(float)), *rstd = (float*)ops->alloc(BT * sizeof(float)), *total = put_float(0);
-        void *attention_scratch = ops->alloc(ops->attention_scratch(shape)), *norm_scratch = ops->alloc(ops->rmsnorm_scratch(BT, C));
+        float *lse = (float*)ops->alloc(BT * NH * sizeof(float)), *rstd = (float*)ops->alloc(BT * sizeof(float)),
+            *total = put_float(0);
+        void *attention_scratch = ops->alloc(ops->attention_scratch(shape)),
+            *norm_scratch = ops->alloc(ops->rmsnorm_scratch(BT, C));
         ops->attention_forward(Y, lse, QKV, shape, total);
         ops->attention_backward(DQKV, X, Y, QKV, lse, shape, attention_scratch);
         ops->rmsnorm_forward(Y, rstd, X, X, none, W, kEps, kPrepNone);

@@ -76,7 +76,8 @@ static void attention_block_forward(Mat y, float* lse, Head head, QueryBlock b) 
         float inverse = (float)(1.0 / total);
         for (int j = first; j < first + count; j++) row[j] *= inverse;
     }
-    cpu_gemm(mat_rows(y, b.first, b.rows), plain_side(p, false), plain_side(mat_rows(head.v, b.from, b.to - b.from), true), 0);
+    cpu_gemm(mat_rows(y, b.first, b.rows), plain_side(p, false),
+             plain_side(mat_rows(head.v, b.from, b.to - b.from), true), 0);
 }
 
 static void attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* total) {
@@ -102,8 +103,9 @@ static void attention_block_backward(Mat dq, Mat dk, Mat dv, Mat dy, Mat y, cons
     static __thread WorkBuffer work;
     int HD = head.q.cols, keys = b.to - b.from;
     float scale = (float)(1.0 / sqrt((double)HD));
-    float *memory = work_floats(&work, (size_t)b.rows * keys * 2 + (size_t)HD * 2), *buffer = memory + (size_t)b.rows * keys * 2;
-    Mat p = block_scores(memory, head, b), ds = mat(memory + (size_t)b.rows * keys, b.rows, keys, F32);
+    size_t scores = (size_t)b.rows * keys;
+    float *memory = work_floats(&work, scores * 2 + (size_t)HD * 2), *buffer = memory + scores * 2;
+    Mat p = block_scores(memory, head, b), ds = mat(memory + scores, b.rows, keys, F32);
     Mat q = mat_rows(head.q, b.first, b.rows), k = mat_rows(head.k, b.from, keys), v = mat_rows(head.v, b.from, keys);
     dy = mat_rows(dy, b.first, b.rows);
     y = mat_rows(y, b.first, b.rows);
@@ -140,13 +142,14 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
         for (int kv = 0; kv < NKV; kv++) {
             float* sums = work_floats(&work, (size_t)T * HD * 2);
             memset(sums, 0, (size_t)T * HD * 2 * sizeof(float));
-            Mat dk = mat(sums, T, HD, F32), dv = mat(sums + (size_t)T * HD, T, HD, F32), dsequence = mat_rows(dqkv, b * T, T);
+            Mat dk = mat(sums, T, HD, F32), dv = mat(sums + (size_t)T * HD, T, HD, F32);
+            Mat sequence = mat_rows(qkv, b * T, T), dsequence = mat_rows(dqkv, b * T, T);
             for (int h = kv * group; h < (kv + 1) * group; h++) {
                 Mat columns_of_y = mat_cols(mat_rows(y, b * T, T), h * HD, HD);
                 Mat columns_of_dy = mat_cols(mat_rows(dy, b * T, T), h * HD, HD);
                 for (int first = 0; first < T; first += kQueryBlock)
                     attention_block_backward(mat_cols(dsequence, h * HD, HD), dk, dv, columns_of_dy, columns_of_y,
-                                             lse + ((size_t)b * NH + h) * T, head_of(mat_rows(qkv, b * T, T), h, NH, NKV, HD),
+                                             lse + ((size_t)b * NH + h) * T, head_of(sequence, h, NH, NKV, HD),
                                              query_block(first, T, 0, shape.start + (size_t)b * T));
             }
             Head grad = head_of(dsequence, kv * group, NH, NKV, HD);
@@ -165,7 +168,8 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NK
     check_shape(y, rows, NH * HD, "attention_cached");
     check(keys <= cache.rows && cache.fmt == qkv.fmt, "attention_cached: %d positions in a cache of %d", keys, cache.rows);
     Mat new_kv = mat_cols(qkv, NH * HD, 2 * kv_cols);
-    for (int t = 0; t < rows; t++) memcpy(row_data(cache, past + t), row_data(new_kv, t), (size_t)2 * kv_cols * fmt_bytes(qkv.fmt));
+    size_t row_bytes = (size_t)2 * kv_cols * fmt_bytes(qkv.fmt);
+    for (int t = 0; t < rows; t++) memcpy(row_data(cache, past + t), row_data(new_kv, t), row_bytes);
     Mat kv = mat_rows(cache, 0, keys);
     int blocks = ceil_div(rows, kQueryBlock);
 #pragma omp parallel for schedule(dynamic) collapse(2)

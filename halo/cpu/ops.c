@@ -2,8 +2,8 @@
 // Compiled twice: as it is it exports cpu_f32_ops, with -DHALO_CPU_BF16 cpu_bf16_ops.
 //
 // Definition of the arithmetic: FP32 inside a layer, rounded to the matrix's format at every store; sums that grow with a
-// dimension (norms, losses, products) in double or in short FP32 chunks added in double. Each output is computed by one thread
-// in one order, so the bits do not depend on the number of threads.
+// dimension (norms, losses, products) in double or in short FP32 chunks added in double. Each output is computed by one
+// thread in one order, so the bits do not depend on the number of threads.
 #include "../ops.h"
 
 #ifdef HALO_CPU_BF16

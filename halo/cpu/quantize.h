@@ -36,7 +36,8 @@ static inline void transpose_band(Mat codes_t, const char* codes, int first, int
 static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fmt, float clip, WorkBuffer* work) {
     int rows = min_int(kQuantBlock, x.rows - first), cols = x.cols, blocks = ceil_div(cols, kQuantBlock);
     size_t code_bytes = fmt_bytes(fmt);
-    float *values = work_floats(work, (size_t)kQuantBlock * cols * 2 + (size_t)blocks), *inverse = values + (size_t)kQuantBlock * cols;
+    size_t n = (size_t)kQuantBlock * cols;
+    float *values = work_floats(work, n * 2 + (size_t)blocks), *inverse = values + n;   // and n codes behind
     char* codes = (char*)(inverse + blocks);
     for (int i = 0; i < rows; i++) values_read(values + (size_t)i * cols, row_data(x, first + i), (size_t)cols, x.fmt);
 
@@ -73,7 +74,8 @@ static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
     check(!q.codes.data || (q.codes.rows == x.rows && q.codes.cols == x.cols && q.codes.fmt == fmt),
           "quantize: (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes.rows, q.codes.cols, fmt_name(fmt));
     check(!q.codes_t.data || (q.codes_t.rows == x.cols && q.codes_t.cols == x.rows && q.codes_t.fmt == fmt),
-          "quantize: the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
+          "quantize: the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols,
+          fmt_name(fmt));
     check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
     float tensor_inverse = 1;
     if (q.gran == PER_TENSOR) {

@@ -17,7 +17,8 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)
     for (int t = 0; t < y.rows; t++) {
-        float *out = work_floats(&work, (size_t)C * 4), *from_r = out + C, *from_delta = from_r + C, *from_w = from_delta + C;
+        float* out = work_floats(&work, (size_t)C * 4);
+        float *from_r = out + C, *from_delta = out + 2 * C, *from_w = out + 3 * C;
         if (delta.data) {
             const float *a = row_read(x, t, from_r), *b = row_read(delta, t, from_delta);
             for (int c = 0; c < C; c++) out[c] = a[c] + b[c];

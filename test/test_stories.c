@@ -1,0 +1,119 @@
+// A real pre-trained model, stories260K of the reference pack: its cross-entropies, its greedy story, and a short fine-tune
+// under every level.
+#include "../data/json.h"
+#include "model_fixture.h"
+
+typedef struct {
+    Config config;
+    HfModel* source;
+    json_t* reference;
+} Stories;
+
+static bool stories_open(Stories* s) {
+    const char *dir = refpack("data/models/stories260K/hf"), *reference = refpack("data/reference/stories260K_forward.json");
+    if (!dir || !reference) return false;
+    s->source = hf_model_open(dir, &s->config);
+    s->reference = json_parse_file(reference);
+    return true;
+}
+
+static void stories_close(Stories* s) {
+    hf_model_close(s->source);
+    json_decref(s->reference);
+}
+
+static int* sequence_tokens(const json_t* sequence, int* count) {
+    const json_t* tokens = json_object_get(sequence, "tokens");
+    *count = (int)json_array_size(tokens);
+    int* ids = (int*)host_alloc(sizeof(int) * (size_t)*count);
+    for (int i = 0; i < *count; i++) ids[i] = (int)json_integer_value(json_array_get(tokens, (size_t)i));
+    return ids;
+}
+
+static void cross_entropies_case(void) {
+    Stories s;
+    if (!stories_open(&s)) return;
+    const char* name;
+    json_t* sequence;
+    json_object_foreach(json_object_get(s.reference, "sequences"), name, sequence) {
+        int count;
+        int* ids = sequence_tokens(sequence, &count);
+        TestBatch b = test_batch(ids, ids, 1, count);
+        TestModel t = test_model(&s.config, &cpu_f32_ops, recipe_find("bf16"), RECOMPUTE_NONE, 1, count, read_hf_rows, s.source);
+        double got = test_loss(&t, &b), want = json_number_value(json_object_get(sequence, "mean_ce"));
+        ok(fabs(got - want) < 1e-6, "stories260K %s: cross entropy %.8f, wanted %.8f", name, got, want);
+        test_model_free(&t);
+        free(b.storage);
+        free(ids);
+    }
+    stories_close(&s);
+}
+
+static void greedy_case(void) {
+    Stories s;
+    if (!stories_open(&s)) return;
+    int count, given = 4, same = 0;   // BOS and "Once upon a"
+    int* ids = sequence_tokens(json_object_get(json_object_get(s.reference, "sequences"), "greedy_story"), &count);
+    const Ops* const backends[] = {&cpu_f32_ops};
+    ShardOptions options = {0, false, F32, F32, false};
+    Shard* shard = shard_new(&s.config, backends[0], comm_solo(), options);
+    shard_load(shard, read_hf_rows, s.source);
+    Decoder* d = decoder_new(&s.config, backends[0], shard_units(shard), count);
+    const float* logits = decoder_feed(d, ids, given);
+    for (int i = given; i < count; i++) {
+        int best = 0;
+        for (int v = 1; v < s.config.V; v++)
+            if (logits[v] > logits[best]) best = v;
+        same += best == ids[i];
+        if (i + 1 < count) logits = decoder_feed(d, &best, 1);
+    }
+    ok(same == count - given, "stories260K greedy story: %d of %d tokens", same, count - given);
+    decoder_free(d);
+    shard_free(shard);
+    free(ids);
+    stories_close(&s);
+}
+
+// ---- a short fine-tune: every recipe has to follow BF16
+
+static double fine_tune(const Stories* s, const Ops* ops, const char* recipe, const int* ids, int count, int steps) {
+    TestBatch b = test_batch(ids, ids, 1, count);
+    TestModel t = test_model(&s->config, ops, recipe_find(recipe), RECOMPUTE_NONE, 1, count, read_hf_rows, s->source);
+    OptimConfig config = {1e-3f, 0, steps, SCHEDULE_CONSTANT, 0.9f, 0.999f, 1e-8f, 0, 0, 1};
+    Optim optim = optim_new(ops, config);
+    for (int step = 1; step <= steps; step++) {
+        test_gradients(&t, &b);
+        optim_step(&optim, t.shard, step);
+        model_weights_changed(t.model);
+    }
+    double loss = test_loss(&t, &b);
+    optim_free(&optim);
+    test_model_free(&t);
+    free(b.storage);
+    return loss;
+}
+
+static void fine_tune_case(void) {
+    Stories s;
+    if (!stories_open(&s)) return;
+    int count, steps = 20;
+    int* ids = sequence_tokens(json_object_get(json_object_get(s.reference, "sequences"), "gsm8k_train0"), &count);
+    double f32 = fine_tune(&s, &cpu_f32_ops, "bf16", ids, count, steps), bf16 = fine_tune(&s, &cpu_bf16_ops, "bf16", ids, count, steps);
+    ok(f32 < 3.5 && fabs(bf16 - f32) < 0.02, "stories260K, %d steps on one example: cpu_f32 %.4f, cpu_bf16 %.4f", steps, f32, bf16);
+    const struct {
+        const char* recipe;
+        double tolerance;
+    } rows[] = {{"halo0-fp8", 0.06}, {"halo1-fp6", 0.12}, {"halo2-int8", 0.04}, {"switchback-int8", 0.04}, {"jetfire-int8", 0.04}};
+    for (int i = 0; i < COUNT(rows); i++) {
+        double loss = fine_tune(&s, &cpu_bf16_ops, rows[i].recipe, ids, count, steps);
+        ok(fabs(loss - bf16) < rows[i].tolerance, "stories260K %s: %.4f, %.4f from BF16", rows[i].recipe, loss, loss - bf16);
+    }
+    free(ids);
+    stories_close(&s);
+}
+
+static const Case cases[] = {{"stories.cross_entropies", cross_entropies_case},
+                             {"stories.greedy", greedy_case},
+                             {"stories.fine_tune", fine_tune_case}};
+
+int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }
