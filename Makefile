@@ -26,7 +26,7 @@ endif
 CFLAGS  += -ffp-contract=off
 
 # ---- what this machine has
-HALO_CUDA := $(and $(NVCC),$(wildcard halo/cuda/ops.cu),yes)
+HALO_CUDA := $(and $(GPU),$(NVCC),$(wildcard halo/cuda/ops.cu),yes)
 HALO_MPI  := $(if $(MPICC),yes)
 ifdef HALO_MPI
 MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null)

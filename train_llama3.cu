@@ -13,6 +13,7 @@
 #include "data/hf_config.h"
 #include "data/hf_model.h"
 #include "data/json.h"
+#include "data/utf8.h"
 #include "halo/optim.h"
 #include "halo/rng.h"
 #include "halo/sampler.h"
@@ -78,7 +79,7 @@ static const Flag kFlags[] = {
     {"grad-dtype", TEXT, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
     {"state-dtype", TEXT, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
     {"recompute", TEXT, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
-    {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, false, "256", "N", "most logits held at once"},
+    {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "256", "N", "most logits held at once"},
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "3", "N", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
@@ -120,6 +121,7 @@ static void* field(Options* o, const Flag* f) { return (char*)o + f->at; }
 
 static bool one_of(const char* value, const char* choices) {
     size_t n = strlen(value);
+    if (strchr(value, '|')) return false;
     for (const char* p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
         if (!strncmp(p, value, n) && (p[n] == '|' || p[n] == 0)) return true;
     return false;
@@ -170,21 +172,35 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     return "";
 }
 
-static int common_prefix(const char* a, const char* b) {
-    int n = 0;
-    while (a[n] && a[n] == b[n]) n++;
-    return n;
+// How far a misspelt name is from a flag's: 1 if one begins with the other, else the edit distance (Levenshtein).
+static int distance(const char* name, const char* flag) {
+    enum { kLongest = 32 };
+    int n = (int)strlen(name), m = (int)strlen(flag), row[kLongest + 1];
+    if (n > kLongest || m > kLongest) return kLongest;
+    if (n >= 2 && !strncmp(name, flag, (size_t)min_int(n, m))) return 1;
+    for (int j = 0; j <= m; j++) row[j] = j;
+    for (int i = 1; i <= n; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= m; j++) {
+            int changed = diagonal + (name[i - 1] != flag[j - 1]);
+            diagonal = row[j];
+            row[j] = min_int(changed, 1 + min_int(row[j], row[j - 1]));
+        }
+    }
+    return row[m];
 }
 
 static void unknown_flag(const char* name, const char* command, int bit) {
-    const Flag* near = NULL;
-    int best = 1;
+    const Flag* nearest = NULL;
+    int best = max_int(2, (int)strlen(name) / 3) + 1;
     for (int i = 0; i < kFlagCount; i++) {
         if (!strcmp(kFlags[i].name, name)) user_error("--%s: '%s' does not take it; see train_llama3 %s --help", name, command, command);
-        int same = common_prefix(kFlags[i].name, name);
-        if (takes(&kFlags[i], bit) && same > best) best = same, near = &kFlags[i];
+        int far = distance(name, kFlags[i].name);
+        if (takes(&kFlags[i], bit) && far < best) best = far, nearest = &kFlags[i];
     }
-    if (near) user_error("--%s: no such flag; did you mean --%s? (train_llama3 %s --help lists all)", name, near->name, command);
+    if (nearest)
+        user_error("--%s: no such flag; did you mean --%s? (train_llama3 %s --help lists all)", name, nearest->name, command);
     user_error("--%s: no such flag; train_llama3 %s --help lists all", name, command);
 }
 
@@ -314,7 +330,7 @@ static void read_source_rows(void* self, int spec, int layer, int row0, int rows
 static Fmt state_fmt(const char* name) { return strcmp(name, "bf16") ? F32 : BF16; }
 
 static ShardOptions shard_options(const Session* s, bool train) {
-    ShardOptions shard = {s->o.zero, s->o.master && !strcmp(s->o.master, "fp32"), F32, F32, train};
+    ShardOptions shard = {s->o.zero, !strcmp(s->o.master, "fp32"), F32, F32, train};
     if (!train) return shard;
     if (shard.zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", shard.zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
@@ -324,7 +340,7 @@ static ShardOptions shard_options(const Session* s, bool train) {
 
 static void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
-    RandomWeights random = {&s->config, (uint64_t)s->o.seed, 0.02f};
+    RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
     if (s->source) shard_load(s->shard, read_source_rows, s->source);
     else shard_load(s->shard, random_weights_read, &random);
 }
@@ -358,7 +374,8 @@ static const Recipe* pick_recipe(const Options* o) {
 
 static ModelOptions model_options(const Session* s, bool train) {
     const Options* o = &s->o;
-    if (o->seq < 1 || o->batch < 1) user_error("--batch %d --seq %d: both must be at least 1", o->batch, o->seq);
+    if (o->seq < 1 || o->batch < 1 || o->accum < 1)
+        user_error("--batch %d --seq %d --accum %d: each must be at least 1", o->batch, o->seq, o->accum);
     if (o->seq > s->config.max_T)
         user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
     if ((double)o->batch * o->seq > 1 << 24) user_error("--batch %d --seq %d: more than %d tokens a micro-step", o->batch, o->seq, 1 << 24);
@@ -395,20 +412,15 @@ static double seconds_now(void) {
 
 // ---- writing models
 
-typedef struct {
-    Shard* shard;
-} Weights;
-
-static void weights_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
-    shard_read(((Weights*)self)->shard, spec, layer, row0, rows, dst);
+static void read_shard_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
+    shard_read((Shard*)self, spec, layer, row0, rows, dst);
 }
 
 static void write_model(Session* s, const char* dir) {
-    Weights weights = {s->shard};
     size_t shard_bytes = (size_t)(s->o.shard_gb * 1e9);
     HfOutput out = {leads(s) ? dir : NULL, s->o.layers ? NULL : s->source_dir, s->tokenizer_dir, s->ops->act,
                     shard_bytes ? shard_bytes : kDefaultShardBytes};
-    hf_model_write(&out, &s->config, weights_rows, &weights);
+    hf_model_write(&out, &s->config, read_shard_rows, s->shard);
     if (leads(s)) printf("wrote %s\n", dir);
 }
 
@@ -473,12 +485,33 @@ static void checkpoint_state(Session* s, Progress* progress, const char* load_pa
 }
 
 static void resume(Session* s, Progress* progress) {
-    if (!s->o.out) user_error("--resume: name the run's folder with --out DIR");
     char* dir = checkpoint_dir(s);
     char* path = checkpoint_latest(dir);
     if (!path) user_error("--resume: no complete checkpoint in %s", dir);
     checkpoint_state(s, progress, path);
     if (leads(s)) printf("resumed from %s\n", path);
+    free(path);
+    free(dir);
+}
+
+// Before any work: --out can be written, and a fresh run does not go over the checkpoint of another, which its own first
+// one would remove.
+static void claim_out(const Session* s) {
+    const Options* o = &s->o;
+    if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
+    if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
+    if (!leads(s)) return;
+    if (!o->out) {
+        printf("no --out DIR: the trained model will not be saved\n");
+        return;
+    }
+    dir_make(o->out);
+    if (access(o->out, W_OK)) user_error("--out %s: cannot be written: %s", o->out, strerror(errno));
+    char* dir = checkpoint_dir(s);
+    char* path = checkpoint_latest(dir);
+    if (path && !o->resume)
+        user_error("--out %s: holds the checkpoint %s; go on with it (--resume), choose another --out, or remove %s", o->out,
+                   path, dir);
     free(path);
     free(dir);
 }
@@ -550,8 +583,8 @@ typedef struct {
 
 static Trainer trainer_new(const Session* s, int steps) {
     const Options* o = &s->o;
-    Schedule schedule = !strcmp(o->schedule ? o->schedule : "constant", "linear") ? SCHEDULE_LINEAR
-                      : !strcmp(o->schedule ? o->schedule : "constant", "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
+    Schedule schedule = !strcmp(o->schedule, "linear") ? SCHEDULE_LINEAR
+                      : !strcmp(o->schedule, "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
     int warmup = o->warmup == kAuto ? min_int(20, steps / 10) : o->warmup;
     OptimConfig optim = {(float)o->lr, warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
@@ -618,15 +651,32 @@ typedef struct {
     double mean_step_seconds;   // smoothed
 } StepLog;
 
-static StepLog log_open(const Session* s, int steps) {
+// The steps after the checkpoint that a run goes on from will be made again: takes their lines away, and one that a crash
+// has cut short.
+static void log_rewind(const char* path, int64_t step) {
+    static const char kOpening[] = "{\"step\": ";
+    if (!path_exists(path)) return;
+    char *text = file_read(path, NULL), *line = text;
+    for (char* end; (end = strchr(line, '\n')) != NULL; line = end + 1)
+        if (!strncmp(line, kOpening, strlen(kOpening)) && strtol(line + strlen(kOpening), NULL, 10) > step) break;
+    if (truncate(path, line - text)) user_error("%s: cannot be written: %s", path, strerror(errno));
+    free(text);
+}
+
+static StepLog log_open(const Session* s, int steps, int64_t steps_done) {
     StepLog log = {NULL, steps, 0};
     if (!s->o.log || !leads(s)) return log;
     dir_make(s->o.log);
     char* path = path_join(s->o.log, "log.jsonl");
+    if (s->o.resume) log_rewind(path, steps_done);
     log.file = fopen(path, s->o.resume ? "a" : "w");
     if (!log.file) user_error("%s: cannot be written: %s", path, strerror(errno));
     free(path);
     return log;
+}
+
+static void log_flush(StepLog* log) {
+    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
 }
 
 static void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
@@ -641,12 +691,14 @@ static void log_step(StepLog* log, int step, double epoch, StepResult r, float l
     fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, "
                        "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
             step, epoch, r.loss, (double)r.grad_norm, (double)lr, tokens_per_second, eta);
-    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
+    log_flush(log);
 }
 
 static void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
     print_evaluation(path, e);
-    if (log->file) fprintf(log->file, "{\"step\": %d, \"val_loss\": %.9g, \"val_tokens\": %zu}\n", step, e.loss, e.scored);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"val_loss\": %.9g, \"val_tokens\": %zu}\n", step, e.loss, e.scored);
+    log_flush(log);
 }
 
 static void print_memory(const Session* s) {
@@ -671,7 +723,8 @@ static void print_start(const Session* s) {
 static int command_train(Options o) {
     Session s = session_open(o);
     if (!o.data) user_error("train: name the data with --data FILE");
-    if (o.accum < 1) user_error("--accum 0: must be at least 1");
+    if (o.beta1 >= 1 || o.beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o.beta1, o.beta2);
+    if (o.eval_every && !o.val) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o.eval_every);
     s.recipe = pick_recipe(&o);
     if (leads(&s)) print_flags(&o, TRAIN);
     model_options(&s, true);   // contradictions are told before anything is loaded
@@ -685,15 +738,17 @@ static int command_train(Options o) {
     if (steps_planned < 1 || steps_planned > 1e9) user_error("--epochs %g: that is %.0f steps", o.epochs, steps_planned);
     int steps = (int)steps_planned;
     if (leads(&s)) print_start(&s);
+    claim_out(&s);
     load_weights(&s, true);
     if (o.resume) resume(&s, &done);
     Trainer t = trainer_new(&s, steps);
-    StepLog log = log_open(&s, steps);
+    StepLog log = log_open(&s, steps, done.step);
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
 
     if (done.epoch) rows = dataset_plan(data, (uint64_t)o.seed, (int)done.epoch);
-    while (done.step < steps && !interrupted) {
+    bool stopping = false;
+    while (done.step < steps && !stopping) {
         double start = seconds_now();
         int step = (int)done.step + 1;
         StepResult r = train_step(&s, &t, data, (int)done.step_in_epoch * global_rows, step);
@@ -711,12 +766,14 @@ static int command_train(Options o) {
         bool last = done.step == steps;
         if (val && (last || (o.eval_every && step % o.eval_every == 0))) {
             Evaluation e = evaluate(&s, t.model, val, t.losses);
+            if (!isfinite(e.loss))
+                user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, o.val);
             if (leads(&s)) log_evaluation(&log, o.val, step, e);
         }
-        double stop = interrupted;   // one decision for all ranks
+        double stop = interrupted;   // asked once a step: one decision, for all ranks and for saving as for stopping
         s.comm->host_sum(&stop, 1);
-        interrupted = stop > 0;
-        if (o.out && !last && ((o.save_every && step % o.save_every == 0) || interrupted)) checkpoint_state(&s, &done, NULL);
+        stopping = stop > 0;
+        if (o.out && !last && ((o.save_every && step % o.save_every == 0) || stopping)) checkpoint_state(&s, &done, NULL);
     }
     if (done.step == steps && o.out) write_model(&s, o.out);
     if (done.step < steps && leads(&s))
@@ -731,6 +788,8 @@ static int command_train(Options o) {
 }
 
 // ---- generate
+
+enum { kMaxContext = 8192 };   // tokens of prompt and answer: what the KV cache is made for
 
 typedef struct {
     const Tokenizer* tokenizer;
@@ -753,8 +812,8 @@ static void write_answer(Writer* w, const int* prompt, int count, uint64_t numbe
     memset(&stream, 0, sizeof stream);
     decoder_reset(w->decoder);
     if (count >= decoder_room(w->decoder))
-        user_error("the prompt has %d tokens; with --max-tokens there is room for %d (max_position_embeddings)", count,
-                   decoder_room(w->decoder) - 1);
+        user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", count,
+                   decoder_room(w->decoder) - 1, kMaxContext);
     const float* logits = decoder_feed(w->decoder, prompt, count);
     for (int i = 0; i < w->max_tokens; i++) {
         int token = sample_token(&w->sampler, logits, w->config->V, number << 32 | (uint64_t)i);
@@ -796,13 +855,28 @@ static bool same_trimmed(const char* a, const char* b) {
     return na == nb && !memcmp(a, b, na);
 }
 
+// What a model writes need not be UTF-8; bytes that are not become U+FFFD.
+static json_t* json_text(const char* bytes, size_t count) {
+    Text valid = {NULL, 0, 0};
+    text_append(&valid, "", 0);
+    for (size_t at = 0; at < count; at++) {
+        size_t good = utf8_valid_bytes(bytes + at, count - at);
+        text_append(&valid, bytes + at, good);
+        at += good;
+        if (at < count) text_append(&valid, "\xef\xbf\xbd", 3);
+    }
+    json_t* string = json_stringn(valid.data, valid.bytes);
+    text_free(&valid);
+    return string;
+}
+
 // One JSON line per example of --data, and the share of exact matches.
 static void answer_data(Session* s, Writer* w) {
-    s->o.seq = s->config.max_T;
+    s->o.seq = decoder_room(w->decoder) - 1;
     s->o.long_policy = "truncate";
     DataOptions options = data_options(s);
     Dataset* d = dataset_load(s->o.data, s->tokenizer, &options);
-    int count = dataset_stats(d)->examples, matches = 0, asked = 0;
+    int count = dataset_stats(d)->examples, matches = 0;
     for (int i = 0; i < count; i++) {
         const Example* e = dataset_example(d, i);
         if (!e->reference) user_error("%s: plain text has no prompts to answer", s->o.data);
@@ -812,10 +886,9 @@ static void answer_data(Session* s, Writer* w) {
         tokenizer_decode(s->tokenizer, e->tokens, e->prompt_count, true, &prompt);
         bool match = same_trimmed(text.data, e->reference);
         matches += match;
-        asked++;
-        json_t* line = json_pack("{s:s%, s:s, s:s%, s:b}", "prompt", prompt.data, prompt.bytes, "expected", e->reference,
-                                 "generated", text.data, text.bytes, "match", match);
-        if (!line) die("generate: the answer to example %d is not UTF-8", i);
+        json_t* line = json_pack("{s:o, s:o, s:o, s:b}", "prompt", json_text(prompt.data, prompt.bytes),
+                                 "expected", json_text(e->reference, strlen(e->reference)),
+                                 "generated", json_text(text.data, text.bytes), "match", match);
         json_dumpf(line, stdout, JSON_COMPACT);
         putchar('\n');
         fflush(stdout);
@@ -823,7 +896,8 @@ static void answer_data(Session* s, Writer* w) {
         text_free(&text);
         text_free(&prompt);
     }
-    fprintf(stderr, "exact match %d/%d (%.1f%%)\n", matches, asked, asked ? 100.0 * matches / asked : 0);
+    fprintf(stderr, "exact match %d/%d (%.1f%%), %d records left out\n", matches, count, 100.0 * matches / count,
+            dataset_stats(d)->skipped);
     dataset_free(d);
 }
 
@@ -842,7 +916,7 @@ static int command_generate(Options o) {
     w.sampler = sampler;
     w.stop_count = hf_config_eos(s.source_dir, w.stop);
     if (s.chat.turn_end >= 0) w.stop[w.stop_count++] = s.chat.turn_end;
-    w.decoder = decoder_new(&s.config, s.ops, shard_units(s.shard), min_int(s.config.max_T, 8192));
+    w.decoder = decoder_new(&s.config, s.ops, shard_units(s.shard), min_int(s.config.max_T, kMaxContext));
     if (o.prompt) answer_prompt(&s, &w, o.prompt);
     else answer_data(&s, &w);
     decoder_free(w.decoder);
@@ -891,7 +965,7 @@ static Mat random_mat(const Ops* ops, int rows, int cols, uint64_t seed) {
     return m;
 }
 
-// TFLOP/s of the plain product on the F, E and G shapes of the model's linears and head: what no step can exceed.
+// TFLOP/s of the plain product on the F, E and G shapes of the model's linears.
 static double gemm_ceiling(const Session* s, int tokens) {
     const Config* c = &s->config;
     int q = c->NH * c->HD, kv = c->NKV * c->HD;

@@ -99,6 +99,7 @@ void hf_config_read(const char* dir, Config* c) {
     c->tied = has_member(json, "tie_word_embeddings") && member_bool(json, "tie_word_embeddings", path);
     c->bos = first_token_id(json, "bos_token_id", path);
     c->eos = first_token_id(json, "eos_token_id", path);
+    c->init_std = has_member(json, "initializer_range") ? (float)member_positive(json, "initializer_range", path) : 0.02f;
     read_rope(json, c, path);
     config_check(c, path);
     json_decref(json);
@@ -140,9 +141,10 @@ static void shortest(double x, bool single, char text[32]) {
 }
 
 char* hf_config_text(const Config* c, Fmt dtype) {
-    char eps[32], theta[32], factor[32], low[32], high[32], bos[16] = "null", eos[16] = "null", scaling[256] = "null";
+    char eps[32], theta[32], init[32], factor[32], low[32], high[32], bos[16] = "null", eos[16] = "null", scaling[256] = "null";
     shortest(c->norm_eps, true, eps);
     shortest(c->rope_theta, false, theta);
+    shortest(c->init_std, true, init);
     if (c->bos >= 0) snprintf(bos, sizeof bos, "%d", c->bos);
     if (c->eos >= 0) snprintf(eos, sizeof eos, "%d", c->eos);
     if (c->rope_type == ROPE_LLAMA3) {
@@ -165,6 +167,7 @@ char* hf_config_text(const Config* c, Fmt dtype) {
                         "  \"head_dim\": %d,\n"
                         "  \"hidden_act\": \"silu\",\n"
                         "  \"hidden_size\": %d,\n"
+                        "  \"initializer_range\": %s,\n"
                         "  \"intermediate_size\": %d,\n"
                         "  \"max_position_embeddings\": %d,\n"
                         "  \"mlp_bias\": false,\n"
@@ -179,7 +182,7 @@ char* hf_config_text(const Config* c, Fmt dtype) {
                         "  \"torch_dtype\": \"%s\",\n"
                         "  \"vocab_size\": %d\n"
                         "}\n",
-                        bos, eos, c->HD, c->C, c->F, c->max_T, c->NH, c->L, c->NKV, eps, scaling, theta,
+                        bos, eos, c->HD, c->C, init, c->F, c->max_T, c->NH, c->L, c->NKV, eps, scaling, theta,
                         c->tied ? "true" : "false", torch_name(dtype), c->V);
     check(used > 0 && (size_t)used < text_bytes, "hf_config_text: %d bytes", used);
     return text;

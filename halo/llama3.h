@@ -17,6 +17,7 @@ typedef struct {
     int rope_original_T;
     bool tied;            // lm_head is the embedding
     int bos, eos;         // -1 if config.json names none
+    float init_std;       // initializer_range: of random weights
 } Config;
 
 // Tensors that are stored as one matrix, the rows of each above those of the next: what reads the same input is stacked.

@@ -114,6 +114,7 @@ bool config_preset(Config* config, const char* name) {
         config->F = p->F;
         config->max_T = p->max_T;
         config->norm_eps = 1e-5f;
+        config->init_std = 0.02f;
         config->rope_theta = 500000;
         config->tied = p->tied;
         config->bos = 128000;

@@ -113,7 +113,7 @@ typedef struct {
     void *m, *v;              // (n) in state_fmt
     size_t n;
     Fmt grad_fmt, state_fmt;
-    const float* grad_scale;  // one float on the backend: gradient clipping
+    const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
     uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise
@@ -182,7 +182,8 @@ typedef struct Ops {
     void (*add)(Mat y, Mat x);                                      // y += x
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
-    void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);   // min(1, max_norm / norm); 1 if max_norm is 0
+    // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
+    void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);
     void (*adamw)(const AdamW* args);
 } Ops;
 

@@ -532,7 +532,7 @@ static void preset_case(void) {
     Config config = small_config(true);
     config.rope_type = ROPE_LLAMA3;
     config.rope_factor = 32, config.rope_low_freq = 1, config.rope_high_freq = 4.1, config.rope_original_T = 8192;
-    config.rope_theta = 500000, config.norm_eps = 1e-5f, config.eos = -1;
+    config.rope_theta = 500000, config.norm_eps = 1e-5f, config.init_std = 0.05f, config.eos = -1;
     char* text = hf_config_text(&config, BF16);
     ok(strstr(text, "\"rms_norm_eps\": 1e-05,") && strstr(text, "\"rope_theta\": 500000.0,") &&
        strstr(text, "\"high_freq_factor\": 4.1,") && strstr(text, "\"eos_token_id\": null"), "preset: numbers as people write them");

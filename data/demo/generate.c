@@ -80,7 +80,7 @@ typedef struct {
 static const char* const kPeople[] = {"Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo",
                                       "Ivy", "Jon", "Kira", "Leo"};
 static const char* const kThings[] = {"apples", "shells", "coins", "stamps", "books", "pears", "marbles", "cards",
-                                       "beads", "cups", "eggs", "nuts"};
+                                      "beads", "cups", "eggs", "nuts"};
 static const char* const kContainers[] = {"boxes", "bags", "trays", "jars"};
 static const char* const kDays[] = {"Monday", "Tuesday", "Friday", "Sunday"};
 
@@ -88,9 +88,9 @@ enum { kLargestTerm = 12, kLargestFactor = 6 };
 
 static int compute(int left, char op, int right) { return op == '+' ? left + right : op == '-' ? left - right : left * right; }
 
-// Appends a step and returns its result.
+// Appends a step; the format says who does what.
 __attribute__((format(printf, 5, 6)))
-static int solve(Problem* p, int left, char op, int right, const char* format, ...) {
+static void solve(Problem* p, int left, char op, int right, const char* format, ...) {
     Step* step = &p->steps[p->step_count++];
     step->left = left;
     step->op = op;
@@ -100,7 +100,6 @@ static int solve(Problem* p, int left, char op, int right, const char* format, .
     va_start(args, format);
     add_list(&step->who, format, args);
     va_end(args);
-    return step->result;
 }
 
 static void make_problem(Random* random, Problem* p) {
@@ -480,13 +479,12 @@ static void statement_prose(Random* random, Line* text) {
     if (!sentence_first) add(text, " %s", s.sentence.data);
 }
 
-// ---- lists said twice
+// ---- lists said twice or three times: what a small model learns copying from, and all three tasks are mostly copying. It
+// learns to copy one word before it learns to copy eight, so there are lists of every length.
 
-// From the second time on, every word can be told from the first: this is what a small model learns copying from, and all
-// three tasks are mostly copying. Short lists come first in its understanding, so there are many of them.
 static void recall_prose(Random* random, Line* text) {
     const char* words[8];
-    int count = between(random, 1, 8), times = between(random, 2, 3);
+    int count = between(random, 1, 8), passes = between(random, 2, 3);
     for (int i = 0; i < count; i++) {
         switch (between(random, 0, 7)) {
         case 0: words[i] = PICK(random, kPeople); break;
@@ -496,11 +494,15 @@ static void recall_prose(Random* random, Line* text) {
         case 4: words[i] = PICK(random, kNameFirst); break;
         case 5: words[i] = PICK(random, kNameSecond); break;
         case 6: words[i] = PICK(random, kMakers); break;
-        default: words[i] = PICK(random, kTextColumns[between(random, 0, 3)].values); break;
+        default: {
+            const TextColumn* column = &PICK(random, kTextColumns);
+            words[i] = PICK(random, column->values);
+            break;
+        }
         }
     }
-    for (int time = 0; time < times; time++) {
-        add(text, time ? " Again:" : "List:");
+    for (int pass = 0; pass < passes; pass++) {
+        add(text, pass ? " Again:" : "List:");
         for (int i = 0; i < count; i++) add(text, " %s", words[i]);
         add(text, ".");
     }
@@ -588,9 +590,9 @@ static void write_tasks(const char* dir) {
 }
 
 typedef void (*ProseFn)(Random* random, Line* text);
-// One document in nine shows bare sums, three recall a list, and so on.
-static const ProseFn kProse[] = {problem_prose, problem_prose,   sums_prose,   query_prose, query_prose,
-                                 statement_prose, recall_prose, recall_prose, recall_prose};
+// A kind that stands here three times comes three times as often.
+static const ProseFn kProse[] = {problem_prose,   problem_prose,   sums_prose,   query_prose,  query_prose,
+                                 statement_prose, statement_prose, recall_prose, recall_prose, recall_prose};
 enum { kKinds = sizeof kProse / sizeof kProse[0] };
 
 static void write_corpus(const char* path) {

@@ -22,6 +22,7 @@ static void adamw(const AdamW* a) {
           "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
     float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
     float grad_scale = *a->grad_scale;
+    if (grad_scale == 0) return;
     bool noisy = a->state_fmt == BF16 || (kAct == BF16 && !a->master);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < a->n; i++) {

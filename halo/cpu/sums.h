@@ -42,7 +42,7 @@ static void sum_squares(float* total, Mat x) {
 
 static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
     float norm = sqrtf(*sum_of_squares);
-    *scale = max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
+    *scale = !isfinite(norm) ? 0.0f : max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
 }
 
 #endif
