@@ -45,7 +45,7 @@ static Config small_config(bool tied) {
     Config c;
     memset(&c, 0, sizeof c);
     c.V = 40, c.C = 16, c.L = 3, c.NH = 4, c.NKV = 2, c.HD = 8, c.F = 24, c.max_T = 64;
-    c.norm_eps = 1e-5f, c.rope_theta = 10000, c.tied = tied, c.bos = 1, c.eos = 2;
+    c.norm_eps = 1e-5f, c.init_std = 0.02f, c.rope_theta = 10000, c.tied = tied, c.bos = 1, c.eos = 2;
     return c;
 }
 

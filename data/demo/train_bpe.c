@@ -36,10 +36,9 @@ static const char kChatTemplate[] =
 
 typedef struct {
     char text[3];   // UTF-8, one or two bytes
-    unsigned char byte;
 } Letter;
 
-// letters[id] and, the other way, ids[byte]: printable bytes first, in order.
+// letters[id], and the id of each byte: printable bytes first, in order.
 static void make_alphabet(Letter letters[kBytes], int ids[kBytes]) {
     int id = 0;
     for (int printable = 1; printable >= 0; printable--) {
@@ -48,13 +47,12 @@ static void make_alphabet(Letter letters[kBytes], int ids[kBytes]) {
             bool is_printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
             if (is_printable != (bool)printable) continue;
             int code = is_printable ? byte : other++;
-            Letter* letter = &letters[id];
-            letter->byte = (unsigned char)byte;
+            char* text = letters[id].text;
             if (code < 0x80) {
-                letter->text[0] = (char)code;
+                text[0] = (char)code;
             } else {
-                letter->text[0] = (char)(0xc0 | code >> 6);
-                letter->text[1] = (char)(0x80 | (code & 0x3f));
+                text[0] = (char)(0xc0 | code >> 6);
+                text[1] = (char)(0x80 | (code & 0x3f));
             }
             ids[byte] = id++;
         }
@@ -272,7 +270,7 @@ static void write_tokenizer(const char* dir, const Letter letters[kBytes], const
 
 int main(int argc, char** argv) {
     if (argc < 3) user_error("usage: train_bpe DIR FILE.jsonl...");
-    Letter letters[kBytes] = {{{0}, 0}};
+    Letter letters[kBytes] = {{{0}}};
     int byte_ids[kBytes];
     make_alphabet(letters, byte_ids);
 
