@@ -26,7 +26,7 @@ typedef struct {
     const char *schedule, *out, *log, *prompt, *metric;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, max_tokens, seed;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
-    bool pack, train_on_prompt, resume, help;
+    bool pack, train_on_prompt, qfsdp, resume, help;
 } Options;
 
 typedef enum { TEXT, INTEGER, NUMBER, SWITCH } FlagType;
@@ -39,7 +39,7 @@ typedef struct {
     int commands;
     bool defines_run;      // a resumed run must have it as it was
     const char* fallback;
-    const char* choices;   // "a|b|c", or the name of the value
+    const char* choices;   // "a|b|c", or in capitals what the value is
     const char* help;
 } Flag;
 
@@ -80,7 +80,8 @@ static const Flag kFlags[] = {
     {"state-dtype", TEXT, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
     {"recompute", TEXT, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "256", "N", "most logits held at once"},
-    {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "3", "N", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights"},
+    {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
+    {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
@@ -132,7 +133,7 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
     errno = 0;
     switch (f->type) {
         case TEXT:
-            if (f->choices && strchr(f->choices, '|') && !one_of(value, f->choices))
+            if (f->choices && !(f->choices[0] >= 'A' && f->choices[0] <= 'Z') && !one_of(value, f->choices))
                 user_error("--%s %s: must be one of %s", f->name, value, f->choices);
             *(const char**)field(o, f) = value;
             return;
@@ -329,12 +330,20 @@ static void read_source_rows(void* self, int spec, int layer, int row0, int rows
 
 static Fmt state_fmt(const char* name) { return strcmp(name, "bf16") ? F32 : BF16; }
 
+// HQ-FSDP at work: one rank gathers nothing.
+static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->ranks > 1; }
+
 static ShardOptions shard_options(const Session* s, bool train) {
-    ShardOptions shard = {s->o.zero, !strcmp(s->o.master, "fp32"), F32, F32, train};
+    int zero = s->o.zero == kAuto ? (s->comm->ranks > 1 ? 3 : 0) : s->o.zero;
+    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, F32};
     if (!train) return shard;
-    if (shard.zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", shard.zero);
+    if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
     shard.state_fmt = state_fmt(s->o.state_dtype);
+    if (gathers_codes(s) && zero != 3) user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", zero);
+    if (s->o.qfsdp && !linear_gathers_codes(s->recipe))
+        user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", s->recipe->name);
+    if (s->o.qfsdp) shard.wire = s->recipe->fw.fmt;
     return shard;
 }
 
@@ -703,7 +712,7 @@ static void log_evaluation(StepLog* log, const char* path, int step, Evaluation 
 
 static void print_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
-    size_t model = model_bytes(&s->config, s->ops, s->recipe, model_options(s, true));
+    size_t model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
     printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  activations and scratch %.3f  "
            "together %.3f\n", gib(b.weights), gib(b.gradients), gib(b.optimizer), gib(b.gathered), gib(model),
            gib(b.weights + b.gradients + b.optimizer + b.gathered + model));
@@ -929,6 +938,7 @@ static int command_generate(Options o) {
 static int command_export(Options o) {
     Session s = session_open(o);
     if (!o.out) user_error("export: name the folder to write with --out DIR");
+    s.recipe = pick_recipe(&s.o);
     load_weights(&s, o.resume);
     Progress done;
     if (o.resume) resume(&s, &done);
@@ -1031,7 +1041,7 @@ static int command_bench(Options o) {
     double tflops = per_second * train_flops_per_token(&s.config, o.seq) / 1e12 / s.comm->ranks;
     double ceiling = gemm_ceiling(&s, tokens);
     ShardBytes b = shard_bytes(&s.config, s.ops, s.comm, shard_options(&s, true));
-    size_t bytes = b.weights + b.gradients + b.optimizer + b.gathered + model_bytes(&s.config, s.ops, s.recipe, model_options(&s, true));
+    size_t bytes = b.weights + b.gradients + b.optimizer + b.gathered + model_bytes(&s.config, s.ops, s.recipe, gathers_codes(&s), model_options(&s, true));
     if (leads(&s))
         printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank\n",
                1e3 * seconds, per_second, tflops, tflops / ceiling, ceiling, gib(bytes));

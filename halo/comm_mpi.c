@@ -28,24 +28,25 @@ static void mpi_all_gather(void* out, const void* in, size_t bytes) {
     ok(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_gather");
 }
 
-static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt) {
+static float value(const void* x, size_t i, Fmt fmt) {
+    return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
+}
+
+static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add) {
     for (size_t i = 0; i < count; i++) {
-        float sum = 0;
-        for (int r = 0; r < mpi.ranks; r++) {
-            size_t at = (size_t)r * count + i;
-            sum += fmt == F32 ? ((const float*)pieces)[at] : f32_from_bf16(((const uint16_t*)pieces)[at]);
-        }
+        float sum = add ? value(out, i, fmt) : 0;
+        for (int r = 0; r < mpi.ranks; r++) sum += value(pieces, (size_t)r * count + i, fmt);
         if (fmt == F32) ((float*)out)[i] = sum;
         else ((uint16_t*)out)[i] = bf16_from_f32(sum);
     }
 }
 
-static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt) {
+static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add) {
     size_t bytes = count * fmt_bytes(fmt);
     check(bytes <= kSliceBytes, "reduce_scatter: %zu bytes a rank", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     ok(MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "reduce_scatter");
-    sum_in_rank_order(out, pieces, count, fmt);
+    sum_in_rank_order(out, pieces, count, fmt, add);
 }
 
 static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
@@ -53,7 +54,7 @@ static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     check(bytes <= kSliceBytes, "all_reduce: %zu bytes", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     ok(MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_reduce");
-    sum_in_rank_order(x, pieces, count, fmt);
+    sum_in_rank_order(x, pieces, count, fmt, false);
 }
 
 // The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).

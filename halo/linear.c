@@ -146,6 +146,33 @@ void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearSha
     }
 }
 
+// ---- codes of a shard's rows
+
+bool linear_gathers_codes(const Recipe* r) { return !is_plain(r->fw) && r->fw.gran == PER_TENSOR && same_opnd(r->fw, r->ew); }
+int linear_code_ld(int K) { return code_ld(K); }
+
+void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows) {
+    if (!ln->recipe->fw.rotate) ln->ops->absmax(absmax, rows);
+    else ln->ops->rotate(mat(ln->rotated, rows.rows, rows.cols, ln->ops->act), rows, ROTATE_COLS, false, 0, absmax);
+}
+
+void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat rows, const float* absmax) {
+    Opnd how = ln->recipe->fw;
+    QMat q = {code_mat(codes, rows.rows, rows.cols, how.fmt), {NULL, 0, 0, 0, F32}, scale, PER_TENSOR};
+    if (how.rotate) {
+        Mat rotated = mat(ln->rotated, rows.rows, rows.cols, ln->ops->act);
+        ln->ops->rotate(rotated, rows, ROTATE_COLS, false, 0, NULL);
+        rows = rotated;
+    }
+    ln->ops->quantize(q, rows, absmax, how.fmt, how.clip);
+}
+
+QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K) {
+    Fmt fmt = ln->recipe->fw.fmt;
+    QMat q = {code_mat(codes, N, K, fmt), code_mat(codes_t, K, N, fmt), scale, PER_TENSOR};
+    return q;
+}
+
 // ---- the three products
 
 void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape) {

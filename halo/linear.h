@@ -67,6 +67,17 @@ C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, A
 // Lays out the prepared forms of W (N,K); nothing for a plain recipe.
 C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape);
 
+// ---- HQ-FSDP (DESIGN section 2): a rank rotates and quantizes the rows that it owns, and the codes are what is gathered.
+// Can W travel as codes: quantized per tensor, and the same for F and E?
+C_API bool linear_gathers_codes(const Recipe* r);
+C_API int linear_code_ld(int K);   // bytes from one row of codes to the next
+// Raises *absmax by some rows of one matrix, rotated as the recipe says.
+C_API void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows);
+// Codes (rows, K) and scale of some rows of one matrix, given the maximum of all of it.
+C_API void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat rows, const float* absmax);
+// One whole matrix's operand: its codes (N, K) and their transpose (K, N).
+C_API QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K);
+
 // What the producer of X is asked to do on the way out. kPrepNone if F and G want different things.
 C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
 // Turns the producer's output x (M,K) into operands; `done` is what the producer did.

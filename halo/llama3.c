@@ -119,6 +119,7 @@ static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
 }
 
 static void place_weights(Model* m, Arena* arena, Arena* maxima) {
+    if (m->units.quantized) return;   // they come with the unit
     for (int l = 0; l < m->c.L; l++) {
         BlockWeights* w = &m->weights[l];
         linear_place_weight(&m->linear, &w->qkv, arena, maxima, m->qkv);
@@ -169,27 +170,24 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
 }
 
-static void model_shape(Model* m, const Config* config, const Ops* ops, ModelOptions options) {
+static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
     memset(m, 0, sizeof *m);
     m->c = *config;
     m->ops = ops;
     m->opt = options;
     m->BT = options.B * options.T;
-    const Config* c = config;
-    int q = c->NH * c->HD, kv = c->NKV * c->HD;
-    LinearShape qkv = {c->C, 3, {q, kv, kv}}, o = {q, 1, {c->C, 0, 0}};
-    LinearShape gate_up = {c->C, 2, {c->F, c->F, 0}}, down = {c->F, 1, {c->C, 0, 0}};
-    m->qkv = qkv;
-    m->o = o;
-    m->gate_up = gate_up;
-    m->down = down;
-    m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)c->L);
-    m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)c->L);
+    m->units.quantized = quantized_units;
+    m->qkv = stack_shape(config, S_QKV);
+    m->o = stack_shape(config, S_O);
+    m->gate_up = stack_shape(config, S_GATE_UP);
+    m->down = stack_shape(config, S_DOWN);
+    m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)config->L);
+    m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)config->L);
 }
 
-size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, ModelOptions options) {
+size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options) {
     Model m;
-    model_shape(&m, config, ops, options);
+    model_shape(&m, config, ops, quantized_units, options);
     Arena measure = {NULL, 0};
     place_model(&m, &measure, recipe);
     free(m.blocks);
@@ -199,9 +197,9 @@ size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, M
 
 Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, UnitSource units, ModelOptions options) {
     Model* m = (Model*)host_alloc(sizeof(Model));
-    model_shape(m, config, ops, options);
+    model_shape(m, config, ops, units.quantized, options);
     m->units = units;
-    m->memory = ops->alloc(model_bytes(config, ops, recipe, options));
+    m->memory = ops->alloc(model_bytes(config, ops, recipe, units.quantized, options));
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
     m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);
@@ -333,7 +331,12 @@ static void release(Model* m, int unit) { m->units.release(m->units.self, unit);
 static const Unit* acquire_block(Model* m, int l) {
     const Unit* u = acquire(m, 1 + l);
     BlockWeights* w = &m->weights[l];
-    if (!w->prepared) {
+    if (u->quantized) {
+        w->qkv = u->q[S_QKV];
+        w->o = u->q[S_O];
+        w->gate_up = u->q[S_GATE_UP];
+        w->down = u->q[S_DOWN];
+    } else if (!w->prepared) {
         linear_prepare_weight(&m->linear, &w->qkv, u->w[S_QKV], m->qkv);
         linear_prepare_weight(&m->linear, &w->o, u->w[S_O], m->o);
         linear_prepare_weight(&m->linear, &w->gate_up, u->w[S_GATE_UP], m->gate_up);
@@ -346,6 +349,7 @@ static const Unit* acquire_block(Model* m, int l) {
 void model_weights_changed(Model* m) {
     m->ops->zero(m->weight_maxima, m->weight_maxima_bytes);
     for (int l = 0; l < m->c.L; l++) m->weights[l].prepared = false;
+    m->units.changed(m->units.self, &m->linear);
 }
 
 static void upload_batch(Model* m, const Batch* batch) {

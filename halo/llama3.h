@@ -63,12 +63,17 @@ typedef struct {
     Mat w[kStacks];   // only the unit's own stacks are set; norms are (1, C)
     Mat g[kStacks];   // gradients, same shapes
     bool fresh;       // the gradients hold nothing yet: overwrite them, else add
+    bool quantized;   // HQ-FSDP: the linears' weights are the operands q instead of w
+    WeightOperand q[kStacks];
 } Unit;
 
 // Where units come from (shard.h). Every acquire is followed by a release; after the backward pass through a unit its
 // gradients are complete for this micro-step and `reduce` is called.
+// `changed` follows every update of the weights: time to quantize what will be gathered as codes.
 typedef struct {
     void* self;
+    bool quantized;   // layers come as operands (Unit.quantized)
+    void (*changed)(void* self, const Linear* linear);
     const Unit* (*acquire)(void* self, int unit);
     void (*release)(void* self, int unit);
     void (*reduce)(void* self, int unit);
@@ -101,8 +106,11 @@ typedef struct Model Model;
 
 C_API Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, UnitSource units, ModelOptions options);
 C_API void model_free(Model* m);
-// Bytes on the backend for activations and scratch (prepared weights included); the same layout code as model_new.
-C_API size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, ModelOptions options);
+// Bytes on the backend for activations and scratch (prepared weights included, unless the units come quantized); the same
+// layout code as model_new.
+C_API size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options);
+// The stacked matrices of a linear.
+C_API LinearShape stack_shape(const Config* config, Stack stack);
 
 // The weights have changed: prepare them anew for the coming micro-steps.
 C_API void model_weights_changed(Model* m);

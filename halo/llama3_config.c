@@ -41,6 +41,18 @@ StackSize stack_size(const Config* config, Stack stack) {
     return size;
 }
 
+LinearShape stack_shape(const Config* config, Stack stack) {
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(config, specs);
+    LinearShape shape = {0, 0, {0, 0, 0}};
+    for (int i = 0; i < count; i++) {
+        if (specs[i].stack != stack) continue;
+        shape.K = specs[i].cols;
+        shape.N[shape.parts++] = specs[i].rows;
+    }
+    return shape;
+}
+
 size_t param_count(const Config* config) {
     ParamSpec specs[kMaxParamSpecs];
     int count = param_specs(config, specs);

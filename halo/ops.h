@@ -185,6 +185,11 @@ typedef struct Ops {
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
     void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);
     void (*adamw)(const AdamW* args);
+
+    // ---- codes on the wire (HQ-FSDP)
+    void (*transpose_codes)(Mat y, Mat x);             // y (cols, rows) = x^T, one byte a code
+    void (*pack_fp6)(uint8_t* packed, Mat codes);      // every four FP6 codes of (rows, ld) in three bytes; ld is a multiple of 4
+    void (*unpack_fp6)(Mat codes, const uint8_t* packed);
 } Ops;
 
 C_API const Ops cpu_f32_ops, cpu_bf16_ops;

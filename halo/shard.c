@@ -3,6 +3,8 @@
 // With zero 0, and with one rank, the two are the same memory.
 #include "shard.h"
 
+#include "hqfsdp.h"
+
 enum { kMaxPiecesPerUnit = 6, kPieceAlign = 128 };   // values
 
 struct Shard {
@@ -24,6 +26,9 @@ struct Shard {
     // zero 2 and 3: where a unit is whole while the model works on it. One place each for the embedding, the tail and one layer.
     char *gathered[3], *gathered_grads[3];
     int holds[3];             // the unit whose weights lie there; -1: none
+    HqFsdp* codes;            // NULL: linears are gathered as weights
+    char* read_buffer;        // zero 3: the whole matrix that shard_read is being asked for
+    const Piece* read_piece;
     Unit unit;                // what acquire hands out
     bool first_micro_step;
 };
@@ -43,7 +48,9 @@ static void lay_out(Shard* s) {
     s->owns_all = !sharded(&s->opt, comm);
     s->pieces = (Piece*)host_alloc(sizeof(Piece) * (size_t)kMaxPiecesPerUnit * (size_t)(s->c.L + 2));
     uint64_t noise = 0;
+    bool codes = !s->owns_all && s->opt.zero == 3 && fmt_bytes(s->opt.wire) == 1;
     for (int unit = 0; unit < s->c.L + 2; unit++) {
+        size_t gathered = 0;
         for (int k = 0; k < kStacks; k++) {
             Stack stack = (Stack)k;
             StackSize size = stack_size(&s->c, stack);
@@ -65,23 +72,27 @@ static void lay_out(Shard* s) {
             noise += (uint64_t)p->rows * p->cols;
             size_t share = round_up((size_t)p->share * p->cols, kPieceAlign);
             s->local_values += share;
-            s->full_values += s->owns_all ? share : round_up((size_t)p->share * p->cols * comm->ranks, kPieceAlign);
+            size_t whole = s->owns_all ? share : round_up((size_t)p->share * p->cols * comm->ranks, kPieceAlign);
+            s->full_values += whole;
+            p->gathered = codes && hqfsdp_takes(p) ? kAsCodes : gathered;
+            if (p->gathered != kAsCodes) gathered += whole;
         }
     }
 }
 
-static size_t unit_values(const Shard* s, int unit) {
-    size_t first = s->full_values, end = 0;
+// The values of a unit's gathering place: its gradients' (all of it), and its weights' (what doesn't travel as codes).
+static size_t unit_values(const Shard* s, int unit, bool weights) {
+    size_t values = 0;
     for (int i = 0; i < s->count; i++) {
-        if (s->pieces[i].unit != unit) continue;
-        if (s->pieces[i].full < first) first = s->pieces[i].full;
-        end = i + 1 < s->count ? s->pieces[i + 1].full : s->full_values;
+        const Piece* p = &s->pieces[i];
+        size_t next = i + 1 < s->count ? s->pieces[i + 1].full : s->full_values;
+        if (p->unit == unit && !(weights && p->gathered == kAsCodes)) values += next - p->full;
     }
-    return end - first;
+    return values;
 }
 
 static bool gathers(const Shard* s) { return !s->owns_all && s->opt.zero == 3; }
-static bool reduces_each_micro_step(const Shard* s) { return !s->owns_all && s->opt.zero >= 2; }
+static bool reduces_each_micro_step(const Shard* s) { return s->opt.zero >= 2; }
 
 // The gathering place of a unit: embedding, any layer, tail.
 static int place_of(const Shard* s, int unit) { return unit == 0 ? 0 : unit == s->c.L + 1 ? 2 : 1; }
@@ -91,12 +102,13 @@ static ShardBytes count_bytes(const Shard* s) {
     size_t act = fmt_bytes(s->ops->act), grad = fmt_bytes(s->opt.grad_fmt), state = fmt_bytes(s->opt.state_fmt);
     ShardBytes b = {0, 0, 0, 0};
     b.weights = (gathers(s) ? s->local_values : s->full_values) * act;
-    size_t gathered_values = 0;
-    for (int place = 0; place < 3; place++) gathered_values += unit_values(s, unit_at(s, place));
-    if (gathers(s)) b.gathered += gathered_values * act;
+    for (int place = 0; place < 3; place++) {
+        if (gathers(s)) b.gathered += unit_values(s, unit_at(s, place), true) * act;
+        if (s->opt.train && reduces_each_micro_step(s)) b.gathered += unit_values(s, unit_at(s, place), false) * grad;
+    }
+    if (gathers(s)) b.gathered += hqfsdp_bytes(&s->c, s->comm, s->pieces, s->count, s->opt.wire);
     if (!s->opt.train) return b;
     b.gradients = (reduces_each_micro_step(s) ? s->local_values : s->full_values) * grad;
-    if (reduces_each_micro_step(s)) b.gathered += gathered_values * grad;
     b.optimizer = s->local_values * (2 * state + (s->opt.master && s->ops->act == BF16 ? sizeof(float) : 0));
     return b;
 }
@@ -131,20 +143,22 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
         if (options.master && ops->act == BF16) s->master = (float*)ops->alloc(s->local_values * sizeof(float));
     }
     for (int place = 0; place < 3; place++) {
-        size_t values = unit_values(s, unit_at(s, place));
+        int unit = unit_at(s, place);
         s->holds[place] = -1;
-        if (gathers(s)) s->gathered[place] = (char*)ops->alloc(values * fmt_bytes(ops->act));
+        if (gathers(s)) s->gathered[place] = (char*)ops->alloc(unit_values(s, unit, true) * fmt_bytes(ops->act));
         if (options.train && reduces_each_micro_step(s))
-            s->gathered_grads[place] = (char*)ops->alloc(values * fmt_bytes(options.grad_fmt));
+            s->gathered_grads[place] = (char*)ops->alloc(unit_values(s, unit, false) * fmt_bytes(options.grad_fmt));
     }
+    if (gathers(s) && fmt_bytes(options.wire) == 1) s->codes = hqfsdp_new(&s->c, ops, comm, s->pieces, s->count, options.wire);
     return s;
 }
 
 void shard_free(Shard* s) {
     void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->gathered[0], s->gathered[1], s->gathered[2],
-                             s->gathered_grads[0], s->gathered_grads[1], s->gathered_grads[2]};
+                             s->gathered_grads[0], s->gathered_grads[1], s->gathered_grads[2], s->read_buffer};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);
+    if (s->codes) hqfsdp_free(s->codes);
     free(s->pieces);
     free(s);
 }
@@ -167,7 +181,7 @@ static size_t unit_start(const Shard* s, int unit) {
 
 static char* whole_weights(const Shard* s, const Piece* p) {
     if (!gathers(s)) return s->weights + p->full * act_bytes(s);
-    return s->gathered[place_of(s, p->unit)] + (p->full - unit_start(s, p->unit)) * act_bytes(s);
+    return s->gathered[place_of(s, p->unit)] + p->gathered * act_bytes(s);
 }
 static char* whole_grads(const Shard* s, const Piece* p) {
     if (!reduces_each_micro_step(s)) return s->grads + p->full * grad_bytes(s);
@@ -186,7 +200,19 @@ static char* own_grads(const Shard* s, const Piece* p) {
     return s->grads + (p->full + share_offset(s, p)) * grad_bytes(s);
 }
 
+static Mat mat_of_own_rows(const Shard* s, const Piece* p) { return mat(own_weights(s, p), p->own, p->cols, s->ops->act); }
+
 // ---- units
+
+static void changed(void* self, const Linear* linear) {
+    Shard* s = (Shard*)self;
+    if (!s->codes) return;
+    for (int i = 0; i < s->count; i++)
+        if (s->pieces[i].gathered == kAsCodes) hqfsdp_absmax(s->codes, linear, i, mat_of_own_rows(s, &s->pieces[i]));
+    hqfsdp_share_absmax(s->codes);
+    for (int i = 0; i < s->count; i++)
+        if (s->pieces[i].gathered == kAsCodes) hqfsdp_quantize(s->codes, linear, i, mat_of_own_rows(s, &s->pieces[i]));
+}
 
 static const Unit* acquire(void* self, int unit) {
     Shard* s = (Shard*)self;
@@ -197,11 +223,16 @@ static const Unit* acquire(void* self, int unit) {
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
         if (p->unit != unit) continue;
-        if (gather) s->comm->all_gather(whole_weights(s, p), own_weights(s, p), (size_t)p->share * p->cols * act_bytes(s));
         bool norm = p->cols == 1;
         int rows = norm ? 1 : p->rows, cols = norm ? p->rows : p->cols;
-        s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
         if (s->opt.train) s->unit.g[p->stack] = mat(whole_grads(s, p), rows, cols, s->opt.grad_fmt);
+        if (p->gathered == kAsCodes) {
+            s->unit.q[p->stack] = hqfsdp_gather(s->codes, i, gather);
+            s->unit.quantized = true;
+            continue;
+        }
+        if (gather) s->comm->all_gather(whole_weights(s, p), own_weights(s, p), (size_t)p->share * p->cols * act_bytes(s));
+        s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
     }
     s->holds[place] = unit;
     return &s->unit;
@@ -216,16 +247,20 @@ static void reduce(void* self, int unit) {
         const Piece* p = &s->pieces[i];
         if (p->unit != unit) continue;
         size_t values = (size_t)p->share * p->cols;
-        char* summed = whole_grads(s, p) + share_offset(s, p) * grad_bytes(s);
-        s->comm->reduce_scatter(summed, whole_grads(s, p), values, s->opt.grad_fmt);
-        Mat own = mat(own_grads(s, p), 1, (int)values, s->opt.grad_fmt), add = mat(summed, 1, (int)values, s->opt.grad_fmt);
-        if (s->first_micro_step) s->ops->copy(own.data, add.data, mat_bytes(add));
-        else s->ops->add(own, add);
+        bool add = !s->first_micro_step;
+        if (!s->owns_all) {
+            s->comm->reduce_scatter(own_grads(s, p), whole_grads(s, p), values, s->opt.grad_fmt, add);
+            continue;
+        }
+        Mat own = mat(own_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
+        Mat fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
+        if (add) s->ops->add(own, fresh);
+        else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
 }
 
 UnitSource shard_units(Shard* s) {
-    UnitSource u = {s, acquire, release, reduce};
+    UnitSource u = {s, s->codes != NULL, changed, acquire, release, reduce};
     return u;
 }
 
@@ -241,7 +276,7 @@ void shard_finish_gradients(Shard* s, FinishGradient finish, void* self) {
         if (whole) {
             size_t values = (size_t)p->share * p->cols;
             if (s->owns_all) s->comm->all_reduce(whole, values, s->opt.grad_fmt);
-            else s->comm->reduce_scatter(own_grads(s, p), whole, values, s->opt.grad_fmt);
+            else s->comm->reduce_scatter(own_grads(s, p), whole, values, s->opt.grad_fmt, false);
         }
         if (p->own > 0) finish(self, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), p->stack);
     }
@@ -277,6 +312,7 @@ void shard_update(Shard* s, AdamW hyper) {
 
 void shard_state_restored(Shard* s) {
     for (int place = 0; place < 3; place++) s->holds[place] = -1;
+    s->read_piece = NULL;
     if (s->owns_all || gathers(s)) return;
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
@@ -358,11 +394,23 @@ void shard_load(Shard* s, ReadRows read, void* self) {
     shard_state_restored(s);
 }
 
+// The whole matrix of a piece, wherever it is: with zero 3 gathered into a buffer of its own, since a unit's place may hold
+// codes. A matrix is read in many calls; it is gathered at the first.
+static const char* readable(Shard* s, const Piece* p) {
+    if (!gathers(s)) return whole_weights(s, p);
+    size_t bytes = (size_t)p->share * p->cols * act_bytes(s);
+    if (s->read_piece != p) {
+        if (s->read_buffer) s->ops->release(s->read_buffer);
+        s->read_buffer = (char*)s->ops->alloc(bytes * (size_t)s->comm->ranks);
+        s->comm->all_gather(s->read_buffer, own_weights(s, p), bytes);
+        s->read_piece = p;
+    }
+    return s->read_buffer;
+}
+
 void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst) {
     int first_row;
     const Piece* p = find_piece(s, spec, layer, &first_row);
-    acquire(s, p->unit);
     size_t row_bytes = (size_t)s->specs[spec].cols * act_bytes(s);
-    s->ops->download(dst, whole_weights(s, p) + (size_t)(first_row + row0) * row_bytes, (size_t)rows * row_bytes);
-    release(s, p->unit);
+    s->ops->download(dst, readable(s, p) + (size_t)(first_row + row0) * row_bytes, (size_t)rows * row_bytes);
 }

@@ -10,7 +10,12 @@
 //   2    | whole   | own rows, reduced after each micro-step | own rows
 //   3    | own rows, gathered unit by unit  | as 2           | own rows
 //
-// One rank is all of these at once: nothing is copied and nothing sent.
+// One rank owns all rows; nothing is gathered or sent.
+//
+// With zero 2 and 3 each micro-step's gradients are made alone and then added, in the order of the global batch: micro-step by
+// micro-step, and rank by rank within one. F32 gradients of CPU ranks are so the same bits whatever the number of ranks, for
+// one rank too. Without, the products add to what is there, which saves a pass.
+// With codes on the wire (hqfsdp.h), zero 3 gathers a layer's linears as codes.
 #ifndef HALO_SHARD_H
 #define HALO_SHARD_H
 
@@ -23,6 +28,7 @@ typedef struct {
     Fmt grad_fmt;      // F32 or BF16
     Fmt state_fmt;     // of m and v: F32 or BF16
     bool train;        // false: weights only
+    Fmt wire;          // what zero 3 gathers of a linear: F32 or BF16: the weights; else their codes in this format (HQ-FSDP)
 } ShardOptions;
 
 typedef struct {
@@ -33,9 +39,12 @@ typedef struct {
     int row0, own;          // this rank's rows
     size_t local;           // where its share starts in this rank's flat arrays, in values
     size_t full;            // where the matrix starts in the whole model's, in values
+    size_t gathered;        // where it starts in its unit's gathering place, in values; kAsCodes: it travels as codes
     uint64_t noise_offset;  // of row0's first value: names its random stream whatever the number of ranks
     bool decay;
 } Piece;
+
+static const size_t kAsCodes = (size_t)-1;
 
 typedef struct Shard Shard;
 

@@ -55,7 +55,7 @@ static void greedy_case(void) {
     int count, given = 4, same = 0;   // BOS and "Once upon a"
     int* ids = sequence_tokens(json_object_get(json_object_get(s.reference, "sequences"), "greedy_story"), &count);
     const Ops* const backends[] = {&cpu_f32_ops};
-    ShardOptions options = {0, false, F32, F32, false};
+    ShardOptions options = {0, false, F32, F32, false, F32};
     Shard* shard = shard_new(&s.config, backends[0], comm_solo(), options);
     shard_load(shard, read_hf_rows, s.source);
     Decoder* d = decoder_new(&s.config, backends[0], shard_units(shard), count);

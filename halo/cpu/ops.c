@@ -26,6 +26,7 @@ static const Fmt kAct = CPU_ACT;
 #include "rotate.h"
 #include "sums.h"
 #include "swiglu.h"
+#include "wire.h"
 
 // ---- memory: the host's own
 enum { kAlign = 256 };
@@ -73,4 +74,7 @@ const Ops CPU_OPS = {
     sum_squares,
     clip_scale,
     adamw,
+    transpose_codes,
+    pack_fp6,
+    unpack_fp6,
 };

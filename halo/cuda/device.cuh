@@ -40,6 +40,150 @@ struct alignas(16) Bf16x8 {
 __device__ inline Bf16x8 load8(const bf16* p) { return *reinterpret_cast<const Bf16x8*>(p); }
 __device__ inline void store8(bf16* p, Bf16x8 x) { *reinterpret_cast<Bf16x8*>(p) = x; }
 
+// ---- rows of values, read as FP32 and rounded once when they are stored. kWidth 8 is one 16-byte access of bf16 (two of
+// FP32); kWidth 1 serves rows that do not consist of aligned octets.
+template <typename T>
+struct Rows {
+    T* data;
+    size_t ld;
+    __device__ T* operator[](size_t row) const { return data + row * ld; }
+};
+template <typename T>
+static inline Rows<T> rows_of(Mat m) {
+    Rows<T> rows = {(T*)m.data, (size_t)m.ld};
+    return rows;
+}
+
+template <int kWidth>
+struct Values {
+    float v[kWidth];
+};
+
+// Two values rounded to bf16, the first in the lower half. The instruction rounds as bf16_from_f32 does; they differ only in
+// which NaN a NaN becomes.
+__device__ inline uint32_t bf16_pair(float low, float high) {
+#ifdef HALO_SIMT
+    return (uint32_t)bf16_from_f32(high) << 16 | bf16_from_f32(low);
+#else
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}
+
+// Values as they lie in memory, for a kernel that keeps many of them in registers.
+template <int kWidth>
+struct Packed {
+    uint32_t pair[kWidth / 2];
+};
+template <>
+struct Packed<1> {
+    bf16 value;
+};
+template <int kWidth>
+__device__ inline Packed<kWidth> load_packed(const bf16* p) {
+    Packed<kWidth> x;
+    if constexpr (kWidth == 1) {
+        x.value = *p;
+    } else {
+        static_assert(kWidth == 8, "one value or an octet");
+        uint4 u = *reinterpret_cast<const uint4*>(p);
+        x.pair[0] = u.x; x.pair[1] = u.y; x.pair[2] = u.z; x.pair[3] = u.w;
+    }
+    return x;
+}
+template <int kWidth>
+__device__ inline void store_packed(bf16* p, Packed<kWidth> x) {
+    if constexpr (kWidth == 1) *p = x.value;
+    else *reinterpret_cast<uint4*>(p) = make_uint4(x.pair[0], x.pair[1], x.pair[2], x.pair[3]);
+}
+template <int kWidth>
+__device__ inline Values<kWidth> unpack(Packed<kWidth> x) {
+    Values<kWidth> y;
+    if constexpr (kWidth == 1) {
+        y.v[0] = f32_from_bf16(x.value);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; i++) {
+            y.v[2 * i] = f32_from_bits(x.pair[i] << 16);
+            y.v[2 * i + 1] = f32_from_bits(x.pair[i] & 0xffff0000u);
+        }
+    }
+    return y;
+}
+template <int kWidth>
+__device__ inline Packed<kWidth> pack(Values<kWidth> x) {
+    Packed<kWidth> y;
+    if constexpr (kWidth == 1) {
+        y.value = (bf16)bf16_pair(x.v[0], 0.0f);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; i++) y.pair[i] = bf16_pair(x.v[2 * i], x.v[2 * i + 1]);
+    }
+    return y;
+}
+// The largest magnitude, as its bits: an order in which NaN wins (numfmt.h).
+template <int kWidth>
+__device__ inline uint32_t largest_bits(Packed<kWidth> x) {
+    uint32_t largest = 0;
+    if constexpr (kWidth == 1) {
+        largest = (x.value & 0x7fffu) << 16;
+    } else {
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; i++) largest = max(largest, max(x.pair[i] << 16 & 0x7fffffffu, x.pair[i] & 0x7fff0000u));
+    }
+    return largest;
+}
+
+template <int kWidth>
+__device__ inline Values<kWidth> load_values(const bf16* p) {
+    return unpack(load_packed<kWidth>(p));
+}
+template <int kWidth>
+__device__ inline void store_values(bf16* p, Values<kWidth> x) {
+    store_packed(p, pack(x));
+}
+template <int kWidth>
+__device__ inline Values<kWidth> load_values(const float* p) {
+    Values<kWidth> x;
+    if constexpr (kWidth == 1) {
+        x.v[0] = *p;
+    } else {
+        float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+        x.v[0] = a.x; x.v[1] = a.y; x.v[2] = a.z; x.v[3] = a.w;
+        x.v[4] = b.x; x.v[5] = b.y; x.v[6] = b.z; x.v[7] = b.w;
+    }
+    return x;
+}
+template <int kWidth>
+__device__ inline void store_values(float* p, Values<kWidth> x) {
+    if constexpr (kWidth == 1) {
+        *p = x.v[0];
+    } else {
+        reinterpret_cast<float4*>(p)[0] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
+        reinterpret_cast<float4*>(p)[1] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
+    }
+}
+
+// Whether `cols` values from each row's start on are aligned octets.
+static inline bool is_octets(const void* data, size_t ld, size_t cols) {
+    return cols % 8 == 0 && ld % 8 == 0 && (uintptr_t)data % 16 == 0;
+}
+static inline bool is_octets(Mat m) { return is_octets(m.data, (size_t)m.ld, (size_t)m.cols); }
+
+static inline void check_mat(Mat m, int rows, int cols, const char* op) {
+    check((m.fmt == F32 || m.fmt == BF16) && m.rows == rows && m.cols == cols && m.ld >= cols,
+          "%s (cuda): a matrix is (%d, %d) in %s with rows of %d, not (%d, %d) in f32 or bf16", op, m.rows, m.cols, fmt_name(m.fmt),
+          m.ld, rows, cols);
+}
+static inline void check_bf16(Mat m, int rows, int cols, const char* op) {
+    check_mat(m, rows, cols, op);
+    check(m.fmt == BF16, "%s (cuda): a (%d, %d) matrix in %s, not bf16", op, rows, cols, fmt_name(m.fmt));
+}
+
+// Threads that cover `items` with up to `most` of them, in whole warps.
+static inline int threads_for(int items, int most) { return min_int(most, ceil_div(max_int(items, 1), kWarp) * kWarp); }
+
 // ---- reductions with a fixed order
 template <typename Combine>
 __device__ inline float warp_reduce(float x, Combine combine) {
@@ -67,6 +211,18 @@ __device__ inline float block_sum(float x) {
 // Raises *absmax to |x|, as integers, so that NaN wins (numfmt.h) and the order does not matter.
 __device__ inline void raise_absmax(float* absmax, float x) {
     atomicMax(reinterpret_cast<unsigned int*>(absmax), f32_bits(x) & 0x7fffffffu);
+}
+
+// The block's largest magnitude (bits) raises *absmax: one atomic a block. All threads must call it.
+__device__ inline void raise_block_absmax(float* absmax, uint32_t bits) {
+    __shared__ uint32_t of_warp[kWarp];
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    bits = __reduce_max_sync(0xffffffffu, bits);
+    if (lane == 0) of_warp[warp] = bits;
+    __syncthreads();
+    if (warp != 0) return;
+    bits = __reduce_max_sync(0xffffffffu, lane < warps ? of_warp[lane] : 0u);
+    if (lane == 0) atomicMax(reinterpret_cast<unsigned int*>(absmax), bits);
 }
 
 #endif

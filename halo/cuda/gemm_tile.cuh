@@ -1,0 +1,166 @@
+// What the project's own product kernels share: the description of a product, the order of its tiles, and the way of a
+// tile's sums to C.
+//
+// Every tensor-core instruction used here leaves its sums in one layout: lane l holds, of row l / 4 (and l / 4 + 8), columns
+// 2 (l % 4) and 2 (l % 4) + 1 of each 8-wide block. Four blocks, 32 columns, are stored at a time: in BF16 the four lanes of
+// a row swap words, so that each stores 16 bytes and a row gets 64 in a piece; in F32 a pair is 8 bytes and a row's four pairs
+// fill a sector as they are.
+#ifndef HALO_CUDA_GEMM_TILE_CUH
+#define HALO_CUDA_GEMM_TILE_CUH
+
+#include "device.cuh"
+
+struct GemmSide {
+    const void* data;           // (rows, K), or (K, rows) when transposed
+    int rows, ld;
+    Fmt fmt;
+    bool transposed;
+    bool aligned;               // every row of data starts at a multiple of 16 bytes
+    const float* scale;         // of row i: scale[i * scale_step]; NULL: 1
+    int scale_step;             // 1 PER_ROW, 0 PER_TENSOR
+    const float* block_scale;   // PER_BLOCK32, else NULL
+    int block_row_step, block_k_step;
+};
+
+struct Gemm {
+    GemmSide a, b;
+    void* c;                    // (M, N)
+    int M, N, K, ldc;
+    Fmt c_fmt;
+    bool c_aligned;             // every row of c starts at a multiple of 16 bytes
+    float beta;
+};
+
+__host__ __device__ inline int tiles_over(int n, int tile) { return (n - 1) / tile + 1; }
+
+// ---- the order of tiles: down a group of rows, then on to the next column, so that the tiles at work at one time share
+// operands in the L2
+enum { kTileGroup = 8 };
+struct TileAt {
+    int m, n;
+};
+__device__ inline TileAt tile_at(int index, int tiles_m, int tiles_n) {
+    int first = index / (kTileGroup * tiles_n) * kTileGroup, within = index - first * tiles_n;
+    int height = min((int)kTileGroup, tiles_m - first);
+    return {first + within % height, within / height};
+}
+
+// ---- scales
+__device__ inline float side_scale(const GemmSide& s, int row) {
+    return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : 1.0f;
+}
+// Of this lane's columns among the 32 from `col` on.
+__device__ inline void column_scales(float (&scale)[4][2], const GemmSide& b, int col) {
+    bool rows = b.scale && b.scale_step;
+    float all = rows ? 1.0f : side_scale(b, 0);
+    int first = col + 2 * (threadIdx.x % 4);
+    for (int j = 0; j < 4; j++)
+        for (int e = 0; e < 2; e++) scale[j][e] = rows ? side_scale(b, first + 8 * j + e) : all;
+}
+// The stated order of roundings; __fmul_rn and __fadd_rn are never contracted.
+__device__ inline float dequantized(float sum, float a_scale, float b_scale) { return __fmul_rn(__fmul_rn(sum, a_scale), b_scale); }
+
+// ---- C
+// Lane i of four holds w[0..3]; afterwards w[j] is what lane j held in w[i].
+__device__ inline void quad_transpose(uint32_t (&w)[4]) {
+    int lane = threadIdx.x % 4;
+    for (int step = 1; step < 4; step *= 2) {
+        bool upper = lane & step;
+        for (int i = 0; i < 4; i++) {
+            if (i & step) continue;
+            uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + step], step);
+            (upper ? w[i] : w[i + step]) = got;
+        }
+    }
+}
+
+// What a lane reads of C's row for 32 columns, as it comes from memory.
+template <Fmt kC>
+struct CWords {
+    uint32_t w[kC == F32 ? 8 : 4];
+};
+
+__device__ inline bool c_in_words(const Gemm& g, int col) { return g.c_aligned && col + 32 <= g.N; }
+
+// The address of what a lane loads and stores at once: 16 bytes of BF16, or pair j of F32.
+template <Fmt kC>
+__device__ inline char* c_address(const Gemm& g, int row, int col, int j) {
+    int lane = threadIdx.x % 4, at = kC == F32 ? 8 * j + 2 * lane : 8 * lane;
+    return (char*)g.c + ((size_t)row * g.ldc + col + at) * (kC == F32 ? 4 : 2);
+}
+
+template <Fmt kC>
+__device__ inline CWords<kC> c_load(const Gemm& g, int row, int col) {
+    CWords<kC> c = {};
+    if (row >= g.M) return c;
+    if (c_in_words(g, col)) {
+        if (kC == F32) {
+            for (int j = 0; j < 4; j++) {
+                uint2 pair = *reinterpret_cast<const uint2*>(c_address<kC>(g, row, col, j));
+                c.w[kC == F32 ? 2 * j : 0] = pair.x;
+                c.w[kC == F32 ? 2 * j + 1 : 0] = pair.y;
+            }
+        } else {
+            uint4 words = *reinterpret_cast<const uint4*>(c_address<kC>(g, row, col, 0));
+            c.w[0] = words.x, c.w[1] = words.y, c.w[2] = words.z, c.w[3] = words.w;
+        }
+        return c;
+    }
+    for (int j = 0; j < 4; j++) {
+        for (int e = 0; e < 2; e++) {
+            int n = col + 8 * j + 2 * (threadIdx.x % 4) + e;
+            size_t at = (size_t)row * g.ldc + n;
+            if (n >= g.N) continue;
+            if (kC == F32) c.w[kC == F32 ? 2 * j + e : 0] = reinterpret_cast<const uint32_t*>(g.c)[at];
+            else c.w[j] |= (uint32_t)reinterpret_cast<const bf16*>(g.c)[at] << (16 * e);
+        }
+    }
+    return c;
+}
+
+// out += beta * c. The whole warp calls it: lanes swap words.
+template <Fmt kC>
+__device__ inline void c_add(float (&out)[4][2], const Gemm& g, int col, CWords<kC> c) {
+    if (kC != F32 && c_in_words(g, col)) {
+        uint32_t w[4] = {c.w[0], c.w[1], c.w[2], c.w[3]};
+        quad_transpose(w);
+        for (int j = 0; j < 4; j++) c.w[j] = w[j];
+    }
+    for (int j = 0; j < 4; j++) {
+        for (int e = 0; e < 2; e++) {
+            float before = kC == F32 ? f32_from_bits(c.w[kC == F32 ? 2 * j + e : 0])
+                                     : f32_from_bits(e ? c.w[j] & 0xffff0000u : c.w[j] << 16);
+            out[j][e] = __fadd_rn(out[j][e], __fmul_rn(g.beta, before));
+        }
+    }
+}
+
+// The whole warp calls it: lanes swap words.
+template <Fmt kC>
+__device__ inline void c_store(const Gemm& g, int row, int col, const float (&out)[4][2]) {
+    if (c_in_words(g, col)) {
+        if (kC == F32) {
+            if (row >= g.M) return;
+            for (int j = 0; j < 4; j++)
+                *reinterpret_cast<float2*>(c_address<kC>(g, row, col, j)) = make_float2(out[j][0], out[j][1]);
+        } else {
+            uint32_t w[4];
+            for (int j = 0; j < 4; j++) w[j] = pack_bf16(out[j][0], out[j][1]);
+            quad_transpose(w);
+            if (row < g.M) *reinterpret_cast<uint4*>(c_address<kC>(g, row, col, 0)) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+        return;
+    }
+    if (row >= g.M) return;
+    for (int j = 0; j < 4; j++) {
+        for (int e = 0; e < 2; e++) {
+            int n = col + 8 * j + 2 * (threadIdx.x % 4) + e;
+            size_t at = (size_t)row * g.ldc + n;
+            if (n >= g.N) continue;
+            if (kC == F32) reinterpret_cast<float*>(g.c)[at] = out[j][e];
+            else reinterpret_cast<bf16*>(g.c)[at] = bf16_from_f32(out[j][e]);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,284 @@
+// The instructions that CUDA C++ has no name for. Each of those that kernels for every architecture use (mma, ldmatrix, cp.async,
+// acquire and release) has its definition in plain C++ beside it, which is what HALO_SIMT runs: an instruction of a whole warp is one
+// simt_meet. Hopper's own (wgmma, TMA, mbarriers, setmaxnreg) exist for sm_90a only; no kernel that runs under HALO_SIMT reaches them.
+//
+// Fragments of mma m16n8k16, with r = lane / 4 and c = 2 (lane % 4); a register of A or B holds two neighbours along K:
+//   A (16 x 16)  a[0] = (r, c)  a[1] = (r + 8, c)  a[2] = (r, c + 8)  a[3] = (r + 8, c + 8)
+//   B (16 x 8)   b[0] = (c, r)  b[1] = (c + 8, r)
+//   D (16 x 8)   d[0] = (r, c)  d[1] = (r, c + 1)  d[2] = (r + 8, c)  d[3] = (r + 8, c + 1)
+// So two neighbouring D, packed, are an A: what attention does with its scores. wgmma's D is the same, warp by warp.
+#ifndef HALO_CUDA_PTX_CUH
+#define HALO_CUDA_PTX_CUH
+
+#include "device.cuh"
+
+#ifdef HALO_SIMT
+#include <vector>
+#define HALO_SM90A 0
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HALO_SM90A 1
+#else
+#define HALO_SM90A 0
+#endif
+
+// ---- arithmetic
+// 2^x within 2 units in the last place; results below 2^-126 are zero.
+__device__ inline float exp2_approx(float x) {
+#ifdef HALO_SIMT
+    return x < -126.0f ? 0.0f : exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// Two values rounded to bf16 as numfmt.h does it (a NaN may differ from it in its payload), `low` in the lower half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+#ifdef HALO_SIMT
+    return (uint32_t)bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
+#else
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+#endif
+}
+
+// ---- mma.sync: d += a b
+__device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    struct Lane {
+        float* d;
+        const uint32_t* a;
+        uint32_t b[2];
+    } mine = {d, a, {b0, b1}};
+    simt_meet(0xffffffffu, mine, [](Lane* const* lane, unsigned) {
+        float A[16][16], B[16][8];
+        for (int i = 0; i < kWarp; i++) {
+            int r = i / 4, c = i % 4 * 2;
+            for (int half = 0; half < 2; half++) {
+                for (int j = 0; j < 4; j++)
+                    A[r + j % 2 * 8][c + j / 2 * 8 + half] = f32_from_bf16((uint16_t)(lane[i]->a[j] >> 16 * half));
+                for (int j = 0; j < 2; j++) B[c + j * 8 + half][r] = f32_from_bf16((uint16_t)(lane[i]->b[j] >> 16 * half));
+            }
+        }
+        for (int i = 0; i < kWarp; i++) {
+            for (int j = 0; j < 4; j++) {
+                int row = i / 4 + j / 2 * 8, col = i % 4 * 2 + j % 2;
+                for (int k = 0; k < 16; k++) lane[i]->d[j] += A[row][k] * B[k][col];
+            }
+        }
+    });
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// ---- ldmatrix: four 8 x 8 matrices of shared memory. Lane 8 i + j names the 16 bytes of row j of matrix i; r[i] is then this
+// lane's pair (lane / 4, 2 (lane % 4)) of matrix i, or of its transpose.
+#ifndef HALO_SIMT
+__device__ inline uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+#endif
+
+template <bool kTranspose>
+__device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
+#ifdef HALO_SIMT
+    struct Lane {
+        const bf16* row;
+        uint32_t* r;
+    } mine = {row, r};
+    check((uintptr_t)row % 16 == 0, "ldmatrix: a row at %p", (const void*)row);
+    simt_meet(0xffffffffu, mine, [](Lane* const* lane, unsigned) {
+        for (int i = 0; i < kWarp; i++) {
+            for (int j = 0; j < 4; j++) {
+                int at = i / 4, c = i % 4 * 2;
+                const bf16 low = kTranspose ? lane[8 * j + c]->row[at] : lane[8 * j + at]->row[c];
+                const bf16 high = kTranspose ? lane[8 * j + c + 1]->row[at] : lane[8 * j + at]->row[c + 1];
+                lane[i]->r[j] = (uint32_t)low | (uint32_t)high << 16;
+            }
+        }
+    });
+#else
+    if (kTranspose)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+#endif
+}
+
+// ---- cp.async: 16 bytes from global to shared memory, or zeros if not `valid` (src must still be a 16-byte aligned address). What a
+// thread has copied before a commit is a group; cp_async_wait<N> waits until at most its N latest groups are under way. The emulator
+// copies when it is waited for, so that a missing wait shows.
+#ifdef HALO_SIMT
+struct SimtCopy {
+    void* dst;
+    const void* src;
+    bool valid;
+};
+struct SimtCopies {
+    std::vector<std::vector<SimtCopy>> groups;
+    std::vector<SimtCopy> open;
+};
+inline thread_local SimtCopies simt_copies[kSimtMaxThreads];
+#endif
+
+__device__ inline void cp_async16(void* dst, const void* src, bool valid) {
+#ifdef HALO_SIMT
+    check((uintptr_t)dst % 16 == 0 && (uintptr_t)src % 16 == 0, "cp.async: %p to %p", src, dst);
+    simt_copies[simt_block->current].open.push_back(SimtCopy{dst, src, valid});
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
+#endif
+}
+__device__ inline void cp_async_commit() {
+#ifdef HALO_SIMT
+    SimtCopies& mine = simt_copies[simt_block->current];
+    mine.groups.push_back(mine.open);
+    mine.open.clear();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kLatest>
+__device__ inline void cp_async_wait() {
+#ifdef HALO_SIMT
+    SimtCopies& mine = simt_copies[simt_block->current];
+    while ((int)mine.groups.size() > kLatest) {
+        for (const SimtCopy& copy : mine.groups[0]) {
+            if (copy.valid) memcpy(copy.dst, copy.src, 16);
+            else memset(copy.dst, 0, 16);
+        }
+        mine.groups.erase(mine.groups.begin());
+    }
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLatest) : "memory");
+#endif
+}
+
+// ---- flags between blocks. A release makes visible whatever the block wrote before the barrier in front of it.
+__device__ inline unsigned load_acquire(const unsigned* p) {
+#ifdef HALO_SIMT
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+#else
+    unsigned x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+#endif
+}
+__device__ inline void store_release(unsigned* p, unsigned x) {
+#ifdef HALO_SIMT
+    __atomic_store_n(p, x, __ATOMIC_RELEASE);
+#else
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+#endif
+}
+
+// ================================================================ Hopper
+#if HALO_SM90A
+
+// ---- mbarriers: count arrivals and bytes; a phase ends when both are complete, and phases alternate in parity.
+__device__ inline void mbarrier_init(uint64_t* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// Makes initialised barriers visible to TMA.
+__device__ inline void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void mbarrier_arrive(uint64_t* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {   // and arrives
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+__device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+}
+
+// ---- TMA: a box of a tensor to shared memory; its bytes count towards the barrier.
+__device__ inline void tma_prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+__device__ inline void tma_load_2d(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                     shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
+}
+
+// ---- warps: named barriers of some of a block's threads, and moving registers between warpgroups
+__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+template <int kRegisters> __device__ inline void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
+template <int kRegisters> __device__ inline void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
+// Ordinary writes to shared memory become visible to wgmma and TMA.
+__device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- wgmma. A matrix in shared memory lies in panels of 64 bf16 = 128 bytes a row, 16-byte units permuted within each eight rows (the
+// 128-byte swizzle; a panel starts on 1024 bytes). Its descriptor: address | distance of panels, where the instruction reads across
+// several (an operand that is not K-major) | 1024 bytes between groups of eight rows | the swizzle.
+__device__ inline uint64_t wgmma_matrix(const void* p, int panel_bytes) {
+    return (uint64_t)(shared_address(p) >> 4 & 0x3fff) | (uint64_t)(panel_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+// The same matrix, `bytes` further on.
+__device__ inline uint64_t wgmma_advance(uint64_t matrix, int bytes) { return matrix + (uint64_t)(bytes >> 4); }
+
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kLatest> __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLatest) : "memory"); }
+// The compiler may not move uses of x across this point: the registers belong to a wgmma under way.
+template <int kCount> __device__ inline void wgmma_pin(float (&x)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
+
+#define WGMMA_D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_D32(d, i) \
+    WGMMA_D4(d, i), WGMMA_D4(d, i + 4), WGMMA_D4(d, i + 8), WGMMA_D4(d, i + 12), WGMMA_D4(d, i + 16), WGMMA_D4(d, i + 20), \
+        WGMMA_D4(d, i + 24), WGMMA_D4(d, i + 28)
+#define WGMMA_D32_NAMES \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_D64_NAMES \
+    WGMMA_D32_NAMES ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// d (64 x N) = a b + (accumulate ? d : 0): one k16 step of a warpgroup, N = 2 kCount. a is in shared memory, K-major, or in registers;
+// b in shared memory, kTransB: (K, N) row-major instead of (N, K).
+template <int kTransB, int kCount>
+__device__ inline void wgmma_bf16(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(kCount == 32 || kCount == 64, "a product 64 or 128 wide");
+    if constexpr (kCount == 32)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_D32_NAMES "}, %32, %33, p, 1, 1, 0, %35;\n}"
+                     : WGMMA_D32(d, 0) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransB));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_D64_NAMES "}, %64, %65, p, 1, 1, 0, %67;\n}"
+                     : WGMMA_D32(d, 0), WGMMA_D32(d, 32) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransB));
+}
+template <int kTransB, int kCount>
+__device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    static_assert(kCount == 32 || kCount == 64, "a product 64 or 128 wide");
+    if constexpr (kCount == 32)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_D32_NAMES "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
+                     : WGMMA_D32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_D64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
+                     : WGMMA_D32(d, 0), WGMMA_D32(d, 32)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
+}
+
+#endif
+#endif

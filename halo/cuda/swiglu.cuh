@@ -1,0 +1,79 @@
+// SwiGLU (Shazeer 2020): y = silu(gate) * up, silu(g) = g * sigma(g); gate and up lie side by side in gate_up (BT, 2F).
+//   dgate = dy * up * sigma * (1 + g (1 - sigma))      dup = dy * silu(g)
+//
+// Bytes per element of (BT, F): forward 6 (read 4, write 2), backward 10 (read 6, write 4). At 3 TB/s and BT = 16k, F = 14336:
+// forward 470 us, backward 780 us. The maximum of what is written comes with it; a rotation follows as a pass of its own.
+#ifndef HALO_CUDA_SWIGLU_CUH
+#define HALO_CUDA_SWIGLU_CUH
+
+#include "rotate.cuh"
+
+// 1 / (1 + e^-g); an e^-g that overflows gives 0, as it should.
+__device__ inline float sigmoid(float g) { return __fdividef(1.0f, 1.0f + __expf(-g)); }
+
+template <int kWidth>
+__global__ void __launch_bounds__(256) swiglu_forward_kernel(Rows<bf16> y, Rows<const bf16> gate_up, int F, float* absmax) {
+    size_t t = blockIdx.x;
+    const bf16 *gate = gate_up[t], *up = gate + F;
+    bf16* out = y[t];
+    uint32_t largest = 0;
+#pragma unroll 2
+    for (int f = threadIdx.x * kWidth; f < F; f += blockDim.x * kWidth) {
+        Values<kWidth> g = load_values<kWidth>(gate + f), u = load_values<kWidth>(up + f), r;
+#pragma unroll
+        for (int i = 0; i < kWidth; i++) r.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
+        Packed<kWidth> rounded = pack(r);
+        store_packed(out + f, rounded);
+        largest = max(largest, largest_bits(rounded));
+    }
+    if (absmax) raise_block_absmax(absmax, largest);
+}
+
+// Each thread reads all that it will overwrite: dgate_up may be gate_up.
+template <int kWidth>
+__global__ void __launch_bounds__(256) swiglu_backward_kernel(Rows<bf16> dgate_up, Rows<const bf16> dy, Rows<const bf16> gate_up, int F) {
+    size_t t = blockIdx.x;
+    int f = (blockIdx.y * blockDim.x + threadIdx.x) * kWidth;
+    if (f >= F) return;
+    const bf16* gate = gate_up[t] + f;
+    Values<kWidth> g = load_values<kWidth>(gate), u = load_values<kWidth>(gate + F), d = load_values<kWidth>(dy[t] + f), dg, du;
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) {
+        float sigma = sigmoid(g.v[i]);
+        dg.v[i] = d.v[i] * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
+        du.v[i] = d.v[i] * g.v[i] * sigma;
+    }
+    bf16* out = dgate_up[t] + f;
+    store_values(out, dg);
+    store_values(out + F, du);
+}
+
+template <int kWidth>
+static void launch_swiglu_forward(Mat y, Mat gate_up, float* absmax) {
+    LAUNCH((swiglu_forward_kernel<kWidth>), y.rows, threads_for(ceil_div(y.cols, kWidth), 256), 0, rows_of<bf16>(y),
+           rows_of<const bf16>(gate_up), y.cols, absmax);
+}
+static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
+    check_bf16(y, y.rows, y.cols, "swiglu_forward");
+    check_bf16(gate_up, y.rows, 2 * y.cols, "swiglu_forward");
+    float* absmax = prep.rotate ? NULL : prep.absmax;
+    if (is_octets(y) && is_octets(gate_up)) launch_swiglu_forward<8>(y, gate_up, absmax);
+    else launch_swiglu_forward<1>(y, gate_up, absmax);
+    if (prep.rotate) rotate(y, y, ROTATE_COLS, false, 0, prep.absmax);
+}
+
+template <int kWidth>
+static void launch_swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
+    int groups = ceil_div(dy.cols, kWidth), threads = threads_for(groups, 256);
+    LAUNCH((swiglu_backward_kernel<kWidth>), dim3(dy.rows, ceil_div(groups, threads)), threads, 0, rows_of<bf16>(dgate_up),
+           rows_of<const bf16>(dy), rows_of<const bf16>(gate_up), dy.cols);
+}
+static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
+    check_bf16(dy, dy.rows, dy.cols, "swiglu_backward");
+    check_bf16(gate_up, dy.rows, 2 * dy.cols, "swiglu_backward");
+    check_bf16(dgate_up, dy.rows, 2 * dy.cols, "swiglu_backward");
+    if (is_octets(dgate_up) && is_octets(dy) && is_octets(gate_up)) launch_swiglu_backward<8>(dgate_up, dy, gate_up);
+    else launch_swiglu_backward<1>(dgate_up, dy, gate_up);
+}
+
+#endif

@@ -1,0 +1,741 @@
+// The program from outside, as a user runs it: every sub-command on a tiny model with random weights and tiny data, both made
+// here. What it writes loads again; an interrupted run goes on bit for bit; whatever is wrong is told in one line.
+//
+// The binary is $TRAIN_LLAMA3 (./train_llama3 if unset); the children run with two OpenMP threads.
+#include "../data/files.h"
+#include "../data/json.h"
+#include "scratch.h"
+
+#include <fcntl.h>
+#include <regex.h>
+#include <signal.h>
+
+static const char* binary;
+
+// Below the test's directory; make_inputs writes them before the first case that reads them.
+static char *model_dir, *data_path, *val_path;
+
+// ---- running the program
+
+typedef struct {
+    int code;           // of the exit; -1 if a signal ended it
+    char *out, *err;    // what it printed
+} Run;
+
+static void free_run(Run r) {
+    free(r.out);
+    free(r.err);
+}
+
+static void read_stream(const char* name, char** text) {
+    char* path = scratch_path(name);
+    *text = file_read(path, NULL);
+    free(path);
+}
+
+// Starts the program with these arguments; its streams go into files.
+static pid_t start(const char* arguments) {
+    char *out = scratch_path("stdout"), *err = scratch_path("stderr"), *line = (char*)host_alloc(strlen(arguments) + 1024);
+    sprintf(line, "exec '%s' %s", binary, arguments);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (!freopen(out, "w", stdout) || !freopen(err, "w", stderr)) _exit(99);
+        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
+        _exit(99);
+    }
+    free(out);
+    free(err);
+    free(line);
+    return child;
+}
+
+static Run finish(pid_t child) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    Run r = {WIFEXITED(status) ? WEXITSTATUS(status) : -1, NULL, NULL};
+    read_stream("stdout", &r.out);
+    read_stream("stderr", &r.err);
+    return r;
+}
+
+static Run run(const char* arguments) { return finish(start(arguments)); }
+
+// "text %s ..." in memory of its own.
+__attribute__((format(printf, 1, 2)))
+static char* text_of(const char* format, ...) {
+    char text[4096];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    check(n >= 0 && (size_t)n < sizeof text, "text_of: %d bytes", n);
+    return host_strdup(text);
+}
+
+// A run that has to succeed and say nothing on stderr. Returns its stdout.
+static char* run_well(const char* arguments, const char* name) {
+    Run r = run(arguments);
+    ok(r.code == 0 && !*r.err, "%s: exit %d %s", name, r.code, r.err);
+    free(r.err);
+    return r.out;
+}
+
+// A run that has to end with code 2 and one line on stderr that holds all of `words` (separated by |).
+static void run_refused(const char* arguments, const char* words, const char* name) {
+    Run r = run(arguments);
+    const char* newline = strchr(r.err, '\n');
+    bool right = r.code == 2 && newline && newline[1] == 0 && !strncmp(r.err, "train_llama3: ", 14);
+    char* list = host_strdup(words);
+    for (char* word = strtok(list, "|"); word; word = strtok(NULL, "|")) right = right && strstr(r.err, word);
+    ok(right, "%s: exit %d, %.*s", name, r.code, (int)strcspn(r.err, "\n"), r.err);
+    if (!right) printf("  expected: exit 2 and one line with %s\n", words);
+    free(list);
+    free_run(r);
+}
+
+// ---- files
+
+static char* text_at(const char* dir, const char* name) {
+    char *path = path_join(dir, name), *text = file_read(path, NULL);
+    free(path);
+    return text;
+}
+
+static bool same_files(const char* dir_a, const char* dir_b, const char* name) {
+    char *path_a = path_join(dir_a, name), *path_b = path_join(dir_b, name);
+    bool same = false;
+    if (path_exists(path_a) && path_exists(path_b)) {
+        size_t bytes_a, bytes_b;
+        char *a = file_read(path_a, &bytes_a), *b = file_read(path_b, &bytes_b);
+        same = bytes_a == bytes_b && !memcmp(a, b, bytes_a);
+        free(a);
+        free(b);
+    }
+    free(path_a);
+    free(path_b);
+    return same;
+}
+
+static void put_text(const char* dir, const char* name, const char* text) {
+    char* path = path_join(dir, name);
+    put_file(path, text, strlen(text));
+    free(path);
+}
+
+static bool exists_in(const char* dir, const char* name) {
+    char* path = path_join(dir, name);
+    bool there = path_exists(path);
+    free(path);
+    return there;
+}
+
+static int lines_in(const char* text) {
+    int lines = 0;
+    for (; *text; text++) lines += *text == '\n';
+    return lines;
+}
+
+// DIR/log.jsonl without what depends on the clock.
+static char* log_of(const char* dir) {
+    char *text = text_at(dir, "log.jsonl"), *to = text;
+    for (char *line = text, *end; *line; line = end + 1) {
+        end = strchr(line, '\n');
+        char* clock = strstr(line, ", \"tokens_per_second\"");
+        size_t keep = (size_t)((clock && clock < end ? clock : end) - line);   // before the line is written over
+        memmove(to, line, keep);
+        to += keep;
+        *to++ = '\n';
+    }
+    *to = 0;
+    return text;
+}
+
+static bool same_logs(const char* dir_a, const char* dir_b) {
+    char *a = log_of(dir_a), *b = log_of(dir_b);
+    bool same = *a && !strcmp(a, b);
+    free(a);
+    free(b);
+    return same;
+}
+
+// ---- the model directory: bytes as tokens, then ChatML's two and one that ends texts
+
+static const char kConfig[] =
+    "{\n  \"model_type\":   \"llama\",\n  \"architectures\": [\"LlamaForCausalLM\"],\n  \"torch_dtype\": \"float32\",\n"
+    "  \"hidden_size\": 32, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,\n"
+    "  \"intermediate_size\": 64, \"vocab_size\": 264, \"max_position_embeddings\": 64, \"hidden_act\": \"silu\",\n"
+    "  \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"tie_word_embeddings\": false, \"eos_token_id\": 258,\n"
+    "  \"a key of somebody else's\": {\"kept\": true}\n}\n";
+static const char kGenerationConfig[] = "{\"eos_token_id\": [258, 257]}\n";
+static const char kTokenizerConfig[] =
+    "{\"eos_token\": \"<|end|>\", \"chat_template\": \"{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}"
+    "<|im_end|>{% endfor %}\"}\n";
+
+static void write_tokenizer(const char* dir) {
+    static const char* const kSpecial[] = {"<|im_start|>", "<|im_end|>", "<|end|>"};
+    char* path = path_join(dir, "tokenizer.json");
+    FILE* f = fopen(path, "wb");
+    check(f, "%s: not written", path);
+    fputs("{\"version\": \"1.0\", \"added_tokens\": [", f);
+    for (int i = 0; i < COUNT(kSpecial); i++)
+        fprintf(f, "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                "\"normalized\": false, \"special\": true}", i ? ", " : "", 256 + i, kSpecial[i]);
+    fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+          "\"use_regex\": true}, \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": "
+          "\"BPE\", \"unk_token\": null, \"merges\": [], \"vocab\": {", f);
+    for (int b = 0, moved = 0; b < 256; b++) {   // GPT-2's map of bytes to characters
+        bool itself = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+        fprintf(f, "%s\"\\u%04x\": %d", b ? ", " : "", itself ? b : 256 + moved++, b);
+    }
+    fputs("}}}\n", f);
+    check(fclose(f) == 0, "%s: not written", path);
+    free(path);
+}
+
+static void write_data(const char* path, int first, int count) {
+    FILE* f = fopen(path, "wb");
+    check(f, "%s: not written", path);
+    for (int i = first; i < first + count; i++)
+        fprintf(f, "{\"prompt\": \"%d+%d=\", \"completion\": \"%d\"}\n", i, 2 * i + 1, 3 * i + 1);
+    check(fclose(f) == 0, "%s: not written", path);
+}
+
+static void make_inputs(void) {
+    if (model_dir) return;
+    model_dir = scratch_path("model");
+    data_path = scratch_path("data.jsonl");
+    val_path = scratch_path("val.jsonl");
+    empty_dir(model_dir);
+    put_text(model_dir, "config.json", kConfig);
+    put_text(model_dir, "generation_config.json", kGenerationConfig);
+    put_text(model_dir, "tokenizer_config.json", kTokenizerConfig);
+    write_tokenizer(model_dir);
+    write_data(data_path, 10, 40);
+    write_data(val_path, 70, 6);
+}
+
+enum { kSteps = 12 };   // three passes over the 10 rows of 4 and a bit: data order and epochs matter
+
+// A run of the tiny model; `more` may say more.
+static char* train_flags(const char* out, const char* more) {
+    return text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
+                   "--log %s %s", model_dir, data_path, kSteps, out, out, more);
+}
+
+// Its folder, trained; the caller frees the name.
+static char* trained(const char* name, const char* more) {
+    char *out = scratch_path(name), *flags = train_flags(out, more);
+    free(run_well(flags, name));
+    free(flags);
+    return out;
+}
+
+// ---- cases
+
+static void check_step_lines(const char* printed, const char* dir) {
+    regex_t form;
+    check(!regcomp(&form, "^step +([0-9]+)/12  epoch [0-9]+\\.[0-9]{2}  loss ([0-9]+\\.[0-9]{4})  norm [0-9]+\\.[0-9]{4}  "
+                          "lr [0-9]\\.[0-9]{2}e[-+][0-9]{2}  [0-9]+ tok/s  ETA [0-9hms]+$", REG_EXTENDED), "regcomp");
+    static const char* const kFields[] = {"step", "epoch", "loss", "grad_norm", "lr", "tokens_per_second", "eta_seconds"};
+    char *log = text_at(dir, "log.jsonl"), *line = log;
+    int steps = 0, objects = 0, agree = 0;
+    double first = 0, last = 0;
+    for (const char* p = printed; *p; p = strchr(p, '\n') + 1) {
+        char* text = strndup(p, strcspn(p, "\n"));
+        regmatch_t match[3];
+        if (!regexec(&form, text, 3, match, 0)) {
+            steps++;
+            size_t bytes = strcspn(line, "\n");
+            json_t* object = json_loadb(line, bytes, 0, NULL);
+            bool whole = json_object_size(object) == COUNT(kFields);
+            for (int i = 0; i < COUNT(kFields); i++) whole = whole && json_is_number(json_object_get(object, kFields[i]));
+            objects += whole;
+            char loss[32];
+            last = json_number_value(json_object_get(object, "loss"));
+            if (steps == 1) first = last;
+            snprintf(loss, sizeof loss, "%.4f", last);
+            agree += atoi(text + match[1].rm_so) == steps && json_integer_value(json_object_get(object, "step")) == steps &&
+                     !strncmp(text + match[2].rm_so, loss, strlen(loss));
+            json_decref(object);
+            line += bytes + (line[bytes] == '\n');
+        }
+        free(text);
+    }
+    ok(steps == kSteps, "train prints one step line a step: %d", steps);
+    ok(objects == kSteps && *line == 0, "log.jsonl holds one JSON object a step with the seven fields: %d", objects);
+    ok(agree == kSteps, "log.jsonl and the step lines agree: %d", agree);
+    ok(first > 5 && last < first - 0.3, "the loss falls: %.3f to %.3f", first, last);
+    regfree(&form);
+    free(log);
+}
+
+static void train_case(void) {
+    make_inputs();
+    char *out = scratch_path("first"), *copy = scratch_path("copy"), *text, *again;
+    char* more = text_of("--val %s", val_path);
+    char* flags = train_flags(out, "");
+    text = run_well(flags, "train");
+    check_step_lines(text, out);
+    free(text);
+    free(flags);
+
+    // config.json is the original but for the dtype, the rest is copied
+    text = host_strdup(kConfig);
+    char* dtype = strstr(text, "\"float32\"");
+    char* config = text_of("%.*s\"bfloat16\"%s", (int)(dtype - text), text, dtype + strlen("\"float32\""));
+    again = text_at(out, "config.json");
+    ok(!strcmp(config, again), "config.json is copied through with only its dtype changed");
+    free(text);
+    free(config);
+    free(again);
+    static const char* const kCopied[] = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"};
+    for (int i = 0; i < COUNT(kCopied); i++) ok(same_files(model_dir, out, kCopied[i]), "%s is copied", kCopied[i]);
+
+    // the written model is the trained one: the loss that training saw last, to the last bit that a reader can see
+    char* val_out = trained("first-val", more);
+    ok(same_files(out, val_out, "model.safetensors"), "--val does not change the training");
+    flags = text_of("eval --model %s --data %s --chat none --seq 32 --batch 8", val_out, val_path);
+    text = run_well(flags, "eval");
+    again = run_well(flags, "eval again");
+    ok(!strcmp(text, again), "eval prints the same twice");
+    json_t* last = NULL;
+    char* log = text_at(val_out, "log.jsonl");
+    for (char* line = log; *line; line = strchr(line, '\n') + 1) {
+        if (last) json_decref(last);
+        last = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+    }
+    char want[64];
+    snprintf(want, sizeof want, ": loss %.6f  ", json_number_value(json_object_get(last, "val_loss")));
+    ok(strstr(text, want) != NULL, "the model that was written has the loss that training saw%s", want);
+    json_decref(last);
+    free(log);
+    free(text);
+    free(again);
+    free(flags);
+
+    flags = text_of("export --model %s --out %s", out, copy);
+    free(run_well(flags, "export"));
+    free(flags);
+    ok(same_files(out, copy, "model.safetensors") && same_files(out, copy, "config.json"), "export of a model is that model");
+    flags = text_of("export --model %s --out %s --backend cpu-f32", out, copy);
+    free(run_well(flags, "export in FP32"));
+    free(flags);
+    text = text_at(copy, "config.json");
+    ok(!strcmp(text, kConfig), "export in FP32 says so in config.json");
+    free(text);
+    free(more);
+    free(val_out);
+    free(copy);
+    free(out);
+}
+
+// One run in one go, saving on the way; then its second checkpoint is lost and the first one continued.
+static void resume_case(void) {
+    make_inputs();
+    char* with_val = text_of("--val %s --eval-every 4", val_path);
+    const struct {
+        const char *name, *flags;
+    } kinds[] = {{"bf16", ""},          {"accum", "--batch 4 --accum 2"},
+                 {"pack", "--pack"},    {"val", with_val},
+                 {"halo2-int8", "--level halo2 --dtype int8"},
+                 {"bf16-sr", "--master bf16-sr --grad-dtype bf16 --state-dtype bf16"}};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        char* saving = text_of("%s --save-every 5 --keep 2", kinds[i].flags);
+        char *whole = trained(kinds[i].name, saving), *part = text_of("%s-resumed", whole);
+        char *resuming = text_of("%s --resume", saving), *flags = train_flags(part, resuming);
+        char* copy = text_of("cp -r %s", whole);
+        shell(copy, part);
+        char *newest = text_of("%s/checkpoints/step-00000010", part), *weights = path_join(part, "model.safetensors");
+        ok(path_exists(newest), "%s: --save-every 5 --keep 2 keeps step 10", kinds[i].name);
+        shell("rm -r", newest);
+        shell("rm", weights);
+        char* text = run_well(flags, "resume");
+        ok(strstr(text, "resumed from") && strstr(text, "step   6/12") && !strstr(text, "step   5/12"),
+           "%s: goes on with step 6", kinds[i].name);
+        ok(same_files(whole, part, "model.safetensors"), "%s: the resumed run's weights are bit for bit the same", kinds[i].name);
+        ok(same_logs(whole, part), "%s: so is its log", kinds[i].name);
+        free(text);
+        free(weights);
+        free(newest);
+        free(copy);
+        free(flags);
+        free(resuming);
+        free(part);
+        free(whole);
+        free(saving);
+    }
+    char *bf16 = scratch_path("bf16"), *without = trained("without-saving", "");
+    ok(same_files(bf16, without, "model.safetensors"), "saving does not change the training");
+    ok(!exists_in(without, "checkpoints"), "a run that is neither interrupted nor told to save leaves no checkpoint");
+    free(bf16);
+    free(without);
+    free(with_val);
+}
+
+// Ctrl-C after the first step line. On a busy machine the run may be over before the signal comes: then once more.
+static void interrupt_case(void) {
+    make_inputs();
+    char *whole = trained("uninterrupted", ""), *part = scratch_path("interrupted"), *flags = train_flags(part, "");
+    char* log = path_join(part, "log.jsonl");
+    Run r = {-1, NULL, NULL};
+    int stopped_after = 0;
+    for (int attempt = 0; attempt < 20 && !stopped_after; attempt++) {
+        free_run(r);
+        empty_dir(part);
+        pid_t child = start(flags);
+        for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
+            char* text = path_exists(log) ? file_read(log, NULL) : host_strdup("");
+            bool started = *text;
+            free(text);
+            if (started) break;
+            usleep(1000);
+        }
+        kill(child, SIGINT);
+        r = finish(child);
+        const char* line = strstr(r.out, "stopped after step ");
+        if (line) stopped_after = atoi(line + strlen("stopped after step "));
+    }
+    ok(r.code == 0 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
+       "Ctrl-C: stops after a step (%d of %d), exit %d, and says how to go on", stopped_after, kSteps, r.code);
+    char* text = text_at(part, "log.jsonl");
+    ok(lines_in(text) == stopped_after && strstr(r.out, "saved step"), "Ctrl-C: the step is finished, logged and saved");
+    ok(!exists_in(part, "model.safetensors"), "Ctrl-C: no model is written yet");
+    free(text);
+    free_run(r);
+    free(flags);
+
+    flags = train_flags(part, "");
+    run_refused(flags, "--out|checkpoint|--resume", "a fresh run over a checkpoint");
+    free(flags);
+    flags = train_flags(part, "--resume");
+    free(run_well(flags, "resume after Ctrl-C"));
+    ok(same_files(whole, part, "model.safetensors") && same_logs(whole, part),
+       "Ctrl-C and --resume: the same weights and log as in one go");
+    free(flags);
+    free(log);
+    free(part);
+    free(whole);
+}
+
+// What defines a run is not to be changed on the way.
+static void resume_refused_case(void) {
+    make_inputs();
+    char* out = trained("defined", "--save-every 5");
+    const struct {
+        const char *flags, *words;
+    } changes[] = {{"--lr 2e-2", "lr = 0.01|0.02"},     {"--seed 3", "seed = 0|3"},
+                   {"--seq 30", "seq = 32|30"},         {"--batch 4", "batch = 8|4"},
+                   {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
+                   {"--pack", "pack|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
+                   {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = auto|cpu-f32"},
+                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"}};
+    for (int i = 0; i < COUNT(changes); i++) {
+        char *more = text_of("--save-every 5 --resume %s", changes[i].flags), *flags = train_flags(out, more);
+        run_refused(flags, changes[i].words, changes[i].flags);
+        free(more);
+        free(flags);
+    }
+    char* flags = train_flags(out, "--resume --save-every 3 --keep 2 --recompute block");
+    free(run_well(flags, "other --save-every, --keep and --recompute on the way"));
+    free(flags);
+
+    char* none = scratch_path("no-checkpoint");
+    flags = train_flags(none, "--resume");
+    run_refused(flags, "--resume|no complete checkpoint", "--resume without a checkpoint");
+    free(flags);
+    free(none);
+    free(out);
+}
+
+// The same training however activations are kept and the work is cut.
+static void same_run_case(void) {
+    make_inputs();
+    char* none = trained("plain", "--level halo2 --dtype int8");
+    const char* const others[] = {"norm-act", "block"};
+    for (int i = 0; i < COUNT(others); i++) {
+        char *more = text_of("--level halo2 --dtype int8 --recompute %s", others[i]), *other = trained(others[i], more);
+        ok(same_logs(none, other) && same_files(none, other, "model.safetensors"), "--recompute %s: the same bits", others[i]);
+        free(more);
+        free(other);
+    }
+    setenv("OMP_NUM_THREADS", "1", 1);
+    char* alone = trained("one-thread", "--level halo2 --dtype int8");
+    setenv("OMP_NUM_THREADS", "2", 1);
+    ok(same_logs(none, alone) && same_files(none, alone, "model.safetensors"), "one thread and two: the same bits");
+    char* seed = trained("other-seed", "--level halo2 --dtype int8 --seed 1");
+    ok(!same_logs(none, seed), "another --seed is another run");
+    free(seed);
+    free(alone);
+    free(none);
+}
+
+static void generate_case(void) {
+    make_inputs();
+    char* out = trained("speaker", "");
+    char* flags = text_of("generate --model %s --chat none --prompt 12+25= --max-tokens 12", out);
+    char *a = run_well(flags, "generate"), *b = run_well(flags, "generate again");
+    ok(*a && !strcmp(a, b) && a[strlen(a) - 1] == '\n', "greedy is deterministic");
+    free(a);
+    free(b);
+    free(flags);
+    char* texts[3];
+    for (int i = 0; i < 3; i++) {
+        flags = text_of("generate --model %s --chat none --prompt 12+25= --max-tokens 20 --temperature 1.5 --top-p 0.95 --seed %d",
+                        out, i == 2 ? 8 : 7);
+        texts[i] = run_well(flags, "generate --temperature");
+        free(flags);
+    }
+    ok(!strcmp(texts[0], texts[1]), "--temperature: the same seed, the same text");
+    ok(strcmp(texts[0], texts[2]), "--temperature: another seed, another text");
+    for (int i = 0; i < 3; i++) free(texts[i]);
+
+    // An untrained model writes bytes that are no UTF-8; the lines have to be JSON all the same.
+    flags = text_of("generate --model %s --data %s --max-tokens 8 --temperature 3", out, val_path);
+    Run r = run(flags);
+    int whole = 0;
+    for (char* line = r.out; *line; line += strcspn(line, "\n") + 1) {
+        json_t* object = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+        whole += json_is_string(json_object_get(object, "prompt")) && json_is_string(json_object_get(object, "expected")) &&
+                 json_is_string(json_object_get(object, "generated")) && json_is_boolean(json_object_get(object, "match"));
+        json_decref(object);
+    }
+    ok(r.code == 0 && whole == 6 && lines_in(r.out) == 6, "generate --data: a JSON line an example: %d", whole);
+    ok(!strncmp(r.err, "exact match ", 12) && strstr(r.err, "/6 (") && lines_in(r.err) == 1, "and the score on stderr: %.*s",
+       (int)strcspn(r.err, "\n"), r.err);
+    free_run(r);
+    free(flags);
+
+    flags = text_of("generate --model %s --chat none --prompt 1 --max-tokens 500", out);
+    free(run_well(flags, "generate stops where the context is full"));
+    free(flags);
+    flags = text_of("generate --model %s --chat none --prompt %070d", out, 1);
+    run_refused(flags, "70 tokens|63", "a prompt longer than the context");
+    free(flags);
+    free(out);
+}
+
+static void bench_and_export_case(void) {
+    make_inputs();
+    char* flags = text_of("bench --from-scratch %s --seq 32 --batch 2 --steps 2 --level halo1 --dtype fp6", model_dir);
+    char* text = run_well(flags, "bench");
+    const char* line = strstr(text, "bench: ");
+    ok(line && strstr(line, " tok/s  ") && strstr(line, " TFLOP/s a rank  ") && strstr(line, " GiB a rank\n"),
+       "bench prints its line: %.*s", line ? (int)strcspn(line, "\n") : 0, line ? line : "");
+    free(text);
+    free(flags);
+
+    // With a constant rate the first ten of twelve steps are those of a run of ten.
+    char *longer = trained("longer", "--schedule constant --warmup 0 --save-every 10");
+    char *ten = trained("ten", "--schedule constant --warmup 0 --steps 10"), *weights = path_join(longer, "model.safetensors");
+    shell("rm", weights);
+    flags = text_of("export --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --schedule constant "
+                    "--warmup 0 --out %s --resume", model_dir, data_path, kSteps, longer);
+    free(run_well(flags, "export --resume"));
+    ok(same_files(longer, ten, "model.safetensors") && same_files(longer, ten, "config.json") &&
+       same_files(longer, ten, "tokenizer.json"), "export --resume writes what training would have written");
+    free(flags);
+    free(weights);
+    free(longer);
+    free(ten);
+}
+
+static void help_case(void) {
+    const struct {
+        const char *command, *flags;
+    } commands[] = {
+        {"train", "model preset from-scratch tokenizer layers data val chat seq pack long train-on-prompt level dtype recipe "
+                  "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
+                  "grad-dtype state-dtype recompute logits-mb zero out resume save-every keep shard-size eval-every log help"},
+        {"eval", "model tokenizer data chat seq pack long train-on-prompt backend batch logits-mb metric help"},
+        {"generate", "model tokenizer data chat backend seed prompt max-tokens temperature top-p help"},
+        {"bench", "model preset from-scratch layers seq level dtype recipe token-block backend batch accum steps seed master "
+                  "grad-dtype state-dtype recompute logits-mb zero help"},
+        {"export", "model preset from-scratch tokenizer layers data chat seq pack long train-on-prompt level dtype recipe "
+                   "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
+                   "grad-dtype state-dtype logits-mb zero out resume shard-size help"},
+    };
+    for (int i = 0; i < COUNT(commands); i++) {
+        char* flags = text_of("%s --help", commands[i].command);
+        char* text = run_well(flags, flags);
+        int wanted = 0, listed = 0;
+        bool all = true;
+        char* names = host_strdup(commands[i].flags);
+        for (char* name = strtok(names, " "); name; name = strtok(NULL, " "), wanted++) {
+            char* entry = text_of("\n  --%s ", name);
+            if (!strstr(text, entry)) all = ok(false, "%s --help lists --%s", commands[i].command, name);
+            free(entry);
+        }
+        for (const char* p = text; (p = strstr(p, "\n  --")) != NULL; p++) listed++;
+        ok(all && listed == wanted, "%s --help lists its %d flags: %d", commands[i].command, wanted, listed);
+        free(names);
+        free(text);
+        free(flags);
+    }
+    char *plain = run_well("--help", "--help"), *train = run_well("train --help", "train --help");
+    ok(!strcmp(plain, train), "train is the default command");
+    free(plain);
+    free(train);
+    const char* const unbuilt[] = {"plan", "doctor", "inspect", "verify", "trian"};
+    for (int i = 0; i < COUNT(unbuilt); i++) run_refused(unbuilt[i], "no such command|--help", unbuilt[i]);
+}
+
+static void bad_flags_case(void) {
+    make_inputs();
+    const struct {
+        const char *arguments, *words;
+    } bad[] = {
+        {"--bach 8", "--bach|did you mean --batch?"},
+        {"--batch-size 8", "did you mean --batch?"},
+        {"--max_tokens 8", "no such flag"},
+        {"generate --max_tokens 8", "did you mean --max-tokens?"},
+        {"--learning-rate 1", "--learning-rate|no such flag|--help"},
+        {"eval --lr 1", "--lr|'eval' does not take it"},
+        {"--seq", "--seq|needs a value"},
+        {"--seq many", "--seq many|whole number"},
+        {"--seq 12x", "--seq 12x|whole number"},
+        {"--steps -1", "--steps -1|whole number"},
+        {"--seq 99999999999999999999", "whole number"},
+        {"--lr fast", "--lr fast|number"},
+        {"--lr nan", "--lr nan|number"},
+        {"--lr -1", "--lr -1|number"},
+        {"--level halo3", "--level halo3|bf16|halo0"},
+        {"--chat alpaca", "--chat alpaca|llama3"},
+        {"--chat 'llama3|chatml'", "--chat llama3"},
+        {"-h", "-h|--help"},
+        {"train model", "model|--flag was expected"},
+        {"eval --metric gsm8k", "--metric gsm8k|loss"},
+        {"", "--model|--preset|--from-scratch"},
+        {"generate", "--model"},
+        {"--model a --preset llama3-8b", "one of --model"},
+        {"--preset llama9", "--preset llama9|llama3.2-1b"},
+        {"--model /nonexistent --data x", "/nonexistent/config.json"},
+    };
+    for (int i = 0; i < COUNT(bad); i++) run_refused(bad[i].arguments, bad[i].words, bad[i].arguments);
+
+    // with the model and the data: each changes one thing of a run that works; `more` comes last, so that it counts
+    char *out = scratch_path("refused"), *file_path = scratch_path("a-file");
+    put_file(file_path, "x", 1);
+    char *below_a_file = text_of("--out %s/below", file_path), *log_below_a_file = text_of("--log %s/below", file_path);
+    const struct {
+        const char *more, *words;
+    } changes[] = {
+        {"--seq 65", "--seq 65|max_position_embeddings is 64"},
+        {"--seq 0", "--seq 0|at least 1"},
+        {"--batch 0", "--batch 0|at least 1"},
+        {"--accum 0", "--accum 0|at least 1"},
+        {"--layers 3", "--layers 3|has 2"},
+        {"--zero 4", "--zero 4"},
+        {"--beta1 1", "--beta1 1|below 1"},
+        {"--steps 0 --epochs 0", "--epochs 0"},
+        {"--level halo2 --dtype bf16", "--level halo2 --dtype bf16"},
+        {"--recipe halo9", "--recipe halo9"},
+        {"--chat llama3", "tokenizer.json|llama3|--chat"},
+        {"--data /nonexistent.jsonl", "/nonexistent.jsonl|No such file"},
+        {"--eval-every 2", "--eval-every 2|--val"},
+        {"--tokenizer /nonexistent", "/nonexistent/tokenizer"},
+#ifndef HALO_CUDA
+        {"--backend cuda", "--backend cuda|without CUDA"},
+#endif
+        {below_a_file, "a-file"},
+        {log_below_a_file, "a-file"},
+        {"--lr 1e30 --warmup 0", "step |not finite|--lr"},
+    };
+    for (int i = 0; i < COUNT(changes); i++) {
+        char* flags = train_flags(out, changes[i].more);
+        run_refused(flags, changes[i].words, changes[i].more);
+        ok(!exists_in(out, "model.safetensors") && !exists_in(out, "config.json") && !exists_in(out, "checkpoints"),
+           "%s: leaves nothing behind", changes[i].more);
+        free(flags);
+    }
+    char* flags = text_of("train --from-scratch %s --chat none", model_dir);
+    run_refused(flags, "--data", "train without --data");
+    free(flags);
+    flags = text_of("train --from-scratch %s --chat none --seq 32 --data %s --save-every 2", model_dir, data_path);
+    run_refused(flags, "--save-every 2|--out", "--save-every without --out");
+    free(flags);
+    flags = text_of("train --from-scratch %s --chat none --seq 32 --data %s --resume", model_dir, data_path);
+    run_refused(flags, "--resume|--out", "--resume without --out");
+    free(flags);
+    free(below_a_file);
+    free(log_below_a_file);
+    free(file_path);
+    free(out);
+}
+
+static void bad_inputs_case(void) {
+    make_inputs();
+    char *out = scratch_path("never-made"), *bad = scratch_path("bad.jsonl");
+    const struct {
+        const char *text, *words;
+    } files[] = {
+        {"{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": }\n", "bad.jsonl:2:|JSON"},
+        {"{\"prompt\": \"a\", \"completion\": 7}\n", "bad.jsonl:1:|\"completion\" has to be a string"},
+        {"{\"prompt\": \"a\"}\n", "bad.jsonl:1:1|\"completion\" is missing"},
+        {"[]\n", "bad.jsonl:1:1"},
+        {"", "bad.jsonl"},
+    };
+    for (int i = 0; i < COUNT(files); i++) {
+        put_file(bad, files[i].text, strlen(files[i].text));
+        char *more = text_of("--data %s", bad), *flags = train_flags(out, more);
+        run_refused(flags, files[i].words, files[i].words);
+        ok(!path_exists(out), "%s: makes no folder", files[i].words);
+        free(more);
+        free(flags);
+    }
+
+    // a model directory with one thing wrong
+    char *broken = scratch_path("broken"), *copy = text_of("cp -r %s", model_dir);
+    const struct {
+        const char *file, *text, *more, *words;
+    } inputs[] = {
+        {"tokenizer_config.json", "{\"eos_token\": \"<|end|>\", \"chat_template\": \"### {{ x }}\"}", "--chat auto",
+         "neither Llama-3's nor ChatML|--chat"},
+        {"tokenizer_config.json", "{\"eos_token\": \"<|end|>\"}", "--chat auto", "no chat template|--chat"},
+        {"tokenizer.json", "{\"model\": ", "", "tokenizer.json"},
+        {"config.json", "{", "", "config.json"},
+        {"config.json", "{\"model_type\": \"llama\", \"hidden_size\": 32, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, "
+         "\"intermediate_size\": 64, \"vocab_size\": 100, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-05, "
+         "\"hidden_act\": \"silu\", \"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}", "",
+         "tokenizer.json: 259 tokens|vocab_size is 100"},
+    };
+    for (int i = 0; i < COUNT(inputs); i++) {
+        shell("rm -rf", broken);
+        shell(copy, broken);
+        put_text(broken, inputs[i].file, inputs[i].text);
+        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s %s", broken, data_path,
+                              out, inputs[i].more);
+        run_refused(flags, inputs[i].words, inputs[i].words);
+        ok(!path_exists(out), "%s: makes no folder", inputs[i].words);
+        free(flags);
+    }
+    char* flags = text_of("eval --model %s --data %s --chat none --seq 32", model_dir, data_path);
+    run_refused(flags, "model.safetensors", "a model without weights");
+    free(flags);
+    free(copy);
+    free(broken);
+    free(bad);
+    free(out);
+}
+
+static const Case kCases[] = {
+    {"help", help_case},
+    {"bad_flags", bad_flags_case},
+    {"bad_inputs", bad_inputs_case},
+    {"train", train_case},
+    {"resume", resume_case},
+    {"interrupt", interrupt_case},
+    {"resume_refused", resume_refused_case},
+    {"same_run", same_run_case},
+    {"generate", generate_case},
+    {"bench_and_export", bench_and_export_case},
+};
+
+int main(int argc, char** argv) {
+    const char* named = getenv("TRAIN_LLAMA3");
+    binary = named && *named ? named : "./train_llama3";
+    check(access(binary, X_OK) == 0, "%s: not there; build it with make, or name it in TRAIN_LLAMA3", binary);
+    setenv("OMP_WAIT_POLICY", "passive", 1);
+    setenv("OMP_NUM_THREADS", "2", 1);
+    return scratch_main("test_program", kCases, COUNT(kCases), argc, argv);
+}
