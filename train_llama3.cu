@@ -14,7 +14,9 @@
 #include "data/hf_model.h"
 #include "data/json.h"
 #include "data/utf8.h"
+#include "halo/hadamard.h"
 #include "halo/optim.h"
+#include "halo/progress.h"
 #include "halo/rng.h"
 #include "halo/sampler.h"
 
@@ -24,7 +26,7 @@ typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *long_policy;
     const char *level, *dtype, *recipe, *backend, *recompute, *master, *grad_dtype, *state_dtype;
     const char *schedule, *out, *log, *prompt, *metric;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, max_tokens, seed;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, max_tokens, seed, timeout;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
     bool pack, train_on_prompt, qfsdp, resume, help;
 } Options;
@@ -94,6 +96,7 @@ static const Flag kFlags[] = {
     {"max-tokens", INTEGER, AT(max_tokens), GENERATE, false, "256", "N", "longest answer"},
     {"temperature", NUMBER, AT(temperature), GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), GENERATE, false, "1", "X", "sample within this much probability"},
+    {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
     {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
@@ -168,7 +171,7 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
             snprintf(text, 64, "%d", *(const int*)p);
             return text;
         case NUMBER: snprintf(text, 64, "%g", *(const double*)p); return text;
-        case SWITCH: return *(const bool*)p ? "yes" : "";
+        case SWITCH: return *(const bool*)p ? "yes" : "no";
     }
     return "";
 }
@@ -258,7 +261,7 @@ static void print_flags(const Options* o, int command) {
     int column = 0;
     for (int i = 0; i < kFlagCount; i++) {
         const char* value = flag_text(o, &kFlags[i], text);
-        if (!takes(&kFlags[i], command) || !*value) continue;
+        if (!takes(&kFlags[i], command) || !*value || kFlags[i].at == AT(help)) continue;
         int width = (int)strlen(kFlags[i].name) + (int)strlen(value) + 4;
         if (column && column + width > 118) putchar('\n'), column = 0;
         column += printf("%s%s=%s", column ? "  " : "", kFlags[i].name, value);
@@ -359,12 +362,14 @@ static Session session_open(Options o) {
     memset(&s, 0, sizeof s);
     s.o = o;
     s.comm = comm_start();
+    progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
     s.ops = pick_backend(o.backend);
     open_source(&s);
     return s;
 }
 
 static void session_close(Session* s) {
+    progress_stop_watching();
     if (s->shard) shard_free(s->shard);
     if (s->source) hf_model_close(s->source);
     if (s->tokenizer) {
@@ -374,10 +379,22 @@ static void session_close(Session* s) {
     s->comm->finish();
 }
 
-static const Recipe* pick_recipe(const Options* o) {
-    if (!o->recipe) return recipe_pick(o->level, o->dtype);
-    const Recipe* r = recipe_find(o->recipe);
+// The row that the flags name; what it rotates has to have an order that hadamard.h knows.
+static const Recipe* pick_recipe(const Session* s) {
+    const Options* o = &s->o;
+    const Config* c = &s->config;
+    const Recipe* r = o->recipe ? recipe_find(o->recipe) : recipe_pick(o->level, o->dtype);
     if (!r) user_error("--recipe %s: no such row; train_llama3 --help lists them", o->recipe);
+    const struct {
+        const char* name;
+        int order;
+    } widths[] = {{"hidden_size", c->C}, {"num_attention_heads * head_dim", c->NH * c->HD}, {"intermediate_size", c->F}};
+    for (size_t i = 0; r->fw.rotate && i < sizeof widths / sizeof widths[0]; i++)
+        if (!hadamard_supported(widths[i].order))
+            user_error("recipe %s: there is no Hadamard transform of order %d, the model's %s; choose a --level that does not "
+                       "rotate (halo0, switchback, jetfire)", r->name, widths[i].order, widths[i].name);
+    if (r->ee.rotate && o->token_block && !hadamard_supported(o->token_block))
+        user_error("--token-block %d: there is no Hadamard transform of that order; choose a power of two", o->token_block);
     return r;
 }
 
@@ -399,6 +416,42 @@ static DataOptions data_options(const Session* s) {
     DataOptions d = {&s->chat, s->o.seq, s->o.pack, s->o.train_on_prompt,
                      strcmp(s->o.long_policy, "skip") ? LONG_TRUNCATE : LONG_SKIP};
     return d;
+}
+
+// Every rank has to run the same thing: what rank 0 runs is sent to the others, line by line comparable.
+static void ranks_agree(const Session* s, int command, const DataStats* data) {
+    enum { kBytes = 16384 };
+    char *mine = (char*)host_alloc(kBytes), *first = (char*)host_alloc(kBytes), text[64];
+    size_t used = 0;
+    for (int i = 0; i < kFlagCount; i++)
+        if (kFlags[i].defines_run && takes(&kFlags[i], command))
+            used += (size_t)snprintf(mine + used, kBytes - used, "--%s %s\n", kFlags[i].name, flag_text(&s->o, &kFlags[i], text));
+    const Config* c = &s->config;
+    used += (size_t)snprintf(mine + used, kBytes - used, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C,
+                             c->L, c->NH, c->NKV, c->HD, c->F, c->rope_theta);
+    float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(c, specs);
+    for (int i = 0; s->source && i < count; i++) {
+        hf_model_rows(s->source, i, 0, 0, 1, F32, row);
+        double sum = 0;
+        for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
+        used += (size_t)snprintf(mine + used, kBytes - used, "the weights of %s: %.9g\n", specs[i].name, sum);
+    }
+    used += (size_t)snprintf(mine + used, kBytes - used, "the data: %d examples, %zu tokens, %zu scored\n", data->examples,
+                             data->tokens, data->scored);
+    check(used < kBytes, "ranks_agree: %zu bytes", used);
+    memcpy(first, mine, kBytes);
+    s->comm->host_broadcast(first, kBytes);
+    for (char *a = first, *b = mine; *a; a = strchr(a, '\n') + 1, b = strchr(b, '\n') + 1) {
+        int na = (int)(strchr(a, '\n') - a), nb = (int)(strchr(b, '\n') - b);
+        if (na != nb || strncmp(a, b, (size_t)na))
+            user_error("rank %d disagrees with rank 0: it has '%.*s', rank 0 has '%.*s'; start all ranks with the same model, data "
+                       "and flags", s->comm->rank, nb, b, na, a);
+    }
+    free(row);
+    free(mine);
+    free(first);
 }
 
 static Dataset* open_data(const Session* s, const char* path) {
@@ -475,7 +528,9 @@ static void checkpoint_state(Session* s, Progress* progress, const char* load_pa
     int setting_count = 0;
     for (int i = 0; i < kFlagCount; i++) {
         if (!kFlags[i].defines_run || !(kFlags[i].commands & TRAIN)) continue;
-        CheckpointSetting setting = {kFlags[i].name, flag_text(&s->o, &kFlags[i], texts[i])};
+        const char* value = flag_text(&s->o, &kFlags[i], texts[i]);
+        if (kFlags[i].at == AT(backend)) value = s->ops->name;   // what "auto" came to: another one has other bits
+        CheckpointSetting setting = {kFlags[i].name, value};
         settings[setting_count++] = setting;
     }
     CheckpointState state = {s->comm->rank, s->comm->ranks, blobs, count, numbers, 3, settings, setting_count};
@@ -582,6 +637,20 @@ static void on_interrupt(int signal_number) {
     signal(signal_number, SIG_DFL);   // a second one ends the program at once
 }
 
+// With several ranks, SIGTERM is how the launcher ends the others after one has died; there is no step to finish then. (It passes
+// SIGUSR1 on: that stops all ranks as Ctrl-C stops one.)
+static void on_job_end(int signal_number) {
+    (void)signal_number;
+    progress_report("ended from outside, or because another rank has died");
+    _exit(kExitHang);
+}
+
+static void catch_signals(int ranks) {
+    signal(SIGUSR1, on_interrupt);
+    if (ranks == 1) signal(SIGINT, on_interrupt);
+    signal(SIGTERM, ranks == 1 ? on_interrupt : on_job_end);
+}
+
 // Everything one optimizer step needs.
 typedef struct {
     Model* model;
@@ -629,9 +698,11 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     const Options* o = &s->o;
     int ranks = s->comm->ranks, B = o->batch, BT = B * o->seq;
     size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
+    progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
     shard_begin_step(s->shard);
     for (int a = 0; a < o->accum; a++) {
+        progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
         model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
         shard_end_micro_step(s->shard);
@@ -734,11 +805,12 @@ static int command_train(Options o) {
     if (!o.data) user_error("train: name the data with --data FILE");
     if (o.beta1 >= 1 || o.beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o.beta1, o.beta2);
     if (o.eval_every && !o.val) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o.eval_every);
-    s.recipe = pick_recipe(&o);
+    s.recipe = pick_recipe(&s);
     if (leads(&s)) print_flags(&o, TRAIN);
     model_options(&s, true);   // contradictions are told before anything is loaded
     open_tokenizer(&s);
     Dataset* data = open_data(&s, o.data);
+    ranks_agree(&s, TRAIN, dataset_stats(data));
     Dataset* val = o.val ? open_data(&s, o.val) : NULL;
     Progress done = {0, 0, 0};
     int global_rows = o.batch * o.accum * s.comm->ranks;
@@ -752,8 +824,7 @@ static int command_train(Options o) {
     if (o.resume) resume(&s, &done);
     Trainer t = trainer_new(&s, steps);
     StepLog log = log_open(&s, steps, done.step);
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
+    catch_signals(s.comm->ranks);
 
     if (done.epoch) rows = dataset_plan(data, (uint64_t)o.seed, (int)done.epoch);
     bool stopping = false;
@@ -820,6 +891,7 @@ static void write_answer(Writer* w, const int* prompt, int count, uint64_t numbe
     DecodeStream stream;
     memset(&stream, 0, sizeof stream);
     decoder_reset(w->decoder);
+    if (count == 0) user_error("the prompt has no tokens to go on from (the tokenizer adds no BOS); write something");
     if (count >= decoder_room(w->decoder))
         user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", count,
                    decoder_room(w->decoder) - 1, kMaxContext);
@@ -938,7 +1010,7 @@ static int command_generate(Options o) {
 static int command_export(Options o) {
     Session s = session_open(o);
     if (!o.out) user_error("export: name the folder to write with --out DIR");
-    s.recipe = pick_recipe(&s.o);
+    s.recipe = pick_recipe(&s);
     load_weights(&s, o.resume);
     Progress done;
     if (o.resume) resume(&s, &done);
@@ -1016,7 +1088,7 @@ enum { kBenchWarmup = 2 };
 static int command_bench(Options o) {
     if (!o.steps) o.steps = 10;
     Session s = session_open(o);
-    s.recipe = pick_recipe(&s.o);
+    s.recipe = pick_recipe(&s);
     if (leads(&s)) print_start(&s);
     load_weights(&s, true);
     Trainer t = trainer_new(&s, o.steps);

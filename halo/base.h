@@ -41,12 +41,20 @@ PRINTF_LIKE(3) static inline void die_at(const char* file, int line, const char*
     _exit(kExitBug);
 }
 
+// With several ranks, rank 0 speaks first: what all of them run into is then said once, since its end is the end of the job.
+static inline void let_rank_0_speak(void) {
+    const char* rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (!rank) rank = getenv("PMI_RANK");
+    if (rank && strcmp(rank, "0")) sleep(3);
+}
+
 // The message says what is wrong, where (file, line, byte), and what to do. It ends the process at once: nothing that an
 // exit handler could still break is worth more than the message.
 PRINTF_LIKE(1) static inline void user_error(const char* format, ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
+    let_rank_0_speak();
     fputs("train_llama3: ", stderr);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);

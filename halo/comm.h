@@ -24,6 +24,7 @@ typedef struct {
     void (*host_broadcast)(void* x, size_t bytes);   // from rank 0
     void (*barrier)(void);
     void (*finish)(void);
+    void (*abort_job)(int exit_code);   // ends all ranks
 } Comm;
 
 C_API const Comm* comm_solo(void);

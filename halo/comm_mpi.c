@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include "comm.h"
+#include "progress.h"
 
 static Comm mpi;
 static void* staging;            // grows to the largest piece
@@ -16,7 +17,14 @@ static void* staged(size_t bytes) {
     return staging;
 }
 
-static void ok(int status, const char* what) { check(status == MPI_SUCCESS, "MPI: %s failed with %d", what, status); }
+// Around every MPI call: the watchdog is told where this rank waits.
+#define COLLECTIVE(name, call)                                               \
+    do {                                                                     \
+        progress_collective(name);                                           \
+        int status = call;                                                   \
+        check(status == MPI_SUCCESS, "MPI: %s failed with %d", name, status); \
+        progress_collective(NULL);                                           \
+    } while (0)
 
 // MPI counts are ints; larger pieces go in slices.
 enum { kSliceBytes = 1 << 30 };
@@ -25,7 +33,7 @@ static void mpi_all_gather(void* out, const void* in, size_t bytes) {
     char* own = (char*)out + (size_t)mpi.rank * bytes;
     if (own != in) memcpy(own, in, bytes);
     check(bytes <= kSliceBytes, "all_gather: %zu bytes a rank", bytes);
-    ok(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_gather");
+    COLLECTIVE("all_gather", MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
 }
 
 static float value(const void* x, size_t i, Fmt fmt) {
@@ -45,7 +53,7 @@ static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt,
     size_t bytes = count * fmt_bytes(fmt);
     check(bytes <= kSliceBytes, "reduce_scatter: %zu bytes a rank", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
-    ok(MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "reduce_scatter");
+    COLLECTIVE("reduce_scatter", MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     sum_in_rank_order(out, pieces, count, fmt, add);
 }
 
@@ -53,20 +61,20 @@ static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     size_t bytes = count * fmt_bytes(fmt);
     check(bytes <= kSliceBytes, "all_reduce: %zu bytes", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
-    ok(MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD), "all_reduce");
+    COLLECTIVE("all_reduce", MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     sum_in_rank_order(x, pieces, count, fmt, false);
 }
 
 // The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).
 static void mpi_all_reduce_max(float* x, int n) {
-    ok(MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_UNSIGNED, MPI_MAX, MPI_COMM_WORLD), "all_reduce_max");
+    COLLECTIVE("all_reduce_max", MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_UNSIGNED, MPI_MAX, MPI_COMM_WORLD));
 }
 
 static void mpi_all_reduce_sum(float* x, int n) { mpi_all_reduce(x, (size_t)n, F32); }
 
 static void mpi_host_sum(double* x, int n) {
     double* pieces = (double*)host_alloc(sizeof(double) * (size_t)n * (size_t)mpi.ranks);
-    ok(MPI_Allgather(x, n, MPI_DOUBLE, pieces, n, MPI_DOUBLE, MPI_COMM_WORLD), "host_sum");
+    COLLECTIVE("host_sum", MPI_Allgather(x, n, MPI_DOUBLE, pieces, n, MPI_DOUBLE, MPI_COMM_WORLD));
     for (int i = 0; i < n; i++) {
         x[i] = 0;
         for (int r = 0; r < mpi.ranks; r++) x[i] += pieces[(size_t)r * n + i];
@@ -76,10 +84,10 @@ static void mpi_host_sum(double* x, int n) {
 
 static void mpi_host_broadcast(void* x, size_t bytes) {
     check(bytes <= kSliceBytes, "host_broadcast: %zu bytes", bytes);
-    ok(MPI_Bcast(x, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD), "host_broadcast");
+    COLLECTIVE("host_broadcast", MPI_Bcast(x, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD));
 }
 
-static void mpi_barrier(void) { ok(MPI_Barrier(MPI_COMM_WORLD), "barrier"); }
+static void mpi_barrier(void) { COLLECTIVE("barrier", MPI_Barrier(MPI_COMM_WORLD)); }
 
 static void mpi_finish(void) {
     free(staging);
@@ -88,10 +96,15 @@ static void mpi_finish(void) {
     MPI_Finalize();
 }
 
+static void mpi_abort(int exit_code) {
+    MPI_Abort(MPI_COMM_WORLD, exit_code);
+    _exit(exit_code);
+}
+
 const Comm* comm_mpi(void) {
     int started = 0;
     MPI_Initialized(&started);
-    if (!started) ok(MPI_Init(NULL, NULL), "start");
+    if (!started) COLLECTIVE("start", MPI_Init(NULL, NULL));
     mpi.name = "mpi";
     MPI_Comm_rank(MPI_COMM_WORLD, &mpi.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &mpi.ranks);
@@ -104,5 +117,6 @@ const Comm* comm_mpi(void) {
     mpi.host_broadcast = mpi_host_broadcast;
     mpi.barrier = mpi_barrier;
     mpi.finish = mpi_finish;
+    mpi.abort_job = mpi_abort;
     return &mpi;
 }

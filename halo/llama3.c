@@ -14,6 +14,8 @@
 // The head's logits exist one piece at a time, forward and backward together, since the loss's scale is known beforehand.
 #include "llama3.h"
 
+#include "progress.h"
+
 typedef struct {
     Mat res1, res2, h1, qkv, att, h2, gate_up, act;
     float *rstd1, *rstd2, *lse;
@@ -365,12 +367,14 @@ static void upload_batch(Model* m, const Batch* batch) {
 // Embedding, all blocks, final norm: leaves m->h.
 static void trunk_forward(Model* m, const Batch* batch) {
     int L = m->c.L;
+    progress_phase("embedding", -1);
     upload_batch(m, batch);
     m->ops->zero(m->input_maxima, m->input_maxima_bytes);
     const Unit* embedding = acquire(m, 0);
     m->ops->embed_forward(m->blocks[0].res1, embedding->w[S_EMBED], m->tokens);
     release(m, 0);
     for (int l = 0; l < L; l++) {
+        progress_phase("forward", l);
         const Unit* u = acquire_block(m, l);
         block_forward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u, &m->weights[l]);
         release(m, 1 + l);
@@ -441,6 +445,7 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     const Ops* ops = m->ops;
     int L = m->c.L;
     trunk_forward(m, batch);
+    progress_phase("loss", -1);
     head_forward_backward(m, scale, loss);
 
     const Unit* tail = acquire(m, L + 1);
@@ -451,6 +456,7 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     m->units.reduce(m->units.self, L + 1);
 
     for (int l = L - 1; l >= 0; l--) {
+        progress_phase("backward", l);
         const Unit* u = acquire_block(m, l);
         block_again(m, &m->blocks[l], u, &m->weights[l]);
         block_backward(m, &m->blocks[l], u, &m->weights[l]);

@@ -195,6 +195,7 @@ typedef struct Ops {
 C_API const Ops cpu_f32_ops, cpu_bf16_ops;
 #ifdef HALO_CUDA
 C_API const Ops cuda_ops;
+C_API int cuda_device_count(void);   // GPUs that cuda_ops can use; 0 without a driver
 #endif
 
 #endif

@@ -4,6 +4,7 @@
 #include "shard.h"
 
 #include "hqfsdp.h"
+#include "progress.h"
 
 enum { kMaxPiecesPerUnit = 6, kPieceAlign = 128 };   // values
 
@@ -207,6 +208,7 @@ static Mat mat_of_own_rows(const Shard* s, const Piece* p) { return mat(own_weig
 static void changed(void* self, const Linear* linear) {
     Shard* s = (Shard*)self;
     if (!s->codes) return;
+    progress_phase("quantizing weights", -1);
     for (int i = 0; i < s->count; i++)
         if (s->pieces[i].gathered == kAsCodes) hqfsdp_absmax(s->codes, linear, i, mat_of_own_rows(s, &s->pieces[i]));
     hqfsdp_share_absmax(s->codes);
@@ -270,6 +272,7 @@ void shard_begin_step(Shard* s) { s->first_micro_step = true; }
 void shard_end_micro_step(Shard* s) { s->first_micro_step = false; }
 
 void shard_finish_gradients(Shard* s, FinishGradient finish, void* self) {
+    progress_phase("reducing gradients", -1);
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
         char* whole = s->comm->ranks > 1 && s->opt.zero < 2 ? whole_grads(s, p) : NULL;
@@ -292,6 +295,7 @@ void shard_sum_squares(Shard* s, float* total) {
 }
 
 void shard_update(Shard* s, AdamW hyper) {
+    progress_phase("update", -1);
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
         AdamW a = hyper;

@@ -142,7 +142,7 @@ static char* log_of(const char* dir) {
     for (char *line = text, *end; *line; line = end + 1) {
         end = strchr(line, '\n');
         char* clock = strstr(line, ", \"tokens_per_second\"");
-        size_t keep = (size_t)((clock && clock < end ? clock : end) - line);   // before the line is written over
+        size_t keep = (size_t)((clock && clock < end ? clock : end) - line);
         memmove(to, line, keep);
         to += keep;
         *to++ = '\n';
@@ -427,8 +427,8 @@ static void resume_refused_case(void) {
     } changes[] = {{"--lr 2e-2", "lr = 0.01|0.02"},     {"--seed 3", "seed = 0|3"},
                    {"--seq 30", "seq = 32|30"},         {"--batch 4", "batch = 8|4"},
                    {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
-                   {"--pack", "pack|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
-                   {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = auto|cpu-f32"},
+                   {"--pack", "pack = no|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
+                   {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = cpu_bf16|cpu_f32"},
                    {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"}};
     for (int i = 0; i < COUNT(changes); i++) {
         char *more = text_of("--save-every 5 --resume %s", changes[i].flags), *flags = train_flags(out, more);
@@ -509,6 +509,9 @@ static void generate_case(void) {
     flags = text_of("generate --model %s --chat none --prompt 1 --max-tokens 500", out);
     free(run_well(flags, "generate stops where the context is full"));
     free(flags);
+    flags = text_of("generate --model %s --chat none --prompt ''", out);
+    run_refused(flags, "no tokens", "an empty prompt");
+    free(flags);
     flags = text_of("generate --model %s --chat none --prompt %070d", out, 1);
     run_refused(flags, "70 tokens|63", "a prompt longer than the context");
     free(flags);
@@ -546,14 +549,14 @@ static void help_case(void) {
     } commands[] = {
         {"train", "model preset from-scratch tokenizer layers data val chat seq pack long train-on-prompt level dtype recipe "
                   "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero out resume save-every keep shard-size eval-every log help"},
+                  "grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log help"},
         {"eval", "model tokenizer data chat seq pack long train-on-prompt backend batch logits-mb metric help"},
         {"generate", "model tokenizer data chat backend seed prompt max-tokens temperature top-p help"},
         {"bench", "model preset from-scratch layers seq level dtype recipe token-block backend batch accum steps seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero help"},
+                  "grad-dtype state-dtype recompute logits-mb zero qfsdp help"},
         {"export", "model preset from-scratch tokenizer layers data chat seq pack long train-on-prompt level dtype recipe "
                    "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                   "grad-dtype state-dtype logits-mb zero out resume shard-size help"},
+                   "grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size help"},
     };
     for (int i = 0; i < COUNT(commands); i++) {
         char* flags = text_of("%s --help", commands[i].command);
@@ -630,6 +633,7 @@ static void bad_flags_case(void) {
         {"--steps 0 --epochs 0", "--epochs 0"},
         {"--level halo2 --dtype bf16", "--level halo2 --dtype bf16"},
         {"--recipe halo9", "--recipe halo9"},
+        {"--level halo2 --dtype int8 --token-block 17", "--token-block 17|Hadamard"},
         {"--chat llama3", "tokenizer.json|llama3|--chat"},
         {"--data /nonexistent.jsonl", "/nonexistent.jsonl|No such file"},
         {"--eval-every 2", "--eval-every 2|--val"},
@@ -698,6 +702,10 @@ static void bad_inputs_case(void) {
          "\"intermediate_size\": 64, \"vocab_size\": 100, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-05, "
          "\"hidden_act\": \"silu\", \"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}", "",
          "tokenizer.json: 259 tokens|vocab_size is 100"},
+        {"config.json", "{\"model_type\": \"llama\", \"hidden_size\": 76, \"num_hidden_layers\": 2, \"num_attention_heads\": 2, "
+         "\"intermediate_size\": 64, \"vocab_size\": 264, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-05, "
+         "\"hidden_act\": \"silu\", \"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}", "--level halo1 --dtype fp8",
+         "halo1-fp8|order 76|hidden_size"},
     };
     for (int i = 0; i < COUNT(inputs); i++) {
         shell("rm -rf", broken);

@@ -6,7 +6,8 @@
 // Each task is a grammar that makes a meaning (a word problem with its steps, a query over a table, a statement about a
 // board game) and has two renderings of it. The task rendering is a prompt and the one right answer, in the shape of GSM8K,
 // of text-to-SQL and of ViGGO. The corpus rendering says the same in prose: whoever reads the corpus learns the words, the
-// sums and what a query means, but never sees a chat, a CREATE TABLE, a <<7+5=12>>, a #### or an act(slot[value]).
+// sums, what a query means and which slots a sentence fills, but never sees a chat, a CREATE TABLE, a <<7+5=12>>, a #### or an
+// act(slot[value]).
 //
 // All integer arithmetic on a PRNG of our own with fixed seeds: the same bytes on every machine. A random pick is always a
 // statement of its own, since C leaves the order in which arguments are evaluated open.
@@ -168,8 +169,8 @@ static void problem_task(Random* random, Line* user, Line* assistant) {
     add(user, "%s %s", p.story.data, p.question.data);
     for (int i = 0; i < p.step_count; i++) {
         const Step* s = &p.steps[i];
-        add(assistant, "%s %d %c %d = <<%d%c%d=%d>>%d %s.\n", s->who.data, s->left, s->op, s->right, s->left, s->op, s->right,
-            s->result, s->result, p.things);
+        add(assistant, "%d %c %d = <<%d%c%d=%d>>%d, so %s %d %s.\n", s->left, s->op, s->right, s->left, s->op, s->right,
+            s->result, s->result, s->who.data, s->result, p.things);
     }
     add(assistant, "#### %d", p.steps[p.step_count - 1].result);
 }
@@ -457,24 +458,26 @@ static void make_statement(Random* random, Statement* s) {
     }
 }
 
+static void add_slots(Line* line, const Statement* s) {
+    for (int i = 0; i < s->slot_count; i++) add(line, "%s%s[%s]", i ? ", " : "", s->slots[i].key, s->slots[i].value);
+}
+
 static void statement_task(Random* random, Line* user, Line* assistant) {
     Statement s;
     make_statement(random, &s);
     add(user, "Meaning: %s", s.sentence.data);
     add(assistant, "%s(", s.act);
-    for (int i = 0; i < s.slot_count; i++) add(assistant, "%s%s[%s]", i ? ", " : "", s.slots[i].key, s.slots[i].value);
+    add_slots(assistant, &s);
     add(assistant, ")");
 }
 
 static void statement_prose(Random* random, Line* text) {
     Statement s;
     make_statement(random, &s);
-    bool sentence_first = coin(random);
+    bool sentence_first = between(random, 0, 3) > 0;
     if (sentence_first) add(text, "%s ", s.sentence.data);
-    for (int i = 0; i < s.slot_count; i++) {
-        const char* open_with = i ? ", the" : sentence_first ? "Here the" : "The";
-        add(text, "%s %s is [%s]", open_with, s.slots[i].key, s.slots[i].value[0] ? s.slots[i].value : "open");
-    }
+    add(text, "Card: ");
+    add_slots(text, &s);
     add(text, ".");
     if (!sentence_first) add(text, " %s", s.sentence.data);
 }

@@ -74,12 +74,19 @@ embed_long_runs_kernel(Rows<Grad> dw, Rows<const bf16> dy, const int* tokens, co
     while (first > 0 && tokens[order[first - 1]] == token) first--;
     if (first + kShortRun >= BT || tokens[order[first + kShortRun]] != token) return;   // a short run
 
+    int end = first + kShortRun + 1, beyond = BT;   // the run ends in [end, beyond]: by halves, not by a chain of loads
+    while (end < beyond) {
+        int middle = (end + beyond) / 2;
+        if (tokens[order[middle]] == token) end = middle + 1;
+        else beyond = middle;
+    }
+
     int group = threadIdx.x % kStripGroups, lane = threadIdx.x / kStripGroups;
     int c = (blockIdx.y * kStripGroups + group) * kWidth;
     float sum[kWidth] = {};
     if (c < C) {
 #pragma unroll 4
-        for (int n = first + lane; n < BT && tokens[order[n]] == token; n += kRunLanes) {
+        for (int n = first + lane; n < end; n += kRunLanes) {
             Values<kWidth> g = load_values<kWidth>(dy[order[n]] + c);
 #pragma unroll
             for (int i = 0; i < kWidth; i++) sum[i] += g.v[i];

@@ -15,7 +15,6 @@
 #define HALO_CUDA_GEMM_SM80_CUH
 
 #include "gemm_tile.cuh"
-#include "ptx.cuh"
 
 enum {
     kMmaTile = 128,                           // M and N of a block
@@ -175,8 +174,8 @@ __device__ inline void mma_stage_scaled(float (&total)[kMmaRows][kMmaCols][4], c
 }
 
 // ---- C: the warp's 64 x 32 from (row, col) on
-template <Fmt kC, typename Sum>
-__device__ inline void mma_store(const Gemm& g, int row, int col, const Sum (&sum)[kMmaRows][kMmaCols][4]) {
+template <Fmt kC, bool kWords, typename Sum>
+__device__ inline void mma_store_as(const Gemm& g, int row, int col, const Sum (&sum)[kMmaRows][kMmaCols][4]) {
     float b_scale[4][2];
     column_scales(b_scale, g.b, col);
 #pragma unroll
@@ -188,10 +187,15 @@ __device__ inline void mma_store(const Gemm& g, int row, int col, const Sum (&su
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 for (int e = 0; e < 2; e++) out[j][e] = dequantized((float)sum[i][j][2 * half + e], a_scale, b_scale[j][e]);
-            if (g.beta != 0.0f) c_add<kC>(out, g, col, c_load<kC>(g, r, col));
-            c_store<kC>(g, r, col, out);
+            if (g.beta != 0.0f) c_add<kC, kWords>(out, g, c_load<kC, kWords>(g, r, col));
+            c_store<kC, kWords>(g, r, col, out);
         }
     }
+}
+template <Fmt kC, typename Sum>
+__device__ inline void mma_store(const Gemm& g, int row, int col, const Sum (&sum)[kMmaRows][kMmaCols][4]) {
+    if (c_in_words(g, col, kMmaWarpN)) mma_store_as<kC, true>(g, row, col, sum);
+    else mma_store_as<kC, false>(g, row, col, sum);
 }
 
 template <typename Mma, bool kAsync, bool kBlocks>

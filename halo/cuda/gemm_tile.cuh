@@ -8,7 +8,7 @@
 #ifndef HALO_CUDA_GEMM_TILE_CUH
 #define HALO_CUDA_GEMM_TILE_CUH
 
-#include "device.cuh"
+#include "ptx.cuh"
 
 struct GemmSide {
     const void* data;           // (rows, K), or (K, rows) when transposed
@@ -74,91 +74,80 @@ __device__ inline void quad_transpose(uint32_t (&w)[4]) {
     }
 }
 
-// What a lane reads of C's row for 32 columns, as it comes from memory.
+// Whether the columns from `col` on that a warp stores are whole words: all inside, rows starting at multiples of 16 bytes.
+__device__ inline bool c_in_words(const Gemm& g, int col, int columns) { return g.c_aligned && col + columns <= g.N; }
+
+// What a lane reads of a row of C for 32 columns, as it comes from memory. kWords: see c_in_words.
 template <Fmt kC>
 struct CWords {
     uint32_t w[kC == F32 ? 8 : 4];
 };
 
-__device__ inline bool c_in_words(const Gemm& g, int col) { return g.c_aligned && col + 32 <= g.N; }
-
-// The address of what a lane loads and stores at once: 16 bytes of BF16, or pair j of F32.
-template <Fmt kC>
-__device__ inline char* c_address(const Gemm& g, int row, int col, int j) {
-    int lane = threadIdx.x % 4, at = kC == F32 ? 8 * j + 2 * lane : 8 * lane;
-    return (char*)g.c + ((size_t)row * g.ldc + col + at) * (kC == F32 ? 4 : 2);
-}
-
-template <Fmt kC>
+template <Fmt kC, bool kWords>
 __device__ inline CWords<kC> c_load(const Gemm& g, int row, int col) {
     CWords<kC> c = {};
     if (row >= g.M) return c;
-    if (c_in_words(g, col)) {
-        if (kC == F32) {
-            for (int j = 0; j < 4; j++) {
-                uint2 pair = *reinterpret_cast<const uint2*>(c_address<kC>(g, row, col, j));
-                c.w[kC == F32 ? 2 * j : 0] = pair.x;
-                c.w[kC == F32 ? 2 * j + 1 : 0] = pair.y;
-            }
-        } else {
-            uint4 words = *reinterpret_cast<const uint4*>(c_address<kC>(g, row, col, 0));
-            c.w[0] = words.x, c.w[1] = words.y, c.w[2] = words.z, c.w[3] = words.w;
+    int lane = threadIdx.x % 4;
+    size_t at = (size_t)row * g.ldc + col;
+    if constexpr (kWords && kC == F32) {
+        for (int j = 0; j < 4; j++) {
+            uint2 pair = *reinterpret_cast<const uint2*>((const float*)g.c + at + 8 * j + 2 * lane);
+            c.w[2 * j] = pair.x;
+            c.w[2 * j + 1] = pair.y;
         }
-        return c;
-    }
-    for (int j = 0; j < 4; j++) {
-        for (int e = 0; e < 2; e++) {
-            int n = col + 8 * j + 2 * (threadIdx.x % 4) + e;
-            size_t at = (size_t)row * g.ldc + n;
-            if (n >= g.N) continue;
-            if (kC == F32) c.w[kC == F32 ? 2 * j + e : 0] = reinterpret_cast<const uint32_t*>(g.c)[at];
-            else c.w[j] |= (uint32_t)reinterpret_cast<const bf16*>(g.c)[at] << (16 * e);
+    } else if constexpr (kWords) {
+        uint4 words = *reinterpret_cast<const uint4*>((const bf16*)g.c + at + 8 * lane);
+        c.w[0] = words.x, c.w[1] = words.y, c.w[2] = words.z, c.w[3] = words.w;
+    } else {
+        for (int j = 0; j < 4; j++) {
+            for (int e = 0; e < 2; e++) {
+                int n = 8 * j + 2 * lane + e;
+                if (col + n >= g.N) continue;
+                if constexpr (kC == F32) c.w[2 * j + e] = f32_bits(((const float*)g.c)[at + n]);
+                else c.w[j] |= (uint32_t)((const bf16*)g.c)[at + n] << (16 * e);
+            }
         }
     }
     return c;
 }
 
 // out += beta * c. The whole warp calls it: lanes swap words.
-template <Fmt kC>
-__device__ inline void c_add(float (&out)[4][2], const Gemm& g, int col, CWords<kC> c) {
-    if (kC != F32 && c_in_words(g, col)) {
-        uint32_t w[4] = {c.w[0], c.w[1], c.w[2], c.w[3]};
-        quad_transpose(w);
-        for (int j = 0; j < 4; j++) c.w[j] = w[j];
-    }
+template <Fmt kC, bool kWords>
+__device__ inline void c_add(float (&out)[4][2], const Gemm& g, CWords<kC> c) {
+    if constexpr (kWords && kC == BF16) quad_transpose(c.w);
     for (int j = 0; j < 4; j++) {
         for (int e = 0; e < 2; e++) {
-            float before = kC == F32 ? f32_from_bits(c.w[kC == F32 ? 2 * j + e : 0])
-                                     : f32_from_bits(e ? c.w[j] & 0xffff0000u : c.w[j] << 16);
+            float before;
+            if constexpr (kC == F32) before = f32_from_bits(c.w[2 * j + e]);
+            else before = f32_from_bits(e ? c.w[j] & 0xffff0000u : c.w[j] << 16);
             out[j][e] = __fadd_rn(out[j][e], __fmul_rn(g.beta, before));
         }
     }
 }
 
 // The whole warp calls it: lanes swap words.
-template <Fmt kC>
+template <Fmt kC, bool kWords>
 __device__ inline void c_store(const Gemm& g, int row, int col, const float (&out)[4][2]) {
-    if (c_in_words(g, col)) {
-        if (kC == F32) {
-            if (row >= g.M) return;
-            for (int j = 0; j < 4; j++)
-                *reinterpret_cast<float2*>(c_address<kC>(g, row, col, j)) = make_float2(out[j][0], out[j][1]);
-        } else {
-            uint32_t w[4];
-            for (int j = 0; j < 4; j++) w[j] = pack_bf16(out[j][0], out[j][1]);
-            quad_transpose(w);
-            if (row < g.M) *reinterpret_cast<uint4*>(c_address<kC>(g, row, col, 0)) = make_uint4(w[0], w[1], w[2], w[3]);
-        }
-        return;
-    }
-    if (row >= g.M) return;
-    for (int j = 0; j < 4; j++) {
-        for (int e = 0; e < 2; e++) {
-            int n = col + 8 * j + 2 * (threadIdx.x % 4) + e;
-            size_t at = (size_t)row * g.ldc + n;
-            if (n >= g.N) continue;
-            if (kC == F32) reinterpret_cast<float*>(g.c)[at] = out[j][e];
-            else reinterpret_cast<bf16*>(g.c)[at] = bf16_from_f32(out[j][e]);
+    int lane = threadIdx.x % 4;
+    size_t at = (size_t)row * g.ldc + col;
+    if constexpr (kWords && kC == F32) {
+        if (row >= g.M) return;
+        for (int j = 0; j < 4; j++)
+            *reinterpret_cast<float2*>((float*)g.c + at + 8 * j + 2 * lane) = make_float2(out[j][0], out[j][1]);
+    } else if constexpr (kWords) {
+        uint32_t w[4];
+        for (int j = 0; j < 4; j++) w[j] = pack_bf16(out[j][0], out[j][1]);
+        quad_transpose(w);
+        if (row < g.M) *reinterpret_cast<uint4*>((bf16*)g.c + at + 8 * lane) = make_uint4(w[0], w[1], w[2], w[3]);
+    } else {
+        if (row >= g.M) return;
+        for (int j = 0; j < 4; j++) {
+            for (int e = 0; e < 2; e++) {
+                int n = 8 * j + 2 * lane + e;
+                if (col + n >= g.N) continue;
+                if constexpr (kC == F32) ((float*)g.c)[at + n] = out[j][e];
+                else ((bf16*)g.c)[at + n] = bf16_from_f32(out[j][e]);
+            }
         }
     }
 }

@@ -20,6 +20,9 @@
 #else
 #define HALO_SM90A 0
 #endif
+#ifndef HALO_SIMT
+#include <cuda.h>   // CUtensorMap; nothing of the driver is linked
+#endif
 
 // ---- arithmetic
 // 2^x within 2 units in the last place; results below 2^-126 are zero.
@@ -44,8 +47,8 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-// ---- mma.sync: d += a b
-__device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+// ---- mma.sync: d[0..3] += a b
+__device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef HALO_SIMT
     struct Lane {
         float* d;
@@ -72,6 +75,37 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t 
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// INT8, m16n8k32: a register of A or B holds four neighbours along K where bf16 has two; the sums are exact.
+__device__ inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    struct Lane {
+        int* d;
+        const uint32_t* a;
+        uint32_t b[2];
+    } mine = {d, a, {b0, b1}};
+    simt_meet(0xffffffffu, mine, [](Lane* const* lane, unsigned) {
+        int8_t A[16][32], B[32][8];
+        for (int i = 0; i < kWarp; i++) {
+            int r = i / 4, c = i % 4 * 4;
+            for (int byte = 0; byte < 4; byte++) {
+                for (int j = 0; j < 4; j++) A[r + j % 2 * 8][c + j / 2 * 16 + byte] = (int8_t)(lane[i]->a[j] >> 8 * byte);
+                for (int j = 0; j < 2; j++) B[c + j * 16 + byte][r] = (int8_t)(lane[i]->b[j] >> 8 * byte);
+            }
+        }
+        for (int i = 0; i < kWarp; i++) {
+            for (int j = 0; j < 4; j++) {
+                int row = i / 4 + j / 2 * 8, col = i % 4 * 2 + j % 2;
+                for (int k = 0; k < 32; k++) lane[i]->d[j] += A[row][k] * B[k][col];
+            }
+        }
+    });
+#else
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
@@ -278,6 +312,49 @@ __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], ui
                      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_D64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                      : WGMMA_D32(d, 0), WGMMA_D32(d, 32)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
+}
+
+// ---- clusters: blocks that run together and reach each other's shared memory
+__device__ inline uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// All threads of all blocks of the cluster; what they did before is visible to all after.
+__device__ inline void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Arrives at the barrier that lies where `barrier` lies in the shared memory of block `rank` of the cluster. It says that wgmma has read a
+// stage, and orders no ordinary memory beyond the block: that would cost a fence of the whole GPU.
+__device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(shared_address(barrier)), "r"(rank) : "memory");
+}
+// tma_load_2d to the same place of every block in `blocks`, one bit each; each block's own barrier counts its bytes.
+__device__ inline void tma_load_2d_multicast(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
+            shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks) : "memory");
+}
+
+// ---- wgmma on INT8: d (64 x 256) = a b + (accumulate ? d : 0), one k32 step of a warpgroup, sums exact; a and b K-major
+#define WGMMA_S4(d, i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define WGMMA_S32(d, i) \
+    WGMMA_S4(d, i), WGMMA_S4(d, i + 4), WGMMA_S4(d, i + 8), WGMMA_S4(d, i + 12), WGMMA_S4(d, i + 16), WGMMA_S4(d, i + 20), \
+        WGMMA_S4(d, i + 24), WGMMA_S4(d, i + 28)
+#define WGMMA_D128_NAMES \
+    WGMMA_D64_NAMES ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+__device__ inline void wgmma_s8(int (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WGMMA_D128_NAMES "}, %128, %129, p;\n}"
+                 : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64), WGMMA_S32(d, 96) : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
 #endif

@@ -1,0 +1,359 @@
+// Causal attention on mma.sync: every architecture from sm_80 on.
+//
+// forward   a block of 4 warps takes kM = 128 queries, 32 a warp, so that each fragment of K and V is used twice, and walks over its keys
+//           64 at a time from the diagonal down: S = Q K^T in registers, softmax, P (bf16) straight from the accumulators into P V.
+//           V is on its way during S, the next K during P V. 4 T^2 HD / 2 flops a head, causal.
+// backward  a block takes kN keys of one K/V head and walks over the queries that see them, head after head of its group. Warps own keys:
+//           S^T = K Q^T and dP^T = V dY^T leave P^T and dS^T in the registers from which dV += P^T dY and dK += dS^T Q read them;
+//           only dS goes through shared memory, to the product dQ = dS K, which sums over all warps' keys. 5 products,
+//           10 T^2 HD / 2 flops a head; nothing is computed twice.
+//           dQ is summed over key blocks in FP32 and in a fixed order, so that two runs agree: a query block receives from its diagonal
+//           key block first, then from the ones before it, each waiting for its turn. Blocks are started in that order, and a block at
+//           its t-th query block needs what its predecessor did at its (t-1)-th: in step, nobody waits. A partial sum is the
+//           initial value of the next block's accumulators, kept in their order: 16-byte accesses, no additions of its own. The last
+//           one writes dQ.
+#ifndef HALO_CUDA_ATTENTION_SM80_CUH
+#define HALO_CUDA_ATTENTION_SM80_CUH
+
+#include "attention_tiles.cuh"
+
+// ---- forward
+enum { kForwardM = 128, kForwardN = 64, kForwardThreads = 128 };
+
+template <int kHD>
+constexpr size_t forward_sm80_bytes() {
+    return sizeof(bf16) * (tile_values<kForwardM, kHD>() + 2 * tile_values<kForwardN, kHD>());
+}
+
+template <int kHD>
+__global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_kernel(AttnForward a) {
+    constexpr int kM = kForwardM, kN = kForwardN, kThreads = kForwardThreads, kRowTiles = 2;
+    SHARED(bf16, q_tile);   // later y
+    bf16 *k_tile = q_tile + tile_values<kM, kHD>(), *v_tile = k_tile + tile_values<kN, kHD>();
+
+    int h = blockIdx.x % a.NH, b = blockIdx.x / a.NH, kv = h / (a.NH / a.NKV);
+    int first = (int)(gridDim.y - 1 - blockIdx.y) * kM;   // the longest rows first
+    int warp_row = threadIdx.x / kWarp * 16 * kRowTiles;
+    const bf16* sequence = a.qkv + (size_t)b * a.T * a.ld_qkv;
+    const bf16 *k = sequence + (a.NH + kv) * a.HD, *v = sequence + (a.NH + a.NKV + kv) * a.HD;
+    const int* start = a.start ? a.start + (size_t)b * a.T : nullptr;
+    int last_query = min(first + kM, a.T) - 1, smallest_start = start ? start[first] : 0, largest_start = start ? start[last_query] : 0;
+
+    float y[kRowTiles][kHD / 2] = {};
+    SoftmaxRows rows[kRowTiles];
+    for (int t = 0; t < kRowTiles; t++) rows[t] = softmax_begin();
+
+    int last_block = last_query / kN, first_block = smallest_start / kN;
+    tile_load<kM, kHD, kThreads>(q_tile, sequence + (size_t)first * a.ld_qkv + h * a.HD, a.ld_qkv, a.T - first, a.HD, a.vectors);
+    tile_load<kN, kHD, kThreads>(k_tile, k + (size_t)last_block * kN * a.ld_qkv, a.ld_qkv, a.T - last_block * kN, a.HD, a.vectors);
+    cp_async_commit();
+    for (int n = last_block; n >= first_block; n--) {
+        int key = n * kN;
+        cp_async_wait<0>();
+        __syncthreads();   // K is here, and nobody reads V any more
+        tile_load<kN, kHD, kThreads>(v_tile, v + (size_t)key * a.ld_qkv, a.ld_qkv, a.T - key, a.HD, a.vectors);
+        cp_async_commit();
+
+        float s[kRowTiles][kN / 2] = {};
+#pragma unroll
+        for (int d = 0; d < kHD / 16; d++) {
+            uint32_t query[kRowTiles][4];
+#pragma unroll
+            for (int t = 0; t < kRowTiles; t++) fragment_across<kM, false>(query[t], q_tile, warp_row + 16 * t, 2 * d);
+#pragma unroll
+            for (int j = 0; j < kN / 16; j++) {
+                uint32_t keys[4];
+                fragment_down<kN, false>(keys, k_tile, 16 * j, 2 * d);
+#pragma unroll
+                for (int t = 0; t < kRowTiles; t++) {
+                    mma_bf16(s[t] + 8 * j, query[t], keys[0], keys[1]);
+                    mma_bf16(s[t] + 8 * j + 4, query[t], keys[2], keys[3]);
+                }
+            }
+        }
+        cp_async_wait<0>();
+        __syncthreads();   // V is here, and nobody reads K any more
+        if (n > first_block) {
+            tile_load<kN, kHD, kThreads>(k_tile, k + (size_t)(key - kN) * a.ld_qkv, a.ld_qkv, kN, a.HD, a.vectors);
+            cp_async_commit();
+        }
+
+        bool masked = key + kN - 1 > first + warp_row || key < largest_start;
+#pragma unroll
+        for (int t = 0; t < kRowTiles; t++) {
+            if (masked) mask_scores(s[t], key, first + warp_row + 16 * t, start, a.T);
+            float rescale[2];
+            softmax_step(s[t], rows[t], rescale, a.scale_log2);
+#pragma unroll
+            for (int i = 0; i < kHD / 2; i++) y[t][i] *= rescale[i / 2 % 2];
+        }
+#pragma unroll
+        for (int i = 0; i < kN / 16; i++) {
+            uint32_t p[kRowTiles][4];
+#pragma unroll
+            for (int t = 0; t < kRowTiles; t++) accumulators_to_fragment(p[t], s[t], i);
+#pragma unroll
+            for (int j = 0; j < kHD / 16; j++) {
+                uint32_t values[4];
+                fragment_across<kN, true>(values, v_tile, 16 * i, 2 * j);
+#pragma unroll
+                for (int t = 0; t < kRowTiles; t++) {
+                    mma_bf16(y[t] + 8 * j, p[t], values[0], values[1]);
+                    mma_bf16(y[t] + 8 * j + 4, p[t], values[2], values[3]);
+                }
+            }
+        }
+    }
+
+    float largest = 0;
+    float* lse = a.lse ? a.lse + ((size_t)b * a.NH + h) * a.T : nullptr;
+#pragma unroll
+    for (int t = 0; t < kRowTiles; t++) forward_end<kM>(a, y[t], rows[t], q_tile, warp_row + 16 * t, first, lse, largest);
+    if (a.absmax) raise_absmax_of_warp(a.absmax, largest);
+    __syncwarp();   // a warp stores the rows that it wrote, over its own queries
+    tile_store<kM, kHD, 16 * kRowTiles>(a.y + ((size_t)b * a.T + first) * a.ld_y + h * a.HD, a.ld_y, q_tile, warp_row, a.T - first, a.HD,
+                                        a.vectors);
+}
+
+// ---- backward
+// kM queries by kN = 16 kKeyTiles kWarps keys at a time.
+template <int kHD_, int kM_, int kKeyTiles_, int kWarps_>
+struct BackwardSm80 {
+    static constexpr int kHD = kHD_, kM = kM_, kKeyTiles = kKeyTiles_, kWarps = kWarps_;
+    static constexpr int kThreads = kWarp * kWarps, kN = 16 * kKeyTiles * kWarps;
+    // dQ (kM, kHD) is shared out to the warps as a grid of rectangles
+    static constexpr int kColumnGroups = kHD % 64 == 0 ? 4 : 2, kRowGroups = kWarps / kColumnGroups;
+    static constexpr int kRowTiles = kM / 16 / kRowGroups, kColumns = kHD / kColumnGroups;
+    static_assert(kRowTiles * 16 * kRowGroups == kM && kColumns % 16 == 0 && kM <= kPanel, "dQ does not divide into the warps");
+
+    struct Shared {
+        bf16 k[tile_values<kN, kHD>()], v[tile_values<kN, kHD>()];   // later dk, dv
+        bf16 q[2][tile_values<kM, kHD>()], dy[2][tile_values<kM, kHD>()];
+        bf16 ds[tile_values<kN, kM>()];                              // (keys, queries)
+        float2 rows[2][kM];
+    };
+};
+
+// One query block of one head on its way to shared memory.
+template <typename S>
+__device__ inline void backward_load(typename S::Shared* shared, int stage, const AttnBackward& a, int b, int h, int first) {
+    constexpr int kM = S::kM;
+    size_t row = (size_t)b * a.T + first;
+    tile_load<kM, S::kHD, S::kThreads>(shared->q[stage], a.qkv + row * a.ld_qkv + h * a.HD, a.ld_qkv, a.T - first, a.HD, a.vectors);
+    tile_load<kM, S::kHD, S::kThreads>(shared->dy[stage], a.dy + row * a.ld_dy + h * a.HD, a.ld_dy, a.T - first, a.HD, a.vectors);
+    const float2* rows = a.rows + ((size_t)b * a.NH + h) * a.T_padded + first;
+    if (threadIdx.x < kM / 2) cp_async16(shared->rows[stage] + 2 * threadIdx.x, rows + 2 * threadIdx.x, true);
+    cp_async_commit();
+}
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) attention_backward_sm80_kernel(AttnBackward a) {
+    constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kKeyTiles = S::kKeyTiles, kThreads = S::kThreads;
+    SHARED(typename S::Shared, shared);
+    __shared__ unsigned taken;
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warp_key = warp * 16 * kKeyTiles;
+
+    // Work is handed out in order, so that whom a block waits for has begun before it: head after head, the last keys first.
+    if (threadIdx.x == 0) taken = atomicAdd(a.ticket, 1u);
+    __syncthreads();
+    int blocks = (a.T + kN - 1) / kN, n = blocks - 1 - (int)(taken % blocks), kv = taken / blocks % a.NKV, b = taken / blocks / a.NKV;
+    int group = a.NH / a.NKV, key = n * kN, keys = min(kN, a.T - key);
+    const int *start = a.start + (size_t)b * a.T, *end = a.end + (size_t)b * a.T;
+    int query_blocks = (a.T + kM - 1) / kM, first_block = key / kM, end_block = (end[key + keys - 1] + kM - 1) / kM;
+    int smallest_end = end[key];
+
+    int end_of[kKeyTiles][2];   // of this lane's keys
+    for (int t = 0; t < kKeyTiles; t++) {
+        for (int half = 0; half < 2; half++) {
+            int j = warp_key + 16 * t + lane / 4 + 8 * half;
+            end_of[t][half] = j < keys ? end[key + j] : 0;
+        }
+    }
+    size_t row = (size_t)b * a.T + key;
+    const bf16 *k = a.qkv + row * a.ld_qkv + (a.NH + kv) * a.HD, *v = k + a.NKV * a.HD;
+    tile_load<kN, kHD, kThreads>(shared->k, k, a.ld_qkv, keys, a.HD, a.vectors);
+    tile_load<kN, kHD, kThreads>(shared->v, v, a.ld_qkv, keys, a.HD, a.vectors);
+    backward_load<S>(shared, 0, a, b, kv * group, first_block * kM);
+
+    float dk[kKeyTiles][kHD / 2] = {}, dv[kKeyTiles][kHD / 2] = {};
+    int h = kv * group, m = first_block, stage = 0;
+    unsigned *signal = nullptr, signal_turn = 0;
+    for (int steps = group * (end_block - first_block); steps > 0; steps--, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();   // this step's tiles are here; nobody reads the last step's any more
+        int next_m = m + 1 < end_block ? m + 1 : first_block, next_h = m + 1 < end_block ? h : h + 1;
+        if (steps > 1) backward_load<S>(shared, stage ^ 1, a, b, next_h, next_m * kM);
+        const bf16 *q_tile = shared->q[stage], *dy_tile = shared->dy[stage];
+        const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);   // {lse, D} of two queries
+
+        // P^T and dP^T (kN, kM)
+        float p[kKeyTiles][kM / 2] = {}, ds[kKeyTiles][kM / 2] = {};
+#pragma unroll
+        for (int d = 0; d < kHD / 16; d++) {
+            uint32_t keys_fragment[kKeyTiles][4];
+#pragma unroll
+            for (int t = 0; t < kKeyTiles; t++) fragment_across<kN, false>(keys_fragment[t], shared->k, warp_key + 16 * t, 2 * d);
+#pragma unroll
+            for (int j = 0; j < kM / 16; j++) {
+                uint32_t queries[4];
+                fragment_down<kM, false>(queries, q_tile, 16 * j, 2 * d);
+#pragma unroll
+                for (int t = 0; t < kKeyTiles; t++) {
+                    mma_bf16(p[t] + 8 * j, keys_fragment[t], queries[0], queries[1]);
+                    mma_bf16(p[t] + 8 * j + 4, keys_fragment[t], queries[2], queries[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (int d = 0; d < kHD / 16; d++) {
+            uint32_t values[kKeyTiles][4];
+#pragma unroll
+            for (int t = 0; t < kKeyTiles; t++) fragment_across<kN, false>(values[t], shared->v, warp_key + 16 * t, 2 * d);
+#pragma unroll
+            for (int j = 0; j < kM / 16; j++) {
+                uint32_t queries[4];
+                fragment_down<kM, false>(queries, dy_tile, 16 * j, 2 * d);
+#pragma unroll
+                for (int t = 0; t < kKeyTiles; t++) {
+                    mma_bf16(ds[t] + 8 * j, values[t], queries[0], queries[1]);
+                    mma_bf16(ds[t] + 8 * j + 4, values[t], queries[2], queries[3]);
+                }
+            }
+        }
+        bool masked = m * kM < key + kN - 1 || m * kM + kM > smallest_end;
+#pragma unroll
+        for (int i = 0; i < kM / 8; i++) {
+            float4 pair = row_pairs[4 * i + lane % 4];
+#pragma unroll
+            for (int t = 0; t < kKeyTiles; t++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float x = exp2_approx(p[t][4 * i + e] * a.scale_log2 - (e % 2 ? pair.z : pair.x));
+                    if (masked) {
+                        int query = m * kM + 8 * i + lane % 4 * 2 + e % 2;
+                        if (query < key + warp_key + 16 * t + lane / 4 + e / 2 * 8 || query >= end_of[t][e / 2]) x = 0;
+                    }
+                    p[t][4 * i + e] = x;
+                    ds[t][4 * i + e] = x * (ds[t][4 * i + e] - (e % 2 ? pair.w : pair.y));
+                }
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < kKeyTiles; t++) accumulators_to_tile<kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
+
+#pragma unroll
+        for (int i = 0; i < kM / 16; i++) {   // dV += P^T dY
+            uint32_t p_fragment[kKeyTiles][4];
+#pragma unroll
+            for (int t = 0; t < kKeyTiles; t++) accumulators_to_fragment(p_fragment[t], p[t], i);
+#pragma unroll
+            for (int j = 0; j < kHD / 16; j++) {
+                uint32_t columns[4];
+                fragment_across<kM, true>(columns, dy_tile, 16 * i, 2 * j);
+#pragma unroll
+                for (int t = 0; t < kKeyTiles; t++) {
+                    mma_bf16(dv[t] + 8 * j, p_fragment[t], columns[0], columns[1]);
+                    mma_bf16(dv[t] + 8 * j + 4, p_fragment[t], columns[2], columns[3]);
+                }
+            }
+        }
+
+        // Our turn at this query block comes after the key blocks up to its diagonal. The last step's sums have long arrived when they are
+        // released here; the next block needs them half a step from now.
+        size_t query_block = ((size_t)b * a.NH + h) * query_blocks + m;
+        unsigned turn = (min(a.T, (m + 1) * kM) - 1) / kN - n;
+        bool last_turn = start[m * kM] >= key;
+        if (threadIdx.x == 0) {
+            if (signal) store_release(signal, signal_turn);
+            while (load_acquire(a.turns + query_block) != turn) __nanosleep(20);
+        }
+        __syncthreads();   // dS is here
+        signal = last_turn ? nullptr : a.turns + query_block;
+        signal_turn = turn + 1;
+        int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
+        float4* sums = reinterpret_cast<float4*>(a.dq_sums + query_block * kM * kHD) + threadIdx.x;
+        float dq[S::kRowTiles][S::kColumns / 2];
+#pragma unroll
+        for (int t = 0; t < S::kRowTiles; t++) {
+#pragma unroll
+            for (int i = 0; i < S::kColumns / 8; i++) {
+                float4 sum = turn ? __ldcg(sums + (t * S::kColumns / 8 + i) * kThreads) : make_float4(0, 0, 0, 0);
+                dq[t][4 * i] = sum.x;
+                dq[t][4 * i + 1] = sum.y;
+                dq[t][4 * i + 2] = sum.z;
+                dq[t][4 * i + 3] = sum.w;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kM / 16; i++) {   // dK += dS^T Q, while the sums come
+            uint32_t ds_fragment[kKeyTiles][4];
+#pragma unroll
+            for (int t = 0; t < kKeyTiles; t++) accumulators_to_fragment(ds_fragment[t], ds[t], i);
+#pragma unroll
+            for (int j = 0; j < kHD / 16; j++) {
+                uint32_t columns[4];
+                fragment_across<kM, true>(columns, q_tile, 16 * i, 2 * j);
+#pragma unroll
+                for (int t = 0; t < kKeyTiles; t++) {
+                    mma_bf16(dk[t] + 8 * j, ds_fragment[t], columns[0], columns[1]);
+                    mma_bf16(dk[t] + 8 * j + 4, ds_fragment[t], columns[2], columns[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kN / 16; i++) {   // dQ += dS K
+            uint32_t ds_fragment[S::kRowTiles][4];
+#pragma unroll
+            for (int t = 0; t < S::kRowTiles; t++) fragment_down<kN, true>(ds_fragment[t], shared->ds, 16 * i, dq_row / kUnit + 2 * t);
+#pragma unroll
+            for (int j = 0; j < S::kColumns / 16; j++) {
+                uint32_t columns[4];
+                fragment_across<kN, true>(columns, shared->k, 16 * i, dq_unit + 2 * j);
+#pragma unroll
+                for (int t = 0; t < S::kRowTiles; t++) {
+                    mma_bf16(dq[t] + 8 * j, ds_fragment[t], columns[0], columns[1]);
+                    mma_bf16(dq[t] + 8 * j + 4, ds_fragment[t], columns[2], columns[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < S::kRowTiles; t++) {
+#pragma unroll
+            for (int i = 0; i < S::kColumns / 8; i++) {
+                const float* x = dq[t] + 4 * i;
+                if (!last_turn) {
+                    __stcg(sums + (t * S::kColumns / 8 + i) * kThreads, make_float4(x[0], x[1], x[2], x[3]));
+                    continue;
+                }
+                for (int half = 0; half < 2; half++) {
+                    int query = m * kM + dq_row + 16 * t + lane / 4 + 8 * half, column = dq_unit * kUnit + 8 * i + lane % 4 * 2;
+                    if (query >= a.T) continue;
+                    bf16* to = a.dqkv + ((size_t)b * a.T + query) * a.ld_dqkv + h * a.HD + column;
+                    uint32_t two = pack_bf16(x[2 * half] * a.scale, x[2 * half + 1] * a.scale);
+                    if (a.vectors) {
+                        if (column < a.HD) *reinterpret_cast<uint32_t*>(to) = two;
+                    } else {
+                        if (column < a.HD) to[0] = (bf16)two;
+                        if (column + 1 < a.HD) to[1] = (bf16)(two >> 16);
+                    }
+                }
+            }
+        }
+        m = next_m;
+        h = next_h;
+    }
+    __syncthreads();   // nobody reads K any more
+    if (threadIdx.x == 0 && signal) store_release(signal, signal_turn);
+
+#pragma unroll
+    for (int t = 0; t < kKeyTiles; t++) {
+        accumulators_to_tile<kN>(shared->k, warp_key + 16 * t, dk[t], a.scale, a.scale);
+        accumulators_to_tile<kN>(shared->v, warp_key + 16 * t, dv[t], 1, 1);
+    }
+    __syncwarp();
+    bf16* to = a.dqkv + row * a.ld_dqkv + (a.NH + kv) * a.HD;
+    tile_store<kN, kHD, 16 * kKeyTiles>(to, a.ld_dqkv, shared->k, warp_key, keys, a.HD, a.vectors);
+    tile_store<kN, kHD, 16 * kKeyTiles>(to + a.NKV * a.HD, a.ld_dqkv, shared->v, warp_key, keys, a.HD, a.vectors);
+}
+
+#endif

@@ -1,0 +1,213 @@
+// What the attention kernels share: their arguments, the layout of a tile in shared memory, and the softmax on fragments.
+//
+// A tile is rows of one head. It lies in panels of 64 columns, 128 bytes a row; the eight 16-byte units of a row are permuted by
+// the row's number modulo 8, so that eight rows at one column fall into all 32 banks. This is TMA's and wgmma's 128-byte swizzle:
+// the same tile serves ldmatrix and wgmma. HD that is not a template's kHD is padded with zero columns.
+//
+// Which keys a query sees (ops.h): j in [start[i], i], the same relation as i in [j, end[j]). From that both arrays never decrease
+// within a sequence: if start[i + 1] < start[i] <= i, then key start[i + 1] would be seen by i + 1 and by itself but not by i, and no
+// `end` could say so. A block's first start is its smallest, its last end the largest.
+#ifndef HALO_CUDA_ATTENTION_TILES_CUH
+#define HALO_CUDA_ATTENTION_TILES_CUH
+
+#include "ptx.cuh"
+
+struct AttnForward {
+    const bf16* qkv;     // (BT, (NH + 2 NKV) HD), rows of ld_qkv
+    bf16* y;             // (BT, NH HD), rows of ld_y
+    float* lse;          // (B, NH, T), or NULL
+    const int* start;    // (B, T), or NULL: all 0
+    float* absmax;       // raised to the largest |y|, or NULL
+    int B, T, NH, NKV, HD, ld_qkv, ld_y;
+    float scale_log2;    // log2(e) / sqrt(HD): the softmax is taken in powers of two
+    bool vectors;        // every head of every row starts on 16 bytes
+};
+
+struct AttnBackward {
+    const bf16 *qkv, *dy;
+    bf16* dqkv;
+    const float2* rows;  // (B, NH, T_padded): {lse log2(e), D}; {infinity, 0} beyond T, which makes P and dS zero there
+    float* dq_sums;      // (B, NH, query blocks, kM kHD): dQ / scale so far, in the order of the accumulators
+    unsigned* turns;     // (B, NH, query blocks): key blocks that have added to dq_sums
+    unsigned* ticket;
+    const int *start, *end;
+    int B, T, T_padded, NH, NKV, HD, ld_qkv, ld_dy, ld_dqkv;
+    float scale, scale_log2;
+    bool vectors;
+};
+
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
+enum { kPanel = 64, kUnit = 8 };   // bf16 in a panel's row and in 16 bytes
+
+// ---- tiles
+template <int kRows, int kHD>
+__host__ __device__ constexpr int tile_values() { return kRows * ((kHD + kPanel - 1) / kPanel * kPanel); }
+
+// Where unit `unit` (columns 8 unit .. 8 unit + 7) of a row is in a tile of kRows rows.
+template <int kRows>
+__device__ inline int tile_at(int row, int unit) {
+    return (unit / 8 * kRows + row) * kPanel + (unit % 8 ^ row % 8) * kUnit;
+}
+
+// tile <- the first `rows` rows and HD columns of src, zero beyond. Asynchronous where it can be: the caller commits and waits.
+template <int kRows, int kHD, int kThreads>
+__device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, int HD, bool vectors) {
+    constexpr int kUnits = kHD / kUnit;
+#pragma unroll
+    for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {
+        int row = i / kUnits, unit = i % kUnits;
+        bool valid = row < rows && unit * kUnit < HD;
+        bf16* to = tile + tile_at<kRows>(row, unit);
+        const bf16* from = src + (size_t)row * ld + unit * kUnit;
+        if (vectors) {
+            cp_async16(to, valid ? from : src, valid);
+        } else {
+            for (int j = 0; j < kUnit; j++) to[j] = valid && unit * kUnit + j < HD ? from[j] : (bf16)0;
+        }
+    }
+}
+
+// The first `rows` of the kCount rows of a tile that start at `first`, written by one warp to dst, which is the tile's row 0.
+template <int kRows, int kHD, int kCount>
+__device__ inline void tile_store(bf16* dst, int ld, const bf16* tile, int first, int rows, int HD, bool vectors) {
+    constexpr int kUnits = kHD / kUnit;
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = lane; i < kCount * kUnits; i += kWarp) {
+        int row = first + i / kUnits, unit = i % kUnits;
+        if (row >= rows || unit * kUnit >= HD) continue;
+        const bf16* from = tile + tile_at<kRows>(row, unit);
+        bf16* to = dst + (size_t)row * ld + unit * kUnit;
+        if (vectors) {
+            store8(to, load8(from));
+        } else {
+            for (int j = 0; j < kUnit && unit * kUnit + j < HD; j++) to[j] = from[j];
+        }
+    }
+}
+
+// Fragments (ptx.cuh) of a tile at (row, unit), 16 x 16 values. A tile (rows, K) gives its A by `fragment_across` and two neighbouring
+// B (its rows are their N) by `fragment_down`; one stored (K, rows) the other way round, transposed. Two B: {b0, b1} are r[0], r[1]
+// and r[2], r[3].
+template <int kRows, bool kTranspose>
+__device__ inline void fragment_across(uint32_t (&r)[4], const bf16* tile, int row, int unit) {
+    int lane = threadIdx.x % kWarp;
+    ldmatrix<kTranspose>(r, tile + tile_at<kRows>(row + lane % 16, unit + lane / 16));
+}
+template <int kRows, bool kTranspose>
+__device__ inline void fragment_down(uint32_t (&r)[4], const bf16* tile, int row, int unit) {
+    int lane = threadIdx.x % kWarp;
+    ldmatrix<kTranspose>(r, tile + tile_at<kRows>(row + lane % 8 + lane / 16 * 8, unit + lane / 8 % 2));
+}
+
+// Rounds accumulators (16 x kCount * 2) to bf16 and puts them into a tile at (row, column 0).
+template <int kRows, int kCount>
+__device__ inline void accumulators_to_tile(bf16* tile, int row, const float (&x)[kCount], float scale_0, float scale_1) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) {
+        uint32_t* upper = reinterpret_cast<uint32_t*>(tile + tile_at<kRows>(row + lane / 4, i));
+        uint32_t* lower = reinterpret_cast<uint32_t*>(tile + tile_at<kRows>(row + lane / 4 + 8, i));
+        upper[lane % 4] = pack_bf16(x[4 * i] * scale_0, x[4 * i + 1] * scale_0);
+        lower[lane % 4] = pack_bf16(x[4 * i + 2] * scale_1, x[4 * i + 3] * scale_1);
+    }
+}
+
+// The k-th A (16 x 16) of accumulators that are the left side of the next product.
+template <int kCount>
+__device__ inline void accumulators_to_fragment(uint32_t (&a)[4], const float (&x)[kCount], int k) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) a[j] = pack_bf16(x[8 * k + 2 * j], x[8 * k + 2 * j + 1]);
+}
+
+// ---- softmax, row by row as the scores come. A lane holds two rows of a 16-row fragment, `half` 0 and 1, and shares them with the
+// three other lanes of its quad; x[4 i + 2 half + j] is column 8 i + 2 (lane % 4) + j.
+struct SoftmaxRows {
+    float largest[2];   // of the unscaled scores
+    float total[2];     // this lane's share of the sum of exponentials
+};
+__device__ inline SoftmaxRows softmax_begin() { return SoftmaxRows{{-INFINITY, -INFINITY}, {0, 0}}; }
+
+template <int kCount>
+__device__ inline void mask_scores(float (&x)[kCount], int key, int query, const int* start, int T) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int i = query + lane / 4 + 8 * half, from = start ? start[min(i, T - 1)] : 0;
+#pragma unroll
+        for (int n = 0; n < kCount / 4; n++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                int at = key + 8 * n + lane % 4 * 2 + j;
+                if (at < from || at > i) x[4 * n + 2 * half + j] = -INFINITY;
+            }
+        }
+    }
+}
+
+// x <- 2^(scale x - largest so far); `rescale` is what everything summed before has to be multiplied with.
+template <int kCount>
+__device__ inline void softmax_step(float (&x)[kCount], SoftmaxRows& rows, float (&rescale)[2], float scale_log2) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float largest = rows.largest[half];
+#pragma unroll
+        for (int n = 0; n < kCount / 4; n++) largest = fmaxf(largest, fmaxf(x[4 * n + 2 * half], x[4 * n + 2 * half + 1]));
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+        float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;   // a row that has seen nothing yet
+        rescale[half] = exp2_approx(rows.largest[half] * scale_log2 - shift);
+        rows.largest[half] = largest;
+        float total = rows.total[half] * rescale[half];
+#pragma unroll
+        for (int n = 0; n < kCount / 4; n++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float& value = x[4 * n + 2 * half + j];
+                value = exp2_approx(value * scale_log2 - shift);
+                total += value;
+            }
+        }
+        rows.total[half] = total;
+    }
+}
+
+// After the last step: 1 / total and the log-sum-exp of a row.
+__device__ inline void softmax_end(const SoftmaxRows& rows, float scale_log2, float (&inverse)[2], float (&lse)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float total = rows.total[half];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        inverse[half] = 1.0f / total;
+        lse[half] = kLn2 * (rows.largest[half] * scale_log2) + logf(total);
+    }
+}
+
+// The rest of a forward kernel, for one warp's fragments of 16 rows: log-sum-exp, y into `tile` at row `row`, its largest magnitude.
+template <int kRows, int kCount>
+__device__ inline void forward_end(const AttnForward& a, float (&y)[kCount], const SoftmaxRows& rows, bf16* tile, int row, int first,
+                                   float* lse_of_head, float& largest) {
+    float inverse[2], lse[2];
+    softmax_end(rows, a.scale_log2, inverse, lse);
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int i = first + row + lane / 4 + 8 * half;
+        if (i >= a.T) continue;
+        if (lse_of_head && lane % 4 == 0) lse_of_head[i] = lse[half];
+#pragma unroll
+        for (int n = 0; n < kCount / 4; n++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) largest = larger_magnitude(largest, y[4 * n + 2 * half + j] * inverse[half]);
+        }
+    }
+    accumulators_to_tile<kRows>(tile, row, y, inverse[0], inverse[1]);
+}
+// The largest of a warp, rounded as y is: rounding is monotonic, so it is the largest of the rounded.
+__device__ inline void raise_absmax_of_warp(float* absmax, float largest) {
+    largest = warp_reduce(largest, [](float x, float y) { return larger_magnitude(x, y); });
+    if (threadIdx.x % kWarp == 0) raise_absmax(absmax, f32_from_bf16(bf16_from_f32(largest)));
+}
+
+#endif

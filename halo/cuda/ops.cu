@@ -1,0 +1,155 @@
+// The CUDA backend: exports cuda_ops, BF16 activations and weights, FP32 inside every layer. Each header below holds one
+// layer, forward beside backward; everything runs on one stream, in call order. Compiled by nvcc, or with -x c++ -DHALO_SIMT
+// by a C++ compiler, which gives the same table on the emulator (device.cuh).
+//
+// The device is the one that is current when the backend is first used.
+#include "device.cuh"
+
+#include "adamw.cuh"
+#include "attention.cuh"
+#include "embed.cuh"
+#include "gemm.cuh"
+#include "loss.cuh"
+#include "quantize.cuh"
+#include "rmsnorm.cuh"
+#include "rope.cuh"
+#include "rotate.cuh"
+#include "sums.cuh"
+#include "swiglu.cuh"
+
+// ---- the device: a stream, a ring of pinned memory through which the host's data travels, and a little workspace
+enum { kStagingSlots = 16, kStagingBytes = 4 << 20 };
+
+typedef struct {
+    bool started;
+    cudaStream_t stream;
+    char* staging;                          // kStagingSlots of kStagingBytes
+    cudaEvent_t copied[kStagingSlots];      // the last copy from or to the slot is done
+    int next_slot;
+    float* partial_sums;                    // kSumBlocksMax
+} Device;
+static Device device;
+
+static void device_start() {
+    device.started = true;
+    cuda_ok(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking), "a stream");
+    cuda_ok(cudaHostAlloc((void**)&device.staging, (size_t)kStagingSlots * kStagingBytes, cudaHostAllocDefault), "pinned memory");
+    for (int i = 0; i < kStagingSlots; i++) cuda_ok(cudaEventCreateWithFlags(&device.copied[i], cudaEventDisableTiming), "an event");
+    cuda_ok(cudaMalloc((void**)&device.partial_sums, kSumBlocksMax * sizeof(float)), "workspace");
+}
+
+cudaStream_t cuda_stream() {
+    if (!device.started) device_start();
+    return device.stream;
+}
+static float* cuda_partial_sums() {
+    cuda_stream();
+    return device.partial_sums;
+}
+
+int cuda_device_count(void) {
+    int count = 0, usable = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
+    for (int i = 0; i < count; i++) {
+        int major = 0;
+        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "compute capability");
+        usable += major >= 8;   // bf16 tensor cores, asynchronous copies
+    }
+    return usable;
+}
+
+// ---- memory
+static void* cuda_alloc(size_t bytes) {
+    void* p = NULL;
+    size_t whole = round_up(bytes ? bytes : 1, kArenaAlign);
+    cudaStream_t stream = cuda_stream();
+    cudaError_t status = cudaMalloc(&p, whole);
+    check(status == cudaSuccess, "out of GPU memory: %zu bytes (%s)", bytes, cudaGetErrorString(status));
+    cuda_ok(cudaMemsetAsync(p, 0, whole, stream), "zeroing");
+    return p;
+}
+static void cuda_release(void* p) { cuda_ok(cudaFree(p), "cudaFree"); }   // waits for what still uses p
+
+// The next slot of the ring, once its last copy is done.
+static int staging_slot() {
+    int slot = device.next_slot;
+    device.next_slot = (slot + 1) % kStagingSlots;
+    cuda_ok(cudaEventSynchronize(device.copied[slot]), "a copy");
+    return slot;
+}
+static char* staging_memory(int slot) { return device.staging + (size_t)slot * kStagingBytes; }
+static size_t staged_bytes(size_t at, size_t bytes) { return bytes - at < kStagingBytes ? bytes - at : (size_t)kStagingBytes; }
+
+// Returns when the host's data has been read, which is before it has arrived.
+static void cuda_upload(void* dst, const void* host_src, size_t bytes) {
+    cudaStream_t stream = cuda_stream();
+    for (size_t at = 0; at < bytes; at += kStagingBytes) {
+        size_t n = staged_bytes(at, bytes);
+        int slot = staging_slot();
+        memcpy(staging_memory(slot), (const char*)host_src + at, n);
+        cuda_ok(cudaMemcpyAsync((char*)dst + at, staging_memory(slot), n, cudaMemcpyHostToDevice, stream), "upload");
+        cuda_ok(cudaEventRecord(device.copied[slot], stream), "upload");
+    }
+}
+
+// Half of the ring is on its way while the other half is taken out.
+static void cuda_download(void* host_dst, const void* src, size_t bytes) {
+    cudaStream_t stream = cuda_stream();
+    int slot_of[kStagingSlots];   // by piece
+    size_t pieces = (bytes + kStagingBytes - 1) / kStagingBytes, ahead = kStagingSlots / 2;
+    for (size_t turn = 0; turn < pieces + ahead; turn++) {
+        if (turn >= ahead) {
+            size_t piece = turn - ahead;
+            int slot = slot_of[piece % kStagingSlots];
+            cuda_ok(cudaEventSynchronize(device.copied[slot]), "download");
+            memcpy((char*)host_dst + piece * kStagingBytes, staging_memory(slot), staged_bytes(piece * kStagingBytes, bytes));
+        }
+        if (turn < pieces) {
+            size_t at = turn * kStagingBytes;
+            int slot = slot_of[turn % kStagingSlots] = staging_slot();
+            cuda_ok(cudaMemcpyAsync(staging_memory(slot), (const char*)src + at, staged_bytes(at, bytes), cudaMemcpyDeviceToHost,
+                                    stream), "download");
+            cuda_ok(cudaEventRecord(device.copied[slot], stream), "download");
+        }
+    }
+}
+
+static void cuda_copy(void* dst, const void* src, size_t bytes) {
+    cuda_ok(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_stream()), "copy");
+}
+static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0, bytes, cuda_stream()), "zero"); }
+static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
+
+const Ops cuda_ops = {
+    "cuda",
+    BF16,
+    cuda_alloc,
+    cuda_release,
+    cuda_upload,
+    cuda_download,
+    cuda_copy,
+    cuda_zero,
+    cuda_sync,
+    embed_forward,
+    embed_backward,
+    rmsnorm_forward,
+    rmsnorm_backward,
+    rmsnorm_scratch,
+    rope,
+    attention_forward,
+    attention_backward,
+    attention_scratch,
+    attention_cached,
+    swiglu_forward,
+    swiglu_backward,
+    cross_entropy,
+    gemm,
+    rotate,
+    absmax,
+    quantize,
+    add,
+    convert,
+    sum_squares,
+    clip_scale,
+    adamw,
+};
