@@ -1053,8 +1053,7 @@ static double gemm_ceiling(const Session* s, int tokens) {
     int q = c->NH * c->HD, kv = c->NKV * c->HD;
     const struct {
         int N, K;
-        double times;
-    } shapes[] = {{q + 2 * kv, c->C, c->L}, {c->C, q, c->L}, {2 * c->F, c->C, c->L}, {c->C, c->F, c->L}};
+    } shapes[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
     double flops = 0, seconds = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         int N = shapes[i].N, K = shapes[i].K;
@@ -1073,8 +1072,8 @@ static double gemm_ceiling(const Session* s, int tokens) {
                 s->ops->sync();
                 if (rep) times[rep - 1] = seconds_now() - start;
             }
-            seconds += shapes[i].times * median(times, 5);
-            flops += shapes[i].times * 2.0 * tokens * N * K;
+            seconds += median(times, 5);
+            flops += 2.0 * tokens * N * K;
         }
         s->ops->release(x.data);
         s->ops->release(w.data);
