@@ -1,8 +1,17 @@
-// The CPU product against naive double sums: every kind of side, odd shapes, leading dimensions, beta, exact INT8.
+// The product of every backend against naive double sums: every kind of side, odd shapes, leading dimensions, beta, exact INT8.
 #include "../halo/cpu/gemm.h"
 #include "threads.h"
 
-enum { kGuard = 5 };   // columns between cols and ld
+static const Ops* const kBackends[] = {
+    &cpu_f32_ops,
+#ifdef HALO_CUDA
+    &cuda_ops,
+#endif
+};
+static const Ops* ops;                         // the backend under test
+
+enum { kOddGuard = 5, kAlignedGuard = 16 };    // columns between cols and ld: rows at any address, or at multiples of 16 bytes
+static int guard = kOddGuard;
 
 typedef struct {
     Fmt fmt;
@@ -14,9 +23,16 @@ typedef struct {
     Side side;
     double* value;   // (rows, K), scales included
     int rows, K;
-    void* data;
-    float* scale;
+    void* data;      // the side's, on the host
+    float* scale;    // its scales, on the host
 } Input;
+
+// A copy on the backend.
+static void* put(const void* host, size_t bytes) {
+    void* p = ops->alloc(bytes);
+    ops->upload(p, host, bytes);
+    return p;
+}
 
 static double input_scale(const Input* in, int row, int k) {
     if (in->side.gran == PER_TENSOR) return in->scale[0];
@@ -29,8 +45,8 @@ static double input_scale(const Input* in, int row, int k) {
 static Input make_input(int rows, int K, Kind kind) {
     Input in = {plain_side(mat(NULL, kind.transposed ? K : rows, kind.transposed ? rows : K, kind.fmt), kind.transposed),
                 (double*)host_alloc((size_t)rows * K * sizeof(double)), rows, K, NULL, NULL};
-    in.side.m.ld += kGuard;
-    in.side.m.data = in.data = host_alloc(mat_bytes(in.side.m));
+    in.side.m.ld += guard;
+    in.data = host_alloc(mat_bytes(in.side.m));
     in.side.gran = kind.gran;
     in.side.scale_transposed = kind.scale_transposed;
     memset(in.data, 0xff, mat_bytes(in.side.m));   // NaN in every float format, also between the rows
@@ -56,29 +72,33 @@ static Input make_input(int rows, int K, Kind kind) {
     if (scales) {
         in.scale = (float*)host_alloc((size_t)scales * sizeof(float));
         for (int i = 0; i < scales; i++) in.scale[i] = (float)(0.01 + test_uniform());
-        in.side.scale = in.scale;
+        in.side.scale = (float*)put(in.scale, (size_t)scales * sizeof(float));
     }
+    in.side.m.data = put(in.data, mat_bytes(in.side.m));
     for (int i = 0; i < rows; i++)
         for (int k = 0; k < K; k++) in.value[(size_t)i * K + k] *= input_scale(&in, i, k);
     return in;
 }
 
 static void free_input(Input* in) {
+    ops->release(in->side.m.data);
+    if (in->scale) ops->release((void*)in->side.scale);
     free(in->value);
     free(in->data);
     free(in->scale);
 }
 
 typedef struct {
-    Mat c;
+    Mat c;           // on the host
+    Mat there;       // on the backend
     float* before;
 } Output;
 
 static const uint32_t kGuardBits = 0x7fc01234u;
 
 static Output make_output(int M, int N, Fmt fmt, bool poisoned) {
-    Output o = {mat(NULL, M, N, fmt), (float*)host_alloc((size_t)M * N * sizeof(float))};
-    o.c.ld += kGuard;
+    Output o = {mat(NULL, M, N, fmt), mat(NULL, M, N, fmt), (float*)host_alloc((size_t)M * N * sizeof(float))};
+    o.there.ld = o.c.ld += guard;
     o.c.data = host_alloc(mat_bytes(o.c));
     for (int i = 0; i < M; i++) {
         for (int j = 0; j < o.c.ld; j++) {
@@ -89,13 +109,19 @@ static Output make_output(int M, int N, Fmt fmt, bool poisoned) {
             if (j < N) o.before[(size_t)i * N + j] = fmt == F32 ? x : f32_from_bf16(bf16_from_f32(x));
         }
     }
+    o.there.data = put(o.c.data, mat_bytes(o.c));
     return o;
+}
+static void multiply(Output* o, const Input* a, const Input* b, float beta) {
+    ops->gemm(o->there, a->side, b->side, beta);
+    ops->download(o->c.data, o->there.data, mat_bytes(o->c));
 }
 static float output_at(Output o, int i, int j) {
     size_t at = (size_t)i * o.c.ld + j;
     return o.c.fmt == F32 ? ((float*)o.c.data)[at] : f32_from_bf16(((uint16_t*)o.c.data)[at]);
 }
 static void free_output(Output* o) {
+    ops->release(o->there.data);
     free(o->c.data);
     free(o->before);
 }
@@ -127,14 +153,19 @@ static double worst_error(Output o, const Input* a, const Input* b, float beta, 
     return worst;
 }
 
-// A 256-long FP32 chunk errs by some sqrt(256) * 2^-24 = 1e-6 of the sum of magnitudes at the very most; BF16 by 2^-8.
+// A 256-long FP32 chunk errs by some sqrt(256) * 2^-24 = 1e-6 of the sum of magnitudes at the very most; BF16 by 2^-8. The tensor
+// cores' FP8 adds with 13 bits below the largest term, once in 32 products.
+static bool adds_roughly(Kind a, Kind b) {
+    bool codes = fmt_bytes(a.fmt) == 1 && fmt_bytes(b.fmt) == 1 && a.fmt != INT8 && b.fmt != INT8;
+    return codes && ops != &cpu_f32_ops && guard == kAlignedGuard;
+}
 static void product_case(int M, int N, int K, Kind ka, Kind kb, Fmt out, float beta) {
     Input a = make_input(M, K, ka), b = make_input(N, K, kb);
     Output o = make_output(M, N, out, beta == 0);
-    cpu_gemm(o.c, a.side, b.side, beta);
-    double tol = out == BF16 ? 1.0 / 256 + 1e-6 : 1e-6, err = worst_error(o, &a, &b, beta, 0);
+    multiply(&o, &a, &b, beta);
+    double tol = (out == BF16 ? 1.0 / 256 : 0) + (adds_roughly(ka, kb) ? 5e-4 : 1e-6), err = worst_error(o, &a, &b, beta, 0);
     double planted = worst_error(o, &a, &b, beta, 2.5 * tol);
-    ok(err <= tol && planted > tol, "gemm %dx%dx%d %s%s gran %d%s | %s%s gran %d%s -> %s beta %g err %.1e (tol %.1e)", M, N, K,
+    ok(err <= tol && planted > tol, "gemm %s %dx%dx%d %s%s gran %d%s | %s%s gran %d%s -> %s beta %g err %.1e (tol %.1e)", ops->name, M, N, K,
        fmt_name(ka.fmt), ka.transposed ? "^T" : "", (int)ka.gran, ka.scale_transposed ? "^T" : "", fmt_name(kb.fmt),
        kb.transposed ? "^T" : "", (int)kb.gran, kb.scale_transposed ? "^T" : "", fmt_name(out), (double)beta, err, tol);
     free_input(&a);
@@ -170,46 +201,105 @@ static void beta_case(void) {
     }
 }
 
-// INT8 sums are exact, so the result is a function of them to the last bit. Extreme codes make sums that FP32 would round.
+// Rows at multiples of 16 bytes, as the model has them: the fast ways of a backend.
+static void aligned_case(void) {
+    static const int shapes[][3] = {{128, 128, 64}, {144, 304, 208}, {70, 45, 96}, {33, 272, 40}};
+    guard = kAlignedGuard;
+    for (int s = 0; s < COUNT(shapes); s++) {
+        for (int k = 0; k < COUNT(kKinds); k++) {
+            product_case(shapes[s][0], shapes[s][1], shapes[s][2], kKinds[k], kKinds[k], F32, 0);
+            product_case(shapes[s][0], shapes[s][1], shapes[s][2], kKinds[k], kKinds[k], BF16, 1);
+        }
+    }
+    static const Kind row = {FP8_E4M3, PER_ROW, false, false}, tensor = {FP8_E4M3, PER_TENSOR, false, false};
+    product_case(144, 304, 208, row, tensor, BF16, 0);
+    product_case(144, 304, 208, row, row, F32, 1);
+    product_case(144, 304, 208, kKinds[2], kKinds[3], F32, 0);
+    product_case(144, 304, 208, kKinds[3], kKinds[2], BF16, 1);
+    guard = kOddGuard;
+}
+
+// INT8 sums are exact, so the result is a function of them to the last bit.
+typedef struct {
+    int M, N, K;
+    Gran a, b;
+    Fmt out;
+    float beta;
+    bool extreme;   // codes that make sums which FP32 would round
+} Exact;
+
+static uint32_t exact_bits(float sum, float a_scale, float b_scale, float beta, float before, Fmt fmt) {
+    float out = (sum * a_scale) * b_scale;
+    if (beta != 0) out += beta * before;
+    return f32_bits(fmt == F32 ? out : f32_from_bf16(bf16_from_f32(out)));
+}
+
+static void exact_product(Exact e) {
+    Kind ka = {INT8, e.a, false, false}, kb = {INT8, e.b, false, false};
+    Input a = make_input(e.M, e.K, ka), b = make_input(e.N, e.K, kb);
+    const int8_t *ca = (const int8_t*)a.data, *cb = (const int8_t*)b.data;
+    if (e.extreme) {
+        for (int i = 0; i < e.M; i++)
+            for (int k = 0; k < e.K; k++) ((int8_t*)a.data)[(size_t)i * a.side.m.ld + k] = (int8_t)(k % 11 == i ? 1 : -128);
+        for (int j = 0; j < e.N; j++)
+            for (int k = 0; k < e.K; k++) ((int8_t*)b.data)[(size_t)j * b.side.m.ld + k] = (int8_t)(k % 7 == j ? -127 : -128);
+        ops->upload(a.side.m.data, a.data, mat_bytes(a.side.m));
+        ops->upload(b.side.m.data, b.data, mat_bytes(b.side.m));
+    }
+    Output o = make_output(e.M, e.N, e.out, e.beta == 0);
+    multiply(&o, &a, &b, e.beta);
+    int wrong = 0, planted = 0;
+    for (int i = 0; i < e.M; i++) {
+        for (int j = 0; j < e.N; j++) {
+            int sum = 0;
+            for (int k = 0; k < e.K; k++) sum += ca[(size_t)i * a.side.m.ld + k] * cb[(size_t)j * b.side.m.ld + k];
+            float a_scale = a.scale[e.a == PER_ROW ? i : 0], b_scale = b.scale[e.b == PER_ROW ? j : 0];
+            float before = o.before[(size_t)i * e.N + j];
+            uint32_t got = f32_bits(output_at(o, i, j));
+            int error = max_int(abs(sum) / 64, 16);   // more than half a unit in the last place of BF16
+            wrong += got != exact_bits((float)sum, a_scale, b_scale, e.beta, before, e.out);
+            planted += got != exact_bits((float)(sum + error), a_scale, b_scale, e.beta, before, e.out);
+        }
+    }
+    double elements = (double)e.M * e.N;
+    ok(wrong == 0 && planted > 0.9 * elements, "gemm %s int8 %dx%dx%d gran %d %d -> %s beta %g, rows %s: %d of %.0f bits differ, %d with a planted error",
+       ops->name, e.M, e.N, e.K, (int)e.a, (int)e.b, fmt_name(e.out), (double)e.beta, guard == kAlignedGuard ? "aligned" : "anywhere", wrong,
+       elements, planted);
+    free_input(&a);
+    free_input(&b);
+    free_output(&o);
+}
+
 static void exact_case(void) {
     static const int lengths[] = {1, 255, 256, 257, 1024, 1025, 5000};
-    for (int n = 0; n < COUNT(lengths); n++) {
-        int M = 9, N = 35, K = lengths[n];
-        Kind kind = {INT8, PER_ROW, false, false};
-        Input a = make_input(M, K, kind), b = make_input(N, K, kind);
-        for (int i = 0; i < M; i++)
-            for (int k = 0; k < K; k++) ((int8_t*)a.data)[(size_t)i * a.side.m.ld + k] = (int8_t)(k % 11 == i ? 1 : -128);
-        for (int j = 0; j < N; j++)
-            for (int k = 0; k < K; k++) ((int8_t*)b.data)[(size_t)j * b.side.m.ld + k] = (int8_t)(k % 7 == j ? -127 : -128);
-        Output o = make_output(M, N, F32, true);
-        cpu_gemm(o.c, a.side, b.side, 0);
-        int wrong = 0, planted = 0;
-        for (int i = 0; i < M; i++) {
-            for (int j = 0; j < N; j++) {
-                int64_t sum = 0;
-                for (int k = 0; k < K; k++)
-                    sum += (int64_t)((int8_t*)a.data)[(size_t)i * a.side.m.ld + k] * ((int8_t*)b.data)[(size_t)j * b.side.m.ld + k];
-                wrong += f32_bits(output_at(o, i, j)) != f32_bits(((float)sum * a.scale[i]) * b.scale[j]);
-                planted += f32_bits(output_at(o, i, j)) != f32_bits(((float)(sum + 16) * a.scale[i]) * b.scale[j]);
-            }
+    for (guard = kOddGuard; guard; guard = guard == kOddGuard ? kAlignedGuard : 0) {
+        for (int n = 0; n < COUNT(lengths); n++) {
+            Exact e = {9, 35, guard == kOddGuard ? lengths[n] : ceil_div(lengths[n], 16) * 16, PER_ROW, PER_ROW, F32, 0, true};
+            exact_product(e);
         }
-        ok(wrong == 0 && planted == M * N, "gemm int8 K=%d: %d of %d bits differ, %d with a planted error", K, wrong, M * N, planted);
-        free_input(&a);
-        free_input(&b);
-        free_output(&o);
+        static const Exact kinds[] = {
+            {200, 300, 144, PER_TENSOR, PER_TENSOR, BF16, 0, false}, {200, 304, 144, PER_ROW, PER_TENSOR, BF16, 1, false},
+            {130, 260, 96, PER_TENSOR, PER_ROW, F32, 1, false},      {129, 513, 272, PER_ROW, PER_ROW, BF16, 0.5f, false},
+#ifndef HALO_SIMT
+            // more tiles than a large GPU has multiprocessors, with more and with fewer steps than a pipeline has stages
+            {2300, 4600, 1040, PER_TENSOR, PER_TENSOR, BF16, 0, false}, {4600, 2304, 112, PER_ROW, PER_TENSOR, F32, 1, false},
+#endif
+        };
+        for (int n = 0; n < COUNT(kinds); n++) exact_product(kinds[n]);
     }
+    guard = kOddGuard;
 }
 
 static void mismatched_product(void* arg) {
     (void)arg;
     float x[64] = {0};
-    cpu_gemm(mat(x, 2, 2, F32), plain_side(mat(x, 2, 3, F32), false), plain_side(mat(x, 2, 4, F32), false), 0);
+    ops->gemm(mat(x, 2, 2, F32), plain_side(mat(x, 2, 3, F32), false), plain_side(mat(x, 2, 4, F32), false), 0);
 }
 static void transposed_codes(void* arg) {
     (void)arg;
     uint8_t x[64] = {0};
     float c[64];
-    cpu_gemm(mat(c, 2, 2, F32), plain_side(mat(x, 3, 2, INT8), true), plain_side(mat(x, 2, 3, INT8), false), 0);
+    ops->gemm(mat(c, 2, 2, F32), plain_side(mat(x, 3, 2, INT8), true), plain_side(mat(x, 2, 3, INT8), false), 0);
 }
 static void scales_along_k(void* arg) {
     (void)arg;
@@ -219,7 +309,7 @@ static void scales_along_k(void* arg) {
     a.gran = PER_ROW;
     a.scale = scale;
     a.scale_transposed = true;
-    cpu_gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
+    ops->gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
 }
 static void missing_scales(void* arg) {
     (void)arg;
@@ -227,7 +317,7 @@ static void missing_scales(void* arg) {
     float c[64];
     Side a = plain_side(mat(x, 2, 3, INT8), false);
     a.gran = PER_TENSOR;
-    cpu_gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
+    ops->gemm(mat(c, 2, 2, F32), a, plain_side(mat(x, 2, 3, INT8), false), 0);
 }
 
 static void errors_case(void) {
@@ -239,10 +329,11 @@ static void errors_case(void) {
 
 static int print_fingerprint(void) {
     uint64_t hash = kFingerprintStart;
+    ops = &cpu_f32_ops;
     for (int k = 0; k < COUNT(kKinds); k++) {
         Input a = make_input(150, 301, kKinds[k]), b = make_input(290, 301, kKinds[k]);
         Output o = make_output(150, 290, F32, false);
-        cpu_gemm(o.c, a.side, b.side, 1);
+        multiply(&o, &a, &b, 1);
         hash = fingerprint_add(hash, o.c.data, mat_bytes(o.c));
         free_input(&a);
         free_input(&b);
@@ -254,9 +345,23 @@ static int print_fingerprint(void) {
 static const char* program;
 static void threads_case(void) { same_bits_on_any_threads(program, "gemm"); }
 
+#define ON_EVERY_BACKEND(name)                         \
+    static void name##_everywhere(void) {              \
+        for (int b = 0; b < COUNT(kBackends); b++) {   \
+            ops = kBackends[b];                        \
+            name##_case();                             \
+        }                                              \
+    }
+ON_EVERY_BACKEND(errors)
+ON_EVERY_BACKEND(kinds)
+ON_EVERY_BACKEND(shapes)
+ON_EVERY_BACKEND(beta)
+ON_EVERY_BACKEND(aligned)
+ON_EVERY_BACKEND(exact)
+
 static const Case cases[] = {
-    {"gemm.errors", errors_case}, {"gemm.kinds", kinds_case}, {"gemm.shapes", shapes_case},
-    {"gemm.beta", beta_case},     {"gemm.exact", exact_case}, {"gemm.threads", threads_case},
+    {"gemm.errors", errors_everywhere},   {"gemm.kinds", kinds_everywhere}, {"gemm.shapes", shapes_everywhere}, {"gemm.beta", beta_everywhere},
+    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.threads", threads_case},
 };
 
 int main(int argc, char** argv) {

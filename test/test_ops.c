@@ -174,30 +174,30 @@ static void release_all(const Mat* mats, int count) {
 }
 
 // ---- embedding
-static void embed_case(void) {
-    enum { V = 23, C = 37, BT = 41 };
-    int tokens[BT], order[BT], placed = 0;
-    for (int t = 0; t < BT; t++) tokens[t] = t % 5 == 0 ? 7 : (int)(test_uniform() * V);
+// One token in `often` is always the same.
+static void embed_shape(int V, int C, int BT, int often) {
+    int *tokens = (int*)host_alloc((size_t)BT * 2 * sizeof(int)), *order = tokens + BT, placed = 0;
+    for (int t = 0; t < BT; t++) tokens[t] = t % often == 0 ? 7 : (int)(test_uniform() * V);
     for (int v = 0; v < V; v++)
         for (int t = 0; t < BT; t++)
             if (tokens[t] == v) order[placed++] = t;
-    float *w = test_normals(V * C, 1), *dy = test_normals(BT * C, 1), *dw = test_normals(V * C, 0.1f);
+    float *w = test_normals((size_t)V * C, 1), *dy = test_normals((size_t)BT * C, 1), *dw = test_normals((size_t)V * C, 0.1f);
     Mat W = put(w, V, C, ops->act), Y = put_zeros(BT, C, ops->act), DY = put(dy, BT, C, ops->act);
-    int *device_tokens = (int*)put_bytes(tokens, sizeof tokens), *device_order = (int*)put_bytes(order, sizeof order);
+    int *device_tokens = (int*)put_bytes(tokens, (size_t)BT * sizeof(int)), *device_order = (int*)put_bytes(order, (size_t)BT * sizeof(int));
     ops->embed_forward(Y, W, device_tokens);
     float* y = fetched(Y);
     bool same = true;
-    for (int t = 0; t < BT; t++) same = same && !memcmp(y + t * C, w + tokens[t] * C, C * sizeof(float));
+    for (int t = 0; t < BT; t++) same = same && !memcmp(y + t * C, w + tokens[t] * C, (size_t)C * sizeof(float));
     ok(same, "embed.forward %s: the same bits", ops->name);
     static const Fmt formats[] = {F32, BF16};
     for (int f = 0; f < 2; f++) {
         Mat DW = put(dw, V, C, formats[f]);
-        double* want = doubles(dw, V * C);
+        double* want = doubles(dw, (size_t)V * C);
         for (int t = 0; t < BT; t++)
             for (int c = 0; c < C; c++) want[tokens[t] * C + c] += dy[t * C + c];
         ops->embed_backward(DW, DY, device_tokens, device_order);
-        float *got = fetched(DW), *wanted = floats(want, V * C);
-        close_case(f ? "embed.dw bf16" : "embed.dw f32", got, wanted, V * C, f ? kBf16Tol : kF32Tol, f ? kBf16Tol : kF32Tol);
+        float *got = fetched(DW), *wanted = floats(want, (size_t)V * C);
+        close_case(f ? "embed.dw bf16" : "embed.dw f32", got, wanted, (size_t)V * C, f ? kBf16Tol : kF32Tol, f ? kBf16Tol : kF32Tol);
         free(got);
         free(want);
         free(wanted);
@@ -207,10 +207,16 @@ static void embed_case(void) {
     release_all(all, 3);
     ops->release(device_tokens);
     ops->release(device_order);
+    free(tokens);
     free(w);
     free(dy);
     free(dw);
     free(y);
+}
+static void embed_case(void) {
+    embed_shape(23, 37, 41, 5);
+    embed_shape(23, 72, 300, 2);    // a long run among short ones
+    embed_shape(40, 61, 130, 1);    // one token alone
 }
 
 // ---- rmsnorm
@@ -278,11 +284,15 @@ static void rmsnorm_case(void) {
     rmsnorm_shape(13, 48, true);
     rmsnorm_shape(131, 172, false);
     rmsnorm_shape(1, 7, true);
+    rmsnorm_shape(35, 320, true);
+    rmsnorm_shape(2, 5000, false);
+    rmsnorm_shape(2, 8200, true);
+    rmsnorm_shape(2, 16400, true);
 }
 
 // ---- rope
 typedef struct {
-    int rows, heads, HD;   // heads: those that turn
+    int rows, heads, values, HD;   // heads: those that turn
     const float* cos_sin;
     const int* pos;
 } RopeShape;
@@ -303,17 +313,18 @@ static void naive_rope(double* y, const double* x, const RopeShape* s, int cols)
 }
 static double rope_loss(const double* const* x, const void* shape, const float* upstream) {
     const RopeShape* s = (const RopeShape*)shape;
-    int cols = (s->heads + 2) * s->HD;
+    int cols = (s->heads + s->values) * s->HD;
     double* y = (double*)host_alloc((size_t)s->rows * cols * sizeof(double));
     naive_rope(y, x[0], s, cols);
     double total = weighted(y, upstream, (size_t)s->rows * cols);
     free(y);
     return total;
 }
-static void rope_case(void) {
-    enum { BT = 19, NH = 4, NKV = 2, HD = 16, COLS = (NH + 2 * NKV) * HD, POSITIONS = 32 };
-    float table[POSITIONS * HD];
-    int pos[BT];
+static void rope_shape(int BT, int NH, int NKV, int HD) {
+    enum { POSITIONS = 32 };
+    int COLS = (NH + 2 * NKV) * HD, *pos = (int*)host_alloc((size_t)BT * sizeof(int));
+    size_t table_bytes = (size_t)POSITIONS * HD * sizeof(float);
+    float* table = (float*)host_alloc(table_bytes);
     for (int p = 0; p < POSITIONS; p++) {
         for (int j = 0; j < HD / 2; j++) {
             table[p * HD + j] = (float)cos(p * pow(10000, -2.0 * j / HD));
@@ -321,12 +332,12 @@ static void rope_case(void) {
         }
     }
     for (int t = 0; t < BT; t++) pos[t] = (t * 5) % POSITIONS;
-    RopeShape shape = {BT, NH + NKV, HD, table, pos};
-    size_t n = BT * COLS;
+    RopeShape shape = {BT, NH + NKV, NKV, HD, table, pos};
+    size_t n = (size_t)BT * COLS;
     float *x = test_normals(n, 1), *dy = test_normals(n, 1);
     Mat X = put(x, BT, COLS, ops->act), DY = put(dy, BT, COLS, ops->act);
-    float* device_table = (float*)put_bytes(table, sizeof table);
-    int* device_pos = (int*)put_bytes(pos, sizeof pos);
+    float* device_table = (float*)put_bytes(table, table_bytes);
+    int* device_pos = (int*)put_bytes(pos, (size_t)BT * sizeof(int));
     ops->rope(X, device_table, device_pos, NH, NKV, HD, false);
     double *xd = doubles(x, n), *yd = (double*)host_alloc(n * sizeof(double));
     naive_rope(yd, xd, &shape, COLS);
@@ -335,7 +346,7 @@ static void rope_case(void) {
     bool values_untouched = true;
     for (int t = 0; t < BT; t++)
         values_untouched = values_untouched && !memcmp(y + t * COLS + (NH + NKV) * HD, x + t * COLS + (NH + NKV) * HD,
-                                                       NKV * HD * sizeof(float));
+                                                       (size_t)NKV * HD * sizeof(float));
     ok(values_untouched, "rope.forward %s leaves v alone", ops->name);
     ops->rope(DY, device_table, device_pos, NH, NKV, HD, true);
     float* dx = fetched(DY);
@@ -345,7 +356,12 @@ static void rope_case(void) {
     release_all(all, 2);
     ops->release(device_table);
     ops->release(device_pos);
-    free(x); free(dy); free(xd); free(yd); free(y); free(want); free(dx);
+    free(table); free(pos); free(x); free(dy); free(xd); free(yd); free(y); free(want); free(dx);
+}
+static void rope_case(void) {
+    rope_shape(19, 4, 2, 16);
+    rope_shape(5, 32, 8, 128);
+    rope_shape(7, 3, 1, 36);
 }
 
 // ---- attention
@@ -523,24 +539,28 @@ static double swiglu_loss(const double* const* x, const void* shape, const float
     free(y);
     return total;
 }
-static void swiglu_case(void) {
-    enum { BT = 21, F = 75 };
+static void swiglu_shape(int BT, int F) {
+    size_t n = (size_t)BT * F;
     int shape[2] = {BT, F};
-    float *x = test_normals(BT * 2 * F, 3), *dy = test_normals(BT * F, 1);
+    float *x = test_normals(2 * n, 3), *dy = test_normals(n, 1);
     x[0] = 95; x[1] = -95; x[2] = 0;   // where sigma is 1, 0 and 1/2
     Mat X = put(x, BT, 2 * F, ops->act), Y = put_zeros(BT, F, ops->act), DY = put(dy, BT, F, ops->act);
     ops->swiglu_forward(Y, X, kPrepNone);
-    double *xd = doubles(x, BT * 2 * F), *yd = (double*)host_alloc(BT * F * sizeof(double));
+    double *xd = doubles(x, 2 * n), *yd = (double*)host_alloc(n * sizeof(double));
     naive_swiglu(yd, xd, BT, F);
-    float *y = fetched(Y), *want = floats(yd, BT * F);
-    close_case("swiglu.forward", y, want, BT * F, kF32Tol, kBf16Tol);
+    float *y = fetched(Y), *want = floats(yd, n);
+    close_case("swiglu.forward", y, want, n, kF32Tol, kBf16Tol);
     ops->swiglu_backward(X, DY, X);   // in place
     float* dx = fetched(X);
-    Problem p = {shape, dy, {x, NULL, NULL, NULL}, {BT * 2 * F, 0, 0, 0}, swiglu_loss};
+    Problem p = {shape, dy, {x, NULL, NULL, NULL}, {2 * n, 0, 0, 0}, swiglu_loss};
     gradient_case("swiglu.backward", &p, 0, dx, kF32Grad, kBf16Grad);
     Mat all[] = {X, Y, DY};
     release_all(all, 3);
     free(x); free(dy); free(xd); free(yd); free(y); free(want); free(dx);
+}
+static void swiglu_case(void) {
+    swiglu_shape(21, 75);
+    swiglu_shape(3, 2304);
 }
 
 // A producer that prepares its output gives what the plain pieces give one after the other.
@@ -631,6 +651,7 @@ static void cross_entropy_shape(int rows, int V, float spread) {
 static void cross_entropy_case(void) {
     cross_entropy_shape(7, 101, 2);
     cross_entropy_shape(5, 1023, 30);
+    cross_entropy_shape(3, 10000, 4);
 }
 
 // ---- rotations
@@ -774,14 +795,14 @@ static void gemm_case(void) {
 }
 
 // ---- sums
-static void sums_case(void) {
-    enum { ROWS = 37, COLS = 53, N = ROWS * COLS };
+static void sums_shape(int ROWS, int COLS) {
+    size_t N = (size_t)ROWS * COLS;
     float *x = test_normals(N, 1), *y = test_normals(N, 1), *want = (float*)host_alloc(N * sizeof(float));
     Mat X = put(x, ROWS, COLS, ops->act), Y = put(y, ROWS, COLS, ops->act), Wide = put_zeros(ROWS, COLS, F32),
         Narrow = put_zeros(ROWS, COLS, BF16);
     double squares = 3;
     float most = 0;
-    for (int i = 0; i < N; i++) {
+    for (size_t i = 0; i < N; i++) {
         want[i] = x[i] + y[i];
         squares += (double)x[i] * x[i];
         most = larger_magnitude(most, x[i]);
@@ -819,6 +840,56 @@ static void sums_case(void) {
     ops->release(scale);
     ops->release(largest);
     free(x); free(y); free(want); free(sum); free(wide); free(narrow); free(before);
+}
+static void sums_case(void) {
+    sums_shape(37, 53);
+    sums_shape(5, 264);
+    sums_shape(1, 600001);
+}
+
+// ---- codes on the wire: exact
+static void wire_shape(int rows, int cols, int ld, int ld_t, Fmt fmt) {
+    Mat x = mat(NULL, rows, cols, fmt), y = mat(NULL, cols, rows, fmt);
+    x.ld = ld;
+    y.ld = ld_t;
+    size_t count = mat_bytes(x), packed_bytes = count / 4 * 3;
+    uint8_t *codes = (uint8_t*)host_alloc(count), *got = (uint8_t*)host_alloc(mat_bytes(y)), *back = (uint8_t*)host_alloc(count);
+    for (size_t i = 0; i < count; i++) codes[i] = code_from_f32(4 * test_normal(), fmt);
+    x.data = put_bytes(codes, count);
+    y.data = ops->alloc(mat_bytes(y));
+    ops->transpose_codes(y, x);
+    ops->download(got, y.data, mat_bytes(y));
+    int wrong = 0;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) wrong += got[(size_t)j * ld_t + i] != codes[(size_t)i * ld + j];
+    for (int j = 0; j < cols; j++)
+        for (int i = rows; i < ld_t; i++) wrong += got[(size_t)j * ld_t + i] != 0;   // behind a row nothing is written
+    ok(wrong == 0, "transpose_codes %s %dx%d: %d differ", ops->name, rows, cols, wrong);
+    if (fmt == FP6_E3M2 || fmt == FP6_E2M3) {
+        uint8_t *packed = (uint8_t*)ops->alloc(packed_bytes), *got_packed = (uint8_t*)host_alloc(packed_bytes);
+        ops->pack_fp6(packed, x);
+        ops->download(got_packed, packed, packed_bytes);
+        ops->zero(x.data, count);
+        ops->unpack_fp6(x, packed);
+        ops->download(back, x.data, count);
+        wrong = 0;
+        for (size_t i = 0; i < count; i++) {
+            const uint8_t* group = got_packed + i / 4 * 3;
+            uint32_t bits = group[0] | (uint32_t)group[1] << 8 | (uint32_t)group[2] << 16;
+            wrong += (bits >> 6 * (i % 4) & 63) != fp6_pack_code(codes[i], fmt) || back[i] != codes[i];
+        }
+        ok(wrong == 0, "pack_fp6 and back %s %s %zu codes: %d differ", ops->name, fmt_name(fmt), count, wrong);
+        ops->release(packed);
+        free(got_packed);
+    }
+    ops->release(x.data);
+    ops->release(y.data);
+    free(codes); free(got); free(back);
+}
+static void wire_case(void) {
+    wire_shape(130, 145, 160, 144, FP6_E3M2);
+    wire_shape(33, 9, 12, 35, FP6_E2M3);
+    wire_shape(256, 64, 64, 256, INT8);
 }
 
 // ---- optimizer
@@ -989,6 +1060,7 @@ ON_EVERY_BACKEND(rotate)
 ON_EVERY_BACKEND(quantize)
 ON_EVERY_BACKEND(gemm)
 ON_EVERY_BACKEND(sums)
+ON_EVERY_BACKEND(wire)
 ON_EVERY_BACKEND(adamw)
 
 // ---- threads: a forward and a backward pass through the layers that sum over rows
@@ -1050,6 +1122,7 @@ static const Case cases[] = {
     {"quantize", quantize_everywhere},
     {"gemm", gemm_everywhere},
     {"sums", sums_everywhere},
+    {"wire", wire_everywhere},
     {"adamw", adamw_everywhere},
     {"threads", threads_case},
 };

@@ -43,13 +43,13 @@ __global__ void __launch_bounds__(256) adamw_kernel(bf16* param, float* master, 
                                                    size_t groups, AdamWConstants a) {
     constexpr bool kNoisy = !kMaster || sizeof(State) == sizeof(bf16);
     size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= groups) return;
+    float grad_scale = *a.grad_scale;
+    if (n >= groups || grad_scale == 0) return;
     size_t first = n * kWidth;
     Values<kWidth> g = load_values<kWidth>(grad + first), m = load_values<kWidth>(m_state + first),
                    v = load_values<kWidth>(v_state + first), w;
     if constexpr (kMaster) w = load_values<kWidth>(master + first);
     else w = load_values<kWidth>(param + first);
-    float grad_scale = *a.grad_scale;
     uint32_t noise[3][kWidth] = {};
 #pragma unroll
     for (int i = 0; i < kWidth; i++) {

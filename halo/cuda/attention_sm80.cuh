@@ -41,7 +41,11 @@ __global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_ker
 
     float y[kRowTiles][kHD / 2] = {};
     SoftmaxRows rows[kRowTiles];
-    for (int t = 0; t < kRowTiles; t++) rows[t] = softmax_begin();
+    int from[kRowTiles][2];
+    for (int t = 0; t < kRowTiles; t++) {
+        rows[t] = softmax_begin();
+        first_keys(from[t], first + warp_row + 16 * t, start, a.T);
+    }
 
     int last_block = last_query / kN, first_block = smallest_start / kN;
     tile_load<kM, kHD, kThreads>(q_tile, sequence + (size_t)first * a.ld_qkv + h * a.HD, a.ld_qkv, a.T - first, a.HD, a.vectors);
@@ -81,7 +85,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_ker
         bool masked = key + kN - 1 > first + warp_row || key < largest_start;
 #pragma unroll
         for (int t = 0; t < kRowTiles; t++) {
-            if (masked) mask_scores(s[t], key, first + warp_row + 16 * t, start, a.T);
+            if (masked) mask_scores(s[t], key, first + warp_row + 16 * t, from[t]);
             float rescale[2];
             softmax_step(s[t], rows[t], rescale, a.scale_log2);
 #pragma unroll
@@ -131,6 +135,7 @@ struct BackwardSm80 {
         bf16 q[2][tile_values<kM, kHD>()], dy[2][tile_values<kM, kHD>()];
         bf16 ds[tile_values<kN, kM>()];                              // (keys, queries)
         float2 rows[2][kM];
+        unsigned ticket;
     };
 };
 
@@ -150,13 +155,13 @@ template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) attention_backward_sm80_kernel(AttnBackward a) {
     constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kKeyTiles = S::kKeyTiles, kThreads = S::kThreads;
     SHARED(typename S::Shared, shared);
-    __shared__ unsigned taken;
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warp_key = warp * 16 * kKeyTiles;
 
     // Work is handed out in order, so that whom a block waits for has begun before it: head after head, the last keys first.
-    if (threadIdx.x == 0) taken = atomicAdd(a.ticket, 1u);
+    if (threadIdx.x == 0) shared->ticket = atomicAdd(a.ticket, 1u);
     __syncthreads();
-    int blocks = (a.T + kN - 1) / kN, n = blocks - 1 - (int)(taken % blocks), kv = taken / blocks % a.NKV, b = taken / blocks / a.NKV;
+    unsigned taken = shared->ticket, blocks = (a.T + kN - 1) / kN;
+    int n = (int)(blocks - 1 - taken % blocks), kv = taken / blocks % a.NKV, b = taken / blocks / a.NKV;
     int group = a.NH / a.NKV, key = n * kN, keys = min(kN, a.T - key);
     const int *start = a.start + (size_t)b * a.T, *end = a.end + (size_t)b * a.T;
     int query_blocks = (a.T + kM - 1) / kM, first_block = key / kM, end_block = (end[key + keys - 1] + kM - 1) / kM;

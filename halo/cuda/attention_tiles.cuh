@@ -52,18 +52,26 @@ __device__ inline int tile_at(int row, int unit) {
 // tile <- the first `rows` rows and HD columns of src, zero beyond. Asynchronous where it can be: the caller commits and waits.
 template <int kRows, int kHD, int kThreads>
 __device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, int HD, bool vectors) {
-    constexpr int kUnits = kHD / kUnit;
-#pragma unroll
-    for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {
-        int row = i / kUnits, unit = i % kUnits;
-        bool valid = row < rows && unit * kUnit < HD;
-        bf16* to = tile + tile_at<kRows>(row, unit);
-        const bf16* from = src + (size_t)row * ld + unit * kUnit;
-        if (vectors) {
-            cp_async16(to, valid ? from : src, valid);
-        } else {
-            for (int j = 0; j < kUnit; j++) to[j] = valid && unit * kUnit + j < HD ? from[j] : (bf16)0;
+    constexpr int kUnits = kHD == 96 ? 16 : kHD / kUnit, kStep = kThreads / kUnits;
+    static_assert(kThreads % kUnits == 0 && kStep % 8 == 0 && kRows % kStep == 0, "a tile does not divide into the threads");
+    if (!vectors) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < kRows * kHD; i += kThreads) {
+            int row = i / kHD, column = i % kHD;
+            tile[tile_at<kRows>(row, column / kUnit) + column % kUnit] = row < rows && column < HD ? src[(size_t)row * ld + column] : (bf16)0;
         }
+        return;
+    }
+    // A thread keeps its unit and goes down kStep rows at a time, so that all it copies has constant distances.
+    int row = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+    bool valid = unit * kUnit < HD;
+    const bf16* from = src + (valid ? (size_t)row * ld + unit * kUnit : 0);
+    bf16* to = tile + tile_at<kRows>(row, unit);
+    if (unit * kUnit >= kHD) return;
+#pragma unroll
+    for (int i = 0; i < kRows / kStep; i++) {
+        valid = valid && row + i * kStep < rows;
+        cp_async16(to + i * kStep * kPanel, valid ? from + (size_t)(i * kStep) * ld : src, valid);
     }
 }
 
@@ -71,33 +79,38 @@ __device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, 
 template <int kRows, int kHD, int kCount>
 __device__ inline void tile_store(bf16* dst, int ld, const bf16* tile, int first, int rows, int HD, bool vectors) {
     constexpr int kUnits = kHD / kUnit;
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = lane; i < kCount * kUnits; i += kWarp) {
-        int row = first + i / kUnits, unit = i % kUnits;
-        if (row >= rows || unit * kUnit >= HD) continue;
-        const bf16* from = tile + tile_at<kRows>(row, unit);
-        bf16* to = dst + (size_t)row * ld + unit * kUnit;
-        if (vectors) {
-            store8(to, load8(from));
-        } else {
-            for (int j = 0; j < kUnit && unit * kUnit + j < HD; j++) to[j] = from[j];
+    if (!vectors) {
+#pragma unroll 1
+        for (int i = threadIdx.x % kWarp; i < kCount * kHD; i += kWarp) {
+            int row = first + i / kHD, column = i % kHD;
+            if (row < rows && column < HD) dst[(size_t)row * ld + column] = tile[tile_at<kRows>(row, column / kUnit) + column % kUnit];
         }
+        return;
+    }
+#pragma unroll
+    for (unsigned i = threadIdx.x % kWarp; i < kCount * kUnits; i += kWarp) {
+        int row = first + i / kUnits, unit = i % kUnits;
+        if (row < rows && unit * kUnit < HD) store8(dst + (size_t)row * ld + unit * kUnit, load8(tile + tile_at<kRows>(row, unit)));
     }
 }
 
 // Fragments (ptx.cuh) of a tile at (row, unit), 16 x 16 values. A tile (rows, K) gives its A by `fragment_across` and two neighbouring
 // B (its rows are their N) by `fragment_down`; one stored (K, rows) the other way round, transposed. Two B: {b0, b1} are r[0], r[1]
 // and r[2], r[3].
+// `row` is a multiple of 16 and `unit` even, which leaves a lane one offset per column of fragments, the same for all tiles.
+template <int kRows>
+__device__ inline int fragment_at(int row_of_lane, int unit_of_lane, int row, int unit) {
+    return unit / 8 * kRows * kPanel + row * kPanel + (tile_at<kRows>(row_of_lane, unit_of_lane) ^ unit % 8 * kUnit);
+}
 template <int kRows, bool kTranspose>
 __device__ inline void fragment_across(uint32_t (&r)[4], const bf16* tile, int row, int unit) {
     int lane = threadIdx.x % kWarp;
-    ldmatrix<kTranspose>(r, tile + tile_at<kRows>(row + lane % 16, unit + lane / 16));
+    ldmatrix<kTranspose>(r, tile + fragment_at<kRows>(lane % 16, lane / 16, row, unit));
 }
 template <int kRows, bool kTranspose>
 __device__ inline void fragment_down(uint32_t (&r)[4], const bf16* tile, int row, int unit) {
     int lane = threadIdx.x % kWarp;
-    ldmatrix<kTranspose>(r, tile + tile_at<kRows>(row + lane % 8 + lane / 16 * 8, unit + lane / 8 % 2));
+    ldmatrix<kTranspose>(r, tile + fragment_at<kRows>(lane % 8 + lane / 16 * 8, lane / 8 % 2, row, unit));
 }
 
 // Rounds accumulators (16 x kCount * 2) to bf16 and puts them into a tile at (row, column 0).
@@ -128,18 +141,22 @@ struct SoftmaxRows {
 };
 __device__ inline SoftmaxRows softmax_begin() { return SoftmaxRows{{-INFINITY, -INFINITY}, {0, 0}}; }
 
+// The first key that each of a lane's two rows of the 16 from `query` on sees.
+__device__ inline void first_keys(int (&from)[2], int query, const int* start, int T) {
+    for (int half = 0; half < 2; half++) from[half] = start ? start[min(query + (int)threadIdx.x % kWarp / 4 + 8 * half, T - 1)] : 0;
+}
 template <int kCount>
-__device__ inline void mask_scores(float (&x)[kCount], int key, int query, const int* start, int T) {
+__device__ inline void mask_scores(float (&x)[kCount], int key, int query, const int (&from)[2]) {
     int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int i = query + lane / 4 + 8 * half, from = start ? start[min(i, T - 1)] : 0;
+        int i = query + lane / 4 + 8 * half;
 #pragma unroll
         for (int n = 0; n < kCount / 4; n++) {
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 int at = key + 8 * n + lane % 4 * 2 + j;
-                if (at < from || at > i) x[4 * n + 2 * half + j] = -INFINITY;
+                if (at < from[half] || at > i) x[4 * n + 2 * half + j] = -INFINITY;
             }
         }
     }

@@ -177,7 +177,7 @@ __device__ inline void mma_stage_scaled(float (&total)[kMmaRows][kMmaCols][4], c
 template <Fmt kC, bool kWords, typename Sum>
 __device__ inline void mma_store_as(const Gemm& g, int row, int col, const Sum (&sum)[kMmaRows][kMmaCols][4]) {
     float b_scale[4][2];
-    column_scales(b_scale, g.b, col);
+    column_scales<kWords>(b_scale, g.b, col, side_scale(g.b, 0));
 #pragma unroll
     for (int i = 0; i < kMmaRows; i++) {
 #pragma unroll

@@ -108,10 +108,10 @@ __device__ inline void wg_prefetch_c(const Gemm& g, int row, int col) {
 
 template <Fmt kC, bool kWords>
 __device__ inline void wg_store(const Gemm& g, int row, int col, const int (&sum)[128]) {
-    const int kGroups = kWgTileN / 32, kBatch = kC == F32 ? 2 : 4;   // groups of columns whose C is read at a time: 32 registers
+    const int kGroups = kWgTileN / 32, kBatch = kC == F32 ? 1 : 4;   // groups of columns whose C is read at a time
     int rows[2] = {row + (int)threadIdx.x % kWgWarpgroup / kWarp * 16 + (int)threadIdx.x % kWarp / 4, 0};
     rows[1] = rows[0] + 8;
-    float a_scale[2] = {side_scale(g.a, rows[0]), side_scale(g.a, rows[1])};
+    float a_scale[2] = {side_scale(g.a, rows[0]), side_scale(g.a, rows[1])}, b_scale_of_all = side_scale(g.b, 0);
 #pragma unroll
     for (int batch = 0; batch < kGroups; batch += kBatch) {
         CWords<kC> before[kBatch][2];
@@ -125,7 +125,7 @@ __device__ inline void wg_store(const Gemm& g, int row, int col, const int (&sum
         for (int i = 0; i < kBatch; i++) {
             int at = col + 32 * (batch + i);
             float b_scale[4][2];
-            column_scales(b_scale, g.b, at);
+            column_scales<kWords>(b_scale, g.b, at, b_scale_of_all);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float out[4][2];
@@ -235,16 +235,10 @@ static void gemm_int8_sm90_launch(const Gemm& g, int multiprocessors) {
 
 // False where the kernel does not apply.
 static bool gemm_int8_sm90(const Gemm& g) {
-    static int major = 0, multiprocessors = 0;
-    if (!major) {
-        int device = 0;
-        cuda_ok(cudaGetDevice(&device), "current device");
-        cuda_ok(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "number of multiprocessors");
-        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-    }
-    if (major != 9 || g.a.block_scale || g.b.block_scale || !g.a.aligned || !g.b.aligned) return false;
-    if (g.c_fmt == F32) gemm_int8_sm90_launch<F32>(g, multiprocessors);
-    else gemm_int8_sm90_launch<BF16>(g, multiprocessors);
+    GemmDevice device = gemm_device();
+    if (device.capability != 90 || g.a.block_scale || g.b.block_scale || !g.a.aligned || !g.b.aligned) return false;
+    if (g.c_fmt == F32) gemm_int8_sm90_launch<F32>(g, device.multiprocessors);
+    else gemm_int8_sm90_launch<BF16>(g, device.multiprocessors);
     return true;
 }
 

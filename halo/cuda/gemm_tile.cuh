@@ -31,6 +31,23 @@ struct Gemm {
     float beta;
 };
 
+// What a launcher asks about the device it runs on.
+struct GemmDevice {
+    int capability, multiprocessors;   // 90 is sm_90
+};
+static inline GemmDevice gemm_device() {
+    static GemmDevice d = {0, 0};
+    if (!d.capability) {
+        int device = 0, major = 0, minor = 0;
+        cuda_ok(cudaGetDevice(&device), "current device");
+        cuda_ok(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, device), "number of multiprocessors");
+        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+        cuda_ok(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+        d.capability = 10 * major + minor;
+    }
+    return d;
+}
+
 __host__ __device__ inline int tiles_over(int n, int tile) { return (n - 1) / tile + 1; }
 
 // ---- the order of tiles: down a group of rows, then on to the next column, so that the tiles at work at one time share
@@ -49,13 +66,20 @@ __device__ inline TileAt tile_at(int index, int tiles_m, int tiles_n) {
 __device__ inline float side_scale(const GemmSide& s, int row) {
     return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : 1.0f;
 }
-// Of this lane's columns among the 32 from `col` on.
-__device__ inline void column_scales(float (&scale)[4][2], const GemmSide& b, int col) {
-    bool rows = b.scale && b.scale_step;
-    float all = rows ? 1.0f : side_scale(b, 0);
+// Of this lane's columns among the 32 from `col` on; `all` is side_scale(b, 0). kInside: all columns exist.
+template <bool kInside>
+__device__ inline void column_scales(float (&scale)[4][2], const GemmSide& b, int col, float all) {
     int first = col + 2 * (threadIdx.x % 4);
-    for (int j = 0; j < 4; j++)
-        for (int e = 0; e < 2; e++) scale[j][e] = rows ? side_scale(b, first + 8 * j + e) : all;
+    if (b.scale_step) {
+        for (int j = 0; j < 4; j++) {
+            for (int e = 0; e < 2; e++) {
+                int n = first + 8 * j + e;
+                scale[j][e] = __ldg(b.scale + (kInside ? n : min(n, b.rows - 1)));
+            }
+        }
+    } else {
+        for (int j = 0; j < 4; j++) scale[j][0] = scale[j][1] = all;
+    }
 }
 // The stated order of roundings; __fmul_rn and __fadd_rn are never contracted.
 __device__ inline float dequantized(float sum, float a_scale, float b_scale) { return __fmul_rn(__fmul_rn(sum, a_scale), b_scale); }

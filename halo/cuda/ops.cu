@@ -16,6 +16,7 @@
 #include "rotate.cuh"
 #include "sums.cuh"
 #include "swiglu.cuh"
+#include "wire.cuh"
 
 // ---- the device: a stream, a ring of pinned memory through which the host's data travels, and a little workspace
 enum { kStagingSlots = 16, kStagingBytes = 4 << 20 };
@@ -152,4 +153,7 @@ const Ops cuda_ops = {
     sum_squares,
     clip_scale,
     adamw,
+    transpose_codes,
+    pack_fp6,
+    unpack_fp6,
 };

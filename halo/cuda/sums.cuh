@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kSumThreads) add_partial_sums_kernel(float* to
 
 __global__ void clip_scale_kernel(float* scale, const float* sum_of_squares, float max_norm) {
     float norm = sqrtf(*sum_of_squares);
-    *scale = max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
+    *scale = !isfinite(norm) ? 0.0f : max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
 }
 
 // ---- launchers

@@ -1,0 +1,244 @@
+// Products of equal formats through cuBLASLt: BF16, F32, and FP8 or FP6 (as E4M3 codes) with scales read from the device.
+//
+// cuBLASLt thinks in columns. Row-major C (M, N) is its D (N, M), so its A is our b and its B our a; a row-major (rows, K) is its
+// (K, rows) and enters transposed as A, plain as B, and the other way round for a `transposed` side. FP8 takes only (rows, K).
+//
+// A plan is made once per shape: an algorithm and its descriptors. Large products try the heuristic's first few and keep the
+// fastest among those that sum each element in one sequence, so that the choice does not show in the bits; small ones, which
+// may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes to memory of its own
+// and is left out while a graph is captured.
+#ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
+#define HALO_CUDA_GEMM_CUBLASLT_CUH
+
+#include <cublasLt.h>
+
+#include "gemm_tile.cuh"
+
+enum {
+    kLtPlans = 1024,                  // a power of two
+    kLtCandidates = 8,
+    kLtTimedRuns = 4,
+    kLtWorkspaceBytes = 32 << 20,
+    kLtVectorRows = 256 << 10         // the longest vector of scales that is filled in here
+};
+
+static void lt_ok(cublasStatus_t status, const char* what) {
+    check(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(status));
+}
+
+// Everything that an algorithm may depend on.
+struct LtKey {
+    int M, N, K, lda, ldb, ldc;
+    int a_fmt, b_fmt, c_fmt, a_transposed, b_transposed, row_scales, a_align, b_align, c_align;
+};
+struct LtPlan {
+    LtKey key;
+    bool made, works;                 // works: cuBLASLt has an algorithm
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t a, b, c;   // by our names
+    cublasLtMatmulAlgo_t algo;
+};
+
+static struct {
+    cublasLtHandle_t handle;
+    void* workspace;
+    float* vectors[2];                // a's and b's scale, once per row
+    LtPlan plans[kLtPlans];
+} lt;
+
+static void lt_start() {
+    if (lt.handle) return;
+    lt_ok(cublasLtCreate(&lt.handle), "start");
+    cuda_ok(cudaMalloc(&lt.workspace, kLtWorkspaceBytes), "memory for cuBLASLt's workspace");
+    for (int i = 0; i < 2; i++) cuda_ok(cudaMalloc((void**)&lt.vectors[i], kLtVectorRows * sizeof(float)), "memory for vectors of scales");
+}
+
+static cudaDataType_t lt_type(Fmt fmt) {
+    switch (fmt) {
+        case F32: return CUDA_R_32F;
+        case BF16: return CUDA_R_16BF;
+        case FP8_E5M2: return CUDA_R_8F_E5M2;
+        case FP8_E4M3: case FP6_E3M2: case FP6_E2M3: return CUDA_R_8F_E4M3;
+        default: die("gemm: cuBLASLt is not asked for %s", fmt_name(fmt));
+    }
+}
+static bool lt_is_fp8(Fmt fmt) { return fmt == FP8_E5M2 || fmt_is_fp8_coded(fmt); }
+
+// What is worth asking cuBLASLt.
+static bool lt_takes(const Gemm& g) {
+    if (g.a.block_scale || g.b.block_scale) return false;
+    if (lt_is_fp8(g.a.fmt) && lt_is_fp8(g.b.fmt))
+        return gemm_device().capability >= 89 && g.a.aligned && g.b.aligned && g.c_aligned && g.K % 16 == 0 && g.N % 16 == 0 &&
+               g.M <= kLtVectorRows && g.N <= kLtVectorRows;
+    if (g.a.scale || g.b.scale) return false;
+    if (g.a.fmt == BF16 && g.b.fmt == BF16) return true;
+    return g.a.fmt == F32 && g.b.fmt == F32 && g.c_fmt == F32;
+}
+
+// ---- plans
+static uint32_t lt_align(const void* p) {
+    uint32_t align = 256;
+    while ((uintptr_t)p % align) align /= 2;
+    return align;
+}
+
+static LtKey lt_key(const Gemm& g) {
+    LtKey k;
+    memset(&k, 0, sizeof k);
+    k.M = g.M, k.N = g.N, k.K = g.K;
+    k.lda = g.a.ld, k.ldb = g.b.ld, k.ldc = g.ldc;
+    k.a_fmt = (int)lt_type(g.a.fmt), k.b_fmt = (int)lt_type(g.b.fmt), k.c_fmt = (int)g.c_fmt;
+    k.a_transposed = g.a.transposed, k.b_transposed = g.b.transposed;
+    k.row_scales = g.a.scale_step || g.b.scale_step;
+    k.a_align = (int)lt_align(g.a.data), k.b_align = (int)lt_align(g.b.data), k.c_align = (int)lt_align(g.c);
+    return k;
+}
+
+static cublasLtMatrixLayout_t lt_layout(Fmt fmt, int rows, int cols, int ld) {   // row-major (rows, cols)
+    cublasLtMatrixLayout_t layout;
+    lt_ok(cublasLtMatrixLayoutCreate(&layout, lt_type(fmt), (uint64_t)cols, (uint64_t)rows, ld), "layout");
+    return layout;
+}
+static cublasLtMatrixLayout_t lt_side_layout(const GemmSide& s, int K) {
+    return s.transposed ? lt_layout(s.fmt, K, s.rows, s.ld) : lt_layout(s.fmt, s.rows, K, s.ld);
+}
+template <typename T>
+static void lt_set(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t what, T value) {
+    lt_ok(cublasLtMatmulDescSetAttribute(product, what, &value, sizeof value), "attribute of a product");
+}
+template <typename T>
+static void lt_prefer(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t what, T value) {
+    lt_ok(cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value), "preference");
+}
+
+static void lt_describe(LtPlan* plan, const Gemm& g) {
+    lt_ok(cublasLtMatmulDescCreate(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
+    lt_set(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, g.b.transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
+    lt_set(plan->product, CUBLASLT_MATMUL_DESC_TRANSB, g.a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    if (lt_is_fp8(g.a.fmt)) lt_set(plan->product, CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)1);
+    if (plan->key.row_scales) {
+        lt_set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+        lt_set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    }
+    plan->a = lt_side_layout(g.a, g.K);
+    plan->b = lt_side_layout(g.b, g.K);
+    plan->c = lt_layout(g.c_fmt, g.M, g.N, g.ldc);
+}
+
+__global__ void fill_scale_kernel(float* vector, const float* scale, int rows) {   // (rows)
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < rows) vector[i] = scale ? *scale : 1.0f;
+}
+// The vector of a side's row scales; one scale for all is written out.
+static const float* lt_row_scales(const GemmSide& s, float* vector) {
+    if (s.scale_step) return s.scale;
+    LAUNCH(fill_scale_kernel, tiles_over(s.rows, 256), 256, 0, vector, s.scale, s.rows);
+    return vector;
+}
+static void lt_set_scales(const LtPlan* plan, const Gemm& g) {
+    const float *a = g.a.scale, *b = g.b.scale;
+    if (plan->key.row_scales) {
+        a = lt_row_scales(g.a, lt.vectors[0]);
+        b = lt_row_scales(g.b, lt.vectors[1]);
+    }
+    lt_set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, b);
+    lt_set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, a);
+}
+
+static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo) {
+    float alpha = 1.0f;
+    return cublasLtMatmul(lt.handle, plan->product, &alpha, g.b.data, plan->b, g.a.data, plan->a, &g.beta, g.c, plan->c, out, plan->c, algo,
+                          lt.workspace, kLtWorkspaceBytes, cuda_stream());
+}
+
+// Milliseconds of some runs; infinite if it does not run.
+static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo) {
+    cudaEvent_t start, stop;
+    float ms = INFINITY;
+    cuda_ok(cudaEventCreate(&start), "event");
+    cuda_ok(cudaEventCreate(&stop), "event");
+    if (lt_run(plan, g, out, algo) == CUBLAS_STATUS_SUCCESS) {
+        cuda_ok(cudaEventRecord(start, cuda_stream()), "event");
+        for (int run = 0; run < kLtTimedRuns; run++) lt_ok(lt_run(plan, g, out, algo), "timed product");
+        cuda_ok(cudaEventRecord(stop, cuda_stream()), "event");
+        cuda_ok(cudaEventSynchronize(stop), "timed product");
+        cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
+    }
+    cuda_ok(cudaEventDestroy(start), "event");
+    cuda_ok(cudaEventDestroy(stop), "event");
+    return ms;
+}
+
+// The fastest; the heuristic's first unless another is clearly faster.
+static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    void* out = NULL;
+    if (cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
+        (void)cudaGetLastError();   // no room to try
+        return 0;
+    }
+    int best = 0;
+    float best_ms = lt_time(plan, g, out, &found[0].algo);
+    for (int i = 1; i < count; i++) {
+        float ms = lt_time(plan, g, out, &found[i].algo);
+        if (ms < 0.98f * best_ms) best_ms = ms, best = i;
+    }
+    cuda_ok(cudaFree(out), "memory for trial products");
+    return best;
+}
+
+static void lt_make(LtPlan* plan, const Gemm& g) {
+    lt_describe(plan, g);
+    if (lt_is_fp8(g.a.fmt)) lt_set_scales(plan, g);
+    bool large = (size_t)tiles_over(g.M, 128) * tiles_over(g.N, 128) >= (size_t)gemm_device().multiprocessors;
+    cudaStreamCaptureStatus capture;
+    cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
+    uint32_t reductions = large ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+
+    cublasLtMatmulPreference_t preference;
+    lt_ok(cublasLtMatmulPreferenceCreate(&preference), "preference");
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (size_t)kLtWorkspaceBytes);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)plan->key.b_align);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)plan->key.a_align);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)plan->key.c_align);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)plan->key.c_align);
+    cublasLtMatmulHeuristicResult_t found[kLtCandidates];
+    int count = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(lt.handle, plan->product, plan->b, plan->a, plan->c, plan->c, preference,
+                                                           kLtCandidates, found, &count);
+    lt_ok(cublasLtMatmulPreferenceDestroy(preference), "preference");
+    plan->made = true;
+    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && found[0].state == CUBLAS_STATUS_SUCCESS;
+    if (!plan->works) return;
+    bool choose = large && count > 1 && capture == cudaStreamCaptureStatusNone;
+    plan->algo = found[choose ? lt_fastest(plan, g, found, count) : 0].algo;
+}
+
+static LtPlan* lt_plan(const Gemm& g) {
+    LtKey key = lt_key(g);
+    uint32_t hash = 2166136261u;
+    for (size_t i = 0; i < sizeof key; i++) hash = (hash ^ ((const unsigned char*)&key)[i]) * 16777619u;
+    for (int probe = 0; probe < kLtPlans; probe++) {
+        LtPlan* plan = &lt.plans[(hash + probe) % kLtPlans];
+        if (plan->made && memcmp(&plan->key, &key, sizeof key)) continue;
+        if (!plan->made) {
+            plan->key = key;
+            lt_make(plan, g);
+        }
+        return plan;
+    }
+    die("gemm: more than %d different products", (int)kLtPlans);
+}
+
+// False where cuBLASLt does not take the product.
+static bool gemm_cublaslt(const Gemm& g) {
+    if (!lt_takes(g)) return false;
+    lt_start();
+    const LtPlan* plan = lt_plan(g);
+    if (!plan->works) return false;
+    if (lt_is_fp8(g.a.fmt)) lt_set_scales(plan, g);
+    lt_ok(lt_run(plan, g, g.c, &plan->algo), "product");
+    return true;
+}
+
+#endif

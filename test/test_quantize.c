@@ -1,0 +1,332 @@
+// Rotations and quantizers of a backend, against the CPU's.
+//
+//   F32        a rotation has the CPU's bits (hadamard.h fixes the operations), whatever the shape, stride or block
+//   BF16       its error against FP32 is at most twice that of the CPU's bf16
+//   maximum    that of what was written, exactly
+//   codes      of the same input are the CPU's bits, and so are the scales, transposed codes and what lies between the rows
+//
+// With HALO_SIMT in cuda_ops the shapes that need many threads' work take seconds; they are chosen to reach every kernel.
+#include "../halo/hadamard.h"
+#include "../halo/ops.h"
+#include "test.h"
+
+static const Ops* const kBackends[] = {
+    &cpu_f32_ops, &cpu_bf16_ops,
+#ifdef HALO_CUDA
+    &cuda_ops,
+#endif
+};
+static const Ops* ops;
+
+// ---- matrices: the same on the host and on the backend
+enum { kFence = 0xa5 };   // what lies between the rows, and has to stay
+
+static bool is_host(const Ops* o) { return o == &cpu_f32_ops || o == &cpu_bf16_ops; }
+
+// A copy of host's memory on the backend.
+static Mat put(Mat host) {
+    Mat m = host;
+    m.data = ops->alloc(mat_bytes(host));
+    ops->upload(m.data, host.data, mat_bytes(host));
+    return m;
+}
+static Mat fenced(int rows, int cols, int ld, Fmt fmt) {
+    Mat m = {NULL, rows, cols, ld, fmt};
+    m.data = host_alloc(mat_bytes(m));
+    memset(m.data, kFence, mat_bytes(m));
+    return m;
+}
+static Mat noise(int rows, int cols, int ld, Fmt fmt, float size) {
+    Mat m = fenced(rows, cols, ld, fmt);
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < cols; j++) {
+            float x = size * test_normal();
+            if (fmt == F32) ((float*)m.data)[(size_t)i * ld + j] = x;
+            else ((uint16_t*)m.data)[(size_t)i * ld + j] = bf16_from_f32(x);
+        }
+    }
+    return m;
+}
+static float at(Mat m, int i, int j) {
+    size_t k = (size_t)i * m.ld + j;
+    return m.fmt == F32 ? ((float*)m.data)[k] : f32_from_bf16(((uint16_t*)m.data)[k]);
+}
+static float* values(Mat m) {
+    float* v = (float*)host_alloc((size_t)m.rows * m.cols * sizeof(float));
+    for (int i = 0; i < m.rows; i++)
+        for (int j = 0; j < m.cols; j++) v[(size_t)i * m.cols + j] = at(m, i, j);
+    return v;
+}
+// Bytes of the backend's matrix that are not those of the host's, between the rows too.
+static size_t differing_bytes(Mat on_backend, Mat host) {
+    size_t bytes = mat_bytes(host), differ = 0;
+    unsigned char* got = (unsigned char*)host_alloc(bytes);
+    ops->download(got, on_backend.data, bytes);
+    for (size_t i = 0; i < bytes; i++) differ += got[i] != ((unsigned char*)host.data)[i];
+    free(got);
+    return differ;
+}
+
+// ---- rotations
+typedef struct {
+    RotateAxis axis;
+    int x_rows, y_rows, cols, block;
+    int slack;   // ld - cols
+} RotateShape;
+
+static void rotate_one(RotateShape s, Fmt fmt, bool transpose) {
+    char name[128];
+    snprintf(name, sizeof name, "rotate %s %s %d -> %d x %d%s block %d slack %d%s", ops->name, s.axis == ROTATE_ROWS ? "rows" : "cols",
+             s.x_rows, s.y_rows, s.cols, fmt == F32 ? " f32" : " bf16", s.block, s.slack, transpose ? " ^T" : "");
+    Mat x = noise(s.x_rows, s.cols, s.cols + s.slack, fmt, 1), want = fenced(s.y_rows, s.cols, s.cols + s.slack, fmt);
+    Mat X = put(x), Y = put(want);
+    float most = 0, raised = 0;
+    float* largest = (float*)ops->alloc(sizeof(float));
+    cpu_f32_ops.rotate(want, x, s.axis, transpose, s.block, &most);
+    ops->rotate(Y, X, s.axis, transpose, s.block, largest);
+    ops->download(&raised, largest, sizeof raised);
+
+    Mat y = fenced(s.y_rows, s.cols, s.cols + s.slack, fmt);
+    ops->download(y.data, Y.data, mat_bytes(y));
+    if (fmt == F32) {
+        size_t wrong = differing_bytes(Y, want);
+        ok(wrong == 0 && raised == most, "%s: %zu bytes differ, maximum %g of %g", name, wrong, (double)raised, (double)most);
+    } else {
+        Mat exact = fenced(s.y_rows, s.cols, s.cols, F32), x32 = fenced(s.x_rows, s.cols, s.cols, F32);
+        cpu_f32_ops.convert(x32, x);
+        cpu_f32_ops.rotate(exact, x32, s.axis, transpose, s.block, NULL);
+        size_t n = (size_t)s.y_rows * s.cols;
+        float *got = values(y), *wanted = values(exact), *plain = values(want);
+        close_to(got, wanted, n, 2 * rel_err(plain, wanted, n), "%s", name);
+        float written = 0;
+        size_t flipped = 0, fence = 0;
+        for (size_t i = 0; i < n; i++) {
+            written = larger_magnitude(written, got[i]);
+            flipped += got[i] != plain[i];
+        }
+        for (int i = 0; i < s.y_rows; i++)
+            for (size_t b = (size_t)s.cols * 2; b < (size_t)y.ld * 2; b++)
+                fence += ((unsigned char*)y.data)[(size_t)i * y.ld * 2 + b] != kFence;
+        ok(written == raised && fence == 0, "%s: maximum %g of %g, %zu bytes between rows; %.2f%% of the values are rounded otherwise", name,
+           (double)raised, (double)written, fence, 100.0 * flipped / n);
+        free(got); free(wanted); free(plain); free(exact.data); free(x32.data);
+    }
+    if (s.x_rows == s.y_rows) {
+        ops->rotate(X, X, s.axis, transpose, s.block, NULL);
+        size_t wrong = differing_bytes(X, y);
+        ok(wrong == 0, "%s in place: %zu bytes differ", name, wrong);
+    }
+    ops->release(X.data); ops->release(Y.data); ops->release(largest);
+    free(x.data); free(y.data); free(want.data);
+}
+
+static void rotate_shapes(const RotateShape* shapes, int count) {
+    for (int s = 0; s < count; s++) {
+        for (int f = 0; f < 2; f++) {
+            rotate_one(shapes[s], f ? F32 : BF16, false);
+            rotate_one(shapes[s], f ? F32 : BF16, true);
+        }
+    }
+}
+
+static void rotate_cols_case(void) {
+    static const int orders[] = {1, 2, 8, 12, 16, 32, 64, 128, 172, 192, 256, 512, 576, 1024, 1376, 1536, 2048, 3072, 4096, 8192};
+    for (int o = 0; o < COUNT(orders); o++) {
+        RotateShape s = {ROTATE_COLS, o % 3 + 3, o % 3 + 3, orders[o], 0, o % 2 ? 8 : 0};
+        rotate_shapes(&s, 1);
+    }
+    static const RotateShape odd[] = {{ROTATE_COLS, 70, 70, 64, 0, 3}, {ROTATE_COLS, 33, 33, 96, 0, 16}, {ROTATE_COLS, 1, 1, 768, 0, 0}};
+    rotate_shapes(odd, COUNT(odd));
+}
+static void rotate_bases_case(void) {
+    for (int b = 1; b < kHadamardBaseCount; b++) {
+        RotateShape s = {ROTATE_COLS, 3, 3, kHadamardBases[b] * 32, 0, 0};
+        rotate_shapes(&s, 1);
+    }
+}
+static void rotate_large_case(void) {
+    static const int orders[] = {11008, 14336, 16384, 20480, 28672, 32768};
+    for (int o = 0; o < COUNT(orders); o++) {
+        RotateShape s = {ROTATE_COLS, 2, 2, orders[o], 0, 0};
+        rotate_one(s, BF16, o % 2);
+        rotate_one(s, F32, o % 2);
+    }
+}
+static void rotate_rows_case(void) {
+    static const RotateShape shapes[] = {
+        {ROTATE_ROWS, 1, 1, 40, 0, 0},      {ROTATE_ROWS, 8, 8, 24, 0, 0},       {ROTATE_ROWS, 24, 24, 37, 0, 3},
+        {ROTATE_ROWS, 19, 20, 72, 0, 8},    {ROTATE_ROWS, 28, 25, 16, 0, 0},     {ROTATE_ROWS, 45, 48, 40, 16, 0},
+        {ROTATE_ROWS, 512, 512, 80, 256, 8}, {ROTATE_ROWS, 250, 256, 24, 0, 0},  {ROTATE_ROWS, 1024, 1000, 40, 0, 0},
+        {ROTATE_ROWS, 600, 640, 24, 0, 0},  {ROTATE_ROWS, 1536, 1530, 16, 0, 0}, {ROTATE_ROWS, 768, 768, 16, 384, 0},
+    };
+    rotate_shapes(shapes, COUNT(shapes));
+}
+static void rotate_many_tokens_case(void) {
+    static const RotateShape shapes[] = {
+        {ROTATE_ROWS, 2048, 2048, 16, 0, 0}, {ROTATE_ROWS, 4090, 4096, 8, 0, 0}, {ROTATE_ROWS, 6144, 6144, 8, 0, 0},
+        {ROTATE_ROWS, 8192, 8180, 16, 0, 0}, {ROTATE_ROWS, 16384, 16380, 8, 0, 0}, {ROTATE_ROWS, 14336, 14336, 8, 0, 0},
+    };
+    for (int s = 0; s < COUNT(shapes); s++) {
+        rotate_one(shapes[s], BF16, s % 2 == 0);
+        rotate_one(shapes[s], F32, s % 2);
+    }
+}
+static void absmax_case(void) {
+    static const int shapes[][3] = {{1, 1, 1}, {3, 45, 47}, {70, 64, 64}, {33, 136, 144}, {300, 512, 512}};
+    for (int s = 0; s < COUNT(shapes); s++) {
+        for (int f = 0; f < 2; f++) {
+            Mat x = noise(shapes[s][0], shapes[s][1], shapes[s][2], f ? F32 : BF16, 3);
+            Mat X = put(x);
+            float want = 0.5f, got = 0.5f;
+            float* largest = (float*)ops->alloc(sizeof(float));
+            ops->upload(largest, &got, sizeof got);
+            cpu_f32_ops.absmax(&want, x);
+            ops->absmax(largest, X);
+            ops->download(&got, largest, sizeof got);
+            ok(got == want, "absmax %s %d x %d %s: %g of %g", ops->name, x.rows, x.cols, fmt_name(x.fmt), (double)got, (double)want);
+            ops->release(X.data); ops->release(largest);
+            free(x.data);
+        }
+    }
+}
+
+// ---- quantizers
+typedef enum { CODES = 1, TRANSPOSED = 2, BOTH = 3 } Wanted;
+
+static QMat qmat(int rows, int cols, int slack, Fmt fmt, Gran gran, Wanted wanted) {
+    QMat q = {{NULL, rows, cols, cols + slack, fmt}, {NULL, cols, rows, rows + slack, fmt}, NULL, gran};
+    if (wanted & CODES) q.codes = fenced(rows, cols, cols + slack, fmt);
+    if (wanted & TRANSPOSED) q.codes_t = fenced(cols, rows, (int)round_up((size_t)rows, 16) + slack, fmt);
+    if (scale_count(rows, cols, gran)) q.scale = (float*)host_alloc(sizeof(float) * (size_t)scale_count(rows, cols, gran));
+    return q;
+}
+static void quantize_one(Mat x, int slack, Fmt fmt, Gran gran, float clip, Wanted wanted) {
+    int scales = scale_count(x.rows, x.cols, gran);
+    QMat want = qmat(x.rows, x.cols, slack, fmt, gran, wanted), q = want;
+    Mat X = put(x);
+    if (wanted & CODES) q.codes = put(want.codes);
+    if (wanted & TRANSPOSED) q.codes_t = put(want.codes_t);
+    if (scales) q.scale = (float*)ops->alloc(sizeof(float) * (size_t)scales);
+    float most = 0;
+    float* largest = (float*)ops->alloc(sizeof(float));
+    cpu_f32_ops.absmax(&most, x);
+    ops->upload(largest, &most, sizeof most);
+    cpu_f32_ops.quantize(want, x, &most, fmt, clip);
+    ops->quantize(q, X, largest, fmt, clip);
+    size_t wrong = wanted & CODES ? differing_bytes(q.codes, want.codes) : 0;
+    size_t wrong_t = wanted & TRANSPOSED ? differing_bytes(q.codes_t, want.codes_t) : 0;
+    size_t wrong_scales = scales ? differing_bytes(mat(q.scale, 1, scales, F32), mat(want.scale, 1, scales, F32)) : 0;
+    ok(wrong == 0 && wrong_t == 0 && wrong_scales == 0,
+       "quantize %s %d x %d (%d) %s -> %s gran %d clip %g wanted %d: %zu bytes of codes, %zu transposed, %zu of scales differ", ops->name,
+       x.rows, x.cols, x.ld, fmt_name(x.fmt), fmt_name(fmt), (int)gran, (double)clip, (int)wanted, wrong, wrong_t, wrong_scales);
+    ops->release(X.data); ops->release(largest);
+    if (wanted & CODES) { ops->release(q.codes.data); free(want.codes.data); }
+    if (wanted & TRANSPOSED) { ops->release(q.codes_t.data); free(want.codes_t.data); }
+    if (scales) { ops->release(q.scale); free(want.scale); }
+}
+
+// Octets and not, tails of every tile, input in both formats.
+static void quantize_case(void) {
+    static const int shapes[][3] = {{128, 128, 0}, {70, 45, 7}, {33, 72, 8}, {1, 8, 0}, {136, 264, 16}, {200, 136, 0}, {130, 130, 3}};
+    for (int s = 0; s < COUNT(shapes); s++) {
+        for (int f = 0; f < 2; f++) {
+            Mat x = noise(shapes[s][0], shapes[s][1], shapes[s][1] + shapes[s][2], f ? F32 : BF16, 1e-3f);
+            for (int fmt = FP8_E4M3; fmt <= INT8; fmt++)
+                for (int gran = PER_TENSOR; gran <= NO_SCALE; gran++)
+                    quantize_one(x, shapes[s][2], (Fmt)fmt, (Gran)gran, gran == PER_TENSOR ? 0.75f : 1, s % 3 == 2 ? CODES : BOTH);
+            quantize_one(x, shapes[s][2], INT8, PER_TENSOR, 1, TRANSPOSED);
+            quantize_one(x, shapes[s][2], FP8_E4M3, PER_ROW, 1, TRANSPOSED);
+            quantize_one(x, shapes[s][2], BF16, NO_SCALE, 1, BOTH);
+            quantize_one(x, shapes[s][2], F32, NO_SCALE, 1, BOTH);
+            free(x.data);
+        }
+    }
+}
+
+// Every bf16 value, so that every tie, subnormal and saturation of every format is met; NaN apart from its sign, which the
+// conversion instructions drop.
+static void quantize_all_values_case(void) {
+    Mat x = fenced(256, 256, 256, BF16);
+    for (int i = 0; i < 65536; i++) {
+        bool negative_nan = (i & 0x7f80) == 0x7f80 && i & 0x7f && i & 0x8000;
+        ((uint16_t*)x.data)[i] = (uint16_t)(negative_nan ? i & 0x7fff : i);
+    }
+    for (int fmt = FP8_E4M3; fmt <= INT8; fmt++) {
+        quantize_one(x, 0, (Fmt)fmt, NO_SCALE, 1, BOTH);
+        quantize_one(x, 5, (Fmt)fmt, NO_SCALE, 1, BOTH);
+    }
+    free(x.data);
+}
+
+// Inputs that have no ordinary scale: all zero, tiny, and with a NaN.
+static void quantize_extremes_case(void) {
+    for (int kind = 0; kind < 3; kind++) {
+        for (int gran = PER_TENSOR; gran <= PER_BLOCK32; gran++) {
+            Mat x = noise(70, 136, 136, F32, kind == 0 ? 0 : 1e-40f);
+            if (kind == 2) ((float*)x.data)[1234] = NAN;
+            quantize_one(x, 0, INT8, (Gran)gran, 1, BOTH);
+            if (kind < 2) quantize_one(x, 0, FP8_E4M3, (Gran)gran, 1, BOTH);
+            free(x.data);
+        }
+    }
+}
+
+// ---- the comparator rejects a wrong matrix, and bad calls end
+static void planted_case(void) {
+    Mat x = noise(5, 64, 64, F32, 1), y = fenced(5, 64, 64, F32);
+    cpu_f32_ops.rotate(y, x, ROTATE_COLS, false, 0, NULL);
+    Mat Y = put(y);
+    ((float*)y.data)[77] = nextafterf(((float*)y.data)[77], 9);
+    ok(differing_bytes(Y, y) > 0, "a value that is one unit in the last place off is seen (%s)", ops->name);
+    ops->release(Y.data);
+    free(x.data); free(y.data);
+}
+static void unsupported_order(void* arg) {
+    (void)arg;
+    ops->rotate(mat(NULL, 7, 3, F32), mat(NULL, 7, 3, F32), ROTATE_ROWS, false, 0, NULL);
+}
+static void no_maximum(void* arg) {
+    (void)arg;
+    float scale;
+    QMat q = {mat(NULL, 2, 2, INT8), mat(NULL, 2, 2, INT8), &scale, PER_TENSOR};
+    ops->quantize(q, mat(NULL, 2, 2, F32), NULL, INT8, 1);
+}
+static void errors_case(void) {
+    expect_exit(unsupported_order, NULL, kExitBug, "no Hadamard transform of order 7", "rotate order");
+    expect_exit(no_maximum, NULL, kExitBug, "no maximum is given", "quantize without a maximum");
+}
+
+#define ON_EVERY_BACKEND(which)                                       \
+    static void which##_everywhere(void) {                            \
+        for (int b = 0; b < COUNT(kBackends); b++) {                  \
+            ops = kBackends[b];                                       \
+            if (strcmp(#which, "errors") || is_host(ops)) which##_case(); \
+        }                                                             \
+    }
+ON_EVERY_BACKEND(planted)
+ON_EVERY_BACKEND(rotate_cols)
+ON_EVERY_BACKEND(rotate_bases)
+ON_EVERY_BACKEND(rotate_large)
+ON_EVERY_BACKEND(rotate_rows)
+ON_EVERY_BACKEND(rotate_many_tokens)
+ON_EVERY_BACKEND(absmax)
+ON_EVERY_BACKEND(quantize)
+ON_EVERY_BACKEND(quantize_all_values)
+ON_EVERY_BACKEND(quantize_extremes)
+ON_EVERY_BACKEND(errors)
+
+static const Case cases[] = {
+    {"quantize.planted", planted_everywhere},
+    {"rotate.cols", rotate_cols_everywhere},
+    {"rotate.bases", rotate_bases_everywhere},
+    {"rotate.large", rotate_large_everywhere},
+    {"rotate.rows", rotate_rows_everywhere},
+    {"rotate.many_tokens", rotate_many_tokens_everywhere},
+    {"absmax", absmax_everywhere},
+    {"quantize.shapes", quantize_everywhere},
+    {"quantize.all_values", quantize_all_values_everywhere},
+    {"quantize.extremes", quantize_extremes_everywhere},
+    {"quantize.errors", errors_everywhere},
+};
+
+int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }
