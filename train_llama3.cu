@@ -89,13 +89,13 @@ static Fmt state_fmt(const char* name) { return strcmp(name, "bf16") ? F32 : BF1
 static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->ranks > 1; }
 
 static ShardOptions shard_options(const Session* s, bool train) {
-    int zero = s->o.zero == kAuto ? (s->comm->ranks > 1 ? 3 : 0) : s->o.zero;
+    int zero = s->o.zero == kAuto ? kZeroAuto : s->o.zero;
     ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, F32};
     if (!train) return shard;
     if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
     shard.state_fmt = state_fmt(s->o.state_dtype);
-    if (gathers_codes(s) && zero != 3) user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", zero);
+    if (gathers_codes(s) && zero != 3 && zero != kZeroAuto) user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", zero);
     if (s->o.qfsdp && !linear_gathers_codes(s->recipe))
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", s->recipe->name);
     if (s->o.qfsdp) shard.wire = s->recipe->fw.fmt;
@@ -245,53 +245,66 @@ typedef struct {
     int64_t step, epoch, step_in_epoch;   // finished so far
 } Progress;
 
+// One state array, on this rank's backend or in the file that a rank has saved.
 typedef struct {
-    const Ops* ops;
-    char* data;
-} OnBackend;
+    Session* s;
+    StateArray array;
+    int index, from_rank, from_ranks;
+} StateBlob;
 
-static void blob_read(void* self, size_t offset, size_t bytes, void* dst) {
-    OnBackend* b = (OnBackend*)self;
-    b->ops->download(dst, b->data + offset, bytes);
+static void state_read(void* self, size_t offset, size_t bytes, void* dst) {
+    StateBlob* b = (StateBlob*)self;
+    b->s->ops->download(dst, (char*)b->array.data + offset, bytes);
 }
-static void blob_write(void* self, size_t offset, size_t bytes, const void* src) {
-    OnBackend* b = (OnBackend*)self;
-    b->ops->upload(b->data + offset, src, bytes);
+static void state_write(void* self, size_t offset, size_t bytes, const void* src) {
+    StateBlob* b = (StateBlob*)self;
+    shard_take(b->s->shard, b->index, b->from_rank, b->from_ranks, offset, bytes, src);
 }
 
 static char* checkpoint_dir(const Session* s) { return path_join(s->o.out, "checkpoints"); }
 
-// Saves (path NULL) or loads everything that a run needs to go on bit for bit. Random numbers have no state of their own:
-// seed, step and position name them.
-static void checkpoint_state(Session* s, Progress* progress, const char* load_path) {
-    StateArray arrays[kMaxStateArrays];
+// What a run's state consists of, as rank `rank` of `ranks` saves it. Random numbers have no state of their own: seed, step and
+// position name them.
+typedef struct {
+    CheckpointState state;
     Blob blobs[kMaxStateArrays];
-    OnBackend places[kMaxStateArrays];
-    int count = shard_state(s->shard, arrays);
+    StateBlob places[kMaxStateArrays];
+    CheckpointNumber numbers[3];
+    RunFlag flags[kMaxRunFlags];
+    CheckpointSetting settings[kMaxRunFlags + 1];
+    char global_rows[16];
+} RunState;
+
+static void describe_state(Session* s, Progress* progress, int rank, int ranks, RunState* r) {
+    StateArray arrays[kMaxStateArrays];
+    int count = ranks == s->comm->ranks ? shard_state(s->shard, arrays) : shard_state_of(s->shard, ranks, arrays);
     for (int i = 0; i < count; i++) {
-        OnBackend place = {s->ops, (char*)arrays[i].data};
-        places[i] = place;
-        Blob blob = {arrays[i].name, arrays[i].bytes, blob_read, blob_write, &places[i]};
-        blobs[i] = blob;
+        StateBlob place = {s, arrays[i], i, rank, ranks};
+        Blob blob = {arrays[i].name, arrays[i].bytes, state_read, state_write, &r->places[i]};
+        r->places[i] = place;
+        r->blobs[i] = blob;
     }
     const CheckpointNumber numbers[] = {
         {"step", &progress->step}, {"epoch", &progress->epoch}, {"step_in_epoch", &progress->step_in_epoch}};
-    RunFlag flags[kMaxRunFlags];
-    CheckpointSetting settings[kMaxRunFlags];
-    int setting_count = options_run_flags(&s->o, flags);
+    memcpy(r->numbers, numbers, sizeof numbers);
+    int setting_count = options_run_flags(&s->o, r->flags);
     for (int i = 0; i < setting_count; i++) {
-        bool backend = !strcmp(flags[i].name, "backend");   // what "auto" came to: another one has other bits
-        CheckpointSetting setting = {flags[i].name, backend ? s->ops->name : flags[i].value};
-        settings[i] = setting;
+        bool backend = !strcmp(r->flags[i].name, "backend");   // what "auto" came to: another one has other bits
+        CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value};
+        r->settings[i] = setting;
     }
-    CheckpointState state = {s->comm->rank, s->comm->ranks, blobs, count, numbers, 3, settings, setting_count};
-    if (load_path) {
-        checkpoint_load(load_path, &state);
-        shard_state_restored(s->shard);
-        return;
-    }
+    snprintf(r->global_rows, sizeof r->global_rows, "%d", s->o.batch * s->o.accum * s->comm->ranks);
+    CheckpointSetting global = {"rows of a global batch (--batch x --accum x ranks)", r->global_rows};
+    r->settings[setting_count++] = global;
+    CheckpointState state = {rank, ranks, r->blobs, count, r->numbers, 3, r->settings, setting_count};
+    r->state = state;
+}
+
+static void save_checkpoint(Session* s, Progress* progress) {
+    RunState run;
+    describe_state(s, progress, s->comm->rank, s->comm->ranks, &run);
     char* dir = checkpoint_dir(s);
-    checkpoint_write(dir, (int)progress->step, &state);
+    checkpoint_write(dir, (int)progress->step, &run.state);
     s->comm->barrier();
     if (leads(s)) checkpoint_commit(dir, (int)progress->step, s->comm->ranks, max_int(s->o.keep, 1));
     s->comm->barrier();
@@ -299,11 +312,24 @@ static void checkpoint_state(Session* s, Progress* progress, const char* load_pa
     free(dir);
 }
 
+// As many ranks as saved it read their own parts; other numbers take the rows that they own from all parts.
+static void load_checkpoint(Session* s, Progress* progress, const char* path) {
+    int ranks = checkpoint_ranks(path);
+    bool same = ranks == s->comm->ranks;
+    RunState run;
+    for (int rank = 0; rank < ranks; rank++) {
+        if (same && rank != s->comm->rank) continue;
+        describe_state(s, progress, rank, ranks, &run);
+        checkpoint_load(path, &run.state);
+    }
+    shard_state_restored(s->shard);
+}
+
 static void resume(Session* s, Progress* progress) {
     char* dir = checkpoint_dir(s);
     char* path = checkpoint_latest(dir);
     if (!path) user_error("--resume: no complete checkpoint in %s", dir);
-    checkpoint_state(s, progress, path);
+    load_checkpoint(s, progress, path);
     if (leads(s)) printf("resumed from %s\n", path);
     free(path);
     free(dir);
@@ -604,7 +630,7 @@ static int command_train(Options o) {
         double stop = interrupted;   // asked once a step: one decision, for all ranks and for saving as for stopping
         s.comm->host_sum(&stop, 1);
         stopping = stop > 0;
-        if (o.out && !last && ((o.save_every && step % o.save_every == 0) || stopping)) checkpoint_state(&s, &done, NULL);
+        if (o.out && !last && ((o.save_every && step % o.save_every == 0) || stopping)) save_checkpoint(&s, &done);
     }
     if (done.step == steps && o.out) write_model(&s, o.out);
     if (done.step < steps && leads(&s))

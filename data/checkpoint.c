@@ -334,9 +334,14 @@ static void load_blobs(const json_t* manifest, const CheckpointState* state, con
     close(fd);
 }
 
-void checkpoint_load(const char* path, const CheckpointState* state) {
+int checkpoint_ranks(const char* path) {
     int ranks = ranks_of(path);
     if (!ranks) user_error("%s: not a checkpoint of this program", path);
+    return ranks;
+}
+
+void checkpoint_load(const char* path, const CheckpointState* state) {
+    int ranks = checkpoint_ranks(path);
     if (ranks != state->ranks)
         user_error("%s: was saved by %d ranks, this run has %d; resume with as many", path, ranks, state->ranks);
     char *bin = rank_path(path, state->rank, ranks, ".bin"), *json = rank_path(path, state->rank, ranks, ".json");

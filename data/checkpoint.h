@@ -55,7 +55,9 @@ C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep);
 // The path of the newest complete checkpoint in DIR (the caller frees it), or NULL if there is none.
 C_API char* checkpoint_latest(const char* dir);
 
-// Loads one rank's part from the path of a checkpoint.
+// How many ranks wrote the checkpoint.
+C_API int checkpoint_ranks(const char* path);
+// Loads one rank's part from the path of a checkpoint; state->ranks is the number that wrote it.
 C_API void checkpoint_load(const char* path, const CheckpointState* state);
 
 #endif

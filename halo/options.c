@@ -39,7 +39,7 @@ static const Flag kFlags[] = {
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"backend", TEXT, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
     {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
-    {"accum", INTEGER, AT(accum), TRAIN | BENCH, true, "1", "N", "micro-steps per optimizer step"},
+    {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
     {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},

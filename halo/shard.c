@@ -13,6 +13,7 @@ struct Shard {
     const Ops* ops;
     const Comm* comm;
     ShardOptions opt;
+    int asked_zero;           // before kZeroAuto was decided
     ParamSpec specs[kMaxParamSpecs];
     int spec_count;
     Piece* pieces;
@@ -120,6 +121,8 @@ static void init(Shard* s, const Config* config, const Ops* ops, const Comm* com
     s->ops = ops;
     s->comm = comm;
     s->opt = options;
+    if (options.zero == kZeroAuto) s->opt.zero = comm->ranks > 1 ? 3 : 0;
+    s->asked_zero = options.zero;
     lay_out(s);
 }
 
@@ -324,15 +327,67 @@ void shard_state_restored(Shard* s) {
     }
 }
 
-int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) {
+static int state_arrays(const Shard* s, StateArray arrays[kMaxStateArrays]) {
     size_t state = s->local_values * fmt_bytes(s->opt.state_fmt);
     StateArray all[kMaxStateArrays] = {{"weights", s->weights, count_bytes(s).weights},
                                        {"m", s->m, state},
                                        {"v", s->v, state},
                                        {"master", s->master, s->local_values * sizeof(float)}};
-    int count = s->master ? 4 : 3;
+    int count = s->opt.master && s->ops->act == BF16 ? 4 : 3;
     memcpy(arrays, all, sizeof(StateArray) * (size_t)count);
     return count;
+}
+
+int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) { return state_arrays(s, arrays); }
+
+// The layout that rank `rank` of `ranks` has; the caller frees its pieces.
+static Shard layout_of(const Shard* s, int rank, int ranks, Comm* comm) {
+    Shard other;
+    ShardOptions options = s->opt;
+    options.zero = s->asked_zero;
+    memset(comm, 0, sizeof *comm);
+    comm->rank = rank;
+    comm->ranks = ranks;
+    init(&other, &s->c, s->ops, comm, options);
+    return other;
+}
+
+int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]) {
+    Comm comm;
+    Shard other = layout_of(s, 0, ranks, &comm);
+    int count = state_arrays(&other, arrays);
+    free(other.pieces);
+    return count;
+}
+
+// Where a piece's own rows start in one of the state arrays, in bytes, and what a value takes there.
+static size_t own_offset(const Shard* s, const Piece* p, int index, size_t* value_bytes) {
+    *value_bytes = index == 0 ? act_bytes(s) : index == 3 ? sizeof(float) : fmt_bytes(s->opt.state_fmt);
+    bool whole = index == 0 && !gathers(s);
+    return (whole ? p->full + share_offset(s, p) : p->local) * *value_bytes;
+}
+
+void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offset, size_t bytes, const void* src) {
+    Comm comm;
+    Shard from = layout_of(s, from_rank, from_ranks, &comm);
+    StateArray arrays[kMaxStateArrays];
+    state_arrays(s, arrays);
+    for (int i = 0; i < s->count; i++) {
+        const Piece *p = &s->pieces[i], *q = &from.pieces[i];
+        int first = max_int(p->row0, q->row0), end = min_int(p->row0 + p->own, q->row0 + q->own);
+        if (first >= end) continue;
+        // The rows that both own are neighbours in both arrays.
+        size_t value_bytes, row_bytes;
+        size_t to_start = own_offset(s, p, index, &value_bytes), from_start = own_offset(&from, q, index, &value_bytes);
+        row_bytes = (size_t)p->cols * value_bytes;
+        size_t begin = from_start + (size_t)(first - q->row0) * row_bytes, stop = begin + (size_t)(end - first) * row_bytes;
+        size_t target = to_start + (size_t)(first - p->row0) * row_bytes - begin;   // wraps; added to an offset it is right
+        if (begin < offset) begin = offset;
+        if (stop > offset + bytes) stop = offset + bytes;
+        if (begin < stop)
+            s->ops->upload((char*)arrays[index].data + (target + begin), (const char*)src + (begin - offset), stop - begin);
+    }
+    free(from.pieces);
 }
 
 // ---- weights in and out

@@ -22,8 +22,10 @@
 #include "comm.h"
 #include "llama3.h"
 
+enum { kZeroAuto = -1 };
+
 typedef struct {
-    int zero;          // 0 to 3
+    int zero;          // 0 to 3; kZeroAuto: 3 with several ranks, 0 alone
     bool master;       // keep FP32 master weights beside BF16 ones; false: BF16 weights with stochastic rounding
     Fmt grad_fmt;      // F32 or BF16
     Fmt state_fmt;     // of m and v: F32 or BF16
@@ -93,7 +95,11 @@ typedef struct {
 } StateArray;
 enum { kMaxStateArrays = 4 };
 C_API int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]);
-// After a checkpoint's arrays have been put back: makes the weights that layers read agree with them.
+// The same arrays as another number of ranks keeps them: their sizes there, and taking over what rank `from_rank` of
+// `from_ranks` has saved: `bytes` bytes of array `index` from `offset` on, of which this rank keeps the rows that it owns.
+C_API int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]);   // data is NULL
+C_API void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offset, size_t bytes, const void* src);
+// After all has been taken: makes the weights that layers read agree.
 C_API void shard_state_restored(Shard* s);
 
 #endif

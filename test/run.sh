@@ -2,12 +2,13 @@
 # Runs the test binaries given as arguments and adds up their closing lines. A binary that crashes, or that ends without its
 # closing line, counts as a failure.
 set -u
+export TRAIN_LLAMA3=${TRAIN_LLAMA3:-${BUILD:-.}/train_llama3} OMP_WAIT_POLICY=passive
 passed=0 failed=0 skipped=0
 for t in "$@"; do
     echo "== ${t##*/}"
     log=$t.log
     start=$SECONDS
-    OMP_WAIT_POLICY=passive "$t" >"$log" 2>&1
+    "$t" >"$log" 2>&1
     status=$?
     closing=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
     grep -E '^(FAIL|skip)' "$log"

@@ -84,17 +84,31 @@ static void other_stages_case(void) {
     free(alone);
 }
 
+// A checkpoint of two or four ranks, taken up by other numbers of ranks.
 static void resume_case(void) {
     make_inputs();
-    char* whole = train_on(2, "whole", "--level halo2 --dtype int8 --qfsdp");
-    char* cut = train_on(2, "cut", "--level halo2 --dtype int8 --qfsdp --save-every 2");
-    char* model = path_join(cut, "model.safetensors");
-    file_remove(model);
-    free(model);
-    free(train_on(2, "cut", "--level halo2 --dtype int8 --qfsdp --resume"));
-    ok(same_files(whole, cut, "model.safetensors"), "two ranks go on from their checkpoint bit for bit");
-    free(whole);
-    free(cut);
+    const char* const kinds[] = {"--level halo2 --dtype int8 --qfsdp", "--level bf16 --master bf16-sr --zero 2"};
+    const struct {
+        int saved, resumed;
+    } runs[] = {{2, 2}, {4, 2}, {2, 3}};
+    for (int k = 0; k < COUNT(kinds); k++) {
+        char *whole = train_on(2, "whole", kinds[k]), *saving = text_of("%s --save-every 2", kinds[k]);
+        char* resuming = text_of("%s --resume", kinds[k]);
+        for (int i = 0; i < COUNT(runs); i++) {
+            char *cut = train_on(runs[i].saved, "cut", saving), *model = path_join(cut, "model.safetensors");
+            file_remove(model);
+            free(train_on(runs[i].resumed, "cut", resuming));
+            ok(same_files(whole, cut, "model.safetensors"), "saved by %d ranks, continued by %d, %s: bit for bit", runs[i].saved,
+               runs[i].resumed, kinds[k]);
+            empty_dir(cut);
+            free(model);
+            free(cut);
+        }
+        empty_dir(whole);
+        free(whole);
+        free(saving);
+        free(resuming);
+    }
 }
 
 // One of three ranks gets the signal once the training runs.

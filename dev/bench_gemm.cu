@@ -1,0 +1,278 @@
+// Speed of the products on the Llama-3-8B shapes: F (Y = X W^T), E (dX = dY W) and G (dW = dY^T X), every operand K-major as
+// `gemm` gets it. Each of ours is checked first, INT8 to the last bit, against sums made on the host.
+//
+// One line per shape and kind: M x N x K | kind | us (median) | T(FL)OPS | x of cuBLASLt's BF16, and for ours of cuBLASLt's
+// INT8 -> INT32 too, which leaves dequantization to be done.
+//
+//   bench_gemm [tokens ...]     default 4096 8192 16384
+#include "../halo/ops.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+enum { kRuns = 15, kColdBytes = 256 << 20 };   // buffers are taken in turn until they exceed any L2
+
+cudaStream_t cuda_stream();   // our backend's
+
+static void cuda_ok(cudaError_t status, const char* what) {
+    check(status == cudaSuccess, "CUDA: %s: %s", what, cudaGetErrorString(status));
+}
+static void lt_ok(cublasStatus_t status, const char* what) {
+    check(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(status));
+}
+
+// ---- operands: `count` copies, so that no run finds its own in the L2
+typedef struct {
+    char* data;
+    size_t bytes;
+    int count;
+} Buffers;
+
+__global__ static void fill_kernel(uint32_t* words, size_t count, uint32_t seed, Fmt fmt) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x) {
+        uint32_t x = (uint32_t)i * 2654435761u ^ seed;   // a hash of the place
+        x = (x ^ x >> 16) * 0x85ebca6bu;
+        x = (x ^ x >> 13) * 0xc2b2ae35u;
+        x ^= x >> 16;
+        uint32_t word = 0;
+        if (fmt == BF16) {
+            for (int h = 0; h < 2; h++)
+                word |= (uint32_t)bf16_from_f32((float)(int16_t)(x >> 16 * h) / 16384.0f) << 16 * h;
+        } else {
+            for (int b = 0; b < 4; b++) {
+                float value = (float)(int8_t)(x >> 8 * b) / 128.0f * fmt_max(fmt);
+                word |= (uint32_t)code_from_f32(value, fmt) << 8 * b;
+            }
+        }
+        words[i] = word;
+    }
+}
+
+static Buffers buffers(size_t bytes) {
+    Buffers b = {NULL, round_up(bytes, 1024), 0};
+    b.count = 1 + (int)(kColdBytes / b.bytes);
+    cuda_ok(cudaMalloc((void**)&b.data, b.bytes * b.count), "memory for operands");
+    return b;
+}
+static Buffers random_buffers(size_t bytes, Fmt fmt, uint32_t seed) {
+    Buffers b = buffers(bytes);
+    fill_kernel<<<2048, 256>>>((uint32_t*)b.data, b.bytes * b.count / 4, seed, fmt);
+    cuda_ok(cudaDeviceSynchronize(), "random operands");
+    return b;
+}
+static void* buffer(Buffers b, int run) { return b.data + (size_t)(run % b.count) * b.bytes; }
+
+// ---- what is timed
+typedef struct {
+    int M, N, K;
+    Fmt fmt, c_fmt;   // c in F32 stands for INT32 where cuBLASLt multiplies INT8
+    bool fast;        // FP8: fast accumulation
+    Buffers a, b, c;
+    float* scale;     // one for each side, on the device
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t la, lb, lc;
+    cublasLtMatmulAlgo_t algo;
+    void* workspace;
+} Job;
+
+enum { kWorkspaceBytes = 32 << 20 };
+static cublasLtHandle_t handle;
+
+static void run_ours(const Job* j, int run) {
+    Mat a = mat(buffer(j->a, run), j->M, j->K, j->fmt), b = mat(buffer(j->b, run), j->N, j->K, j->fmt);
+    Side sa = plain_side(a, false), sb = plain_side(b, false);
+    sa.gran = sb.gran = PER_TENSOR;
+    sa.scale = j->scale;
+    sb.scale = j->scale + 1;
+    cuda_ops.gemm(mat(buffer(j->c, run), j->M, j->N, j->c_fmt), sa, sb, 0);
+}
+static void run_lt(const Job* j, int run) {
+    int32_t one = 1, zero = 0;
+    float one_f = 1, zero_f = 0;
+    bool int8 = j->fmt == INT8;
+    void* c = buffer(j->c, run);
+    lt_ok(cublasLtMatmul(handle, j->product, int8 ? (void*)&one : &one_f, buffer(j->b, run), j->lb, buffer(j->a, run), j->la,
+                         int8 ? (void*)&zero : &zero_f, c, j->lc, c, j->lc, &j->algo, j->workspace, kWorkspaceBytes, 0), "product");
+}
+
+// Median microseconds of a call, several in a row: launching hides behind the one before.
+static double median_us(void (*run)(const Job*, int), const Job* j) {
+    enum { kInner = 4 };
+    double us[kRuns];
+    cudaEvent_t start, stop;
+    cuda_ok(cudaEventCreate(&start), "event");
+    cuda_ok(cudaEventCreate(&stop), "event");
+    cudaStream_t stream = run == run_ours ? cuda_stream() : (cudaStream_t)0;
+    for (int r = -2; r < kRuns; r++) {
+        run(j, 5 * r + 10);   // puts the GPU to work before the clock starts
+        cuda_ok(cudaEventRecord(start, stream), "event");
+        for (int i = 1; i <= kInner; i++) run(j, 5 * r + 10 + i);
+        cuda_ok(cudaEventRecord(stop, stream), "event");
+        cuda_ok(cudaEventSynchronize(stop), "timing");
+        float ms;
+        cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
+        if (r >= 0) us[r] = ms * 1e3 / kInner;
+    }
+    cuda_ok(cudaEventDestroy(start), "event");
+    cuda_ok(cudaEventDestroy(stop), "event");
+    std::sort(us, us + kRuns);
+    return us[kRuns / 2];
+}
+
+// ---- cuBLASLt: row-major C (M, N) is its (N, M), so it gets our b first
+static cublasLtMatrixLayout_t layout(cudaDataType_t type, int rows, int cols) {
+    cublasLtMatrixLayout_t l;
+    lt_ok(cublasLtMatrixLayoutCreate(&l, type, (uint64_t)cols, (uint64_t)rows, cols), "layout");
+    return l;
+}
+template <typename T>
+static void set(Job* j, cublasLtMatmulDescAttributes_t what, T value) {
+    lt_ok(cublasLtMatmulDescSetAttribute(j->product, what, &value, sizeof value), "attribute");
+}
+
+// Describes the product and keeps the fastest of the heuristic's algorithms. False if there is none.
+static bool lt_prepare(Job* j) {
+    bool int8 = j->fmt == INT8;
+    cudaDataType_t type = int8 ? CUDA_R_8I : j->fmt == BF16 ? CUDA_R_16BF : CUDA_R_8F_E4M3;
+    lt_ok(cublasLtMatmulDescCreate(&j->product, int8 ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F, int8 ? CUDA_R_32I : CUDA_R_32F), "product");
+    set(j, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    if (j->fmt == FP8_E4M3) {
+        set(j, CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)j->fast);
+        set(j, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, (const float*)j->scale);
+        set(j, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, (const float*)j->scale + 1);
+    }
+    j->la = layout(type, j->M, j->K);
+    j->lb = layout(type, j->N, j->K);
+    j->lc = layout(int8 ? CUDA_R_32I : CUDA_R_16BF, j->M, j->N);
+    cublasLtMatmulPreference_t preference;
+    size_t bytes = kWorkspaceBytes;
+    lt_ok(cublasLtMatmulPreferenceCreate(&preference), "preference");
+    lt_ok(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes), "preference");
+    cublasLtMatmulHeuristicResult_t found[8];
+    int count = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, j->product, j->lb, j->la, j->lc, j->lc, preference, 8, found, &count);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status != CUBLAS_STATUS_SUCCESS || count == 0) return false;
+    double best = INFINITY;
+    int choice = 0;
+    for (int i = 0; i < count; i++) {
+        j->algo = found[i].algo;
+        double us = median_us(run_lt, j);
+        if (us < best) best = us, choice = i;
+    }
+    j->algo = found[choice].algo;
+    return true;
+}
+static void lt_finish(Job* j) {
+    cublasLtMatmulDescDestroy(j->product);
+    cublasLtMatrixLayoutDestroy(j->la);
+    cublasLtMatrixLayoutDestroy(j->lb);
+    cublasLtMatrixLayoutDestroy(j->lc);
+}
+
+// ---- ours against the host, on elements spread over C: INT8 has to agree to the last bit
+static bool ours_agree(const Job* j) {
+    enum { kSamples = 300 };
+    run_ours(j, 0);
+    cuda_ok(cudaDeviceSynchronize(), "product");
+    int8_t *a = (int8_t*)host_alloc(j->K), *b = (int8_t*)host_alloc(j->K);
+    float scale[2];
+    int wrong = 0;
+    cuda_ok(cudaMemcpy(scale, j->scale, sizeof scale, cudaMemcpyDeviceToHost), "scales");
+    for (int s = 0; s < kSamples; s++) {
+        size_t row = s == 0 ? j->M - 1 : (size_t)s * 7919 % j->M, col = s == 0 ? j->N - 1 : (size_t)s * 104729 % j->N;
+        uint16_t got;
+        cuda_ok(cudaMemcpy(a, (char*)buffer(j->a, 0) + row * j->K, j->K, cudaMemcpyDeviceToHost), "a row");
+        cuda_ok(cudaMemcpy(b, (char*)buffer(j->b, 0) + col * j->K, j->K, cudaMemcpyDeviceToHost), "a row");
+        cuda_ok(cudaMemcpy(&got, (char*)buffer(j->c, 0) + (row * j->N + col) * 2, 2, cudaMemcpyDeviceToHost), "an element");
+        int sum = 0;
+        for (int k = 0; k < j->K; k++) sum += a[k] * b[k];
+        wrong += got != bf16_from_f32(((float)sum * scale[0]) * scale[1]);
+    }
+    free(a);
+    free(b);
+    return wrong == 0;
+}
+
+// ---- a shape
+static void print_line(const Job* j, const char* kind, double us, double bf16_us, double int32_us) {
+    printf("%6d x %5d x %5d | %-22s | %8.1f us | %7.1f T%s | %.2fx of cuBLASLt BF16", j->M, j->N, j->K, kind, us,
+           2.0 * j->M * j->N * j->K / us * 1e-6, j->fmt == INT8 ? "OPS  " : "FLOPS", bf16_us / us);
+    if (int32_us > 0) printf(" | %.2fx of cuBLASLt INT8 -> INT32", int32_us / us);
+    printf("\n");
+    fflush(stdout);
+}
+
+static Job job(int M, int N, int K, Fmt fmt, int c_bytes) {
+    static float* scale = NULL;
+    static void* workspace = NULL;
+    if (!scale) {
+        const float values[2] = {0.0123f, 0.00321f};
+        cuda_ok(cudaMalloc((void**)&scale, sizeof values), "scales");
+        cuda_ok(cudaMemcpy(scale, values, sizeof values, cudaMemcpyHostToDevice), "scales");
+        cuda_ok(cudaMalloc(&workspace, kWorkspaceBytes), "workspace");
+    }
+    Job j;
+    memset(&j, 0, sizeof j);
+    j.M = M, j.N = N, j.K = K, j.fmt = fmt, j.c_fmt = BF16;
+    j.scale = scale;
+    j.workspace = workspace;
+    j.a = random_buffers((size_t)M * K * fmt_bytes(fmt), fmt, 1);
+    j.b = random_buffers((size_t)N * K * fmt_bytes(fmt), fmt, 2);
+    j.c = buffers((size_t)M * N * c_bytes);
+    return j;
+}
+static void free_job(Job* j) {
+    cudaFree(j->a.data);
+    cudaFree(j->b.data);
+    cudaFree(j->c.data);
+}
+
+static bool bench(int M, int N, int K) {
+    double bf16_us = INFINITY, int32_us = 0;
+    static const struct { Fmt fmt; bool fast; const char* kind; } rivals[] = {
+        {BF16, false, "cuBLASLt BF16"},           {FP8_E4M3, true, "cuBLASLt FP8 fast"},
+        {FP8_E4M3, false, "cuBLASLt FP8"},        {INT8, false, "cuBLASLt INT8 -> INT32"},
+    };
+    for (const auto& rival : rivals) {
+        Job j = job(M, N, K, rival.fmt, rival.fmt == INT8 ? 4 : 2);
+        j.fast = rival.fast;
+        if (lt_prepare(&j)) {
+            double us = median_us(run_lt, &j);
+            if (rival.fmt == BF16) bf16_us = us;
+            if (rival.fmt == INT8) int32_us = us;
+            print_line(&j, rival.kind, us, bf16_us, 0);
+        } else {
+            printf("%6d x %5d x %5d | %-22s | not supported\n", M, N, K, rival.kind);
+        }
+        lt_finish(&j);
+        free_job(&j);
+    }
+    Job ours = job(M, N, K, INT8, 2);
+    bool right = ours_agree(&ours);
+    print_line(&ours, right ? "ours INT8 -> BF16" : "ours INT8 WRONG", median_us(run_ours, &ours), bf16_us, int32_us);
+    free_job(&ours);
+    return right;
+}
+
+int main(int argc, char** argv) {
+    int tokens[16] = {4096, 8192, 16384}, count = 3;
+    for (int i = 1; i < argc && i <= 16; i++) {
+        tokens[i - 1] = atoi(argv[i]);
+        check(tokens[i - 1] > 0, "bench_gemm: \"%s\" is no number of tokens", argv[i]);
+        count = i;
+    }
+    lt_ok(cublasLtCreate(&handle), "start");
+    bool right = true;
+    for (int t = 0; t < count; t++) {
+        int T = tokens[t];
+        const int shapes[][3] = {
+            {T, 4096, 4096}, {T, 1024, 4096}, {T, 14336, 4096}, {T, 28672, 4096}, {T, 4096, 14336}, {T, 4096, 1024},   // F and E
+            {4096, 4096, T}, {1024, 4096, T}, {14336, 4096, T}, {28672, 4096, T}, {4096, 14336, T},                    // G
+        };
+        for (const auto& s : shapes) right = bench(s[0], s[1], s[2]) && right;
+    }
+    return right ? 0 : 1;
+}
