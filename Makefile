@@ -40,7 +40,7 @@ DEFINES    += -DHALO_MPI
 endif
 ifdef HALO_CUDA
 CUDA_HOME  := $(patsubst %/bin/,%,$(dir $(NVCC)))
-HALO_NCCL  := $(and $(HALO_MPI),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
+HALO_NCCL  := $(and $(HALO_MPI),$(wildcard halo/comm_nccl.cu),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
 DEFINES    += -DHALO_CUDA $(if $(HALO_NCCL),-DHALO_NCCL)
 LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart $(if $(HALO_NCCL),-lnccl) -lstdc++
 endif
@@ -56,7 +56,12 @@ OBJECTS += $(CUDA_SOURCES:%.cu=$(BUILD)/%.o)
 endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
+# The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
+ifdef HALO_CUDA
+BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
+endif
 DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.c))
 
 .PHONY: all test demo bench kernels help found clean train_llama3
@@ -111,11 +116,23 @@ $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
+SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT
+$(BUILD)/simt/ops.o: halo/cuda/ops.cu
+	@mkdir -p $(@D)
+	@echo '  $< (on the CPU)'
+	$(Q)$(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
+$(BUILD)/simt/test_%.o: test/test_%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
+$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
+
 # ---- what one runs
 test: setup
 	@$(MAKE) --no-print-directory run-tests
-run-tests: found train_llama3 $(TESTS) $(DEMO)
-	@BUILD=$(BUILD) test/run.sh $(TESTS)
+run-tests: found train_llama3 $(TESTS) $(SIMT) $(DEMO)
+	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
 
 demo: setup
 	@$(MAKE) --no-print-directory train_llama3
@@ -142,7 +159,7 @@ setup:
 	@scripts/setup.sh
 
 kernels:
-	@for arch in $(ARCHS); do for f in train_llama3.cu $$(ls halo/cuda/*.cu halo/comm_nccl.cu 2>/dev/null); do \
+	@for arch in $(ARCHS); do for f in train_llama3.cu $$(ls halo/cuda/*.cu halo/comm_nccl.cu dev/*.cu 2>/dev/null); do \
 	  echo "$$arch $$f"; mkdir -p build/kernels; \
 	  $(NVCC) -std=c++17 -O3 -gencode arch=compute_$${arch#sm_},code=$$arch $(filter-out -DHALO_NCCL,$(DEFINES)) \
 	    -c $$f -o build/kernels/$$arch-$$(basename $$f .cu).o || exit 1; done; done

@@ -6,9 +6,9 @@
 //   memory      __shared__ is static to the OS thread, which runs one block at a time; device memory is host memory
 //
 // What it finds: threads that wait for others that never come, lanes that meet in different operations or outside their mask,
-// writes behind the dynamic shared memory, reads of shared memory that nobody wrote (it starts as NaN), accesses outside of
-// an allocation (built with -fsanitize=address), and, by running the threads in an order drawn from SIMT_SEED (0: in turn),
-// most missing barriers. What it does not: memory models, alignment of asynchronous copies, anything about time.
+// writes behind the dynamic shared memory, reads of dynamic shared memory that nobody wrote (it starts as NaN), accesses
+// outside of an allocation and misaligned vectors (built with -fsanitize=address,undefined), and, by running the threads in an
+// order drawn from SIMT_SEED (0: in turn), most missing barriers. What it does not: memory models, alignment of asynchronous copies, anything about time.
 //
 // An instruction of a whole warp is one call: every lane brings its own operands, and the last to arrive runs `all` for all.
 //     simt_meet(mask, mine, [](T* const* lane, unsigned mask) { ... *lane[i] is what lane i brought ... });

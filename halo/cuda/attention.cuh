@@ -155,7 +155,7 @@ __global__ void attention_append_kernel(bf16* cache, int ld_cache, const bf16* k
 }
 
 // ---- launchers
-static int device_attribute(cudaDeviceAttr attribute) {
+static int attribute_of_device(cudaDeviceAttr attribute) {
     int device, value;
     cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
     cuda_ok(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
@@ -243,7 +243,7 @@ static void launch_backward_sm80(const AttnBackward& a) {
 
 // 128 keys at a time where an SM has the shared memory for it (sm_80, 90, 100), else 64 (sm_86, 89, 120).
 static void attention_backward_rows(const AttnBackward& a) {
-    bool roomy = (size_t)device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
+    bool roomy = (size_t)attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
     if (a.HD <= 32) launch_backward_sm80<BackwardSm80<32, 64, 1, 4>>(a);
     else if (a.HD <= 64) launch_backward_sm80<BackwardSm80<64, 32, 2, 4>>(a);
     else if (a.HD <= 96 && roomy) launch_backward_sm80<BackwardSm80<96, 64, 1, 8>>(a);
@@ -269,7 +269,7 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
 
 // As many blocks for a row as fill the machine, with at least kLeastKeys keys each.
 static int cached_splits(int rows, int NH, int keys) {
-    int wanted = 2 * device_attribute(cudaDevAttrMultiProcessorCount) / (rows * NH);
+    int wanted = 2 * attribute_of_device(cudaDevAttrMultiProcessorCount) / (rows * NH);
     return max_int(1, min_int(min_int(wanted, keys / kLeastKeys), kMostSplits));
 }
 
@@ -291,7 +291,7 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NK
     static float* parts;
     int splits = cached_splits(rows, NH, keys);
     if (!parts) {
-        size_t bytes = (size_t)2 * device_attribute(cudaDevAttrMultiProcessorCount) * (128 + 2) * sizeof(float);
+        size_t bytes = (size_t)2 * attribute_of_device(cudaDevAttrMultiProcessorCount) * (128 + 2) * sizeof(float);
         cuda_ok(cudaMalloc((void**)&parts, bytes), "workspace of attention_cached");
     }
     AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, parts, past, NH, NKV, HD, qkv.ld, cache.ld, y.ld,

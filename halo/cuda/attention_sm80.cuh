@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
     unsigned taken = shared->ticket, blocks = (a.T + kN - 1) / kN;
     int n = (int)(blocks - 1 - taken % blocks), kv = taken / blocks % a.NKV, b = taken / blocks / a.NKV;
     int group = a.NH / a.NKV, key = n * kN, keys = min(kN, a.T - key);
-    const int *start = a.start + (size_t)b * a.T, *end = a.end + (size_t)b * a.T;
-    int query_blocks = (a.T + kM - 1) / kM, first_block = key / kM, end_block = (end[key + keys - 1] + kM - 1) / kM;
+    const int* end = a.end + (size_t)b * a.T;
+    int first_block = key / kM, end_block = (end[key + keys - 1] + kM - 1) / kM;
     int smallest_end = end[key];
 
     int end_of[kKeyTiles][2];   // of this lane's keys
@@ -227,22 +227,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         }
         bool masked = m * kM < key + kN - 1 || m * kM + kM > smallest_end;
 #pragma unroll
-        for (int i = 0; i < kM / 8; i++) {
-            float4 pair = row_pairs[4 * i + lane % 4];
-#pragma unroll
-            for (int t = 0; t < kKeyTiles; t++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float x = exp2_approx(p[t][4 * i + e] * a.scale_log2 - (e % 2 ? pair.z : pair.x));
-                    if (masked) {
-                        int query = m * kM + 8 * i + lane % 4 * 2 + e % 2;
-                        if (query < key + warp_key + 16 * t + lane / 4 + e / 2 * 8 || query >= end_of[t][e / 2]) x = 0;
-                    }
-                    p[t][4 * i + e] = x;
-                    ds[t][4 * i + e] = x * (ds[t][4 * i + e] - (e % 2 ? pair.w : pair.y));
-                }
-            }
-        }
+        for (int t = 0; t < kKeyTiles; t++)
+            scores_backward(p[t], ds[t], row_pairs, a.scale_log2, masked, key + warp_key + 16 * t + lane / 4, m * kM, end_of[t]);
 #pragma unroll
         for (int t = 0; t < kKeyTiles; t++) accumulators_to_tile<kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
 
@@ -265,30 +251,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 
         // Our turn at this query block comes after the key blocks up to its diagonal. The last step's sums have long arrived when they are
         // released here; the next block needs them half a step from now.
-        size_t query_block = ((size_t)b * a.NH + h) * query_blocks + m;
-        unsigned turn = (min(a.T, (m + 1) * kM) - 1) / kN - n;
-        bool last_turn = start[m * kM] >= key;
+        DqTurn turn = dq_turn<kM, kN, kHD>(a, b, h, m, key);
         if (threadIdx.x == 0) {
             if (signal) store_release(signal, signal_turn);
-            while (load_acquire(a.turns + query_block) != turn) __nanosleep(20);
+            while (load_acquire(turn.turns) != turn.turn) __nanosleep(20);
         }
         __syncthreads();   // dS is here
-        signal = last_turn ? nullptr : a.turns + query_block;
-        signal_turn = turn + 1;
+        signal = turn.last ? nullptr : turn.turns;
+        signal_turn = turn.turn + 1;
         int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
-        float4* sums = reinterpret_cast<float4*>(a.dq_sums + query_block * kM * kHD) + threadIdx.x;
         float dq[S::kRowTiles][S::kColumns / 2];
 #pragma unroll
-        for (int t = 0; t < S::kRowTiles; t++) {
-#pragma unroll
-            for (int i = 0; i < S::kColumns / 8; i++) {
-                float4 sum = turn ? __ldcg(sums + (t * S::kColumns / 8 + i) * kThreads) : make_float4(0, 0, 0, 0);
-                dq[t][4 * i] = sum.x;
-                dq[t][4 * i + 1] = sum.y;
-                dq[t][4 * i + 2] = sum.z;
-                dq[t][4 * i + 3] = sum.w;
-            }
-        }
+        for (int t = 0; t < S::kRowTiles; t++)
+            dq_load<kThreads>(dq[t], turn.sums + t * S::kColumns / 8 * kThreads + threadIdx.x, turn.turn == 0);
 #pragma unroll
         for (int i = 0; i < kM / 16; i++) {   // dK += dS^T Q, while the sums come
             uint32_t ds_fragment[kKeyTiles][4];
@@ -323,26 +298,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         }
 #pragma unroll
         for (int t = 0; t < S::kRowTiles; t++) {
-#pragma unroll
-            for (int i = 0; i < S::kColumns / 8; i++) {
-                const float* x = dq[t] + 4 * i;
-                if (!last_turn) {
-                    __stcg(sums + (t * S::kColumns / 8 + i) * kThreads, make_float4(x[0], x[1], x[2], x[3]));
-                    continue;
-                }
-                for (int half = 0; half < 2; half++) {
-                    int query = m * kM + dq_row + 16 * t + lane / 4 + 8 * half, column = dq_unit * kUnit + 8 * i + lane % 4 * 2;
-                    if (query >= a.T) continue;
-                    bf16* to = a.dqkv + ((size_t)b * a.T + query) * a.ld_dqkv + h * a.HD + column;
-                    uint32_t two = pack_bf16(x[2 * half] * a.scale, x[2 * half + 1] * a.scale);
-                    if (a.vectors) {
-                        if (column < a.HD) *reinterpret_cast<uint32_t*>(to) = two;
-                    } else {
-                        if (column < a.HD) to[0] = (bf16)two;
-                        if (column + 1 < a.HD) to[1] = (bf16)(two >> 16);
-                    }
-                }
-            }
+            if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
+            else dq_store<kThreads>(turn.sums + t * S::kColumns / 8 * kThreads + threadIdx.x, dq[t]);
         }
         m = next_m;
         h = next_h;

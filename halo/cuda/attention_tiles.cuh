@@ -45,7 +45,7 @@ __host__ __device__ constexpr int tile_values() { return kRows * ((kHD + kPanel 
 
 // Where unit `unit` (columns 8 unit .. 8 unit + 7) of a row is in a tile of kRows rows.
 template <int kRows>
-__device__ inline int tile_at(int row, int unit) {
+__device__ inline int unit_at(int row, int unit) {
     return (unit / 8 * kRows + row) * kPanel + (unit % 8 ^ row % 8) * kUnit;
 }
 
@@ -58,7 +58,7 @@ __device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, 
 #pragma unroll 1
         for (int i = threadIdx.x; i < kRows * kHD; i += kThreads) {
             int row = i / kHD, column = i % kHD;
-            tile[tile_at<kRows>(row, column / kUnit) + column % kUnit] = row < rows && column < HD ? src[(size_t)row * ld + column] : (bf16)0;
+            tile[unit_at<kRows>(row, column / kUnit) + column % kUnit] = row < rows && column < HD ? src[(size_t)row * ld + column] : (bf16)0;
         }
         return;
     }
@@ -66,7 +66,7 @@ __device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, 
     int row = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
     bool valid = unit * kUnit < HD;
     const bf16* from = src + (valid ? (size_t)row * ld + unit * kUnit : 0);
-    bf16* to = tile + tile_at<kRows>(row, unit);
+    bf16* to = tile + unit_at<kRows>(row, unit);
     if (unit * kUnit >= kHD) return;
 #pragma unroll
     for (int i = 0; i < kRows / kStep; i++) {
@@ -83,14 +83,14 @@ __device__ inline void tile_store(bf16* dst, int ld, const bf16* tile, int first
 #pragma unroll 1
         for (int i = threadIdx.x % kWarp; i < kCount * kHD; i += kWarp) {
             int row = first + i / kHD, column = i % kHD;
-            if (row < rows && column < HD) dst[(size_t)row * ld + column] = tile[tile_at<kRows>(row, column / kUnit) + column % kUnit];
+            if (row < rows && column < HD) dst[(size_t)row * ld + column] = tile[unit_at<kRows>(row, column / kUnit) + column % kUnit];
         }
         return;
     }
 #pragma unroll
     for (unsigned i = threadIdx.x % kWarp; i < kCount * kUnits; i += kWarp) {
         int row = first + i / kUnits, unit = i % kUnits;
-        if (row < rows && unit * kUnit < HD) store8(dst + (size_t)row * ld + unit * kUnit, load8(tile + tile_at<kRows>(row, unit)));
+        if (row < rows && unit * kUnit < HD) store8(dst + (size_t)row * ld + unit * kUnit, load8(tile + unit_at<kRows>(row, unit)));
     }
 }
 
@@ -100,7 +100,7 @@ __device__ inline void tile_store(bf16* dst, int ld, const bf16* tile, int first
 // `row` is a multiple of 16 and `unit` even, which leaves a lane one offset per column of fragments, the same for all tiles.
 template <int kRows>
 __device__ inline int fragment_at(int row_of_lane, int unit_of_lane, int row, int unit) {
-    return unit / 8 * kRows * kPanel + row * kPanel + (tile_at<kRows>(row_of_lane, unit_of_lane) ^ unit % 8 * kUnit);
+    return unit / 8 * kRows * kPanel + row * kPanel + (unit_at<kRows>(row_of_lane, unit_of_lane) ^ unit % 8 * kUnit);
 }
 template <int kRows, bool kTranspose>
 __device__ inline void fragment_across(uint32_t (&r)[4], const bf16* tile, int row, int unit) {
@@ -119,8 +119,8 @@ __device__ inline void accumulators_to_tile(bf16* tile, int row, const float (&x
     int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int i = 0; i < kCount / 4; i++) {
-        uint32_t* upper = reinterpret_cast<uint32_t*>(tile + tile_at<kRows>(row + lane / 4, i));
-        uint32_t* lower = reinterpret_cast<uint32_t*>(tile + tile_at<kRows>(row + lane / 4 + 8, i));
+        uint32_t* upper = reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4, i));
+        uint32_t* lower = reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4 + 8, i));
         upper[lane % 4] = pack_bf16(x[4 * i] * scale_0, x[4 * i + 1] * scale_0);
         lower[lane % 4] = pack_bf16(x[4 * i + 2] * scale_1, x[4 * i + 3] * scale_1);
     }
@@ -225,6 +225,86 @@ __device__ inline void forward_end(const AttnForward& a, float (&y)[kCount], con
 __device__ inline void raise_absmax_of_warp(float* absmax, float largest) {
     largest = warp_reduce(largest, [](float x, float y) { return larger_magnitude(x, y); });
     if (threadIdx.x % kWarp == 0) raise_absmax(absmax, f32_from_bf16(bf16_from_f32(largest)));
+}
+
+// ---- backward, on fragments of 16 keys (rows) by queries (columns)
+// p: S^T becomes P^T; ds: dP^T becomes dS^T / scale. `pairs` holds {lse log2(e), D} of two queries, from `query` on; `key` is the lane's
+// first row, the second is key + 8, and their ends are `end_of`.
+template <int kCount>
+__device__ inline void scores_backward(float (&p)[kCount], float (&ds)[kCount], const float4* pairs, float scale_log2, bool masked, int key,
+                                       int query, const int (&end_of)[2]) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) {
+        float4 pair = pairs[4 * i + lane % 4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float x = exp2_approx(p[4 * i + e] * scale_log2 - (e % 2 ? pair.z : pair.x));
+            if (masked) {
+                int at = query + 8 * i + lane % 4 * 2 + e % 2;
+                if (at < key + e / 2 * 8 || at >= end_of[e / 2]) x = 0;
+            }
+            p[4 * i + e] = x;
+            ds[4 * i + e] = x * (ds[4 * i + e] - (e % 2 ? pair.w : pair.y));
+        }
+    }
+}
+
+// A block's place among those that add to one query block's dQ (attention_sm80.cuh says how they take turns).
+struct DqTurn {
+    unsigned* turns;   // how many have added
+    unsigned turn;     // our number
+    bool last;
+    float4* sums;      // of this thread: one every `threads`
+};
+template <int kM, int kN, int kHD>
+__device__ inline DqTurn dq_turn(const AttnBackward& a, int b, int h, int m, int key) {
+    size_t query_block = ((size_t)b * a.NH + h) * ((a.T + kM - 1) / kM) + m;
+    DqTurn t;
+    t.turns = a.turns + query_block;
+    t.turn = (min(a.T, (m + 1) * kM) - 1) / kN - key / kN;
+    t.last = a.start[(size_t)b * a.T + m * kM] >= key;
+    t.sums = reinterpret_cast<float4*>(a.dq_sums + query_block * kM * kHD);
+    return t;
+}
+// Accumulators of dQ from and to the sums.
+template <int kThreads, int kCount>
+__device__ inline void dq_load(float (&dq)[kCount], const float4* sums, bool empty) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) {
+        float4 sum = empty ? make_float4(0, 0, 0, 0) : __ldcg(sums + i * kThreads);
+        dq[4 * i] = sum.x;
+        dq[4 * i + 1] = sum.y;
+        dq[4 * i + 2] = sum.z;
+        dq[4 * i + 3] = sum.w;
+    }
+}
+template <int kThreads, int kCount>
+__device__ inline void dq_store(float4* sums, const float (&dq)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) __stcg(sums + i * kThreads, make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]));
+}
+// Writes 16 rows of dQ from accumulators: query and column are those of the fragment's corner.
+template <int kCount>
+__device__ inline void dq_write(const AttnBackward& a, const float (&dq)[kCount], int b, int h, int query, int column) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int i = query + lane / 4 + 8 * half;
+        if (i >= a.T) continue;
+        bf16* row = a.dqkv + ((size_t)b * a.T + i) * a.ld_dqkv + h * a.HD;
+#pragma unroll
+        for (int n = 0; n < kCount / 4; n++) {
+            int at = column + 8 * n + lane % 4 * 2;
+            uint32_t two = pack_bf16(dq[4 * n + 2 * half] * a.scale, dq[4 * n + 2 * half + 1] * a.scale);
+            if (a.vectors) {
+                if (at < a.HD) *reinterpret_cast<uint32_t*>(row + at) = two;
+            } else {
+                if (at < a.HD) row[at] = (bf16)two;
+                if (at + 1 < a.HD) row[at + 1] = (bf16)(two >> 16);
+            }
+        }
+    }
 }
 
 #endif

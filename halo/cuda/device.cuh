@@ -218,6 +218,7 @@ __device__ inline void raise_block_absmax(float* absmax, uint32_t bits) {
     __shared__ uint32_t of_warp[kWarp];
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
     bits = __reduce_max_sync(0xffffffffu, bits);
+    __syncthreads();   // a previous call's readers are done
     if (lane == 0) of_warp[warp] = bits;
     __syncthreads();
     if (warp != 0) return;

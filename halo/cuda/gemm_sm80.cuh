@@ -5,9 +5,9 @@
 //   gemm_f32_kernel   as soon as a side is F32: plain FP32
 //
 // A block makes 128 x 128 of C with 8 warps of 64 x 32. A stage is 64 bytes of K of each side (64 INT8 or 32 BF16 values),
-// 16 KiB; four of them are in flight through cp.async, 64 KiB, two blocks an SM. A stage costs 128 * 128 * 64 multiplications
-// for 16 KiB from the L2: 64 a byte, 2 of INT8's 4096 a clock of an H100 would need 32 bytes a clock. Within a row of a stage,
-// 16-byte unit u of row r lies at u ^ (r / 2 % 4): eight rows of one unit fall on all 32 banks.
+// 16 KiB; four of them are in flight through cp.async, 64 KiB, two blocks an SM. In INT8 a stage is 128 * 128 * 64 = 2^20
+// multiplications: 512 clocks of an A100's tensor cores (2048 a clock), so that the L2 has to give 32 bytes a clock. Within a
+// row of a stage, 16-byte unit u of row r lies at u ^ (r / 2 % 4): eight rows of one unit fall on all 32 banks.
 //
 // PER_BLOCK32 (Jetfire): the sum over each 32 of K is multiplied by the two block scales and added in FP32. A warp's 64 x 32
 // holds 2 x 1 blocks of scales, so a step of 32 reads three of them, the same in all lanes.
@@ -75,12 +75,14 @@ __device__ inline uint4 mma_read_unit(const GemmSide& s, int K, int row, int k) 
     const uint8_t* codes = (const uint8_t*)s.data + (size_t)row * s.ld + k;
     if (Mma::kBytes == 2 && fmt_bytes(s.fmt) == 1 && s.aligned && k + kValues <= K) {
         uint2 eight = *reinterpret_cast<const uint2*>(codes);
+#pragma unroll
         for (int i = 0; i < 8; i++)
             unit.values[i] = bf16_from_code((uint8_t)((i < 4 ? eight.x : eight.y) >> (8 * (i % 4))), s.fmt);
         return unit.whole;
     }
+#pragma unroll
     for (int i = 0; i < kValues; i++) {
-        if (k + i >= K) break;
+        if (k + i >= K) continue;
         if (Mma::kBytes == 1) unit.codes[i] = codes[i];
         else if (fmt_bytes(s.fmt) == 1) unit.values[i % 8] = bf16_from_code(codes[i], s.fmt);
         else unit.values[i % 8] = ((const bf16*)s.data)[s.transposed ? (size_t)(k + i) * s.ld + row : (size_t)row * s.ld + k + i];
@@ -249,7 +251,7 @@ __device__ inline void f32_load_side(float (*tile)[kF32Tile + 1], const GemmSide
     }
 }
 
-__global__ __launch_bounds__(kF32Threads) void gemm_f32_kernel(Gemm g) {
+__global__ __launch_bounds__(kF32Threads, 2) void gemm_f32_kernel(Gemm g) {
     __shared__ float a_tile[kF32Depth][kF32Tile + 1], b_tile[kF32Depth][kF32Tile + 1];
     TileAt tile = tile_at(blockIdx.x, tiles_over(g.M, kF32Tile), tiles_over(g.N, kF32Tile));
     int row = threadIdx.x / 16, col = threadIdx.x % 16;   // this thread's are row + 16 i, col + 16 j

@@ -6,7 +6,7 @@
 //   block      a producer warp and two consumer warpgroups of 64 x 256, wgmma m64n256k32, 128 sums a thread. Persistent
 //   stages     four of 48 KiB. full[s]: the bytes of A's and both halves of B's boxes. empty[s]: all consumer warps of both
 //              blocks, because a block also writes into its neighbour's stage
-//   epilogue   straight from registers, 16 bytes a lane in BF16 (gemm_tile.cuh). The second warpgroup starts kLag stages late
+//   epilogue   straight from registers, 16 bytes a lane in BF16 (gemm_tile.cuh). The second warpgroup starts kWgLag stages late
 //              and stays behind: while one stores, the other has the tensor cores for itself, and stages keep arriving
 //
 // Per tile of 128 x 256 the multiplications take K / 32 * 256 clocks (4096 a clock), the epilogue some 900 issue slots of each
@@ -61,6 +61,7 @@ __device__ inline void wg_release(const WgStages& s, int stage) {
 // ---- the producer: one thread
 __device__ inline void wg_produce(const WgStages& s, const CUtensorMap* map_a, const CUtensorMap* map_b, int m, int n, int steps, int rank,
                                   WgPlace& place) {
+#pragma unroll 1   // few registers
     for (int k = 0; k < steps; k++, place.step++) {
         int stage = place.stage();
         uint64_t* full = &s.full[stage];
@@ -142,8 +143,13 @@ __device__ inline void wg_store(const Gemm& g, int row, int col, const int (&sum
 }
 #endif
 
+#if HALO_SM90A
+#define WG_CLUSTER __cluster_dims__(kWgCluster, 1, 1)
+#else
+#define WG_CLUSTER   // older architectures know no clusters
+#endif
 template <Fmt kC>
-__global__ void __cluster_dims__(kWgCluster, 1, 1) __launch_bounds__(kWgThreads, 1)
+__global__ void WG_CLUSTER __launch_bounds__(kWgThreads, 1)
 gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, const __grid_constant__ Gemm g) {
 #if HALO_SM90A
     SHARED(char, memory);

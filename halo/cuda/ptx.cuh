@@ -1,6 +1,6 @@
 // The instructions that CUDA C++ has no name for. Each of those that kernels for every architecture use (mma, ldmatrix, cp.async,
 // acquire and release) has its definition in plain C++ beside it, which is what HALO_SIMT runs: an instruction of a whole warp is one
-// simt_meet. Hopper's own (wgmma, TMA, mbarriers, setmaxnreg) exist for sm_90a only; no kernel that runs under HALO_SIMT reaches them.
+// simt_meet. Hopper's own (wgmma, TMA, mbarriers, setmaxnreg) exist for sm_90a, and for HALO_SIMT in ptx_simt.cuh: HALO_HOPPER.
 //
 // Fragments of mma m16n8k16, with r = lane / 4 and c = 2 (lane % 4); a register of A or B holds two neighbours along K:
 //   A (16 x 16)  a[0] = (r, c)  a[1] = (r + 8, c)  a[2] = (r, c + 8)  a[3] = (r + 8, c + 8)
@@ -20,7 +20,14 @@
 #else
 #define HALO_SM90A 0
 #endif
-#ifndef HALO_SIMT
+#if HALO_SM90A || defined(HALO_SIMT)
+#define HALO_HOPPER 1
+#else
+#define HALO_HOPPER 0
+#endif
+#ifdef HALO_SIMT
+#include "ptx_simt.cuh"
+#else
 #include <cuda.h>   // CUtensorMap; nothing of the driver is linked
 #endif
 
@@ -242,6 +249,15 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
 __device__ inline void tma_prefetch_map(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
+// `bytes` (a multiple of 16) in a row, both ends on 16 bytes.
+__device__ inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(dst)), "l"(src),
+                 "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+__device__ inline void tma_load_3d(void* dst, const CUtensorMap* map, int column, int row, int plane, uint64_t* barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+                     shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(plane), "r"(shared_address(barrier)) : "memory");
+}
 __device__ inline void tma_load_2d(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
                      shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
@@ -286,19 +302,19 @@ template <int kCount> __device__ inline void wgmma_pin(float (&x)[kCount]) {
     WGMMA_D32_NAMES ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// d (64 x N) = a b + (accumulate ? d : 0): one k16 step of a warpgroup, N = 2 kCount. a is in shared memory, K-major, or in registers;
-// b in shared memory, kTransB: (K, N) row-major instead of (N, K).
-template <int kTransB, int kCount>
+// d (64 x N) = a b + (accumulate ? d : 0): one k16 step of a warpgroup, N = 2 kCount. a is in shared memory, kTransA: (K, M)
+// row-major instead of (M, K), or in registers; b in shared memory, kTransB: (K, N) instead of (N, K).
+template <int kTransA, int kTransB, int kCount>
 __device__ inline void wgmma_bf16(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
     static_assert(kCount == 32 || kCount == 64, "a product 64 or 128 wide");
     if constexpr (kCount == 32)
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_D32_NAMES "}, %32, %33, p, 1, 1, 0, %35;\n}"
-                     : WGMMA_D32(d, 0) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransB));
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_D32_NAMES "}, %32, %33, p, 1, 1, %35, %36;\n}"
+                     : WGMMA_D32(d, 0) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransA), "n"(kTransB));
     else
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_D64_NAMES "}, %64, %65, p, 1, 1, 0, %67;\n}"
-                     : WGMMA_D32(d, 0), WGMMA_D32(d, 32) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransB));
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_D64_NAMES "}, %64, %65, p, 1, 1, %67, %68;\n}"
+                     : WGMMA_D32(d, 0), WGMMA_D32(d, 32) : "l"(a), "l"(b), "r"((int)accumulate), "n"(kTransA), "n"(kTransB));
 }
 template <int kTransB, int kCount>
 __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumulate) {

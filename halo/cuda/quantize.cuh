@@ -55,9 +55,8 @@ __device__ inline uint32_t code_pair(float a, float b) {
         };
         return code(a) | code(b) << 8;
     } else {
-        constexpr bool kFp6 = kFmt == FP6_E3M2 || kFmt == FP6_E2M3;
 #if HALO_CVT_FP8
-        if (kFp6) {
+        if (kFmt == FP6_E3M2 || kFmt == FP6_E2M3) {
             a = round_to_grid<kFmt>(a);
             b = round_to_grid<kFmt>(b);
         }
@@ -97,6 +96,26 @@ __device__ inline void transpose_octets(uint2 (&v)[8]) {
     }
 }
 
+// Eight values as they were loaded: bf16 stay packed until they are used.
+template <typename T> struct Octet;
+template <> struct Octet<bf16> {
+    Packed<8> x;
+    __device__ void load(const bf16* p) { x = load_packed<8>(p); }
+    __device__ Values<8> values() const { return unpack(x); }
+    __device__ uint32_t largest() const { return largest_bits(x); }
+};
+template <> struct Octet<float> {
+    Values<8> x;
+    __device__ void load(const float* p) { x = load_values<8>(p); }
+    __device__ Values<8> values() const { return x; }
+    __device__ uint32_t largest() const {
+        uint32_t bits = 0;
+#pragma unroll
+        for (int j = 0; j < 8; j++) bits = max(bits, f32_bits(x.v[j]) & 0x7fffffffu);
+        return bits;
+    }
+};
+
 // Where eight codes of a column of the tile lie: 16 units of 8 bytes a column, moved so that 8 columns' lanes use different banks.
 __device__ inline int tile_unit(int col, int row_octet) { return col * (kTile / kOctet) + (row_octet ^ (col / kOctet % 8) << 1); }
 
@@ -114,7 +133,7 @@ __device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
 
 // scale: one | rows | (blocks down, blocks across). For PER_ROW it holds the maxima, and scale_rows_kernel follows.
 template <typename T, Fmt kFmt, Gran kGran>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2)
 quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
                      float clip) {
     __shared__ __align__(16) uint2 shared[kTile * kTile / kOctet];
@@ -125,11 +144,11 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     int row = tile_row + row_octet * kOctet, col = tile_col + col_octet * kOctet;
     bool inside = col < cols;   // cols is a multiple of 8
 
-    Values<8> v[kOctet];
+    Octet<T> v[kOctet];
 #pragma unroll
     for (int i = 0; i < kOctet; i++) {
-        v[i] = Values<8>{};
-        if (inside && row + i < rows) v[i] = load_values<8>(x[row + i] + col);
+        v[i] = Octet<T>{};
+        if (inside && row + i < rows) v[i].load(x[row + i] + col);
     }
 
     float inverse = 1;
@@ -140,9 +159,7 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     if (kGran == PER_BLOCK32) {
         uint32_t bits = 0;
 #pragma unroll
-        for (int i = 0; i < kOctet; i++)
-#pragma unroll
-            for (int j = 0; j < kOctet; j++) bits = max(bits, f32_bits(v[i].v[j]) & 0x7fffffffu);
+        for (int i = 0; i < kOctet; i++) bits = max(bits, v[i].largest());
         for (int step = 1; step < kWarp; step *= 2)
             if (step != 4) bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, step));   // 4: the other of two blocks across
         float largest = f32_from_bits(bits);
@@ -157,10 +174,11 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
 #pragma unroll
     for (int i = 0; i < kOctet; i++) {
         if (kGran == PER_ROW) inverse = row + i < rows ? quant_inverse(scale[row + i], kFmt, clip) : 1.0f;
+        Values<8> row_values = v[i].values();
         uint32_t pair[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            float a = v[i].v[2 * j], b = v[i].v[2 * j + 1];
+            float a = row_values.v[2 * j], b = row_values.v[2 * j + 1];
             pair[j] = kGran == NO_SCALE ? code_pair<kFmt>(a, b) : code_pair<kFmt>(__fmul_rn(a, inverse), __fmul_rn(b, inverse));
         }
         octets[i] = make_uint2(pair[0] | pair[1] << 16, pair[2] | pair[3] << 16);

@@ -17,7 +17,7 @@
 // Instructions an element at n = 14336: 3 + 3 to split, 0.75 + 1.5 mma, 1 + 1 shared, 3 others: under half of what the time of a copy
 // would issue. Shared memory moves 8 bytes an element of the 28 that it could in that time (128 bytes a clock, 4.3 TB/s).
 //
-// rotate_exact_kernel, for F32, for a few shapes (runs below 8, rows that are no octets) and for token axes that no shared memory
+// rotate_exact_kernel, for F32, for a few shapes (runs below 16, rows that are no octets) and for token axes that no shared memory
 // holds: the FP32 operations of hadamard.h in their order, so the bits are the CPU's. Such token axes take two passes, over strips
 // of columns that stay in the L2 as FP32: 4 bytes an element of DRAM, 12 of L2.
 #ifndef HALO_CUDA_ROTATE_CUH
@@ -113,12 +113,14 @@ static const RotateSigns* rotate_signs() {
 // How an item lies in the matrices, and what is done to it.
 struct RotateItem {
     int columns;                     // of a matrix row in an item: n or W
-    uint32_t columns_inverse;        // ceil(2^31 / (columns / 8)), columns / 8 for rows of octets, else of columns itself
+    uint32_t across_inverse;         // of d, the octets (or values) in `columns`: unit / d = unit * across_inverse >> across_shift,
+    int across_shift;                //   exact below 2^30 with ceil(2^shift / d) and shift = 31 + floor(log2 d)
     int items_across;                // items side by side in the matrix
     int item_step, row_step;         // rows from item to item, and from element to element
     int x_rows, y_rows, cols;
     int elements;                    // of an item
     int first_bit, log2_run;         // bits [first_bit, log2_run) of e are the butterflies', a run is 2^log2_run elements
+    int together;                    // 256s that a warp adds up in registers
     int order;                       // of the matrix across runs
     const uint4* fragments;          // its signs for tensor cores,
     const float* signs;              // and as numbers, (order, order)
@@ -127,7 +129,7 @@ struct RotateItem {
 
     // The row and column of the `unit`th octet (or value) of an item.
     __device__ void locate(uint32_t unit, uint32_t units_across, int width, int* row, int* col) const {
-        uint32_t down = (uint32_t)((uint64_t)unit * columns_inverse >> 31);
+        uint32_t down = (uint32_t)((uint64_t)unit * across_inverse >> across_shift);
         int item = blockIdx.x, across = item % items_across, item_row = item / items_across;
         *row = item_row * item_step + (int)down * row_step;
         *col = across * columns + (int)(unit - down * units_across) * width;
@@ -195,13 +197,14 @@ __device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinS
     }
 }
 
-// ... and over kBlocks neighbouring 256s of one warp.
+// ... and over each `together` (1, 2, 4 ... kBlocks) neighbouring 256s of one warp.
 template <int kBlocks>
-__device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (&x)[kBlocks], const WithinSigns& signs) {
+__device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (&x)[kBlocks], const WithinSigns& signs, int together) {
 #pragma unroll
     for (int b = 0; b < kBlocks; b++) hadamard_within(v[b], x[b], signs);
 #pragma unroll
     for (int step = 1; step < kBlocks; step *= 2) {
+        if (step >= together) return;
 #pragma unroll
         for (int b = 0; b < kBlocks; b++) {
             if (b & step) continue;
@@ -217,10 +220,12 @@ __device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (
 
 // ================================================================ through shared memory: from warps to the matrix across
 
-// Octets go in (consecutive ones by consecutive lanes), single values come out: 8 lanes within two octets of 4 neighbours each, 4 lanes
-// two runs apart. The swizzles keep both free of bank conflicts: they add the bits of the octet or of the run to the bits of a bank
-// that these lanes share.
+// Octets go in (consecutive ones by consecutive lanes), single values come out: 8 lanes the same pair of four neighbouring octets, times
+// 4 lanes two runs apart. The swizzles keep both free of bank conflicts: they add bits of the octet and of the run to bank bits that
+// these lanes share. A cursor is the place of an element in the first pair of its octet: multiples of eight runs (runs are 16 or more, and
+// orders multiples of 4) and the pair itself leave its swizzle alone.
 struct Exchange32 {
+    enum { kResident = 3 };   // items whose shared memory a multiprocessor holds
     float* data;
     int log2_run;
     __device__ Exchange32(char* shared, int, int log2_run_) : data((float*)shared), log2_run(log2_run_) {}
@@ -229,11 +234,14 @@ struct Exchange32 {
 #pragma unroll
         for (int i = 0; i < 8; i += 2) *(float2*)(data + place(e + i)) = make_float2(v[i], v[i + 1]);
     }
-    __device__ float load(int e) const { return data[place(e)]; }
+    typedef int Cursor;
+    __device__ Cursor cursor(int e) const { return place(e); }
+    __device__ float load(Cursor c, int eight_runs, int pair) const { return data[(c + eight_runs) ^ pair << 1]; }
 };
 
 // The upper 24 bits of each value: 16 in one plane, 8 in another. Cut, not rounded, so that NaN stays NaN.
 struct Exchange24 {
+    enum { kResident = 2 };
     uint16_t* high;
     uint8_t* low;
     int log2_run;   // at least 6
@@ -256,11 +264,17 @@ struct Exchange24 {
         for (int i = 0; i < 4; i++) pair[i] = __byte_perm(u[2 * i], u[2 * i + 1], 0x0051);
         *(uint2*)(low + place_low(e)) = make_uint2(__byte_perm(pair[0], pair[1], 0x5410), __byte_perm(pair[2], pair[3], 0x5410));
     }
-    __device__ float load(int e) const {
-        return f32_from_bits((uint32_t)high[place_high(e)] << 16 | (uint32_t)low[place_low(e)] << 8);
+    struct Cursor {
+        int high, low;
+    };
+    __device__ Cursor cursor(int e) const { return Cursor{place_high(e), place_low(e)}; }
+    __device__ float load(Cursor c, int eight_runs, int pair) const {
+        uint32_t upper = high[(c.high + eight_runs) ^ pair << 1], lower = low[(c.low + eight_runs) ^ pair << 1];
+        return f32_from_bits(upper << 16 | lower << 8);
     }
 };
 struct NoExchange {
+    enum { kResident = 2 };
     __device__ NoExchange(char*, int, int) {}
 };
 
@@ -274,31 +288,31 @@ __device__ inline void hadamard_across(const Exchange& exchange, const RotateIte
         int position = octet * 8;
         return (position >> item.log2_run) * item.order * run + (position & (run - 1));
     };
-    int from = element(first + lane / 8) + (lane / 4 & 1), to = element(first + lane % 4);
+    int from = element(first + lane / 8) + (lane / 4 & 1) + lane % 4 * 2 * run, to = element(first + lane % 4);
+    auto even = exchange.cursor(from), odd = exchange.cursor(from + run);
     for (int row = 0; row < tiles; row += kTiles) {
         float sum[kTiles][4][4] = {};
         for (int step = 0; step < tiles; step++) {
-            SplitPair b[4][2];
+            uint4 a[kTiles];
+#pragma unroll
+            for (int r = 0; r < kTiles; r++)
+                if (row + r < tiles) a[r] = __ldg(item.fragments + ((size_t)(row + r) * tiles + step) * kWarp + lane);
 #pragma unroll
             for (int t = 0; t < 4; t++) {
+                SplitPair b[2];
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    int k = step * kFragment + lane % 4 * 2 + half * 8;   // orders are even: k and k + 1 are both inside, or neither
-                    bool inside = k < item.order;
-                    int e = from + t * 2 + (inside ? k : 0) * run;
-                    float v0 = exchange.load(e), v1 = exchange.load(e + run);
-                    b[t][half] = split(inside ? v0 : 0.0f, inside ? v1 : 0.0f);
+                    // Behind the last run the signs are zero; any value of this vector does.
+                    int runs = step * kFragment + half * 8;
+                    int ahead = runs + lane % 4 * 2 < item.order ? runs * run : 0;
+                    b[half] = split(exchange.load(even, ahead, t), exchange.load(odd, ahead, t));
                 }
-            }
 #pragma unroll
-            for (int r = 0; r < kTiles; r++) {
-                if (row + r >= tiles) break;
-                uint4 u = __ldg(item.fragments + ((size_t)(row + r) * tiles + step) * kWarp + lane);
-                uint32_t a[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-                for (int t = 0; t < 4; t++) {
-                    mma_bf16(sum[r][t], a, b[t][0].low, b[t][1].low);
-                    mma_bf16(sum[r][t], a, b[t][0].high, b[t][1].high);
+                for (int r = 0; r < kTiles; r++) {
+                    if (row + r >= tiles) break;
+                    uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
+                    mma_bf16(sum[r][t], sign, b[0].low, b[1].low);
+                    mma_bf16(sum[r][t], sign, b[0].high, b[1].high);
                 }
             }
         }
@@ -321,11 +335,16 @@ __device__ inline void hadamard_across(const Exchange& exchange, const RotateIte
 }
 
 // ================================================================ bf16: tensor cores
-// One item a block of threads. A warp takes groups of kBlocks 256s; without an exchange, one group.
-enum { kRotateThreads = 512, kRotateAloneThreads = 128 };
+// One item a block of threads. A warp takes groups of kBlocks 256s: without an exchange (kTiles 0) one, else as many as there are.
+enum { kRotateThreads = 256, kRotateAloneThreads = 128, kRotateMostThreads = 512, kRotateGroup = 4 };
+
+// Few tiles across: two or three blocks of 256 threads a multiprocessor hide each other's barriers. Many: room for their sums.
+__host__ __device__ constexpr int rotate_most_threads(int tiles) {
+    return tiles == 0 ? kRotateAloneThreads : tiles <= 2 ? kRotateThreads : kRotateMostThreads;
+}
 
 template <int kBlocks, int kTiles, typename Exchange>
-__global__ void __launch_bounds__(kTiles ? kRotateThreads : kRotateAloneThreads)
+__global__ void __launch_bounds__(rotate_most_threads(kTiles), kTiles <= 2 ? Exchange::kResident : 1)
 rotate_mma_kernel(Rows<bf16> y, Rows<const bf16> x, RotateItem item) {
     SHARED(char, shared);
     Exchange exchange(shared, item.elements, item.log2_run);
@@ -335,10 +354,10 @@ rotate_mma_kernel(Rows<bf16> y, Rows<const bf16> x, RotateItem item) {
     auto load = [&](int group, Packed<8> (&octets)[kBlocks]) {
 #pragma unroll
         for (int b = 0; b < kBlocks; b++) {
-            int row, col;
-            item.locate((group * kBlocks + b) * kWarp + lane, item.columns / 8, 8, &row, &col);
+            int row, col, octet = (group * kBlocks + b) * kWarp + lane;
+            item.locate(octet, item.columns / 8, 8, &row, &col);
             octets[b] = Packed<8>{{0, 0, 0, 0}};
-            if (row < item.x_rows && col < item.cols) octets[b] = load_packed<8>(x[row] + col);
+            if (octet * 8 < item.elements && row < item.x_rows && col < item.cols) octets[b] = load_packed<8>(x[row] + col);
         }
     };
     auto put = [&](int e, Values<8> v) {
@@ -357,7 +376,7 @@ rotate_mma_kernel(Rows<bf16> y, Rows<const bf16> x, RotateItem item) {
     WithinSigns signs = within_signs(item.first_bit, item.log2_run);
     if constexpr (kTiles == 0) {
         float v[kBlocks][8];
-        hadamard_blocks(v, octets, signs);
+        hadamard_blocks(v, octets, signs, kBlocks);
 #pragma unroll
         for (int b = 0; b < kBlocks; b++) {
             Values<8> out;
@@ -366,16 +385,18 @@ rotate_mma_kernel(Rows<bf16> y, Rows<const bf16> x, RotateItem item) {
             put(((warp * kBlocks + b) * kWarp + lane) * 8, out);
         }
     } else {
-        int groups = item.elements / (256 * kBlocks);
+        int groups = (item.elements + 256 * kBlocks - 1) / (256 * kBlocks);
         for (int group = warp; group < groups; group += warps) {
             Packed<8> next[kBlocks];   // on their way while this group is transformed
             if (group + warps < groups) load(group + warps, next);
             float v[kBlocks][8];
-            hadamard_blocks(v, octets, signs);
+            hadamard_blocks(v, octets, signs, item.together);
 #pragma unroll
-            for (int b = 0; b < kBlocks; b++) exchange.store(((group * kBlocks + b) * kWarp + lane) * 8, v[b]);
-#pragma unroll
-            for (int b = 0; b < kBlocks; b++) octets[b] = next[b];
+            for (int b = 0; b < kBlocks; b++) {
+                int e = ((group * kBlocks + b) * kWarp + lane) * 8;
+                if (e < item.elements) exchange.store(e, v[b]);
+                octets[b] = next[b];
+            }
         }
         __syncthreads();   // from here on nothing of x is read: y may be x
         int positions = item.elements / item.order;
@@ -472,14 +493,14 @@ __global__ void __launch_bounds__(kExactThreads) rotate_exact_kernel(Rows<Y> y, 
 enum { kAbsmaxThreads = 512, kAbsmaxLoads = 4 };
 
 template <int kWidth, typename T>
-__global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, Rows<const T> x, int rows, int units_across) {
+__global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, Rows<const T> x, int rows, unsigned units_across) {
     uint32_t largest = 0;
-    size_t units = (size_t)rows * units_across, threads = (size_t)gridDim.x * blockDim.x;
-    for (size_t unit = (size_t)blockIdx.x * blockDim.x + threadIdx.x; unit < units; unit += threads * kAbsmaxLoads) {
+    unsigned units = (unsigned)rows * units_across, threads = gridDim.x * blockDim.x;
+    for (unsigned unit = blockIdx.x * blockDim.x + threadIdx.x; unit < units; unit += threads * kAbsmaxLoads) {
         Values<kWidth> v[kAbsmaxLoads] = {};
 #pragma unroll
         for (int i = 0; i < kAbsmaxLoads; i++) {
-            size_t at = unit + i * threads;
+            unsigned at = unit + i * threads;
             if (at < units) v[i] = load_values<kWidth>(x[at / units_across] + at % units_across * kWidth);
         }
 #pragma unroll
@@ -509,6 +530,7 @@ static void launch_absmax(float* absmax, Mat x) {
     static int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
     bool octets = is_octets(x);
     int across = octets ? x.cols / 8 : x.cols;
+    check((size_t)x.rows * across < 1u << 31, "absmax (cuda): (%d, %d) is too large to count in 32 bits", x.rows, x.cols);
     size_t per_block = (size_t)kAbsmaxThreads * kAbsmaxLoads, blocks = ((size_t)x.rows * across + per_block - 1) / per_block;
     size_t most = (size_t)multiprocessors * 4;
     unsigned grid = (unsigned)(blocks < most ? blocks : most);
@@ -539,7 +561,8 @@ static RotateItem rotate_item(Rotation r, int vectors, int W, int unit, int* ite
     bool from_right = r.axis == ROTATE_COLS;
     item.columns = from_right ? r.n : W;
     int divisor = item.columns / unit;
-    item.columns_inverse = (uint32_t)(((1ull << 31) + (unsigned)divisor - 1) / (unsigned)divisor);
+    item.across_shift = 31 + floor_log2(divisor);
+    item.across_inverse = (uint32_t)(((1ull << item.across_shift) + (unsigned)divisor - 1) / (unsigned)divisor);
     item.items_across = from_right ? 1 : ceil_div(r.x.cols, W);
     item.row_step = r.step;
     item.item_step = from_right ? vectors : r.step == 1 ? vectors * r.n : 1;
@@ -569,15 +592,6 @@ static void launch_rotate_mma(Rotation r, RotateItem item, int items, int thread
     LAUNCH((rotate_mma_kernel<kBlocks, kTiles, Exchange>), items, threads, shared_bytes, rows_of<bf16>(r.y), rows_of<const bf16>(r.x),
            item);
 }
-template <int kTiles, typename Exchange>
-static void launch_rotate_across(int blocks, Rotation r, RotateItem item, int items, int threads, size_t shared_bytes) {
-    switch (blocks) {
-        case 1: return launch_rotate_mma<1, kTiles, Exchange>(r, item, items, threads, shared_bytes);
-        case 2: return launch_rotate_mma<2, kTiles, Exchange>(r, item, items, threads, shared_bytes);
-        case 4: return launch_rotate_mma<4, kTiles, Exchange>(r, item, items, threads, shared_bytes);
-        default: die("rotate (cuda): order %d, %d blocks a warp", r.n, blocks);
-    }
-}
 static void launch_rotate_alone(int blocks, Rotation r, RotateItem item, int items) {
     switch (blocks) {
         case 1: return launch_rotate_mma<1, 0, NoExchange>(r, item, items, kRotateAloneThreads, 0);
@@ -597,9 +611,9 @@ static bool rotate_mma(Rotation r) {
     bool from_right = r.axis == ROTATE_COLS;
     int K0 = hadamard_base_order(r.n), run = r.n / K0, W = 1;
     if (r.x.fmt != BF16 || r.y.fmt != BF16 || !is_octets(r.x) || !is_octets(r.y)) return false;
-    if (from_right && run < 8) return false;
+    if (from_right && run < (K0 == 1 ? 8 : 16)) return false;
     if (!from_right)
-        for (W = 8; W < kRotateWidest && W < r.x.cols && (size_t)r.n * W * 2 <= kRotateTokenElements; W *= 2) {}
+        for (W = K0 == 1 || run > 1 ? 8 : 16; W < kRotateWidest && W < r.x.cols && (size_t)r.n * W * 2 <= kRotateTokenElements; W *= 2) {}
     if ((size_t)r.n * W * 3 > shared_limit()) return false;
 
     // Of the run's bits, 8 are done within 256 elements; the others go to the blocks of a warp and, beyond those, across.
@@ -621,18 +635,20 @@ static bool rotate_mma(Rotation r) {
     }
     item.log2_run -= doublings;
     item.order = order;
+    item.together = blocks;
     item.fragments = rotate_signs()->across[hadamard_base_index(K0)][doublings][from_right != r.transpose];
-    int groups = item.elements / (256 * blocks), most = kRotateThreads / kWarp;
-    int threads = ceil_div(groups, ceil_div(groups, most)) * kWarp;   // as many as share the groups evenly
     size_t bytes = (size_t)item.elements * 4;
     bool wide = bytes <= kRotateFp32Bytes || item.log2_run < 6;
     if (!wide) bytes = (size_t)item.elements * 3;
     if (bytes > shared_limit()) return false;
     bool few = order <= 2 * kFragment;   // tiles of the matrix across
-    if (few && wide) launch_rotate_across<2, Exchange32>(blocks, r, item, items, threads, bytes);
-    else if (few) launch_rotate_across<2, Exchange24>(blocks, r, item, items, threads, bytes);
-    else if (wide) launch_rotate_across<4, Exchange32>(blocks, r, item, items, threads, bytes);
-    else launch_rotate_across<4, Exchange24>(blocks, r, item, items, threads, bytes);
+    int groups = ceil_div(item.elements, 256 * kRotateGroup);
+    int most = few || bytes * 2 <= shared_limit() ? kRotateThreads : kRotateMostThreads;
+    int threads = min_int(most, groups * kWarp);
+    if (few && wide) launch_rotate_mma<kRotateGroup, 2, Exchange32>(r, item, items, threads, bytes);
+    else if (few) launch_rotate_mma<kRotateGroup, 2, Exchange24>(r, item, items, threads, bytes);
+    else if (wide) launch_rotate_mma<kRotateGroup, 4, Exchange32>(r, item, items, threads, bytes);
+    else launch_rotate_mma<kRotateGroup, 4, Exchange24>(r, item, items, threads, bytes);
     return true;
 }
 

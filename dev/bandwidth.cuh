@@ -1,0 +1,91 @@
+// For benches of kernels that are bound by memory: noise on the GPU, medians of event times, and what a plain copy reaches.
+#ifndef DEV_BANDWIDTH_CUH
+#define DEV_BANDWIDTH_CUH
+
+#include "../halo/cuda/device.cuh"
+
+#include <algorithm>
+#include <vector>
+
+enum { kBenchWarmups = 3, kBenchRuns = 15 };
+
+// Median time of run(), in us.
+template <typename Run>
+static double median_us(Run run) {
+    cudaEvent_t start, stop;
+    cuda_ok(cudaEventCreate(&start), "an event");
+    cuda_ok(cudaEventCreate(&stop), "an event");
+    std::vector<float> times;
+    for (int i = 0; i < kBenchWarmups + kBenchRuns; i++) {
+        float ms;
+        cuda_ok(cudaEventRecord(start, cuda_stream()), "an event");
+        run();
+        cuda_ok(cudaEventRecord(stop, cuda_stream()), "an event");
+        cuda_ok(cudaEventSynchronize(stop), "what is timed");
+        cuda_ok(cudaEventElapsedTime(&ms, start, stop), "a time");
+        if (i >= kBenchWarmups) times.push_back(ms);
+    }
+    cuda_ok(cudaEventDestroy(start), "an event");
+    cuda_ok(cudaEventDestroy(stop), "an event");
+    std::nth_element(times.begin(), times.begin() + kBenchRuns / 2, times.end());
+    return 1e3 * times[kBenchRuns / 2];
+}
+
+enum { kCopyThreads = 512, kCopyLoads = 4 };
+__global__ void __launch_bounds__(kCopyThreads) copy_kernel(uint4* y, const uint4* x, size_t n) {
+    size_t first = (size_t)blockIdx.x * kCopyThreads * kCopyLoads + threadIdx.x;
+    uint4 v[kCopyLoads];
+#pragma unroll
+    for (int i = 0; i < kCopyLoads; i++)
+        if (first + (size_t)i * kCopyThreads < n) v[i] = x[first + (size_t)i * kCopyThreads];
+#pragma unroll
+    for (int i = 0; i < kCopyLoads; i++)
+        if (first + (size_t)i * kCopyThreads < n) y[first + (size_t)i * kCopyThreads] = v[i];
+}
+
+// Bytes read and written per second by a copy of 512 MiB, in GB/s.
+static double copy_gbs() {
+    size_t bytes = (size_t)512 << 20, n = bytes / sizeof(uint4);
+    void *x = cuda_ops.alloc(bytes), *y = cuda_ops.alloc(bytes);
+    unsigned grid = (unsigned)((n + kCopyThreads * kCopyLoads - 1) / (kCopyThreads * kCopyLoads));
+    double us = median_us([&] { LAUNCH(copy_kernel, grid, kCopyThreads, 0, (uint4*)y, (const uint4*)x, n); });
+    cuda_ops.release(x);
+    cuda_ops.release(y);
+    return 2.0 * bytes / us * 1e-3;
+}
+
+// Noise between -1 and 1, one value in 4096 a hundred times that.
+template <typename T>
+__global__ void noise_kernel(T* x, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    uint32_t h = (uint32_t)i * 2654435761u;
+    h = (h ^ h >> 15) * 2246822519u;
+    h = (h ^ h >> 13) * 3266489917u;
+    h ^= h >> 16;
+    Values<1> v = {{((float)(h >> 8) / 8388608.0f - 1.0f) * ((h & 4095u) == 0 ? 100.0f : 1.0f)}};
+    store_values<1>(x + i, v);
+}
+static Mat noise(int rows, int cols, Fmt fmt) {
+    Mat m = mat(NULL, rows, cols, fmt);
+    m.data = cuda_ops.alloc(mat_bytes(m));
+    size_t n = (size_t)rows * cols;
+    unsigned grid = (unsigned)((n + 255) / 256);
+    if (fmt == BF16) LAUNCH(noise_kernel<bf16>, grid, 256, 0, (bf16*)m.data, n);
+    else LAUNCH(noise_kernel<float>, grid, 256, 0, (float*)m.data, n);
+    return m;
+}
+static Mat zeros(int rows, int cols, Fmt fmt) {
+    Mat m = mat(NULL, rows, cols, fmt);
+    m.data = cuda_ops.alloc(mat_bytes(m));
+    return m;
+}
+// A copy of m in the host's memory.
+static Mat on_host(Mat m) {
+    Mat host = m;
+    host.data = host_alloc(mat_bytes(m));
+    cuda_ops.download(host.data, m.data, mat_bytes(m));
+    return host;
+}
+
+#endif

@@ -1,0 +1,86 @@
+// Speed of quantizers: checks codes, transposed codes and scales against the CPU layers on a corner of the matrix, then times it.
+// One line per shape: what | us (median) | GB/s | x of the copy bandwidth measured in the same run. Bytes are those of reading the input
+// once and writing each wanted form of the codes once.
+#include "bandwidth.cuh"
+
+typedef struct {
+    int rows, cols;
+    Fmt in, fmt;
+    Gran gran;
+    bool codes, transposed;
+} Shape;
+
+static const Shape kShapes[] = {
+    {16384, 4096, BF16, INT8, PER_TENSOR, true, true},      {16384, 4096, BF16, FP8_E4M3, PER_TENSOR, true, true},
+    {16384, 4096, BF16, FP6_E3M2, PER_TENSOR, true, true},  {16384, 4096, BF16, FP8_E5M2, PER_TENSOR, true, true},
+    {16384, 4096, BF16, INT8, PER_TENSOR, true, false},     {16384, 4096, BF16, INT8, PER_TENSOR, false, true},
+    {8192, 14336, BF16, INT8, PER_TENSOR, true, true},      {8192, 14336, BF16, FP8_E4M3, PER_TENSOR, true, true},
+    {8192, 28672, BF16, INT8, PER_TENSOR, true, true},      {8192, 14336, BF16, INT8, NO_SCALE, true, true},
+    {8192, 14336, BF16, INT8, PER_ROW, true, true},         {8192, 14336, BF16, INT8, PER_BLOCK32, true, true},
+    {14336, 4096, F32, INT8, PER_TENSOR, true, true},       {8192, 14336, BF16, FP6_E2M3, PER_TENSOR, true, true},
+};
+
+static QMat outputs(const Shape& s, void* (*alloc)(size_t)) {
+    QMat q = {mat(NULL, s.rows, s.cols, s.fmt), mat(NULL, s.cols, s.rows, s.fmt), NULL, s.gran};
+    if (s.codes) q.codes.data = alloc(mat_bytes(q.codes));
+    if (s.transposed) q.codes_t.data = alloc(mat_bytes(q.codes_t));
+    q.scale = (float*)alloc(sizeof(float) * (size_t)max_int(1, scale_count(s.rows, s.cols, s.gran)));
+    return q;
+}
+static size_t differing(const void* on_gpu, const void* want, size_t bytes) {
+    std::vector<unsigned char> got(bytes);
+    if (bytes) cuda_ops.download(got.data(), on_gpu, bytes);
+    size_t differ = 0;
+    for (size_t i = 0; i < bytes; i++) differ += got[i] != ((const unsigned char*)want)[i];
+    return differ;
+}
+static bool agrees(Shape s) {
+    s.rows = 392;   // tails of tiles in both directions
+    s.cols = 520;
+    Mat x = noise(s.rows, s.cols, s.in), host = on_host(x);
+    QMat q = outputs(s, cuda_ops.alloc), want = outputs(s, cpu_f32_ops.alloc);
+    float largest = 0;
+    float* absmax = (float*)cuda_ops.alloc(sizeof(float));
+    cuda_ops.absmax(absmax, x);
+    cpu_f32_ops.absmax(&largest, host);
+    cuda_ops.quantize(q, x, absmax, s.fmt, 1);
+    cpu_f32_ops.quantize(want, host, &largest, s.fmt, 1);
+    size_t wrong = differing(q.codes.data, want.codes.data, s.codes ? mat_bytes(q.codes) : 0) +
+                   differing(q.codes_t.data, want.codes_t.data, s.transposed ? mat_bytes(q.codes_t) : 0) +
+                   differing(q.scale, want.scale, sizeof(float) * (size_t)scale_count(s.rows, s.cols, s.gran)) +
+                   differing(absmax, &largest, sizeof largest);
+    void* gpu[] = {x.data, q.codes.data, q.codes_t.data, q.scale, absmax};
+    for (void* p : gpu)
+        if (p) cuda_ops.release(p);
+    free(host.data);
+    free(want.codes.data);
+    free(want.codes_t.data);
+    free(want.scale);
+    return wrong == 0;
+}
+
+static bool bench(Shape s, double copy) {
+    bool right = agrees(s);
+    Mat x = noise(s.rows, s.cols, s.in);
+    QMat q = outputs(s, cuda_ops.alloc);
+    float* absmax = (float*)cuda_ops.alloc(sizeof(float));
+    cuda_ops.absmax(absmax, x);
+    double us = median_us([&] { cuda_ops.quantize(q, x, absmax, s.fmt, 1); });
+    double bytes = (double)s.rows * s.cols * (double)(fmt_bytes(s.in) + s.codes + s.transposed), gbs = bytes / us * 1e-3;
+    static const char* const grans[] = {"tensor", "row", "block32", "no scale"};
+    printf("quantize %5d x %5d %-4s -> %-8s %-8s%s%s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", s.rows, s.cols, fmt_name(s.in),
+           fmt_name(s.fmt), grans[s.gran], s.codes ? " codes" : "      ", s.transposed ? " codes_t" : "        ", us, gbs, gbs / copy,
+           right ? "" : "  WRONG");
+    void* gpu[] = {x.data, q.codes.data, q.codes_t.data, q.scale, absmax};
+    for (void* p : gpu)
+        if (p) cuda_ops.release(p);
+    return right;
+}
+
+int main() {
+    double copy = copy_gbs();
+    printf("copy %.0f GB/s\n", copy);
+    bool right = true;
+    for (Shape s : kShapes) right = bench(s, copy) && right;
+    return right ? 0 : 1;
+}
