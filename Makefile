@@ -86,12 +86,11 @@ $(LIB): $(OBJECTS)
 	$(Q)ar rcs $@ $^
 
 # The program is C: on a machine without a GPU the C compiler takes the same file.
+PROGRAM_CC = $(if $(HALO_CUDA),$(NVCC) -std=c++17 -g -O3 -arch=$(ARCH),$(CC) $(CFLAGS) -x c)
 $(BUILD)/train_llama3.o: train_llama3.cu
 	@mkdir -p $(@D)
 	@echo '  $<'
-	$(Q)$(if $(HALO_CUDA),$(NVCC) -std=c++17 -g -O3 -arch=$(ARCH) $(DEFINES) -MMD -MP -c $< -o $@,\
-	@echo '  $<'
-	$(Q)$(CC) $(CFLAGS) $(DEFINES) -MMD -MP -x c -c $< -o $@)
+	$(Q)$(PROGRAM_CC) $(DEFINES) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -120,7 +119,7 @@ SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT
 $(BUILD)/simt/ops.o: halo/cuda/ops.cu
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
-	$(Q)$(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
 $(BUILD)/simt/test_%.o: test/test_%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
@@ -131,7 +130,7 @@ $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
 # ---- what one runs
 test: setup
 	@$(MAKE) --no-print-directory run-tests
-run-tests: found train_llama3 $(TESTS) $(SIMT) $(DEMO)
+run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(DEMO)
 	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
 
 demo: setup
@@ -140,7 +139,7 @@ demo: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory run-benches
-run-benches: train_llama3 $(BENCHES)
+run-benches: $(BUILD)/train_llama3 $(BENCHES)
 	@for b in $(BENCHES); do echo "== $${b##*/}"; $$b || exit 1; done
 
 # valgrind knows no AVX-512. Children that end in an error message leave their memory behind: leaks are no errors there.
@@ -158,11 +157,18 @@ run-valgrind: $(LOADER_TESTS)
 setup:
 	@scripts/setup.sh
 
+# One object per file and architecture; nothing is linked.
+KERNEL_FILES = train_llama3.cu $(wildcard halo/cuda/*.cu dev/*.cu)
+KERNELS = $(foreach arch,$(ARCHS),$(KERNEL_FILES:%.cu=build/kernels/$(arch)/%.o))
 kernels:
-	@for arch in $(ARCHS); do for f in train_llama3.cu $$(ls halo/cuda/*.cu halo/comm_nccl.cu dev/*.cu 2>/dev/null); do \
-	  echo "$$arch $$f"; mkdir -p build/kernels; \
-	  $(NVCC) -std=c++17 -O3 -gencode arch=compute_$${arch#sm_},code=$$arch $(filter-out -DHALO_NCCL,$(DEFINES)) \
-	    -c $$f -o build/kernels/$$arch-$$(basename $$f .cu).o || exit 1; done; done
+	@$(MAKE) --no-print-directory -j$(shell nproc) $(KERNELS)
+define KERNEL_RULE
+build/kernels/$(1)/%.o: %.cu
+	@mkdir -p $$(@D)
+	@echo '  $(1) $$<'
+	$$(Q)$$(NVCC) -std=c++17 -O3 -DHALO_CUDA -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@
+endef
+$(foreach arch,$(ARCHS),$(eval $(call KERNEL_RULE,$(arch))))
 
 clean:
 	rm -rf build train_llama3

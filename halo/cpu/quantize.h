@@ -8,7 +8,11 @@ enum { kQuantBlock = 32 };
 
 // Written out per format, so that each loop has its rounding inlined with the format known.
 static inline void encode_as(uint8_t* codes, const float* x, const float* inverse, int n, Fmt fmt) {
-    for (int j = 0; j < n; j++) codes[j] = code_from_f32(x[j] * inverse[j / kQuantBlock], fmt);
+    for (int first = 0; first < n; first += kQuantBlock) {   // one factor a block: the inner loop vectorises
+        float factor = inverse[first / kQuantBlock];
+        int end = min_int(first + kQuantBlock, n);
+        for (int j = first; j < end; j++) codes[j] = code_from_f32(x[j] * factor, fmt);
+    }
 }
 // inverse holds quant_inverse for each 32 columns.
 static void encode(void* codes, const float* x, const float* inverse, int n, Fmt fmt) {

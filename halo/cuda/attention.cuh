@@ -13,7 +13,7 @@
 
 // ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and everybody's turn and the ticket are zero.
 // Eight lanes take a row of a head, 16 bytes at a time; neighbours take neighbouring heads.
-enum { kRowsLanes = 8, kRowsThreads = 256, kRowsPad = 64 };
+enum { kRowsLanes = 8, kRowsThreads = 256, kRowsPad = 128 };
 
 __global__ void attention_rows_kernel(float2* rows, unsigned* counters, int counter_count, const bf16* dy, int ld_dy, const bf16* y, int ld_y,
                                       const float* lse, int B, int T, int T_padded, int NH, int HD, bool vectors) {
@@ -198,7 +198,7 @@ static void launch_forward_sm80(const AttnForward& a) {
 }
 
 static void attention_forward_rows(AttnForward a) {
-    if (attention_sm90_wanted(a)) return attention_forward_sm90(a);
+    if (attention_sm90_wanted(a.HD, a.vectors)) return attention_forward_sm90(a);
     with_head_dim(a.HD, [&](auto kHD) { launch_forward_sm80<kHD()>(a); });
 }
 
@@ -243,6 +243,7 @@ static void launch_backward_sm80(const AttnBackward& a) {
 
 // 128 keys at a time where an SM has the shared memory for it (sm_80, 90, 100), else 64 (sm_86, 89, 120).
 static void attention_backward_rows(const AttnBackward& a) {
+    if (attention_sm90_wanted(a.HD, a.vectors)) return attention_backward_sm90(a);
     bool roomy = (size_t)attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
     if (a.HD <= 32) launch_backward_sm80<BackwardSm80<32, 64, 1, 4>>(a);
     else if (a.HD <= 64) launch_backward_sm80<BackwardSm80<64, 32, 2, 4>>(a);

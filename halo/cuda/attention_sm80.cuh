@@ -182,7 +182,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 
     float dk[kKeyTiles][kHD / 2] = {}, dv[kKeyTiles][kHD / 2] = {};
     int h = kv * group, m = first_block, stage = 0;
-    unsigned *signal = nullptr, signal_turn = 0;
+    int signal = -1;   // the query block whose next turn is due
+    unsigned signal_turn = 0;
     for (int steps = group * (end_block - first_block); steps > 0; steps--, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();   // this step's tiles are here; nobody reads the last step's any more
@@ -227,8 +228,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         }
         bool masked = m * kM < key + kN - 1 || m * kM + kM > smallest_end;
 #pragma unroll
-        for (int t = 0; t < kKeyTiles; t++)
-            scores_backward(p[t], ds[t], row_pairs, a.scale_log2, masked, key + warp_key + 16 * t + lane / 4, m * kM, end_of[t]);
+        for (int t = 0; t < kKeyTiles; t++) {
+            scores_to_p(p[t], row_pairs, a.scale_log2, masked, key + warp_key + 16 * t + lane / 4, m * kM, end_of[t]);
+            dp_to_ds(ds[t], p[t], row_pairs);
+        }
 #pragma unroll
         for (int t = 0; t < kKeyTiles; t++) accumulators_to_tile<kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
 
@@ -251,19 +254,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 
         // Our turn at this query block comes after the key blocks up to its diagonal. The last step's sums have long arrived when they are
         // released here; the next block needs them half a step from now.
-        DqTurn turn = dq_turn<kM, kN, kHD>(a, b, h, m, key);
+        DqTurn turn = dq_turn<kM, kN>(a, b, h, m, key);
         if (threadIdx.x == 0) {
-            if (signal) store_release(signal, signal_turn);
-            while (load_acquire(turn.turns) != turn.turn) __nanosleep(20);
+            if (signal >= 0) store_release(a.turns + signal, signal_turn);
+            while (load_acquire(a.turns + turn.block) != turn.turn) __nanosleep(20);
         }
         __syncthreads();   // dS is here
-        signal = turn.last ? nullptr : turn.turns;
+        signal = turn.last ? -1 : turn.block;
         signal_turn = turn.turn + 1;
         int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
         float dq[S::kRowTiles][S::kColumns / 2];
 #pragma unroll
         for (int t = 0; t < S::kRowTiles; t++)
-            dq_load<kThreads>(dq[t], turn.sums + t * S::kColumns / 8 * kThreads + threadIdx.x, turn.turn == 0);
+            dq_load<kThreads>(dq[t], dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * kThreads + threadIdx.x, turn.turn == 0);
 #pragma unroll
         for (int i = 0; i < kM / 16; i++) {   // dK += dS^T Q, while the sums come
             uint32_t ds_fragment[kKeyTiles][4];
@@ -299,13 +302,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 #pragma unroll
         for (int t = 0; t < S::kRowTiles; t++) {
             if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
-            else dq_store<kThreads>(turn.sums + t * S::kColumns / 8 * kThreads + threadIdx.x, dq[t]);
+            else dq_store<kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * kThreads + threadIdx.x, dq[t]);
         }
         m = next_m;
         h = next_h;
     }
     __syncthreads();   // nobody reads K any more
-    if (threadIdx.x == 0 && signal) store_release(signal, signal_turn);
+    if (threadIdx.x == 0 && signal >= 0) store_release(a.turns + signal, signal_turn);
 
 #pragma unroll
     for (int t = 0; t < kKeyTiles; t++) {

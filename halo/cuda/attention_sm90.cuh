@@ -1,16 +1,21 @@
-// Causal attention on Hopper: wgmma, TMA and specialised warps, for heads of 64 and 128. Forward; the backward pass runs on mma.sync.
+// Causal attention on Hopper: wgmma, TMA and specialised warps, for heads of 64 and 128. A producer warp keeps TMA ahead through full and
+// empty mbarriers; consumer warpgroups multiply.
 //
-// A persistent block has one producer warp, which keeps TMA ahead, and consumer warpgroups of 64 queries each: two for heads of 128, three
-// for 64 (kM = 128, 192 queries), all walking over the same keys, kN = 128 at a time from the diagonal down. Q has one buffer, K and V
-// two each, with a full and an empty mbarrier. Tiles are handed out longest first, round robin: neighbouring rounds are of one length.
+// forward   A persistent block has consumers of 64 queries each, two for heads of 128, three for 64 (kM = 128, 192), which walk over the
+//           same keys, kN = 128 at a time from the diagonal down. Q has one buffer, K and V two each. Tiles are handed out longest first,
+//           round robin: those of one round are of one length.
+//           Two overlaps keep the tensor cores busy through the exponentials. Within a warpgroup, S = Q K^T of the next keys is issued
+//           before P V of the last ones, and its softmax runs during P V. Between warpgroups, named barriers let one issue its products
+//           at a time, so that the others are at their softmax.
+// backward  The scheme of attention_sm80.cuh with warpgroups for warps: two consumers of 64 keys each, kM queries at a time (64, or 128
+//           for heads of 64), Q and dY in two buffers, dS in two so that one barrier a step is enough. Of dQ each consumer forms 64 x 64.
+//           Two threads of the producer's warpgroup wait for a block's turn at dQ and end it; the consumers see mbarriers only.
 //
-// Two overlaps keep the tensor cores busy through the exponentials. Within a warpgroup, S = Q K^T of the next keys is issued before
-// P V of the last ones, and its softmax runs during P V. Between warpgroups, named barriers let one issue its products at a time, so that
-// the others are at their softmax.
+// Flops: 2 T^2 HD a head forward, 5 T^2 HD backward. A K/V tile of 64 KB serves 4 kM kN HD flops forward: 128 flops a byte of the L2 for
+// heads of 128. The layout of tiles, masks, softmax and dQ's turns are those of attention_tiles.cuh, which the mma.sync kernels share.
 //
-// The layout of tiles, masks, softmax and the way out are those of attention_tiles.cuh, which also the mma.sync kernels stand on.
-//
-// State: compiled for sm_90a and read, not yet run on hardware. Until it is, only HALO_ATTENTION=sm90 selects it.
+// State: run on the emulator, which checks descriptors, swizzles, parities and turns; compiled for sm_90a and its SASS read; not yet run on
+// hardware. Until it is, only HALO_ATTENTION=sm90 selects these kernels.
 #ifndef HALO_CUDA_ATTENTION_SM90_CUH
 #define HALO_CUDA_ATTENTION_SM90_CUH
 
@@ -62,10 +67,9 @@ struct Ring {
     }
 };
 
-// kRows rows of a head, box by box, announced to `full`.
+// kRows rows of a head, box by box; `full` already expects them.
 template <int kRows, int kPanels>
-__device__ inline void forward_fetch(bf16* tile, const CUtensorMap* map, int column, int row, int b, uint64_t* full) {
-    mbarrier_expect(full, kRows / kBoxRows * kPanels * kBoxBytes);
+__device__ inline void tile_fetch(bf16* tile, const CUtensorMap* map, int column, int row, int b, uint64_t* full) {
 #pragma unroll
     for (int p = 0; p < kPanels; p++) {
 #pragma unroll
@@ -82,13 +86,16 @@ __device__ inline void forward_producer(typename S::Shared* shared, const AttnFo
         ForwardTile t = forward_tile<S>(a, index);
         int kv = t.h / (a.NH / a.NKV), k_column = (a.NH + kv) * S::kHD, v_column = k_column + a.NKV * S::kHD;
         mbarrier_wait(&shared->q_empty, q_ring.parity ^ 1);
-        forward_fetch<S::kM, S::kPanels>(shared->q, map, t.h * S::kHD, t.first, t.b, &shared->q_full);
+        mbarrier_expect(&shared->q_full, S::kM * S::kHD * sizeof(bf16));
+        tile_fetch<S::kM, S::kPanels>(shared->q, map, t.h * S::kHD, t.first, t.b, &shared->q_full);
         q_ring.next();
         for (int n = t.last_block; n >= t.first_block; n--, ring.next()) {
             mbarrier_wait(&shared->k_empty[ring.stage], ring.parity ^ 1);
-            forward_fetch<S::kN, S::kPanels>(shared->k[ring.stage], map, k_column, n * S::kN, t.b, &shared->k_full[ring.stage]);
+            mbarrier_expect(&shared->k_full[ring.stage], S::kN * S::kHD * sizeof(bf16));
+            tile_fetch<S::kN, S::kPanels>(shared->k[ring.stage], map, k_column, n * S::kN, t.b, &shared->k_full[ring.stage]);
             mbarrier_wait(&shared->v_empty[ring.stage], ring.parity ^ 1);
-            forward_fetch<S::kN, S::kPanels>(shared->v[ring.stage], map, v_column, n * S::kN, t.b, &shared->v_full[ring.stage]);
+            mbarrier_expect(&shared->v_full[ring.stage], S::kN * S::kHD * sizeof(bf16));
+            tile_fetch<S::kN, S::kPanels>(shared->v[ring.stage], map, v_column, n * S::kN, t.b, &shared->v_full[ring.stage]);
         }
     }
 }
@@ -129,7 +136,7 @@ template <typename S>
 __device__ inline void forward_consumer(typename S::Shared* shared, const AttnForward& a, int tiles, int consumer) {
     constexpr int kHD = S::kHD, kN = S::kN;
     int warp_row = consumer * 64 + threadIdx.x % kWarpgroup / kWarp * 16;   // of this warp's 16 rows
-    bool speaks = threadIdx.x % kWarpgroup == 0;                            // for its warpgroup, at mbarriers
+    bool speaks = threadIdx.x % kWarp == 0;                                 // for its warp, at mbarriers
     bf16* q = shared->q + consumer * 64 * kPanel;
     Ring<S::kStages> k_ring, v_ring;
     Ring<1> q_ring;
@@ -200,7 +207,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         tile_store<S::kM, kHD, 16>(a.y + ((size_t)t.b * a.T + t.first) * a.ld_y + t.h * kHD, a.ld_y, shared->q, warp_row, a.T - t.first, kHD, true);
         async_proxy_fence();   // before TMA writes the next queries here
         __syncwarp();
-        if (threadIdx.x % kWarp == 0) mbarrier_arrive(&shared->q_empty);
+        if (speaks) mbarrier_arrive(&shared->q_empty);
         q_ring.next();
     }
     if (a.absmax) raise_absmax_of_warp(a.absmax, largest);
@@ -218,8 +225,8 @@ attention_forward_sm90_kernel(AttnForward a, const __grid_constant__ CUtensorMap
         for (int i = 0; i < S::kStages; i++) {
             mbarrier_init(&shared->k_full[i], 1);
             mbarrier_init(&shared->v_full[i], 1);
-            mbarrier_init(&shared->k_empty[i], S::kConsumers);
-            mbarrier_init(&shared->v_empty[i], S::kConsumers);
+            mbarrier_init(&shared->k_empty[i], 4 * S::kConsumers);
+            mbarrier_init(&shared->v_empty[i], 4 * S::kConsumers);
         }
         mbarrier_init_fence();
         tma_prefetch_map(&map);
@@ -232,6 +239,251 @@ attention_forward_sm90_kernel(AttnForward a, const __grid_constant__ CUtensorMap
     } else {
         registers_grow<S::kConsumerRegisters>();
         forward_consumer<S>(shared, a, tiles, warpgroup - 1);
+    }
+#else
+    __trap();
+#endif
+}
+
+// ---- backward
+template <int kHD_>
+struct BackwardSm90 {
+    static constexpr int kHD = kHD_, kM = kHD == 64 ? 128 : 64, kN = 128, kStages = 2, kConsumers = 2, kConsumerThreads = kConsumers * kWarpgroup;
+    static constexpr int kThreads = kConsumerThreads + kWarpgroup, kPanels = kHD / kPanel;
+    static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+    struct Shared {
+        bf16 k[tile_values<kN, kHD>()], v[tile_values<kN, kHD>()];   // later dk, dv
+        bf16 q[kStages][tile_values<kM, kHD>()], dy[kStages][tile_values<kM, kHD>()];
+        bf16 ds[2][tile_values<kN, kM>()];                           // (keys, queries)
+        float2 rows[kStages][kM];                                    // comes with q
+        uint64_t kv_full, q_full[kStages], q_empty[kStages], dy_full[kStages], dy_empty[kStages], turn_is_ours, turn_is_over;
+        unsigned ticket;
+    };
+};
+
+// kN keys of one K/V head and the queries that see them, head after head of the group.
+struct BackwardWork {
+    int b, kv, key, first_block, end_block, group;
+    __device__ int steps() const { return group * (end_block - first_block); }
+};
+struct BackwardStep {
+    int h, m;
+    __device__ void next(const BackwardWork& w) {
+        if (++m < w.end_block) return;
+        m = w.first_block;
+        h++;
+    }
+};
+template <typename S>
+__device__ inline BackwardWork backward_work(const AttnBackward& a, int index) {   // head after head, the last keys first
+    int blocks = (a.T + S::kN - 1) / S::kN;
+    BackwardWork w;
+    w.key = (blocks - 1 - index % blocks) * S::kN;
+    w.kv = index / blocks % a.NKV;
+    w.b = index / blocks / a.NKV;
+    w.group = a.NH / a.NKV;
+    w.first_block = w.key / S::kM;
+    w.end_block = (a.end[(size_t)w.b * a.T + min(w.key + S::kN, a.T) - 1] + S::kM - 1) / S::kM;
+    return w;
+}
+
+#if HALO_HOPPER
+template <typename S>
+__device__ inline void backward_producer(typename S::Shared* shared, const AttnBackward& a, const CUtensorMap* qkv, const CUtensorMap* dy,
+                                         const BackwardWork& w) {
+    constexpr int kM = S::kM, kHD = S::kHD, kPanels = S::kPanels;
+    constexpr int kKeysBytes = S::kN * kHD * (int)sizeof(bf16), kQueriesBytes = kM * kHD * (int)sizeof(bf16), kRowsBytes = kM * (int)sizeof(float2);
+    int k_column = (a.NH + w.kv) * kHD, v_column = k_column + a.NKV * kHD;
+    mbarrier_expect(&shared->kv_full, 2 * kKeysBytes);
+    tile_fetch<S::kN, kPanels>(shared->k, qkv, k_column, w.key, w.b, &shared->kv_full);
+    tile_fetch<S::kN, kPanels>(shared->v, qkv, v_column, w.key, w.b, &shared->kv_full);
+    Ring<S::kStages> ring;
+    BackwardStep at = {w.kv * w.group, w.first_block};
+    for (int steps = w.steps(); steps > 0; steps--, at.next(w), ring.next()) {
+        mbarrier_wait(&shared->q_empty[ring.stage], ring.parity ^ 1);
+        mbarrier_expect(&shared->q_full[ring.stage], kQueriesBytes + kRowsBytes);
+        tile_fetch<kM, kPanels>(shared->q[ring.stage], qkv, at.h * kHD, at.m * kM, w.b, &shared->q_full[ring.stage]);
+        bulk_load(shared->rows[ring.stage], a.rows + ((size_t)w.b * a.NH + at.h) * a.T_padded + at.m * kM, kRowsBytes, &shared->q_full[ring.stage]);
+        mbarrier_wait(&shared->dy_empty[ring.stage], ring.parity ^ 1);
+        mbarrier_expect(&shared->dy_full[ring.stage], kQueriesBytes);
+        tile_fetch<kM, kPanels>(shared->dy[ring.stage], dy, at.h * kHD, at.m * kM, w.b, &shared->dy_full[ring.stage]);
+    }
+}
+
+// Two threads stand between the turns of all blocks and this block's consumers: one waits for ours, the other ends it.
+template <typename S>
+__device__ inline void backward_await_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
+    BackwardStep at = {w.kv * w.group, w.first_block};
+    Ring<1> over;
+    for (int steps = w.steps(); steps > 0; steps--, at.next(w)) {
+        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
+        while (load_acquire(a.turns + turn.block) != turn.turn) __nanosleep(20);
+        mbarrier_arrive(&shared->turn_is_ours);
+        mbarrier_wait(&shared->turn_is_over, over.parity);
+        over.next();
+    }
+}
+template <typename S>
+__device__ inline void backward_end_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
+    BackwardStep at = {w.kv * w.group, w.first_block};
+    Ring<1> over;
+    for (int steps = w.steps(); steps > 0; steps--, at.next(w)) {
+        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
+        mbarrier_wait(&shared->turn_is_over, over.parity);
+        over.next();
+        __threadfence();   // the consumers' sums, which the mbarrier has made ours, before the turn
+        if (!turn.last) store_release(a.turns + turn.block, turn.turn + 1);
+    }
+}
+
+// Issues x (64 x kM) = rows of `keys` times `queries`^T, both K-major.
+template <typename S>
+__device__ inline void issue_keys_by_queries(float (&x)[S::kM / 2], const bf16* keys, const bf16* queries) {
+    uint64_t keys_matrix = wgmma_matrix(keys, 16), queries_matrix = wgmma_matrix(queries, 16);
+    wgmma_pin(x);
+    wgmma_fence();
+#pragma unroll
+    for (int d = 0; d < S::kHD / 16; d++) {
+        int in_panel = d % 4 * 32, panel = d / 4;
+        wgmma_bf16<0, 0>(x, wgmma_advance(keys_matrix, panel * S::kN * kPanel * 2 + in_panel),
+                         wgmma_advance(queries_matrix, panel * S::kM * kPanel * 2 + in_panel), d > 0);
+    }
+    wgmma_commit();
+}
+// Issues x (64 x kHD) += a times `queries` (queries, HD).
+template <typename S>
+__device__ inline void issue_keys_gradient(float (&x)[S::kHD / 2], const uint32_t (&a)[S::kM / 16][4], const bf16* queries) {
+    uint64_t queries_matrix = wgmma_matrix(queries, S::kM * kPanel * 2);
+    wgmma_pin(x);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < S::kM / 16; i++) wgmma_bf16<1>(x, a[i], wgmma_advance(queries_matrix, i * 16 * kPanel * 2), true);
+    wgmma_commit();
+}
+// Issues x (64 queries x 64 columns) += dS K: ds is one panel of (keys, queries), k one panel of (keys, HD).
+template <typename S>
+__device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
+    uint64_t ds_matrix = wgmma_matrix(ds, 16), k_matrix = wgmma_matrix(k, 16);
+    wgmma_pin(x);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < S::kN / 16; i++)
+        wgmma_bf16<1, 1>(x, wgmma_advance(ds_matrix, i * 16 * kPanel * 2), wgmma_advance(k_matrix, i * 16 * kPanel * 2), true);
+    wgmma_commit();
+}
+
+template <typename S>
+__device__ inline void backward_consumer(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w, int consumer) {
+    constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kThreads = S::kConsumerThreads;
+    enum { kDsBarrier = 1, kEndBarrier = 2 };
+    int thread = threadIdx.x - kWarpgroup, lane = thread % kWarp, warp_key = thread / kWarp * 16, keys = min(kN, a.T - w.key);
+    bool speaks = lane == 0;   // for its warp, at mbarriers
+    const int* end = a.end + (size_t)w.b * a.T + w.key;
+    int smallest_end = end[0], end_of[2];
+    for (int half = 0; half < 2; half++) {
+        int j = warp_key + lane / 4 + 8 * half;
+        end_of[half] = j < keys ? end[j] : 0;
+    }
+    // dQ (kM, kHD) is 64 x 64 for each consumer: its half of the columns, or of the queries
+    int dq_panel = kHD == 64 ? 0 : consumer, ds_panel = kHD == 64 ? consumer : 0;
+
+    float dk[kHD / 2] = {}, dv[kHD / 2] = {};
+    Ring<S::kStages> ring;
+    Ring<1> turn_ring;
+    BackwardStep at = {w.kv * w.group, w.first_block};
+    mbarrier_wait(&shared->kv_full, 0);
+#pragma unroll 1
+    for (int steps = w.steps(); steps > 0; steps--) {
+        int stage = ring.stage;
+        bf16* ds_tile = shared->ds[stage];   // two, so that the other consumer may still read the last one
+        float p[kM / 2], ds[kM / 2], dq[32];
+        uint32_t p_fragment[kM / 16][4], ds_fragment[kM / 16][4];
+        mbarrier_wait(&shared->q_full[stage], ring.parity);
+        issue_keys_by_queries<S>(p, shared->k + consumer * 64 * kPanel, shared->q[stage]);
+        mbarrier_wait(&shared->dy_full[stage], ring.parity);
+        issue_keys_by_queries<S>(ds, shared->v + consumer * 64 * kPanel, shared->dy[stage]);
+        wgmma_wait<1>();   // the scores; dP goes on
+        wgmma_pin(p);
+        bool masked = at.m * kM < w.key + kN - 1 || at.m * kM + kM > smallest_end;
+        const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);
+        scores_to_p(p, row_pairs, a.scale_log2, masked, w.key + warp_key + lane / 4, at.m * kM, end_of);
+        wgmma_wait<0>();
+        wgmma_pin(ds);
+        dp_to_ds(ds, p, row_pairs);
+#pragma unroll
+        for (int i = 0; i < kM / 16; i++) {
+            accumulators_to_fragment(p_fragment[i], p, i);
+            accumulators_to_fragment(ds_fragment[i], ds, i);
+        }
+        issue_keys_gradient<S>(dv, p_fragment, shared->dy[stage]);
+        issue_keys_gradient<S>(dk, ds_fragment, shared->q[stage]);
+#pragma unroll
+        for (int i = 0; i < kM / 16; i++) fragment_to_tile<kN>(ds_tile, warp_key, i, ds_fragment[i]);
+        async_proxy_fence();
+        named_barrier_sync(kDsBarrier, kThreads);   // all of dS is here
+
+        DqTurn turn = dq_turn<kM, kN>(a, w.b, at.h, at.m, w.key);
+        float4* sums = dq_sums<kM, kHD>(a, turn) + thread;
+        mbarrier_wait(&shared->turn_is_ours, turn_ring.parity);
+        turn_ring.next();
+        dq_load<kThreads>(dq, sums, turn.turn == 0);
+        issue_dq<S>(dq, ds_tile + ds_panel * kN * kPanel, shared->k + dq_panel * kN * kPanel);
+        wgmma_wait<1>();   // dV and dK
+        wgmma_pin(dv);
+        wgmma_pin(dk);
+        __syncwarp();
+        if (speaks) mbarrier_arrive(&shared->q_empty[stage]);
+        if (speaks) mbarrier_arrive(&shared->dy_empty[stage]);
+        wgmma_wait<0>();
+        wgmma_pin(dq);
+        if (turn.last) dq_write(a, dq, w.b, at.h, at.m * kM + ds_panel * 64 + warp_key % 64, dq_panel * kPanel);
+        else dq_store<kThreads>(sums, dq);
+        mbarrier_arrive(&shared->turn_is_over);
+        ring.next();
+        at.next(w);
+    }
+    named_barrier_sync(kEndBarrier, kThreads);   // nobody reads K any more
+    accumulators_to_tile<kN>(shared->k, warp_key, dk, a.scale, a.scale);
+    accumulators_to_tile<kN>(shared->v, warp_key, dv, 1, 1);
+    __syncwarp();
+    bf16* to = a.dqkv + ((size_t)w.b * a.T + w.key) * a.ld_dqkv + (a.NH + w.kv) * kHD;
+    tile_store<kN, kHD, 16>(to, a.ld_dqkv, shared->k, warp_key, keys, kHD, true);
+    tile_store<kN, kHD, 16>(to + a.NKV * kHD, a.ld_dqkv, shared->v, warp_key, keys, kHD, true);
+}
+#endif
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+attention_backward_sm90_kernel(AttnBackward a, const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap dy) {
+#if HALO_HOPPER
+    SHARED(typename S::Shared, shared);
+    if (threadIdx.x == 0) {
+        shared->ticket = atomicAdd(a.ticket, 1u);   // in the order of starting: whom we wait for has begun
+        mbarrier_init(&shared->kv_full, 1);
+        mbarrier_init(&shared->turn_is_ours, 1);
+        mbarrier_init(&shared->turn_is_over, S::kConsumerThreads);
+        for (int i = 0; i < S::kStages; i++) {
+            mbarrier_init(&shared->q_full[i], 1);
+            mbarrier_init(&shared->dy_full[i], 1);
+            mbarrier_init(&shared->q_empty[i], 4 * S::kConsumers);   // warps
+            mbarrier_init(&shared->dy_empty[i], 4 * S::kConsumers);
+        }
+        mbarrier_init_fence();
+        tma_prefetch_map(&qkv);
+        tma_prefetch_map(&dy);
+    }
+    __syncthreads();
+    BackwardWork w = backward_work<S>(a, (int)shared->ticket);
+    int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
+    if (warpgroup == 0) {
+        registers_shrink<S::kProducerRegisters>();
+        if (threadIdx.x == 0) backward_producer<S>(shared, a, &qkv, &dy, w);
+        if (threadIdx.x == kWarp) backward_await_turns<S>(shared, a, w);
+        if (threadIdx.x == 2 * kWarp) backward_end_turns<S>(shared, a, w);
+    } else {
+        registers_grow<S::kConsumerRegisters>();
+        backward_consumer<S>(shared, a, w, warpgroup - 1);
     }
 #else
     __trap();
@@ -262,8 +514,8 @@ static CUtensorMap sequence_map(const bf16* data, int B, int T, int columns, int
 #endif
 }
 
-// THE SELECTION. The kernel has not been run on hardware yet: it has to be asked for.
-static bool attention_sm90_wanted(const AttnForward& a) {
+// THE SELECTION. The kernels have not been run on hardware yet: they have to be asked for.
+static bool attention_sm90_wanted(int HD, bool vectors) {
     static int wanted = -1;
     if (wanted < 0) {
         const char* asked = getenv("HALO_ATTENTION");
@@ -275,7 +527,7 @@ static bool attention_sm90_wanted(const AttnForward& a) {
 #endif
         wanted = asked && !strcmp(asked, "sm90") && major == 9;
     }
-    return wanted && a.vectors && (a.HD == 64 || a.HD == 128);
+    return wanted && vectors && (HD == 64 || HD == 128);
 }
 
 template <typename S>
@@ -296,6 +548,22 @@ static void launch_forward_sm90(const AttnForward& a) {
 static void attention_forward_sm90(const AttnForward& a) {
     if (a.HD == 64) launch_forward_sm90<ForwardSm90<64>>(a);
     else launch_forward_sm90<ForwardSm90<128>>(a);
+}
+
+template <typename S>
+static void launch_backward_sm90(const AttnBackward& a) {
+    static bool allowed;
+    if (!allowed)
+        cuda_ok(cudaFuncSetAttribute(attention_backward_sm90_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)sizeof(typename S::Shared)), "shared memory of attention_backward_sm90_kernel");
+    allowed = true;
+    LAUNCH((attention_backward_sm90_kernel<S>), ceil_div(a.T, S::kN) * a.NKV * a.B, S::kThreads, sizeof(typename S::Shared), a,
+           sequence_map(a.qkv, a.B, a.T, (a.NH + 2 * a.NKV) * a.HD, a.ld_qkv), sequence_map(a.dy, a.B, a.T, a.NH * a.HD, a.ld_dy));
+}
+
+static void attention_backward_sm90(const AttnBackward& a) {
+    if (a.HD == 64) launch_backward_sm90<BackwardSm90<64>>(a);
+    else launch_backward_sm90<BackwardSm90<128>>(a);
 }
 
 #endif

@@ -133,6 +133,15 @@ __device__ inline void accumulators_to_fragment(uint32_t (&a)[4], const float (&
     for (int j = 0; j < 4; j++) a[j] = pack_bf16(x[8 * k + 2 * j], x[8 * k + 2 * j + 1]);
 }
 
+// The same fragment into a tile, 16 rows from `row` on and 16 columns from 16 k on.
+template <int kRows>
+__device__ inline void fragment_to_tile(bf16* tile, int row, int k, const uint32_t (&a)[4]) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4 + j % 2 * 8, 2 * k + j / 2))[lane % 4] = a[j];
+}
+
 // ---- softmax, row by row as the scores come. A lane holds two rows of a 16-row fragment, `half` 0 and 1, and shares them with the
 // three other lanes of its quad; x[4 i + 2 half + j] is column 8 i + 2 (lane % 4) + j.
 struct SoftmaxRows {
@@ -228,11 +237,11 @@ __device__ inline void raise_absmax_of_warp(float* absmax, float largest) {
 }
 
 // ---- backward, on fragments of 16 keys (rows) by queries (columns)
-// p: S^T becomes P^T; ds: dP^T becomes dS^T / scale. `pairs` holds {lse log2(e), D} of two queries, from `query` on; `key` is the lane's
-// first row, the second is key + 8, and their ends are `end_of`.
+// `pairs` holds {lse log2(e), D} of two queries, from `query` on. p: S^T becomes P^T; `key` is the lane's first row, the second is
+// key + 8, and their ends are `end_of`.
 template <int kCount>
-__device__ inline void scores_backward(float (&p)[kCount], float (&ds)[kCount], const float4* pairs, float scale_log2, bool masked, int key,
-                                       int query, const int (&end_of)[2]) {
+__device__ inline void scores_to_p(float (&p)[kCount], const float4* pairs, float scale_log2, bool masked, int key, int query,
+                                   const int (&end_of)[2]) {
     int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int i = 0; i < kCount / 4; i++) {
@@ -245,27 +254,37 @@ __device__ inline void scores_backward(float (&p)[kCount], float (&ds)[kCount], 
                 if (at < key + e / 2 * 8 || at >= end_of[e / 2]) x = 0;
             }
             p[4 * i + e] = x;
-            ds[4 * i + e] = x * (ds[4 * i + e] - (e % 2 ? pair.w : pair.y));
         }
+    }
+}
+// dP^T becomes dS^T / scale.
+template <int kCount>
+__device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], const float4* pairs) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) {
+        float4 pair = pairs[4 * i + threadIdx.x % 4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) dp[4 * i + e] = p[4 * i + e] * (dp[4 * i + e] - (e % 2 ? pair.w : pair.y));
     }
 }
 
 // A block's place among those that add to one query block's dQ (attention_sm80.cuh says how they take turns).
 struct DqTurn {
-    unsigned* turns;   // how many have added
-    unsigned turn;     // our number
+    int block;       // which (b, h, m): its counter is turns[block]
+    unsigned turn;   // how many come before us
     bool last;
-    float4* sums;      // of this thread: one every `threads`
 };
-template <int kM, int kN, int kHD>
+template <int kM, int kN>
 __device__ inline DqTurn dq_turn(const AttnBackward& a, int b, int h, int m, int key) {
-    size_t query_block = ((size_t)b * a.NH + h) * ((a.T + kM - 1) / kM) + m;
     DqTurn t;
-    t.turns = a.turns + query_block;
+    t.block = (b * a.NH + h) * ((a.T + kM - 1) / kM) + m;
     t.turn = (min(a.T, (m + 1) * kM) - 1) / kN - key / kN;
     t.last = a.start[(size_t)b * a.T + m * kM] >= key;
-    t.sums = reinterpret_cast<float4*>(a.dq_sums + query_block * kM * kHD);
     return t;
+}
+template <int kM, int kHD>
+__device__ inline float4* dq_sums(const AttnBackward& a, DqTurn t) {
+    return reinterpret_cast<float4*>(a.dq_sums + (size_t)t.block * (kM * kHD));
 }
 // Accumulators of dQ from and to the sums.
 template <int kThreads, int kCount>

@@ -136,7 +136,7 @@ template <typename T, Fmt kFmt, Gran kGran>
 __global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2)
 quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
                      float clip) {
-    __shared__ __align__(16) uint2 shared[kTile * kTile / kOctet];
+    __shared__ uint4 shared[kTile * kTile / 16];
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     int row_octet = warp / 2 * 4 + lane / 8, col_octet = warp % 2 * 8 + lane % 8;
     int tiles_across = (cols + kTile - 1) / kTile;
@@ -188,14 +188,13 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
 
     transpose_octets(octets);
 #pragma unroll
-    for (int j = 0; j < kOctet; j++) shared[tile_unit(col_octet * kOctet + j, row_octet)] = octets[j];
+    for (int j = 0; j < kOctet; j++) reinterpret_cast<uint2*>(shared)[tile_unit(col_octet * kOctet + j, row_octet)] = octets[j];
     __syncthreads();
     for (int unit = threadIdx.x; unit < kTile * (kTile / 16); unit += kTileThreads) {
         int column = unit / 8, part = unit % 8;   // 16 rows each
         if (tile_col + column >= cols) break;
-        uint2 low = shared[tile_unit(column, 2 * part)], high = shared[tile_unit(column, 2 * part + 1)];   // neighbours: one access
-        store_codes(codes_t[tile_col + column] + tile_row + part * 16, make_uint4(low.x, low.y, high.x, high.y),
-                    rows - tile_row - part * 16);
+        uint4 codes16 = shared[tile_unit(column, 2 * part) / 2];   // the next unit is its neighbour
+        store_codes(codes_t[tile_col + column] + tile_row + part * 16, codes16, rows - tile_row - part * 16);
     }
 }
 
