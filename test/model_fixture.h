@@ -56,7 +56,7 @@ __attribute__((unused))
 static TestModel test_model(const Config* config, const Ops* ops, const Recipe* recipe, Recompute recompute, int B, int T,
                             ReadRows read, void* self) {
     TestModel t = {*config, ops, NULL, NULL, NULL, B * T};
-    ShardOptions shard = {3, true, F32, F32, true, F32};
+    ShardOptions shard = {0, true, F32, F32, true, F32};
     t.shard = shard_new(config, ops, comm_solo(), shard);
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.

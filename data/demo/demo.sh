@@ -44,8 +44,8 @@ row() {
         "${counts[2]}/$tests_per_task" "$((100 * right / all))% ($right/$all)" "$3"
 }
 
-# field KEY: that string of a JSON line, unescaped
-field() { printf '%b\n' "$(sed -E 's/.*"'"$1"'": ?"(([^"\\]|\\.)*)".*/\1/')"; }
+# field PATTERN: the JSON string after PATTERN in a line, unescaped
+field() { printf '%b\n' "$(sed -E 's/.*'"$1"': ?"(([^"\\]|\\.)*)".*/\1/')"; }
 
 answer_tests before $demo/model
 fine_tune bf16 1 --level bf16
@@ -58,8 +58,8 @@ row "before" before -
 row "after BF16" bf16 "${seconds[1]}"
 row "after HALO-2 INT8" halo2-int8 "${seconds[2]}"
 
-example=$(grep -E -m 1 '"match": ?true' $out/halo2-int8.jsonl || head -n 1 $out/halo2-int8.jsonl)
-printf '\nA test question, and the answer of the model trained in INT8:\n\n'
-field prompt <<<"$example" | sed 's/^/    /'
+number=$(grep -nE -m 1 '"match": ?true' $out/halo2-int8.jsonl | cut -d : -f 1) || number=1
+printf '\nTest question %s, and the answer of the model trained in INT8:\n\n' "$number"
+sed -n "${number}p" $demo/test.jsonl | field '"role": "user", "content"' | sed 's/^/    /'
 echo
-field generated <<<"$example" | sed 's/^/    /'
+sed -n "${number}p" $out/halo2-int8.jsonl | field '"generated"' | sed 's/^/    /'
