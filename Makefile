@@ -129,12 +129,12 @@ $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
 
 # ---- what one runs
 test: setup
-	@$(MAKE) --no-print-directory run-tests
+	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
 run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(DEMO)
 	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
 
 demo: setup
-	@$(MAKE) --no-print-directory train_llama3
+	@$(MAKE) --no-print-directory -j$(shell nproc) train_llama3
 	@data/demo/demo.sh
 
 bench: setup
