@@ -464,6 +464,13 @@ static void trainer_free(const Session* s, Trainer* t) {
 
 static void finish_gradient(void* self, Mat g, Stack stack) { model_finish_gradients((const Model*)self, g, stack); }
 
+// The end of an optimizer step, once all its micro-steps are done.
+static void update_weights(Session* s, Trainer* t, int step) {
+    shard_finish_gradients(s->shard, finish_gradient, t->model);
+    optim_step(&t->optim, s->shard, step);
+    model_weights_changed(t->model);
+}
+
 typedef struct {
     double loss;
     float grad_norm;
@@ -485,9 +492,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
         shard_end_micro_step(s->shard);
         sums[1] += t->batch.used;
     }
-    shard_finish_gradients(s->shard, finish_gradient, t->model);
-    optim_step(&t->optim, s->shard, step);
-    model_weights_changed(t->model);
+    update_weights(s, t, step);
     s->ops->download(t->host_losses, t->losses, sizeof(float) * (size_t)o->accum * BT);
     for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
     s->comm->host_sum(sums, 2);
@@ -558,12 +563,24 @@ static void log_evaluation(StepLog* log, const char* path, int step, Evaluation 
     log_flush(log);
 }
 
-static void print_memory(const Session* s) {
+// Bytes a rank needs on the backend.
+typedef struct {
+    ShardBytes shard;
+    size_t model, together;
+} MemoryPlan;
+
+static MemoryPlan plan_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
     size_t model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
+    MemoryPlan plan = {b, model, b.weights + b.gradients + b.optimizer + b.gathered + model};
+    return plan;
+}
+
+static void print_memory(const Session* s) {
+    MemoryPlan p = plan_memory(s);
     printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  activations and scratch %.3f  "
-           "together %.3f\n", gib(b.weights), gib(b.gradients), gib(b.optimizer), gib(b.gathered), gib(model),
-           gib(b.weights + b.gradients + b.optimizer + b.gathered + model));
+           "together %.3f\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer), gib(p.shard.gathered),
+           gib(p.model), gib(p.together));
 }
 
 static void print_start(const Session* s) {
@@ -879,20 +896,17 @@ static int command_bench(Options o) {
                              t.losses);
             shard_end_micro_step(s.shard);
         }
-        shard_finish_gradients(s.shard, finish_gradient, t.model);
-        optim_step(&t.optim, s.shard, step + kBenchWarmup);
-        model_weights_changed(t.model);
+        update_weights(&s, &t, step + kBenchWarmup);
         s.ops->sync();
         if (step > 0) times[step - 1] = seconds_now() - start;
     }
     double seconds = median(times, o.steps), per_second = (double)tokens * o.accum * s.comm->ranks / seconds;
     double tflops = per_second * train_flops_per_token(&s.config, o.seq) / 1e12 / s.comm->ranks;
     double ceiling = gemm_ceiling(&s, tokens);
-    ShardBytes b = shard_bytes(&s.config, s.ops, s.comm, shard_options(&s, true));
-    size_t bytes = b.weights + b.gradients + b.optimizer + b.gathered + model_bytes(&s.config, s.ops, s.recipe, gathers_codes(&s), model_options(&s, true));
     if (leads(&s))
         printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank\n",
-               1e3 * seconds, per_second, tflops, tflops / ceiling, ceiling, gib(bytes));
+               1e3 * seconds, per_second, tflops, tflops / ceiling, ceiling,
+               gib(plan_memory(&s).together));
     free(times);
     trainer_free(&s, &t);
     session_close(&s);
