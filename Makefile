@@ -10,6 +10,7 @@
 # SAN=1               address and undefined-behaviour sanitizers, in a build folder of its own
 # NVCC= MPICC= ...    override what was found; an empty value builds without it
 # MARCH=x86-64-v3     the CPU to build for (default: this one)
+# STATIC=1            jansson, PCRE2 and xxHash linked into the binaries, to take them to a machine without
 # ARCH=sm_90a         the GPU architecture to build for (default: the machine's, else sm_90a)
 
 CC      ?= gcc
@@ -19,11 +20,12 @@ ARCH    ?= sm_90a
 MARCH   ?= native
 ARCHS    = sm_80 sm_89 sm_90a sm_100a sm_120a
 
+comma    = ,
 Q        = $(if $(V),,@)
 BUILD    = build/$(if $(SAN),san,release)$(if $(filter native,$(MARCH)),,-$(MARCH))
 WARN     = -Wall -Wextra -Werror
 CFLAGS   = -std=c11 -g -O3 -march=$(MARCH) -fopenmp $(WARN) -D_GNU_SOURCE
-LDLIBS   = -ljansson -lpcre2-8 -lxxhash -lm -lpthread
+LDLIBS   = $(if $(STATIC),-Wl$(comma)-Bstatic) -ljansson -lpcre2-8 -lxxhash $(if $(STATIC),-Wl$(comma)-Bdynamic) -lm -lpthread
 ifdef SAN
 CFLAGS  += -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
@@ -31,7 +33,7 @@ endif
 CFLAGS  += -ffp-contract=off
 
 # ---- what this machine has
-HALO_CUDA := $(and $(GPU),$(NVCC),$(wildcard halo/cuda/ops.cu),yes)
+HALO_CUDA := $(if $(NVCC),yes)
 HALO_MPI  := $(if $(MPICC),yes)
 ifdef HALO_MPI
 MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null)
@@ -42,7 +44,7 @@ ifdef HALO_CUDA
 CUDA_HOME  := $(patsubst %/bin/,%,$(dir $(NVCC)))
 HALO_NCCL  := $(and $(HALO_MPI),$(wildcard halo/comm_nccl.cu),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
 DEFINES    += -DHALO_CUDA $(if $(HALO_NCCL),-DHALO_NCCL)
-LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart $(if $(HALO_NCCL),-lnccl) -lstdc++
+LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -lrt -ldl $(if $(HALO_NCCL),-lnccl) -lstdc++
 endif
 FOUND = nvcc: $(or $(NVCC),none) | MPI: $(or $(MPICC),none) | NCCL: $(or $(HALO_NCCL),none)
 

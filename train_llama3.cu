@@ -17,6 +17,7 @@
 #include "halo/hadamard.h"
 #include "halo/optim.h"
 #include "halo/options.h"
+#include "halo/profile.h"
 #include "halo/progress.h"
 #include "halo/rng.h"
 #include "halo/sampler.h"
@@ -824,91 +825,140 @@ static double median(double* x, int n) {
     return x[n / 2];
 }
 
-static Mat random_mat(const Ops* ops, int rows, int cols, uint64_t seed) {
-    size_t count = (size_t)rows * cols;
-    uint16_t* host = (uint16_t*)host_alloc(count * sizeof(uint16_t));
-    for (size_t i = 0; i < count; i += 4) {   // uniform in [-1, 1)
-        Philox r = random_words(seed, i, 0);
-        for (size_t k = 0; k < 4 && i + k < count; k++) host[i + k] = bf16_from_f32(2 * uniform_from_word(r.word[k]) - 1);
+// Values that use the whole range of a format: a few drawn on the host, repeated on the backend.
+static Mat random_mat(const Ops* ops, int rows, int cols, Fmt fmt, uint64_t seed) {
+    Mat m = mat(NULL, rows, cols, fmt);
+    size_t bytes = mat_bytes(m), value = fmt_bytes(fmt), drawn = (size_t)rows * cols < 1 << 20 ? (size_t)rows * cols : 1 << 20;
+    char* host = (char*)host_alloc(drawn * value);
+    for (size_t i = 0; i < drawn; i++) {
+        float x = 2 * uniform_from_word(random_words(seed, i, 0).word[0]) - 1;
+        uint16_t half = bf16_from_f32(x);
+        uint8_t code = value == 1 ? code_from_f32(x * fmt_max(fmt), fmt) : 0;
+        memcpy(host + i * value, value == 4 ? (void*)&x : value == 2 ? (void*)&half : (void*)&code, value);
     }
-    Mat raw = mat(ops->alloc(count * sizeof(uint16_t)), rows, cols, BF16);
-    ops->upload(raw.data, host, count * sizeof(uint16_t));
+    m.data = ops->alloc(bytes);
+    ops->upload(m.data, host, drawn * value);
+    for (size_t done = drawn * value; done < bytes; done *= 2)
+        ops->copy((char*)m.data + done, m.data, done < bytes - done ? done : bytes - done);
     free(host);
-    if (ops->act == BF16) return raw;
-    Mat m = mat(ops->alloc(count * fmt_bytes(ops->act)), rows, cols, ops->act);
-    ops->convert(m, raw);
-    ops->release(raw.data);
     return m;
 }
 
-// TFLOP/s of the plain product on the F, E and G shapes of the model's linears.
-static double gemm_ceiling(const Session* s, int tokens) {
+enum { kCeilingRuns = 5 };
+
+// TFLOP/s of products alone, on the F, E and G shapes of the model's linears with operands in `fmt`.
+static double gemm_ceiling(const Session* s, int tokens, Fmt fmt) {
     const Config* c = &s->config;
+    const Ops* ops = s->ops;
+    bool codes = fmt_bytes(fmt) == 1;
     int q = c->NH * c->HD, kv = c->NKV * c->HD;
     const struct {
         int N, K;
-    } shapes[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
-    double flops = 0, seconds = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        int N = shapes[i].N, K = shapes[i].K;
-        Mat x = random_mat(s->ops, tokens, K, 1), w = random_mat(s->ops, N, K, 2), y = random_mat(s->ops, tokens, N, 3);
+    } linears[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
+    float* one = (float*)ops->alloc(sizeof(float));
+    const float unit = 1;
+    ops->upload(one, &unit, sizeof unit);
+    double flops = 0, ms = 0;
+    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++) {
+        int M = tokens, N = linears[i].N, K = linears[i].K;
+        // Y = X W^T, dX = dY W, dW = dY^T X; of codes, every operand is there with its contracted axis last.
         const struct {
-            Mat c;
-            Side a, b;
-        } products[] = {{y, plain_side(x, false), plain_side(w, false)},
-                        {x, plain_side(y, false), plain_side(w, true)},
-                        {w, plain_side(y, true), plain_side(x, true)}};
+            int rows, cols, depth;
+            bool a_transposed, b_transposed;
+        } products[] = {{M, N, K, false, false}, {M, K, N, false, true}, {N, K, M, true, true}};
         for (int k = 0; k < 3; k++) {
-            double times[5];
-            for (int rep = 0; rep < 6; rep++) {
-                double start = seconds_now();
-                s->ops->gemm(products[k].c, products[k].a, products[k].b, 0);
-                s->ops->sync();
-                if (rep) times[rep - 1] = seconds_now() - start;
+            bool at = products[k].a_transposed && !codes, bt = products[k].b_transposed && !codes;
+            int rows = products[k].rows, cols = products[k].cols, depth = products[k].depth;
+            Mat a = random_mat(ops, at ? depth : rows, at ? rows : depth, fmt, 1);
+            Mat b = random_mat(ops, bt ? depth : cols, bt ? cols : depth, fmt, 2);
+            Mat out = mat(ops->alloc((size_t)rows * cols * fmt_bytes(ops->act)), rows, cols, ops->act);
+            Side sa = plain_side(a, at), sb = plain_side(b, bt);
+            if (codes) sa.gran = sb.gran = PER_TENSOR, sa.scale = sb.scale = one;
+            double times[kCeilingRuns];
+            for (int run = -1; run < kCeilingRuns; run++) {
+                int from = ops->mark();
+                ops->gemm(out, sa, sb, 0);
+                if (run >= 0) times[run] = ops->marked_ms(from, ops->mark());
+                ops->sync();
             }
-            seconds += median(times, 5);
-            flops += 2.0 * tokens * N * K;
+            ms += median(times, kCeilingRuns);
+            flops += 2.0 * rows * cols * depth;
+            ops->release(a.data);
+            ops->release(b.data);
+            ops->release(out.data);
         }
-        s->ops->release(x.data);
-        s->ops->release(w.data);
-        s->ops->release(y.data);
     }
-    return flops / seconds / 1e12;
+    ops->release(one);
+    return flops / ms * 1e-9;
 }
 
-enum { kBenchWarmup = 2 };
+// GB/s of a copy, bytes read and bytes written.
+static double copy_ceiling(const Session* s) {
+    const Ops* ops = s->ops;
+    int rows = 1 << 12, cols = 1 << 16;
+    Mat from = random_mat(ops, rows, cols, BF16, 3), to = random_mat(ops, rows, cols, BF16, 4);
+    double times[kCeilingRuns];
+    for (int run = -1; run < kCeilingRuns; run++) {
+        int start = ops->mark();
+        ops->copy(to.data, from.data, mat_bytes(from));
+        if (run >= 0) times[run] = ops->marked_ms(start, ops->mark());
+        ops->sync();
+    }
+    ops->release(from.data);
+    ops->release(to.data);
+    return 2.0 * (double)mat_bytes(from) / median(times, kCeilingRuns) * 1e-6;
+}
+
+enum { kBenchWarmup = 2, kProfileSteps = 2 };
+
+// One optimizer step on random tokens; the seconds until it is done.
+static double bench_step(Session* s, Trainer* t, int step) {
+    const Options* o = &s->o;
+    double start = seconds_now();
+    shard_begin_step(s->shard);
+    for (int a = 0; a < o->accum; a++) {
+        batch_random(&t->batch, s->config.V, (uint64_t)step * (uint64_t)o->accum + (uint64_t)a);
+        model_train_step(t->model, &t->batch.arrays, 1.0f / ((float)t->batch.scored * (float)o->accum * (float)s->comm->ranks), t->losses);
+        shard_end_micro_step(s->shard);
+    }
+    update_weights(s, t, step);
+    s->ops->sync();
+    return seconds_now() - start;
+}
 
 static int command_bench(Options o) {
     if (!o.steps) o.steps = 10;
     Session s = session_open(o);
     s.recipe = pick_recipe(&s);
     if (leads(&s)) print_start(&s);
+    if (o.profile) s.ops = profile_ops(s.ops);
     load_weights(&s, true);
     Trainer t = trainer_new(&s, o.steps);
     double* times = (double*)host_alloc(sizeof(double) * (size_t)o.steps);
     int tokens = o.batch * o.seq;
-    for (int step = 1 - kBenchWarmup; step <= o.steps; step++) {
-        double start = seconds_now();
-        shard_begin_step(s.shard);
-        for (int a = 0; a < o.accum; a++) {
-            batch_random(&t.batch, s.config.V, (uint64_t)(step + kBenchWarmup) * (uint64_t)o.accum + (uint64_t)a);
-            model_train_step(t.model, &t.batch.arrays, 1.0f / ((float)t.batch.scored * (float)o.accum * (float)s.comm->ranks),
-                             t.losses);
-            shard_end_micro_step(s.shard);
-        }
-        update_weights(&s, &t, step + kBenchWarmup);
-        s.ops->sync();
-        if (step > 0) times[step - 1] = seconds_now() - start;
+    for (int step = 1; step <= kBenchWarmup + o.steps; step++) {
+        double seconds = bench_step(&s, &t, step);
+        if (step > kBenchWarmup) times[step - kBenchWarmup - 1] = seconds;
     }
     double seconds = median(times, o.steps), per_second = (double)tokens * o.accum * s.comm->ranks / seconds;
     double tflops = per_second * train_flops_per_token(&s.config, o.seq) / 1e12 / s.comm->ranks;
-    double ceiling = gemm_ceiling(&s, tokens);
+    if (o.profile) {
+        profile_begin();
+        for (int step = 0; step < kProfileSteps; step++) bench_step(&s, &t, kBenchWarmup + o.steps + 1 + step);
+        profile_end();
+    }
+    size_t left = s.ops->free_bytes();
+    trainer_free(&s, &t);   // room for the products that show the ceiling
+    Ceilings ceilings = {0, gemm_ceiling(&s, tokens, s.ops->act), 0};
     if (leads(&s))
-        printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank\n",
-               1e3 * seconds, per_second, tflops, tflops / ceiling, ceiling,
-               gib(plan_memory(&s).together));
+        printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank, %.3f left\n",
+               1e3 * seconds, per_second, tflops, tflops / ceilings.plain_tflops, ceilings.plain_tflops, gib(plan_memory(&s).together), gib(left));
+    if (o.profile) {
+        if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = gemm_ceiling(&s, tokens, s.recipe->fw.fmt);
+        ceilings.copy_gbs = copy_ceiling(&s);
+        if (leads(&s)) profile_print(ceilings, kProfileSteps, 1e3 * seconds);
+    }
     free(times);
-    trainer_free(&s, &t);
     session_close(&s);
     return 0;
 }

@@ -131,6 +131,12 @@ typedef struct Ops {
     void (*copy)(void* dst, const void* src, size_t bytes);
     void (*zero)(void* dst, size_t bytes);
     void (*sync)(void);
+    size_t (*free_bytes)(void);   // what `alloc` could still give
+    // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
+    // `forget_marks` lets all marks be used anew.
+    int (*mark)(void);
+    float (*marked_ms)(int from, int to);
+    void (*forget_marks)(void);
 
     // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
     // order, and so its rounding, independent of how the work is cut. dw += .

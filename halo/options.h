@@ -10,7 +10,7 @@ typedef struct {
     const char *schedule, *out, *log, *prompt, *metric;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, max_tokens, seed, timeout;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
-    bool pack, train_on_prompt, qfsdp, resume, help;
+    bool pack, train_on_prompt, qfsdp, resume, profile, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };

@@ -10,14 +10,8 @@
 #include "../halo/hadamard.h"
 #include "../halo/ops.h"
 #include "../halo/rng.h"
+#include "backends.h"
 #include "threads.h"
-
-static const Ops* const kBackends[] = {
-    &cpu_f32_ops, &cpu_bf16_ops,
-#ifdef HALO_CUDA
-    &cuda_ops,
-#endif
-};
 
 enum { kMaxChecks = 512, kMaxInputs = 4, kDirections = 16 };
 static const double kAtol = 1e-5;
@@ -1057,8 +1051,10 @@ static void errors_case(void) {
 #define ON_EVERY_BACKEND(layer)                                    \
     static void layer##_everywhere(void) {                         \
         uint64_t seed = test_seed;                                 \
-        for (int b = 0; b < COUNT(kBackends); b++) {               \
-            ops = kBackends[b];                                    \
+        const Ops* backends[kMaxBackends];                         \
+        int count = test_backends(backends);                       \
+        for (int b = 0; b < count; b++) {                          \
+            ops = backends[b];                                     \
             test_seed = seed;                                      \
             check_number = 0;                                      \
             layer##_case();                                        \
@@ -1085,7 +1081,7 @@ static int print_fingerprint(void) {
     enum { B = 3, T = 70, NH = 4, NKV = 2, HD = 16, C = NH * HD, COLS = (NH + 2 * NKV) * HD, BT = B * T };
     uint64_t hash = kFingerprintStart;
     for (int n = 0; n < 2; n++) {
-        ops = kBackends[n];
+        ops = n ? &cpu_bf16_ops : &cpu_f32_ops;
         int ranges[2 * BT];
         document_ranges(ranges, ranges + BT, B, T, 40, 0);
         Attn shape = {B, T, NH, NKV, HD, ranges, ranges + BT};

@@ -6,6 +6,8 @@
 // thread in one order, so the bits do not depend on the number of threads.
 #include "../ops.h"
 
+#include <time.h>
+
 #ifdef HALO_CPU_BF16
 #define CPU_OPS cpu_bf16_ops
 #define CPU_ACT BF16
@@ -41,6 +43,24 @@ static void cpu_release(void* p) { free(p); }
 static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src, bytes); }
 static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
 static void cpu_sync(void) {}
+static size_t cpu_free_bytes(void) { return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+
+// ---- time: work is done when a call returns
+static struct timespec* marks;
+static int mark_count, mark_room;
+
+static int cpu_mark(void) {
+    if (mark_count == mark_room) {
+        mark_room = max_int(1024, 2 * mark_room);
+        marks = (struct timespec*)host_grow(marks, sizeof *marks * (size_t)mark_room);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &marks[mark_count]);
+    return mark_count++;
+}
+static float cpu_marked_ms(int from, int to) {
+    return 1e3f * (float)(marks[to].tv_sec - marks[from].tv_sec) + 1e-6f * (float)(marks[to].tv_nsec - marks[from].tv_nsec);
+}
+static void cpu_forget_marks(void) { mark_count = 0; }
 
 const Ops CPU_OPS = {
     CPU_ACT == F32 ? "cpu_f32" : "cpu_bf16",
@@ -52,6 +72,10 @@ const Ops CPU_OPS = {
     cpu_copy,
     cpu_zero,
     cpu_sync,
+    cpu_free_bytes,
+    cpu_mark,
+    cpu_marked_ms,
+    cpu_forget_marks,
     embed_forward,
     embed_backward,
     rmsnorm_forward,

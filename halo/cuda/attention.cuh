@@ -155,13 +155,6 @@ __global__ void attention_append_kernel(bf16* cache, int ld_cache, const bf16* k
 }
 
 // ---- launchers
-static int attribute_of_device(cudaDeviceAttr attribute) {
-    int device, value;
-    cuda_ok(cudaGetDevice(&device), "cudaGetDevice");
-    cuda_ok(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-    return value;
-}
-
 static void check_attention(const char* op, Attn s, Mat qkv, Mat y) {
     check(s.NH % s.NKV == 0, "%s: %d query heads, %d key heads", op, s.NH, s.NKV);
     check(s.HD >= 1 && s.HD <= 128, "%s: heads of %d on %s: 128 is the most", op, s.HD, "cuda");
@@ -181,11 +174,6 @@ static void with_head_dim(int HD, Run run) {
     else if (HD <= 64) run(std::integral_constant<int, 64>());
     else if (HD <= 96) run(std::integral_constant<int, 96>());
     else run(std::integral_constant<int, 128>());
-}
-
-template <typename Kernel>
-static void allow_shared(Kernel kernel, size_t bytes) {
-    cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "shared memory of an attention kernel");
 }
 
 template <int kHD>
@@ -244,7 +232,7 @@ static void launch_backward_sm80(const AttnBackward& a) {
 // 128 keys at a time where an SM has the shared memory for it (sm_80, 90, 100), else 64 (sm_86, 89, 120).
 static void attention_backward_rows(const AttnBackward& a) {
     if (attention_sm90_wanted(a.HD, a.vectors)) return attention_backward_sm90(a);
-    bool roomy = (size_t)attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
+    bool roomy = gpu_device().shared_bytes >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
     if (a.HD <= 32) launch_backward_sm80<BackwardSm80<32, 64, 1, 4>>(a);
     else if (a.HD <= 64) launch_backward_sm80<BackwardSm80<64, 32, 2, 4>>(a);
     else if (a.HD <= 96 && roomy) launch_backward_sm80<BackwardSm80<96, 64, 1, 8>>(a);
@@ -270,7 +258,7 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
 
 // As many blocks for a row as fill the machine, with at least kLeastKeys keys each.
 static int cached_splits(int rows, int NH, int keys) {
-    int wanted = 2 * attribute_of_device(cudaDevAttrMultiProcessorCount) / (rows * NH);
+    int wanted = 2 * gpu_device().multiprocessors / (rows * NH);
     return max_int(1, min_int(min_int(wanted, keys / kLeastKeys), kMostSplits));
 }
 
@@ -292,7 +280,7 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NK
     static float* parts;
     int splits = cached_splits(rows, NH, keys);
     if (!parts) {
-        size_t bytes = (size_t)2 * attribute_of_device(cudaDevAttrMultiProcessorCount) * (128 + 2) * sizeof(float);
+        size_t bytes = (size_t)2 * gpu_device().multiprocessors * (128 + 2) * sizeof(float);
         cuda_ok(cudaMalloc((void**)&parts, bytes), "workspace of attention_cached");
     }
     AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, parts, past, NH, NKV, HD, qkv.ld, cache.ld, y.ld,

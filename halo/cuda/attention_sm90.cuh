@@ -20,6 +20,7 @@
 #define HALO_CUDA_ATTENTION_SM90_CUH
 
 #include "attention_tiles.cuh"
+#include "tensor_map.cuh"
 
 enum { kBoxRows = 64, kBoxBytes = kBoxRows * kPanel * (int)sizeof(bf16), kWarpgroup = 128 };
 
@@ -491,57 +492,31 @@ attention_backward_sm90_kernel(AttnBackward a, const __grid_constant__ CUtensorM
 }
 
 // ---- launcher
-// (B, T, columns) of bf16 in boxes of 64 rows by 64 columns, swizzled; rows beyond a sequence read as zero.
+// (B, T, columns) of bf16; rows beyond a sequence read as zero. Always three dimensions: the kernels address a plane.
 static CUtensorMap sequence_map(const bf16* data, int B, int T, int columns, int ld) {
-#ifdef HALO_SIMT
-    return CUtensorMap{data, columns, T, B, kBoxRows, (size_t)ld, (size_t)T * ld};
-#else
-    static decltype(&cuTensorMapEncodeTiled) encode;
-    if (!encode) {
-        cudaDriverEntryPointQueryResult found;
-        cuda_ok(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void**)&encode, 12000, cudaEnableDefault, &found),
-                "cuTensorMapEncodeTiled");
-        check(found == cudaDriverEntryPointSuccess && encode, "CUDA: the driver has no cuTensorMapEncodeTiled");
-    }
-    CUtensorMap map;
-    cuuint64_t size[3] = {(cuuint64_t)columns, (cuuint64_t)T, (cuuint64_t)B};
-    cuuint64_t stride[2] = {(cuuint64_t)ld * sizeof(bf16), (cuuint64_t)T * ld * sizeof(bf16)};
-    cuuint32_t box[3] = {kPanel, kBoxRows, 1}, step[3] = {1, 1, 1};
-    CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void*)data, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    check(status == CUDA_SUCCESS, "attention: no tensor map of (%d, %d, %d) with rows of %d: error %d", B, T, columns, ld, (int)status);
-    return map;
-#endif
+    return tensor_map(data, BF16, columns, T, B, (size_t)ld * sizeof(bf16), (size_t)T * ld * sizeof(bf16), kBoxRows);
 }
 
-// THE SELECTION. The kernels have not been run on hardware yet: they have to be asked for.
+// THE SELECTION.
 static bool attention_sm90_wanted(int HD, bool vectors) {
     static int wanted = -1;
     if (wanted < 0) {
         const char* asked = getenv("HALO_ATTENTION");
-        int device, major;
-        cuda_ok(cudaGetDevice(&device), "the current device");
-        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-#ifdef HALO_SIMT
-        major = 9;   // its stand-in has Hopper's instructions
+        wanted = asked && !strcmp(asked, "sm90");
+#ifndef HALO_SIMT   // the emulator has Hopper's instructions
+        wanted = wanted && gpu_device().capability == 90;
 #endif
-        wanted = asked && !strcmp(asked, "sm90") && major == 9;
     }
     return wanted && vectors && (HD == 64 || HD == 128);
 }
 
 template <typename S>
 static void launch_forward_sm90(const AttnForward& a) {
-    static int multiprocessors;
-    if (!multiprocessors) {
-        int device;
-        cuda_ok(cudaGetDevice(&device), "the current device");
-        cuda_ok(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-        cuda_ok(cudaFuncSetAttribute(attention_forward_sm90_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)sizeof(typename S::Shared)), "shared memory of attention_forward_sm90_kernel");
-    }
+    static bool allowed;
+    if (!allowed) allow_shared(attention_forward_sm90_kernel<S>, sizeof(typename S::Shared));
+    allowed = true;
     int tiles = a.B * a.NH * ceil_div(a.T, S::kM);
-    LAUNCH((attention_forward_sm90_kernel<S>), min_int(tiles, multiprocessors), S::kThreads, sizeof(typename S::Shared), a,
+    LAUNCH((attention_forward_sm90_kernel<S>), min_int(tiles, gpu_device().multiprocessors), S::kThreads, sizeof(typename S::Shared), a,
            sequence_map(a.qkv, a.B, a.T, (a.NH + 2 * a.NKV) * a.HD, a.ld_qkv), tiles);
 }
 
@@ -553,9 +528,7 @@ static void attention_forward_sm90(const AttnForward& a) {
 template <typename S>
 static void launch_backward_sm90(const AttnBackward& a) {
     static bool allowed;
-    if (!allowed)
-        cuda_ok(cudaFuncSetAttribute(attention_backward_sm90_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)sizeof(typename S::Shared)), "shared memory of attention_backward_sm90_kernel");
+    if (!allowed) allow_shared(attention_backward_sm90_kernel<S>, sizeof(typename S::Shared));
     allowed = true;
     LAUNCH((attention_backward_sm90_kernel<S>), ceil_div(a.T, S::kN) * a.NKV * a.B, S::kThreads, sizeof(typename S::Shared), a,
            sequence_map(a.qkv, a.B, a.T, (a.NH + 2 * a.NKV) * a.HD, a.ld_qkv), sequence_map(a.dy, a.B, a.T, a.NH * a.HD, a.ld_dy));

@@ -32,6 +32,31 @@ static inline void cuda_ok(cudaError_t status, const char* what) {
 
 enum { kWarp = 32 };
 
+// ---- the device that launchers run on
+struct GpuDevice {
+    int capability, multiprocessors;   // 90 is sm_90
+    size_t shared_bytes;               // the most that a block may ask for, static shared memory included
+};
+static inline const GpuDevice& gpu_device() {
+    static GpuDevice d = {0, 0, 0};
+    if (!d.capability) {
+        int device = 0, major = 0, minor = 0, shared = 0;
+        cuda_ok(cudaGetDevice(&device), "the current device");
+        cuda_ok(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+        cuda_ok(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+        cuda_ok(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
+        d.shared_bytes = (size_t)shared;
+        d.capability = 10 * major + minor;
+    }
+    return d;
+}
+// Lets a kernel ask for `bytes` of dynamic shared memory; once per kernel.
+template <typename Kernel>
+static inline void allow_shared(Kernel kernel, size_t bytes) {
+    cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "shared memory of a kernel");
+}
+
 // ---- bf16 values travel as uint16_t (numfmt.h is the only definition of the rounding); eight of them are one access.
 typedef uint16_t bf16;
 struct alignas(16) Bf16x8 {

@@ -68,7 +68,7 @@ static bool lt_is_fp8(Fmt fmt) { return fmt == FP8_E5M2 || fmt_is_fp8_coded(fmt)
 static bool lt_takes(const Gemm& g) {
     if (g.a.block_scale || g.b.block_scale) return false;
     if (lt_is_fp8(g.a.fmt) && lt_is_fp8(g.b.fmt))
-        return gemm_device().capability >= 89 && g.a.aligned && g.b.aligned && g.c_aligned && g.K % 16 == 0 && g.N % 16 == 0 &&
+        return gpu_device().capability >= 89 && g.a.aligned && g.b.aligned && g.c_aligned && g.K % 16 == 0 && g.N % 16 == 0 &&
                g.M <= kLtVectorRows && g.N <= kLtVectorRows;
     if (g.a.scale || g.b.scale) return false;
     if (g.a.fmt == BF16 && g.b.fmt == BF16) return true;
@@ -189,7 +189,7 @@ static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeu
 static void lt_make(LtPlan* plan, const Gemm& g) {
     lt_describe(plan, g);
     if (lt_is_fp8(g.a.fmt)) lt_set_scales(plan, g);
-    bool large = (size_t)tiles_over(g.M, 128) * tiles_over(g.N, 128) >= (size_t)gemm_device().multiprocessors;
+    bool large = (size_t)tiles_over(g.M, 128) * tiles_over(g.N, 128) >= (size_t)gpu_device().multiprocessors;
     cudaStreamCaptureStatus capture;
     cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
     uint32_t reductions = large ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;

@@ -290,11 +290,8 @@ __global__ __launch_bounds__(kF32Threads, 2) void gemm_f32_kernel(Gemm g) {
 template <typename Mma, bool kAsync, bool kBlocks>
 static void gemm_mma_launch(const Gemm& g) {
     static bool prepared = false;
-    if (!prepared) {
-        cuda_ok(cudaFuncSetAttribute(gemm_mma_kernel<Mma, kAsync, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, kMmaSharedBytes),
-                "shared memory of gemm_mma_kernel");
-        prepared = true;
-    }
+    if (!prepared) allow_shared(gemm_mma_kernel<Mma, kAsync, kBlocks>, kMmaSharedBytes);
+    prepared = true;
     LAUNCH((gemm_mma_kernel<Mma, kAsync, kBlocks>), tiles_over(g.M, kMmaTile) * tiles_over(g.N, kMmaTile), kMmaThreads, kMmaSharedBytes, g);
 }
 template <typename Mma>

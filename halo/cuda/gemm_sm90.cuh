@@ -18,9 +18,8 @@
 #ifndef HALO_CUDA_GEMM_SM90_CUH
 #define HALO_CUDA_GEMM_SM90_CUH
 
-#include <cuda.h>
-
 #include "gemm_tile.cuh"
+#include "tensor_map.cuh"
 
 enum {
     kWgTileM = 128, kWgTileN = 256, kWgTileK = 128,   // of a block; K in bytes, one row of the 128-byte swizzle
@@ -205,46 +204,27 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
 }
 
 // ---- launcher
-// A (rows, K) of bytes in boxes of box_rows x 128, swizzled. The descriptor travels in the kernel's arguments, so that there is
-// nothing to cache and a captured graph keeps its own.
+// A (rows, K) of bytes in boxes of box_rows x 128. The descriptor travels in the kernel's arguments: there is nothing to cache.
 static CUtensorMap wg_tensor_map(const GemmSide& s, int K, int box_rows) {
-    static decltype(&cuTensorMapEncodeTiled) encode = NULL;
-    if (!encode) {
-        void* entry = NULL;
-        cudaDriverEntryPointQueryResult found;
-        cuda_ok(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found), "cuTensorMapEncodeTiled");
-        check(found == cudaDriverEntryPointSuccess && entry, "CUDA: the driver has no cuTensorMapEncodeTiled");
-        encode = (decltype(encode))entry;
-    }
-    CUtensorMap map;
-    cuuint64_t size[2] = {(cuuint64_t)K, (cuuint64_t)s.rows}, stride[1] = {(cuuint64_t)s.ld};
-    cuuint32_t box[2] = {kWgTileK, (cuuint32_t)box_rows}, step[2] = {1, 1};
-    CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void*)s.data, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    check(status == CUDA_SUCCESS, "gemm: no tensor map of (%d, %d) with rows of %d bytes: error %d", s.rows, K, s.ld, (int)status);
-    return map;
+    return tensor_map(s.data, INT8, K, s.rows, 1, (size_t)s.ld, 0, box_rows);
 }
 
 template <Fmt kC>
-static void gemm_int8_sm90_launch(const Gemm& g, int multiprocessors) {
+static void gemm_int8_sm90_launch(const Gemm& g) {
     static bool prepared = false;
-    if (!prepared) {
-        cuda_ok(cudaFuncSetAttribute(gemm_int8_sm90_kernel<kC>, cudaFuncAttributeMaxDynamicSharedMemorySize, kWgSharedBytes),
-                "shared memory of gemm_int8_sm90_kernel");
-        prepared = true;
-    }
+    if (!prepared) allow_shared(gemm_int8_sm90_kernel<kC>, kWgSharedBytes);
+    prepared = true;
     int tiles = tiles_over(g.M, kWgCluster * kWgTileM) * tiles_over(g.N, kWgTileN);
-    int clusters = min_int(tiles, multiprocessors / kWgCluster);
+    int clusters = min_int(tiles, gpu_device().multiprocessors / kWgCluster);
     LAUNCH((gemm_int8_sm90_kernel<kC>), clusters * kWgCluster, kWgThreads, kWgSharedBytes, wg_tensor_map(g.a, g.K, kWgTileM),
            wg_tensor_map(g.b, g.K, kWgTileN / kWgCluster), g);
 }
 
 // False where the kernel does not apply.
 static bool gemm_int8_sm90(const Gemm& g) {
-    GemmDevice device = gemm_device();
-    if (device.capability != 90 || g.a.block_scale || g.b.block_scale || !g.a.aligned || !g.b.aligned) return false;
-    if (g.c_fmt == F32) gemm_int8_sm90_launch<F32>(g, device.multiprocessors);
-    else gemm_int8_sm90_launch<BF16>(g, device.multiprocessors);
+    if (gpu_device().capability != 90 || g.a.block_scale || g.b.block_scale || !g.a.aligned || !g.b.aligned) return false;
+    if (g.c_fmt == F32) gemm_int8_sm90_launch<F32>(g);
+    else gemm_int8_sm90_launch<BF16>(g);
     return true;
 }
 

@@ -31,23 +31,6 @@ struct Gemm {
     float beta;
 };
 
-// What a launcher asks about the device it runs on.
-struct GemmDevice {
-    int capability, multiprocessors;   // 90 is sm_90
-};
-static inline GemmDevice gemm_device() {
-    static GemmDevice d = {0, 0};
-    if (!d.capability) {
-        int device = 0, major = 0, minor = 0;
-        cuda_ok(cudaGetDevice(&device), "current device");
-        cuda_ok(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, device), "number of multiprocessors");
-        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-        cuda_ok(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
-        d.capability = 10 * major + minor;
-    }
-    return d;
-}
-
 __host__ __device__ inline int tiles_over(int n, int tile) { return (n - 1) / tile + 1; }
 
 // ---- the order of tiles: down a group of rows, then on to the next column, so that the tiles at work at one time share

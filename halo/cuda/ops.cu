@@ -5,6 +5,8 @@
 // The device is the one that is current when the backend is first used.
 #include "device.cuh"
 
+#include <vector>
+
 #include "adamw.cuh"
 #include "attention.cuh"
 #include "embed.cuh"
@@ -37,6 +39,7 @@ static void device_start() {
     cuda_ok(cudaHostAlloc((void**)&device.staging, (size_t)kStagingSlots * kStagingBytes, cudaHostAllocDefault), "pinned memory");
     for (int i = 0; i < kStagingSlots; i++) cuda_ok(cudaEventCreateWithFlags(&device.copied[i], cudaEventDisableTiming), "an event");
     cuda_ok(cudaMalloc((void**)&device.partial_sums, kSumBlocksMax * sizeof(float)), "workspace");
+    rotate_signs();
 }
 
 cudaStream_t cuda_stream() {
@@ -120,6 +123,32 @@ static void cuda_copy(void* dst, const void* src, size_t bytes) {
 }
 static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0, bytes, cuda_stream()), "zero"); }
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
+static size_t cuda_free_bytes(void) {
+    size_t left = 0, all = 0;
+    cuda_stream();
+    cuda_ok(cudaMemGetInfo(&left, &all), "free memory");
+    return left;
+}
+
+// ---- time: events, kept for the next marks
+static std::vector<cudaEvent_t> marks;
+static int mark_count;
+
+static int cuda_mark(void) {
+    if (mark_count == (int)marks.size()) {
+        marks.push_back(NULL);
+        cuda_ok(cudaEventCreate(&marks.back()), "an event");
+    }
+    cuda_ok(cudaEventRecord(marks[mark_count], cuda_stream()), "a mark");
+    return mark_count++;
+}
+static float cuda_marked_ms(int from, int to) {
+    float ms;
+    cuda_ok(cudaEventSynchronize(marks[to]), "the work before a mark");
+    cuda_ok(cudaEventElapsedTime(&ms, marks[from], marks[to]), "a time");
+    return ms;
+}
+static void cuda_forget_marks(void) { mark_count = 0; }
 
 const Ops cuda_ops = {
     "cuda",
@@ -131,6 +160,10 @@ const Ops cuda_ops = {
     cuda_copy,
     cuda_zero,
     cuda_sync,
+    cuda_free_bytes,
+    cuda_mark,
+    cuda_marked_ms,
+    cuda_forget_marks,
     embed_forward,
     embed_backward,
     rmsnorm_forward,

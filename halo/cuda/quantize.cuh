@@ -294,7 +294,7 @@ struct Quantization {
 
 template <typename T, Fmt kFmt, Gran kGran>
 static void launch_quantize_tile(Quantization a) {
-    int tiles = ceil_div(a.x.rows, kTile) * ceil_div(a.x.cols, kTile);
+    int tiles = max_int(1, ceil_div(a.x.rows, kTile)) * ceil_div(a.x.cols, kTile);
     LAUNCH((quantize_tile_kernel<T, kFmt, kGran>), tiles, kTileThreads, 0, rows_of<uint8_t>(a.q.codes), rows_of<uint8_t>(a.q.codes_t),
            a.q.scale, rows_of<const T>(a.x), a.absmax, a.x.rows, a.x.cols, a.clip);
 }
@@ -318,7 +318,7 @@ static void launch_quantize(Quantization a) {
         else LAUNCH((row_maxima_kernel<1, T>), a.x.rows, kRowThreads, 0, a.q.scale, rows_of<const T>(a.x), a.x.cols);
     }
     if (!octets) {
-        int tiles = ceil_div(a.x.rows, kQuantBlock) * ceil_div(a.x.cols, kQuantBlock);
+        int tiles = max_int(1, ceil_div(a.x.rows, kQuantBlock)) * ceil_div(a.x.cols, kQuantBlock);
         LAUNCH((quantize_any_kernel<T>), tiles, kTileThreads, 0, a.q, rows_of<const T>(a.x), a.absmax, a.x.rows, a.x.cols, a.fmt, a.clip);
     } else {
         switch (a.fmt) {
@@ -342,7 +342,7 @@ static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
           "quantize (cuda): the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
     check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize (cuda): scales for %s", fmt_name(fmt));
     check(q.gran != PER_TENSOR || absmax, "quantize (cuda): per tensor, but no maximum is given");
-    if (x.rows == 0 || x.cols == 0) return;
+    if (x.cols == 0 || (x.rows == 0 && q.gran != PER_TENSOR)) return;   // no rows still have a scale, if their matrix has one
     Quantization a = {q, x, absmax, fmt, clip};
     if (x.fmt == BF16) launch_quantize<bf16>(a);
     else launch_quantize<float>(a);

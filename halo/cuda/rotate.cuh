@@ -69,7 +69,7 @@ static inline void across_fragments(uint4* out, const int8_t* base, int K0, int 
     }
 }
 
-// The tables, built and uploaded by the first call: the backend makes it when it starts.
+// The tables, built and uploaded by the first call, which the backend makes when it starts.
 static const RotateSigns* rotate_signs() {
     static RotateSigns signs;
     static bool built;
@@ -513,26 +513,16 @@ __global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, R
 
 // ================================================================ launchers
 
-static inline int device_attribute(cudaDeviceAttr attribute) {
-    int device, value;
-    cuda_ok(cudaGetDevice(&device), "the current device");
-    cuda_ok(cudaDeviceGetAttribute(&value, attribute, device), "a property of the device");
-    return value;
-}
-static inline size_t shared_limit() {
-    static int bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    return (size_t)bytes - 1024;   // static shared memory, and what the system keeps
-}
+static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // without static shared memory
 static inline int floor_log2(int n) { return 31 - __builtin_clz((unsigned)n); }
 
 template <typename T>
 static void launch_absmax(float* absmax, Mat x) {
-    static int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
     bool octets = is_octets(x);
     int across = octets ? x.cols / 8 : x.cols;
     check((size_t)x.rows * across < 1u << 31, "absmax (cuda): (%d, %d) is too large to count in 32 bits", x.rows, x.cols);
     size_t per_block = (size_t)kAbsmaxThreads * kAbsmaxLoads, blocks = ((size_t)x.rows * across + per_block - 1) / per_block;
-    size_t most = (size_t)multiprocessors * 4;
+    size_t most = (size_t)gpu_device().multiprocessors * 4;
     unsigned grid = (unsigned)(blocks < most ? blocks : most);
     if (octets) LAUNCH((absmax_kernel<8, T>), grid, kAbsmaxThreads, 0, absmax, rows_of<const T>(x), x.rows, across);
     else LAUNCH((absmax_kernel<1, T>), grid, kAbsmaxThreads, 0, absmax, rows_of<const T>(x), x.rows, across);
@@ -585,8 +575,7 @@ template <int kBlocks, int kTiles, typename Exchange>
 static void launch_rotate_mma(Rotation r, RotateItem item, int items, int threads, size_t shared_bytes) {
     static bool allowed;
     if (kTiles && !allowed) {
-        cuda_ok(cudaFuncSetAttribute(rotate_mma_kernel<kBlocks, kTiles, Exchange>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)shared_limit()), "shared memory of rotate");
+        allow_shared(rotate_mma_kernel<kBlocks, kTiles, Exchange>, shared_limit());
         allowed = true;
     }
     LAUNCH((rotate_mma_kernel<kBlocks, kTiles, Exchange>), items, threads, shared_bytes, rows_of<bf16>(r.y), rows_of<const bf16>(r.x),
@@ -659,8 +648,7 @@ template <typename Y, typename X>
 static void launch_rotate_exact(Rotation r, RotateItem item, int items) {
     static bool allowed;
     if (!allowed) {
-        cuda_ok(cudaFuncSetAttribute(rotate_exact_kernel<Y, X>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_limit()),
-                "shared memory of rotate");
+        allow_shared(rotate_exact_kernel<Y, X>, shared_limit());
         allowed = true;
     }
     LAUNCH((rotate_exact_kernel<Y, X>), items, kExactThreads, exact_bytes((size_t)item.elements), rows_of<Y>(r.y),
@@ -710,9 +698,8 @@ static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, flo
     Rotation r = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), absmax};
     if (rotate_mma(r) || rotate_exact(r)) return;
     if (from_right || block)
-        die("rotate (cuda): (%d, %d) in %s and %s, order %d: needs %zu bytes of shared memory, sm_%d%d has %zu", rows, x.cols,
-            fmt_name(x.fmt), fmt_name(y.fmt), n, exact_bytes((size_t)n), device_attribute(cudaDevAttrComputeCapabilityMajor),
-            device_attribute(cudaDevAttrComputeCapabilityMinor), shared_limit());
+        die("rotate (cuda): (%d, %d) in %s and %s, order %d: needs %zu bytes of shared memory, sm_%d has %zu", rows, x.cols,
+            fmt_name(x.fmt), fmt_name(y.fmt), n, exact_bytes((size_t)n), gpu_device().capability, shared_limit());
     rotate_long_columns(r);
 }
 

@@ -1,0 +1,26 @@
+// Where the time of a step goes: a table of Ops around another one. Every call of a layer, product or quantizer is noted with
+// what it has to move and to multiply, and with marks (ops.h) before and behind it.
+//
+// Floors: bytes over the copy bandwidth, each input read once and each output written once; multiplications over the rate of
+// the plain product. The larger of the two is a call's floor.
+#ifndef HALO_PROFILE_H
+#define HALO_PROFILE_H
+
+#include "ops.h"
+
+// What runs through the returned table is noted, until the program ends; `inner` does the work. One table at a time.
+C_API const Ops* profile_ops(const Ops* inner);
+// Noting starts, and ends; what was noted before is forgotten.
+C_API void profile_begin(void);
+C_API void profile_end(void);
+
+typedef struct {
+    double copy_gbs;       // bytes read and written by a copy
+    double plain_tflops;   // BF16 (F32 on cpu_f32) products
+    double coded_tflops;   // products of 8-bit codes; 0: none were measured
+} Ceilings;
+// A line per family of calls: milliseconds and share of `step_ms`, GB/s, TFLOP/s, share of the floor. `steps` were noted, of
+// which each took step_ms when nothing was noted: what no call accounts for is printed as idle.
+C_API void profile_print(Ceilings ceilings, int steps, double step_ms);
+
+#endif
