@@ -88,14 +88,15 @@ static void run_ours(const Job* j, int run) {
     sb.scale = j->scale + 1;
     cuda_ops.gemm(mat(buffer(j->c, run), j->M, j->N, j->c_fmt), sa, sb, 0);
 }
-static void run_lt(const Job* j, int run) {
+static cublasStatus_t try_lt(const Job* j, int run) {
     int32_t one = 1, zero = 0;
     float one_f = 1, zero_f = 0;
     bool int8 = j->fmt == INT8;
     void* c = buffer(j->c, run);
-    lt_ok(cublasLtMatmul(handle, j->product, int8 ? (void*)&one : &one_f, buffer(j->b, run), j->lb, buffer(j->a, run), j->la,
-                         int8 ? (void*)&zero : &zero_f, c, j->lc, c, j->lc, &j->algo, j->workspace, kWorkspaceBytes, 0), "product");
+    return cublasLtMatmul(handle, j->product, int8 ? (void*)&one : &one_f, buffer(j->b, run), j->lb, buffer(j->a, run), j->la,
+                          int8 ? (void*)&zero : &zero_f, c, j->lc, c, j->lc, &j->algo, j->workspace, kWorkspaceBytes, 0);
 }
+static void run_lt(const Job* j, int run) { lt_ok(try_lt(j, run), "product"); }
 
 // Median microseconds of a call, several in a row: launching hides behind the one before.
 static double median_us(void (*run)(const Job*, int), const Job* j) {
@@ -156,12 +157,14 @@ static bool lt_prepare(Job* j) {
     cublasLtMatmulPreferenceDestroy(preference);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0) return false;
     double best = INFINITY;
-    int choice = 0;
+    int choice = -1;
     for (int i = 0; i < count; i++) {
         j->algo = found[i].algo;
+        if (try_lt(j, 0) != CUBLAS_STATUS_SUCCESS) continue;   // the heuristic also names some that don't run
         double us = median_us(run_lt, j);
         if (us < best) best = us, choice = i;
     }
+    if (choice < 0) return false;
     j->algo = found[choice].algo;
     return true;
 }

@@ -6,10 +6,10 @@
 static void normal4(uint64_t seed, uint64_t index, uint64_t stream, float out[4]) {
     Philox r = random_words(seed, index, stream);
     for (int pair = 0; pair < 2; pair++) {
-        double u = (r.word[2 * pair] + 0.5) / 4294967296.0, v = r.word[2 * pair + 1] / 4294967296.0;
-        double radius = sqrt(-2 * log(u)), angle = 2 * 3.14159265358979323846 * v;
-        out[2 * pair] = (float)(radius * cos(angle));
-        out[2 * pair + 1] = (float)(radius * sin(angle));
+        float u = ((float)r.word[2 * pair] + 0.5f) * 0x1p-32f, v = uniform_from_word(r.word[2 * pair + 1]);
+        float radius = sqrtf(-2 * logf(fminf(u, 1))), angle = 6.28318530718f * v;
+        out[2 * pair] = radius * cosf(angle);
+        out[2 * pair + 1] = radius * sinf(angle);
     }
 }
 

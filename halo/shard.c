@@ -427,12 +427,9 @@ static void read_piece_rows(const Shard* s, const Piece* p, int row0, int rows, 
     }
 }
 
-// Floats to bf16 in the same memory, front to back.
-static void narrow(float* x, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h = bf16_from_f32(x[i]);
-        memcpy((char*)x + 2 * i, &h, sizeof h);
-    }
+static void narrow(uint16_t* half, const float* x, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) half[i] = bf16_from_f32(x[i]);
 }
 
 void shard_load(Shard* s, ReadRows read, void* self) {
@@ -440,15 +437,18 @@ void shard_load(Shard* s, ReadRows read, void* self) {
         const Piece* p = &s->pieces[i];
         int at_once = p->cols == 1 ? p->rows : kRowsAtOnce;
         float* buffer = (float*)host_alloc(sizeof(float) * (size_t)at_once * p->cols);
+        uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * (size_t)at_once * p->cols);
+        bool narrows = s->ops->act == BF16;
         for (int done = 0; done < p->own; done += at_once) {
             int rows = min_int(at_once, p->own - done);
             size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
             read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
             if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
-            if (s->ops->act == BF16) narrow(buffer, values);
-            s->ops->upload(own_weights(s, p) + offset * act_bytes(s), buffer, values * act_bytes(s));
+            if (narrows) narrow(half, buffer, values);
+            s->ops->upload(own_weights(s, p) + offset * act_bytes(s), narrows ? (void*)half : buffer, values * act_bytes(s));
         }
         free(buffer);
+        free(half);
     }
     shard_state_restored(s);
 }
