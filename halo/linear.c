@@ -47,9 +47,6 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->token_block = token_block;
     ln->rotated_rows = recipe->ee.rotate ? padded_tokens(tokens, token_block) : tokens;
     size_t rows = (size_t)ln->rotated_rows, act_bytes = fmt_bytes(ops->act);
-    bool rotates = recipe->fx.rotate || recipe->fw.rotate || recipe->ee.rotate || recipe->ew.rotate || recipe->gx.rotate;
-    size_t rotated_x = (size_t)max_int(tokens, widest_part) * widest_K, rotated_dy = rows * widest_part;
-    ln->rotated = rotates ? arena_take(arena, (rotated_x > rotated_dy ? rotated_x : rotated_dy) * act_bytes) : NULL;
     ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
     ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
     ln->x_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_K, recipe->fx.gran));
@@ -109,18 +106,23 @@ void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena
 
 // ---- preparing operands
 
-// One operand: whatever `done` has not covered of rotation and maximum, then the codes.
+static Rotation rotation_of(const Linear* ln, Opnd how, RotateAxis axis) {
+    Rotation r = {how.rotate ? axis : ROTATE_NONE, how.rotate && axis == ROTATE_ROWS ? ln->token_block : 0};
+    return r;
+}
+
+// Raises *absmax by x as it will be quantized.
+static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
+    Mat turned = mat(NULL, r.axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);   // only its maximum is wanted
+    if (r.axis == ROTATE_NONE) ln->ops->absmax(absmax, x);
+    else ln->ops->rotate(turned, x, r.axis, false, r.block, absmax);
+}
+
+// One operand: its maximum, unless `done` says that it is known, then the codes.
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
-    bool wants_max = how.gran == PER_TENSOR;
-    if (how.rotate && !done.rotate) {
-        int rows = axis == ROTATE_ROWS ? ln->rotated_rows : x.rows;
-        Mat rotated = mat(ln->rotated, rows, x.cols, ln->ops->act);
-        ln->ops->rotate(rotated, x, axis, false, axis == ROTATE_ROWS ? ln->token_block : 0, wants_max ? absmax : NULL);
-        x = rotated;
-    } else if (wants_max && !done.absmax) {
-        ln->ops->absmax(absmax, x);
-    }
-    ln->ops->quantize(q, x, absmax, how.fmt, how.clip);
+    Rotation r = rotation_of(ln, how, axis);
+    if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
+    ln->ops->quantize(q, x, r, absmax, how.fmt, how.clip);
 }
 
 Prep linear_input_prep(const Linear* ln, const InputOperand* in) {
@@ -152,19 +154,13 @@ bool linear_gathers_codes(const Recipe* r) { return !is_plain(r->fw) && r->fw.gr
 int linear_code_ld(int K) { return code_ld(K); }
 
 void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows) {
-    if (!ln->recipe->fw.rotate) ln->ops->absmax(absmax, rows);
-    else ln->ops->rotate(mat(ln->rotated, rows.rows, rows.cols, ln->ops->act), rows, ROTATE_COLS, false, 0, absmax);
+    raise_maximum(ln, absmax, rows, rotation_of(ln, ln->recipe->fw, ROTATE_COLS));
 }
 
 void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat rows, const float* absmax) {
     Opnd how = ln->recipe->fw;
     QMat q = {code_mat(codes, rows.rows, rows.cols, how.fmt), {NULL, 0, 0, 0, F32}, scale, PER_TENSOR};
-    if (how.rotate) {
-        Mat rotated = mat(ln->rotated, rows.rows, rows.cols, ln->ops->act);
-        ln->ops->rotate(rotated, rows, ROTATE_COLS, false, 0, NULL);
-        rows = rotated;
-    }
-    ln->ops->quantize(q, rows, absmax, how.fmt, how.clip);
+    ln->ops->quantize(q, rows, rotation_of(ln, how, ROTATE_COLS), absmax, how.fmt, how.clip);
 }
 
 QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K) {

@@ -264,7 +264,7 @@ static void swiglu_forward(Model* m, Block* b) {
 
 static void attention_forward(Model* m, Block* b) {
     Prep prep = linear_input_prep(&m->linear, &b->x_o);
-    if (prep.rotate) prep = kPrepNone;   // attention's output is kept as it is for its backward; the rotation comes after it
+    if (prep.rotate) prep = kPrepNone;   // attention finds only the maximum of what it writes
     m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
     linear_prepare_input(&m->linear, &b->x_o, b->att, prep);
 }
