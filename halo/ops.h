@@ -116,7 +116,7 @@ typedef struct {
     const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
-    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise
+    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise (rng.h)
 } AdamW;
 
 typedef struct Ops {
