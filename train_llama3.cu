@@ -882,6 +882,7 @@ static int command_bench(Options o) {
 
 int main(int argc, char** argv) {
     int command;
+    setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
     Options o = options_parse(argc, argv, &command);
     switch (command) {
         case EVAL: return command_eval(o);

@@ -1,8 +1,11 @@
 // Speed of attention: checks shapes with every kind of edge against the CPU layers, then times causal sequences.
 //   check   y, lse, dq, dk, dv of cuda_ops: error against cpu_f32 at most twice that of cpu_bf16; and twice the same bits
 //   time    one line per shape and pass: T B heads HD | us (median) | TFLOP/s
-// Flops are those of the causal half: 2 T^2 HD a head forward, 5 T^2 HD backward. HALO_ATTENTION=sm90 selects the Hopper kernels.
-// `bench_attention check` stops after the checks, which also run under HALO_SIMT.
+// Flops are those of the causal half: 2 T^2 HD a head forward, 5 T^2 HD backward. HALO_CAPABILITY=80 selects the kernels for older
+// GPUs.
+//
+//   bench_attention            checks, then all times        bench_attention check     the checks alone, which also run under HALO_SIMT
+//   bench_attention HD T       the times of one shape
 #include "bandwidth.cuh"
 
 #include <math.h>
@@ -159,6 +162,11 @@ static void time_shape(int T, int HD) {
 
 int main(int argc, char** argv) {
     bool fine = true;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc == 3) {
+        time_shape(atoi(argv[2]), atoi(argv[1]));
+        return 0;
+    }
     for (const Shape& s : kChecks) fine = check_shape(s) && fine;
     if (!fine) return 1;
     if (argc > 1 && !strcmp(argv[1], "check")) return 0;
