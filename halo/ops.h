@@ -103,6 +103,11 @@ typedef struct {
     const int* end;     // (B, T)
 } Attn;
 
+// The random stream of stochastic rounding for a matrix, row-major: value i has noise_of_value(seed, offset + i, use, stream) (rng.h).
+typedef struct {
+    uint64_t seed, stream, offset;
+} Noise;
+
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * *grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
@@ -116,7 +121,7 @@ typedef struct {
     const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
-    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise (rng.h)
+    Noise noise;              // of param, m and v where they are rounded stochastically
 } AdamW;
 
 typedef struct Ops {
@@ -187,7 +192,7 @@ typedef struct Ops {
     void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
 
     // ---- sums and the optimizer
-    void (*add)(Mat y, Mat x);                                      // y += x
+    void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
