@@ -4,6 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
+# make sanitize       the GPU kernels under compute-sanitizer
 # make help           this text and what was found
 #
 # V=1                 show whole commands
@@ -157,8 +158,11 @@ run-valgrind: $(LOADER_TESTS)
 	  --leak-check=full --errors-for-leak-kinds=none --show-leak-kinds=none $$t >$$t.valgrind 2>&1 || { tail -n 30 $$t.valgrind; exit 1; }; \
 	  tail -n 1 $$t.valgrind; done
 
+sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+	@BUILD=$(BUILD) test/sanitize.sh
+
 # Installs what is missing; quick when nothing is.
-.PHONY: setup run-tests run-benches valgrind run-valgrind
+.PHONY: sanitize setup run-tests run-benches valgrind run-valgrind
 setup:
 	@scripts/setup.sh
 
