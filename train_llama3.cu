@@ -162,7 +162,8 @@ static ModelOptions model_options(const Session* s, bool train) {
     Recompute recompute = RECOMPUTE_NONE;
     if (train && !strcmp(o->recompute, "norm-act")) recompute = RECOMPUTE_NORM_ACT;
     if (train && !strcmp(o->recompute, "block")) recompute = RECOMPUTE_BLOCK;
-    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block};
+    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
+                      recipe_find(train && !strcmp(o->head_dtype, "fp8") ? "halo0-fp8" : "bf16")};
     return m;
 }
 
@@ -587,8 +588,8 @@ static void print_memory(const Session* s) {
 
 static void print_start(const Session* s) {
     const Config* c = &s->config;
-    printf("%s backend, %d rank%s (%s), recipe %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "", s->comm->name,
-           s->recipe->name);
+    printf("%s backend, %d rank%s (%s), recipe %s, lm_head in %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "",
+           s->comm->name, s->recipe->name, s->o.head_dtype);
     if (!strncmp(s->recipe->name, "haloi", 5))
         printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
     printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",

@@ -60,6 +60,13 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->dy_maxima = (float*)arena_take(arena, (kMaxParts + 1) * sizeof(float));
 }
 
+Linear linear_on(const Linear* ln, int tokens) {
+    check(tokens <= ln->tokens && !ln->recipe->ee.rotate, "linear_on: %d of %d tokens, recipe %s", tokens, ln->tokens, ln->recipe->name);
+    Linear piece = *ln;
+    piece.tokens = piece.rotated_rows = tokens;
+    return piece;
+}
+
 void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x) {
     const Recipe* r = ln->recipe;
     int M = ln->tokens, K = shape.K;
@@ -195,6 +202,11 @@ float* linear_grad_maxima(const Linear* ln) {
     if (!e_reads && !g_reads) return NULL;
     ln->ops->zero(ln->dy_maxima, kMaxParts * sizeof(float));
     return ln->dy_maxima;
+}
+
+void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape) {
+    float* maxima = linear_grad_maxima(ln);
+    for (int p = 0, col = 0; maxima && p < shape.parts; col += shape.N[p++]) ln->ops->absmax(maxima + p, mat_cols(dy, col, shape.N[p]));
 }
 
 // `maximum` is dY's as it was made.

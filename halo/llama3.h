@@ -91,6 +91,7 @@ typedef struct {
     Recompute recompute;
     size_t logits_bytes;      // largest piece of logits held at once
     int token_block;          // --token-block; 0: the full token transform
+    const Recipe* head;       // of lm_head's products: a row that rotates nothing
 } ModelOptions;
 
 // One micro-batch, on the host; every array is (B, T).

@@ -37,6 +37,7 @@ static const Flag kFlags[] = {
     {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to"},
     {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
+    {"head-dtype", TEXT, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", TEXT, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
     {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},

@@ -75,8 +75,7 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     linear_forward(&ln, Y, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
     for (int micro_step = 0; micro_step < 2; micro_step++) {   // the second one adds
-        float* maxima = linear_grad_maxima(&ln);
-        for (int i = 0, col = 0; maxima && i < parts; col += shape.N[i++]) ops->absmax(maxima + i, mat_cols(dY, col, shape.N[i]));
+        linear_measure_grad(&ln, dY, shape);
         linear_backward(&ln, dX, dW, micro_step, dY, &in, W, &wq, shape);
     }
     linear_finish_grad(&ln, dW);

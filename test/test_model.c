@@ -367,6 +367,68 @@ static void packing_case(void) {
     free(split.storage);
 }
 
+// lm_head in FP8 against the same model with a BF16 head: logits, loss and gradients within what two E4M3 operands err, tied and
+// untied, in pieces that are no multiple of anything; prepared weights in the memory plan; the same bits with and without recompute.
+static void fp8_head_on(const Ops* ops, const Config* c, const char* recipe, const TestBatch* b) {
+    enum { kOperandErr = 27 };   // of an E4M3 operand, in thousandths (test_linear, budget)
+    const double budget = 1.4e-3 * kOperandErr * sqrt(2.0);
+    RandomWeights random = {c, 7, 0.2f};
+    const char* const heads[] = {"bf16", "halo0-fp8"};
+    TestModel t[2];
+    float* logits[2];
+    double loss[2];
+    size_t n = (size_t)b->B * b->T * (size_t)c->V;
+    for (int i = 0; i < 2; i++) {
+        t[i] = test_model_with_head(c, ops, recipe_find(recipe), heads[i], RECOMPUTE_NONE, b->B, b->T, random_weights_read, &random);
+        logits[i] = (float*)host_alloc(sizeof(float) * n);
+        model_logits(t[i].model, &b->arrays, logits[i]);
+        loss[i] = test_gradients(&t[i], b);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "fp8 head %s %s%s", ops->name, recipe, c->tied ? " tied" : "");
+    close_to(logits[1], logits[0], n, budget, "%s: logits", name);
+    ok(memcmp(logits[0], logits[1], sizeof(float) * n) && fabs(loss[1] / loss[0] - 1) < 0.01, "%s: loss %.5f, with a BF16 head %.5f", name,
+       loss[1], loss[0]);
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(c, specs);
+    for (int i = 0; i < count; i++) {
+        // Layers see the error of dh alone; the layers' own quantization adds noise of its own where it meets other inputs.
+        bool of_head = specs[i].stack == (c->tied ? S_EMBED : S_HEAD);
+        if (!of_head && specs[i].stack != S_FINAL_NORM && strcmp(recipe, "bf16")) continue;
+        float *got = test_gradient(&t[1], i, 0), *want = test_gradient(&t[0], i, 0);
+        close_to(got, want, (size_t)specs[i].rows * specs[i].cols, 1.5 * budget, "%s: %s", name, specs[i].name);
+        free(got);
+        free(want);
+    }
+    TestModel again = test_model_with_head(c, ops, recipe_find(recipe), heads[1], RECOMPUTE_BLOCK, b->B, b->T, random_weights_read, &random);
+    double again_loss = test_gradients(&again, b);
+    ok(again_loss == loss[1] && same_gradients(&again, &t[1]), "%s: recompute block = none, bit for bit", name);
+    test_model_free(&again);
+    for (int i = 0; i < 2; i++) {
+        test_model_free(&t[i]);
+        free(logits[i]);
+    }
+}
+static void fp8_head_case(void) {
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends);
+    for (int tied = 0; tied < 2; tied++) {
+        Config c = small_config(tied);
+        TestBatch b = random_batch(2, 19, c.V);
+        for (int k = 0; k < backend_count; k++) {
+            fp8_head_on(backends[k], &c, "bf16", &b);
+            fp8_head_on(backends[k], &c, "halo2-int8", &b);
+        }
+        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16")}, coded = options;
+        coded.head = recipe_find("halo0-fp8");
+        const Recipe* layers = recipe_find("bf16");
+        size_t plain = model_bytes(&c, &cpu_bf16_ops, layers, false, options), with = model_bytes(&c, &cpu_bf16_ops, layers, false, coded);
+        ok(with >= plain + 2 * (size_t)c.V * c.C, "fp8 head%s: the memory plan holds its codes, %zu bytes more", tied ? " tied" : "",
+           with - plain);
+        free(b.storage);
+    }
+}
+
 // The same gradients whether a batch comes in one micro-step or in two.
 static void accumulation_case(void) {
     Config c = small_config(true);
@@ -405,6 +467,7 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.finite_differences", finite_differences_case},
                              {"model.recompute", recompute_case},
                              {"model.packing", packing_case},
+                             {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

@@ -128,6 +128,7 @@ static void resume_case(void) {
     } kinds[] = {{"bf16", ""},                 {"accum", "--batch 4 --accum 2"},
                  {"pack", "--pack --batch 2"}, {"val", with_val},
                  {"halo2-int8", "--level halo2 --dtype int8"},
+                 {"fp8-head", "--level halo1 --dtype fp6 --head-dtype fp8"},
                  {"bf16-sr", "--master bf16-sr --grad-dtype bf16 --state-dtype bf16"}};
     for (int i = 0; i < COUNT(kinds); i++) {
         char* saving = text_of("%s --save-every 5 --keep 2", kinds[i].flags);
@@ -218,7 +219,8 @@ static void resume_refused_case(void) {
                    {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
                    {"--pack", "pack = no|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
                    {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = cpu_bf16|cpu_f32"},
-                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"}};
+                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"},
+                   {"--head-dtype fp8", "head-dtype = bf16|fp8"}};
     for (int i = 0; i < COUNT(changes); i++) {
         char *more = text_of("--save-every 5 --resume %s", changes[i].flags), *flags = train_flags(out, more);
         run_refused(flags, changes[i].words, changes[i].flags);
@@ -337,15 +339,16 @@ static void help_case(void) {
         const char *command, *flags;
     } commands[] = {
         {"train", "model preset from-scratch tokenizer layers data val chat seq pack long train-on-prompt level dtype recipe "
-                  "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log timeout help"},
+                  "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
+                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log "
+                  "timeout help"},
         {"eval", "model tokenizer data chat seq pack long train-on-prompt backend batch logits-mb metric timeout help"},
         {"generate", "model tokenizer data chat backend seed prompt max-tokens temperature top-p help"},
-        {"bench", "model preset from-scratch layers seq level dtype recipe token-block backend batch accum steps seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero qfsdp timeout help"},
+        {"bench", "model preset from-scratch layers seq level dtype recipe token-block head-dtype backend batch accum steps seed "
+                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp timeout help"},
         {"export", "model preset from-scratch tokenizer layers data chat seq pack long train-on-prompt level dtype recipe "
-                   "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                   "grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size timeout help"},
+                   "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
+                   "master grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size timeout help"},
     };
     for (int i = 0; i < COUNT(commands); i++) {
         char* flags = text_of("%s --help", commands[i].command);

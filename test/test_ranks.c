@@ -36,7 +36,7 @@ static char* losses_of(const char* dir) {
 
 static void invariance_case(void) {
     make_inputs();
-    const char* const recipes[] = {"--level bf16", "--level halo2 --dtype int8", "--level halo1 --dtype fp6"};
+    const char* const recipes[] = {"--level bf16", "--level halo2 --dtype int8", "--level halo1 --dtype fp6 --head-dtype fp8"};
     const struct {
         int ranks;
         const char* flags;
