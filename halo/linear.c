@@ -2,6 +2,7 @@
 #include "linear.h"
 
 #include "hadamard.h"
+#include "quant_stats.h"
 
 static bool is_plain(Opnd o) { return o.gran == NO_SCALE && o.fmt == BF16; }
 
@@ -255,6 +256,35 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const
     }
     if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
     if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);
+}
+
+// ---- what the recipe does to the operands
+
+// Does the second product read another, quantized form of an operand?
+static bool has_second_form(Opnd first, Opnd second) { return !is_plain(second) && !same_opnd(first, second); }
+
+static void observe(const Linear* ln, const QuantStats* stats, OperandStats s[2], Mat x, Opnd first, Opnd second, RotateAxis axis) {
+    Mat rotated = mat(ln->rotated, axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);
+    quant_stats_operand(stats, &s[0], x, first, rotated, axis, ln->token_block);
+    if (has_second_form(first, second)) quant_stats_operand(stats, &s[1], x, second, rotated, axis, ln->token_block);
+}
+
+void linear_observe(const Linear* ln, QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw) {
+    const Recipe* r = ln->recipe;
+    LinearShape shape = stats->shape[linear];
+    LinearStats* s = quant_stats_linear(stats, layer, linear);
+    stats->has_weights = w.data != NULL;
+    stats->second_x = has_second_form(r->fx, r->gx);
+    stats->second_w = has_second_form(r->fw, r->ew);
+    stats->second_dy = has_second_form(r->ee, r->ge);
+    observe(ln, stats, s->x, x, r->fx, r->gx, ROTATE_COLS);
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        int N = shape.N[p];
+        Mat dy_part = mat_cols(dy, row, N);
+        if (w.data) observe(ln, stats, s->w[p], mat_rows(w, row, N), r->fw, r->ew, ROTATE_COLS);
+        observe(ln, stats, s->dy[p], dy_part, r->ee, r->ge, ROTATE_ROWS);
+        quant_stats_gradient(stats, s->squares[p], mat_rows(dw, row, N), r->gx.rotate, dy_part, x);
+    }
 }
 
 void linear_finish_grad(const Linear* ln, Mat dw) {

@@ -98,6 +98,10 @@ C_API void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape);
 // dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G. The maxima of dY are in linear_grad_maxima.
 C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
+// Right after linear_backward with beta 0: what the recipe did to the unquantized x (M,K), w (N,K; data NULL: there is none here) and
+// dy (M,N), and to dw (quant_stats.h). `linear` is its number within a block.
+struct QuantStats;
+C_API void linear_observe(const Linear* ln, struct QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw);
 // dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.
 C_API void linear_finish_grad(const Linear* ln, Mat dw);
 

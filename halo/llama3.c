@@ -53,6 +53,9 @@ struct Model {
     Mat dres, dh, datt, dqkv, dact;   // (BT, C), (BT, C), (BT, NH HD), (BT, (NH + 2 NKV) HD), (BT, F)
     void* scratch;                    // of attention's and rmsnorm's backward
 
+    QuantStats stats;
+    bool observing;                   // in this micro-step
+
     float *input_maxima, *weight_maxima;
     size_t input_maxima_bytes, weight_maxima_bytes;
     float* cos_sin;          // (T, HD)
@@ -165,8 +168,8 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     Fmt act = ops->act;
-    const LinearShape shapes[] = {m->qkv, m->o, m->gate_up, m->down};
-    linear_place(&m->linear, arena, ops, recipe, shapes, 4, m->BT, m->opt.token_block);
+    const LinearShape shapes[kLinears] = {m->qkv, m->o, m->gate_up, m->down};
+    linear_place(&m->linear, arena, ops, recipe, shapes, kLinears, m->BT, m->opt.token_block);
     int rows = piece_rows(m);
     linear_place(&m->head, arena, ops, m->opt.head, &m->head_shape, 1, rows, 0);
 
@@ -201,6 +204,7 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
+    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L);
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
@@ -336,24 +340,47 @@ static void block_again(Model* m, Block* b, const Unit* u, BlockWeights* w) {
 }
 
 // ---- backward of a block: dres holds the gradient of its output, and then of its input.
+
+// A linear's unquantized input, made again where only its codes were kept: in the memory that its producer wrote to, which nothing
+// else uses in the backward pass.
+static Mat plain_input(Model* m, Block* b, const Unit* u, Stack stack) {
+    float eps = m->c.norm_eps;
+    switch (stack) {
+        case S_QKV: m->ops->rmsnorm_forward(b->h1, b->rstd1, b->res1, b->res1, kNothing, u->w[S_ATTN_NORM], eps, kPrepNone); return b->h1;
+        case S_O: return b->att;
+        case S_GATE_UP: m->ops->rmsnorm_forward(b->h2, b->rstd2, b->res2, b->res2, kNothing, u->w[S_MLP_NORM], eps, kPrepNone); return b->h2;
+        case S_DOWN: m->ops->swiglu_forward(b->act, b->gate_up, kPrepNone); return b->act;
+        default: die("plain_input: stack %d", (int)stack);
+    }
+}
+static int linear_number(Stack stack) { return stack == S_QKV ? 0 : stack == S_O ? 1 : stack == S_GATE_UP ? 2 : 3; }
+
+static void product_backward(Model* m, Block* b, const Unit* u, Stack stack, Mat dx, Mat dy, const InputOperand* in,
+                             const WeightOperand* w, LinearShape shape) {
+    linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, dy, in, u->w[stack], w, shape);
+    if (!m->observing) return;
+    check(u->fresh, "model_observe: not the first micro-step");
+    linear_observe(&m->linear, &m->stats, (int)(b - m->blocks), linear_number(stack), plain_input(m, b, u, stack), u->w[stack], dy,
+                   u->g[stack]);
+}
+
 static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     const Linear* ln = &m->linear;
-    float beta = u->fresh ? 0.0f : 1.0f;
     if (u->fresh) {
         ops->zero(u->g[S_ATTN_NORM].data, mat_bytes(u->g[S_ATTN_NORM]));
         ops->zero(u->g[S_MLP_NORM].data, mat_bytes(u->g[S_MLP_NORM]));
     }
-    linear_backward(ln, m->dact, u->g[S_DOWN], beta, m->dres, &b->x_down, u->w[S_DOWN], &w->down, m->down);
+    product_backward(m, b, u, S_DOWN, m->dact, m->dres, &b->x_down, &w->down, m->down);
     ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, linear_grad_maxima(ln));   // in place: the last reader of gate_up
-    linear_backward(ln, m->dh, u->g[S_GATE_UP], beta, b->gate_up, &b->x_gate_up, u->w[S_GATE_UP], &w->gate_up, m->gate_up);
+    product_backward(m, b, u, S_GATE_UP, m->dh, b->gate_up, &b->x_gate_up, &w->gate_up, m->gate_up);
     ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, linear_grad_maxima(ln));
 
-    linear_backward(ln, m->datt, u->g[S_O], beta, m->dres, &b->x_o, u->w[S_O], &w->o, m->o);
+    product_backward(m, b, u, S_O, m->datt, m->dres, &b->x_o, &w->o, m->o);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
     ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, linear_grad_maxima(ln));
-    linear_backward(ln, m->dh, u->g[S_QKV], beta, m->dqkv, &b->x_qkv, u->w[S_QKV], &w->qkv, m->qkv);
+    product_backward(m, b, u, S_QKV, m->dh, m->dqkv, &b->x_qkv, &w->qkv, m->qkv);
     ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch, linear_grad_maxima(ln));
 }
 
@@ -526,7 +553,15 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     ops->embed_backward(g, m->dres, m->tokens, m->order);
     release(m, 0);
     m->units.reduce(m->units.self, 0);
+    m->observing = false;
 }
+
+void model_observe(Model* m) {
+    check(m->opt.observe, "model_observe: the model was made without memory for it");
+    quant_stats_begin(&m->stats);
+    m->observing = true;
+}
+const QuantStats* model_quant_stats(const Model* m) { return &m->stats; }
 
 void model_finish_gradients(const Model* m, Mat g, Stack stack) {
     if (stack == S_QKV || stack == S_O || stack == S_GATE_UP || stack == S_DOWN) linear_finish_grad(&m->linear, g);

@@ -66,6 +66,7 @@ static const Flag kFlags[] = {
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
+    {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
     {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss", "what to evaluate"},
     {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},

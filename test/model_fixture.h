@@ -61,7 +61,7 @@ static TestModel test_model_with_head(const Config* config, const Ops* ops, cons
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
     size_t piece = (size_t)(B * T / 3) * (size_t)config->V * fmt_bytes(ops->act);
-    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head)};
+    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true};
     t.model = model_new(config, ops, recipe, shard_units(t.shard), options);
     model_weights_changed(t.model);
     t.losses = (float*)ops->alloc(sizeof(float) * (size_t)t.BT);

@@ -305,6 +305,53 @@ static bool same_gradients(TestModel* a, TestModel* b) {
     return same;
 }
 
+static LinearStats* observed(TestModel* t) {
+    const QuantStats* q = model_quant_stats(t->model);
+    size_t bytes = sizeof(LinearStats) * (size_t)(q->layers * kLinears);
+    LinearStats* stats = (LinearStats*)host_alloc(bytes);
+    t->ops->download(stats, q->linears, bytes);
+    return stats;
+}
+
+// Observing changes no bit of a step; what is seen doesn't depend on how activations are kept; BF16 agrees with its own shadow,
+// which it only does if the input made again is the one that the product read.
+static void quant_stats_case(void) {
+    Config c = small_config(false);
+    TestBatch b = random_batch(2, 24, c.V);
+    const char* const recipes[] = {"bf16", "halo0-fp8", "halo1-fp6", "halo2-int8", "switchback-int8", "jetfire-int8"};
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends), parts[kLinears] = {3, 1, 2, 1};
+    for (int k = 0; k < backend_count; k++)
+        for (int r = 0; r < COUNT(recipes); r++) {
+            TestModel off = random_model(&c, backends[k], recipes[r], RECOMPUTE_NONE, b.B, b.T);
+            double loss = test_gradients(&off, &b);
+            LinearStats* seen[3];
+            for (int how = RECOMPUTE_NONE; how <= RECOMPUTE_BLOCK; how++) {
+                TestModel on = random_model(&c, backends[k], recipes[r], (Recompute)how, b.B, b.T);
+                model_observe(on.model);
+                double on_loss = test_gradients(&on, &b);
+                seen[how] = observed(&on);
+                bool same_sight = !memcmp(seen[how], seen[0], sizeof(LinearStats) * (size_t)(c.L * kLinears));
+                ok(loss == on_loss && same_gradients(&off, &on) && same_sight, "observed, recompute %d, %s %s: the same bits, and the same seen",
+                   how, backends[k]->name, recipes[r]);
+                test_model_free(&on);
+            }
+            double least = 1, most = 0;
+            for (int n = 0; n < c.L * kLinears; n++)
+                for (int p = 0; p < parts[n % kLinears]; p++) {
+                    double cosine = quant_stats_cosine(seen[0][n].squares[p]);
+                    least = fmin(least, cosine);
+                    most = fmax(most, cosine);
+                }
+            bool plain = !strcmp(recipes[r], "bf16") || !strcmp(recipes[r], "switchback-int8");
+            ok(plain ? least > 0.999999 && most < 1.000001 : least > 0.98 && least < 0.99999, "%s %s: dW cosines %.6f to %.6f", backends[k]->name,
+               recipes[r], least, most);
+            for (int how = 0; how < 3; how++) free(seen[how]);
+            test_model_free(&off);
+        }
+    free(b.storage);
+}
+
 static void recompute_case(void) {
     Config c = small_config(true);
     TestBatch b = random_batch(2, 24, c.V);
@@ -419,7 +466,7 @@ static void fp8_head_case(void) {
             fp8_head_on(backends[k], &c, "bf16", &b);
             fp8_head_on(backends[k], &c, "halo2-int8", &b);
         }
-        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16")}, coded = options;
+        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false}, coded = options;
         coded.head = recipe_find("halo0-fp8");
         const Recipe* layers = recipe_find("bf16");
         size_t plain = model_bytes(&c, &cpu_bf16_ops, layers, false, options), with = model_bytes(&c, &cpu_bf16_ops, layers, false, coded);
@@ -466,6 +513,7 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.adamw", adamw_case},
                              {"model.finite_differences", finite_differences_case},
                              {"model.recompute", recompute_case},
+                             {"model.quant_stats", quant_stats_case},
                              {"model.packing", packing_case},
                              {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case}};
