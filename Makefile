@@ -60,7 +60,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize model)
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
 OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
                 $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))

@@ -85,6 +85,13 @@ static inline Side side_codes_t(QMat q) {
     return s;
 }
 
+// What quantization does to the values of an operand, as numbers of values.
+typedef struct {
+    uint64_t nonzero;     // all others below are among these
+    uint64_t clipped;     // more than half a step beyond the largest code
+    uint64_t underflow;   // their code is 0
+} CodeCounts;
+
 // What a producer does to its output on the way out, so that a backend can fuse it; `absmax` is NULL or one float that is
 // raised to the largest magnitude written (the caller zeroes it). The plain pieces one after the other are the definition.
 typedef struct {
@@ -190,6 +197,9 @@ typedef struct Ops {
     void (*absmax)(float* absmax, Mat x);                          // raises *absmax
     // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
     void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
+
+    // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
+    void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);
 
     // ---- sums and the optimizer
     void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
