@@ -4,6 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
+# make sanitize       the GPU kernels under compute-sanitizer
 # make help           this text and what was found
 #
 # V=1                 show whole commands
@@ -59,7 +60,10 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize model)
+# Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
+OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
+                $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA
 BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
@@ -133,7 +137,7 @@ $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
 test: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
 run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(DEMO)
-	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
+	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT) $(OTHER_KERNELS)
 
 demo: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) train_llama3
@@ -154,8 +158,11 @@ run-valgrind: $(LOADER_TESTS)
 	  --leak-check=full --errors-for-leak-kinds=none --show-leak-kinds=none $$t >$$t.valgrind 2>&1 || { tail -n 30 $$t.valgrind; exit 1; }; \
 	  tail -n 1 $$t.valgrind; done
 
+sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+	@BUILD=$(BUILD) test/sanitize.sh
+
 # Installs what is missing; quick when nothing is.
-.PHONY: setup run-tests run-benches valgrind run-valgrind
+.PHONY: sanitize setup run-tests run-benches valgrind run-valgrind
 setup:
 	@scripts/setup.sh
 

@@ -14,6 +14,7 @@
 #include "data/hf_model.h"
 #include "data/json.h"
 #include "data/utf8.h"
+#include "halo/ceilings.h"
 #include "halo/hadamard.h"
 #include "halo/optim.h"
 #include "halo/options.h"
@@ -161,7 +162,8 @@ static ModelOptions model_options(const Session* s, bool train) {
     Recompute recompute = RECOMPUTE_NONE;
     if (train && !strcmp(o->recompute, "norm-act")) recompute = RECOMPUTE_NORM_ACT;
     if (train && !strcmp(o->recompute, "block")) recompute = RECOMPUTE_BLOCK;
-    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block};
+    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
+                      recipe_find(train && !strcmp(o->head_dtype, "fp8") ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s)};
     return m;
 }
 
@@ -478,6 +480,9 @@ typedef struct {
     size_t tokens;   // not padding, on all ranks
 } StepResult;
 
+// --quant-stats looks at rank 0's first micro-step.
+static bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
+
 // One optimizer step over the global batch that begins at `first_row` of the planned epoch.
 static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
     const Options* o = &s->o;
@@ -489,6 +494,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     for (int a = 0; a < o->accum; a++) {
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        if (a == 0 && observes(s, step)) model_observe(t->model);
         model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
         shard_end_micro_step(s->shard);
         sums[1] += t->batch.used;
@@ -557,6 +563,11 @@ static void log_step(StepLog* log, int step, double epoch, StepResult r, float l
     log_flush(log);
 }
 
+static void log_quant_stats(StepLog* log, const Trainer* t, int step) {
+    quant_stats_report(model_quant_stats(t->model), step, log->file);
+    if (log->file) log_flush(log);
+}
+
 static void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
     print_evaluation(path, e);
     if (!log->file) return;
@@ -586,8 +597,8 @@ static void print_memory(const Session* s) {
 
 static void print_start(const Session* s) {
     const Config* c = &s->config;
-    printf("%s backend, %d rank%s (%s), recipe %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "", s->comm->name,
-           s->recipe->name);
+    printf("%s backend, %d rank%s (%s), recipe %s, lm_head in %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "",
+           s->comm->name, s->recipe->name, s->o.head_dtype);
     if (!strncmp(s->recipe->name, "haloi", 5))
         printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
     printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",
@@ -633,6 +644,7 @@ static int command_train(Options o) {
         int steps_per_epoch = ceil_div(rows, global_rows);
         double epoch = (double)done.epoch + (double)(done.step_in_epoch + 1) / steps_per_epoch;
         if (leads(&s)) log_step(&log, step, epoch, r, optim_lr(&t.optim.config, step), seconds_now() - start);
+        if (observes(&s, step)) log_quant_stats(&log, &t, step);
         done.step++;
         if (++done.step_in_epoch == steps_per_epoch) {
             done.step_in_epoch = 0;
@@ -825,90 +837,6 @@ static double median(double* x, int n) {
     return x[n / 2];
 }
 
-// Values that use the whole range of a format: a few drawn on the host, repeated on the backend.
-static Mat random_mat(const Ops* ops, int rows, int cols, Fmt fmt, uint64_t seed) {
-    Mat m = mat(NULL, rows, cols, fmt);
-    size_t bytes = mat_bytes(m), value = fmt_bytes(fmt), drawn = (size_t)rows * cols < 1 << 20 ? (size_t)rows * cols : 1 << 20;
-    char* host = (char*)host_alloc(drawn * value);
-    for (size_t i = 0; i < drawn; i++) {
-        float x = 2 * uniform_from_word(random_words(seed, i, 0).word[0]) - 1;
-        uint16_t half = bf16_from_f32(x);
-        uint8_t code = value == 1 ? code_from_f32(x * fmt_max(fmt), fmt) : 0;
-        memcpy(host + i * value, value == 4 ? (void*)&x : value == 2 ? (void*)&half : (void*)&code, value);
-    }
-    m.data = ops->alloc(bytes);
-    ops->upload(m.data, host, drawn * value);
-    for (size_t done = drawn * value; done < bytes; done *= 2)
-        ops->copy((char*)m.data + done, m.data, done < bytes - done ? done : bytes - done);
-    free(host);
-    return m;
-}
-
-enum { kCeilingRuns = 5 };
-
-// TFLOP/s of products alone, on the F, E and G shapes of the model's linears with operands in `fmt`.
-static double gemm_ceiling(const Session* s, int tokens, Fmt fmt) {
-    const Config* c = &s->config;
-    const Ops* ops = s->ops;
-    bool codes = fmt_bytes(fmt) == 1;
-    int q = c->NH * c->HD, kv = c->NKV * c->HD;
-    const struct {
-        int N, K;
-    } linears[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
-    float* one = (float*)ops->alloc(sizeof(float));
-    const float unit = 1;
-    ops->upload(one, &unit, sizeof unit);
-    double flops = 0, ms = 0;
-    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++) {
-        int M = tokens, N = linears[i].N, K = linears[i].K;
-        // Y = X W^T, dX = dY W, dW = dY^T X; of codes, every operand is there with its contracted axis last.
-        const struct {
-            int rows, cols, depth;
-            bool a_transposed, b_transposed;
-        } products[] = {{M, N, K, false, false}, {M, K, N, false, true}, {N, K, M, true, true}};
-        for (int k = 0; k < 3; k++) {
-            bool at = products[k].a_transposed && !codes, bt = products[k].b_transposed && !codes;
-            int rows = products[k].rows, cols = products[k].cols, depth = products[k].depth;
-            Mat a = random_mat(ops, at ? depth : rows, at ? rows : depth, fmt, 1);
-            Mat b = random_mat(ops, bt ? depth : cols, bt ? cols : depth, fmt, 2);
-            Mat out = mat(ops->alloc((size_t)rows * cols * fmt_bytes(ops->act)), rows, cols, ops->act);
-            Side sa = plain_side(a, at), sb = plain_side(b, bt);
-            if (codes) sa.gran = sb.gran = PER_TENSOR, sa.scale = sb.scale = one;
-            double times[kCeilingRuns];
-            for (int run = -1; run < kCeilingRuns; run++) {
-                int from = ops->mark();
-                ops->gemm(out, sa, sb, 0);
-                if (run >= 0) times[run] = ops->marked_ms(from, ops->mark());
-                ops->sync();
-            }
-            ms += median(times, kCeilingRuns);
-            flops += 2.0 * rows * cols * depth;
-            ops->release(a.data);
-            ops->release(b.data);
-            ops->release(out.data);
-        }
-    }
-    ops->release(one);
-    return flops / ms * 1e-9;
-}
-
-// GB/s of a copy, bytes read and bytes written.
-static double copy_ceiling(const Session* s) {
-    const Ops* ops = s->ops;
-    int rows = 1 << 12, cols = 1 << 16;
-    Mat from = random_mat(ops, rows, cols, BF16, 3), to = random_mat(ops, rows, cols, BF16, 4);
-    double times[kCeilingRuns];
-    for (int run = -1; run < kCeilingRuns; run++) {
-        int start = ops->mark();
-        ops->copy(to.data, from.data, mat_bytes(from));
-        if (run >= 0) times[run] = ops->marked_ms(start, ops->mark());
-        ops->sync();
-    }
-    ops->release(from.data);
-    ops->release(to.data);
-    return 2.0 * (double)mat_bytes(from) / median(times, kCeilingRuns) * 1e-6;
-}
-
 enum { kBenchWarmup = 2, kProfileSteps = 2 };
 
 // One optimizer step on random tokens; the seconds until it is done.
@@ -949,13 +877,13 @@ static int command_bench(Options o) {
     }
     size_t left = s.ops->free_bytes();
     trainer_free(&s, &t);   // room for the products that show the ceiling
-    Ceilings ceilings = {0, gemm_ceiling(&s, tokens, s.ops->act), 0};
+    Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, tokens, s.ops->act), 0};
     if (leads(&s))
         printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank, %.3f left\n",
                1e3 * seconds, per_second, tflops, tflops / ceilings.plain_tflops, ceilings.plain_tflops, gib(plan_memory(&s).together), gib(left));
     if (o.profile) {
-        if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = gemm_ceiling(&s, tokens, s.recipe->fw.fmt);
-        ceilings.copy_gbs = copy_ceiling(&s);
+        if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s.ops, &s.config, tokens, s.recipe->fw.fmt);
+        ceilings.copy_gbs = ceiling_gbs(s.ops);
         if (leads(&s)) profile_print(ceilings, kProfileSteps, 1e3 * seconds);
     }
     free(times);
@@ -965,6 +893,7 @@ static int command_bench(Options o) {
 
 int main(int argc, char** argv) {
     int command;
+    setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
     Options o = options_parse(argc, argv, &command);
     switch (command) {
         case EVAL: return command_eval(o);

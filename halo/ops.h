@@ -118,6 +118,13 @@ static inline Side side_codes_t(QMat q) {
     return s;
 }
 
+// What quantization does to the values of an operand, as numbers of values.
+typedef struct {
+    uint64_t nonzero;     // all others below are among these
+    uint64_t clipped;     // more than half a step beyond the largest code
+    uint64_t underflow;   // their code is 0
+} CodeCounts;
+
 // What the consumer of a producer's output y wants to know of it, so that a backend can find it on the way out: `absmax` is NULL
 // or one float that is raised to the largest |y|, or with `rotate` to the largest |y H| (features), of the y that was stored (the
 // caller zeroes it). y itself is always plain. The plain pieces one after the other are the definition.
@@ -135,6 +142,11 @@ typedef struct {
     const int* end;     // (B, T)
 } Attn;
 
+// The random stream of stochastic rounding for a matrix, row-major: value i has noise_of_value(seed, offset + i, use, stream) (rng.h).
+typedef struct {
+    uint64_t seed, stream, offset;
+} Noise;
+
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * *grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
@@ -148,7 +160,7 @@ typedef struct {
     const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
-    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise
+    Noise noise;              // of param, m and v where they are rounded stochastically
 } AdamW;
 
 typedef struct Ops {
@@ -178,13 +190,14 @@ typedef struct Ops {
     // ---- residual add + RMSNorm (Zhang & Sennrich 2019): res = x + delta (delta.data may be NULL: res is x, nothing is
     // written); y = w * res * rstd, rstd = (mean(res^2) + eps)^-1/2
     void (*rmsnorm_forward)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep);   // (BT,C), rstd (BT)
-    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes
-    void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch);
+    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes. absmax: NULL, or raised to the largest |dres|
+    void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax);
     size_t (*rmsnorm_scratch)(int BT, int C);
 
     // ---- rotary embedding, rotate-half layout, in place on the q and k columns of qkv (BT, (NH + 2 NKV) HD).
-    // cos_sin (positions, HD): HD/2 cosines, then HD/2 sines. The backward pass is the inverse rotation.
-    void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse);
+    // cos_sin (positions, HD): HD/2 cosines, then HD/2 sines. The backward pass is the inverse rotation. absmax: NULL, or three floats
+    // raised to the largest magnitudes of the q, k and v columns
+    void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax);
 
     // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
     // (y is kept for the backward pass as it is, so only the maximum is taken on the way out: *absmax is raised unless NULL)
@@ -197,7 +210,8 @@ typedef struct Ops {
 
     // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
     void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);
-    void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up);   // dgate_up may be gate_up
+    // dgate_up may be gate_up. absmax: NULL, or two floats raised to the largest |dgate| and |dup|
+    void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up, float* absmax);
 
     // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
     // want_grad, logits <- scale * d loss / d logits in place
@@ -220,8 +234,11 @@ typedef struct Ops {
     // lies within rounding (2^-11 of itself at most) of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
 
+    // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
+    void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);
+
     // ---- sums and the optimizer
-    void (*add)(Mat y, Mat x);                                      // y += x
+    void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite

@@ -259,7 +259,7 @@ static void reduce(void* self, int unit) {
         }
         Mat own = mat(own_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
         Mat fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        if (add) s->ops->add(own, fresh);
+        if (add) s->ops->add(own, fresh, NULL);
         else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
 }
@@ -311,7 +311,7 @@ void shard_update(Shard* s, AdamW hyper) {
         a.grad_fmt = s->opt.grad_fmt;
         a.state_fmt = s->opt.state_fmt;
         a.weight_decay = p->decay ? hyper.weight_decay : 0;
-        a.offset = p->noise_offset;
+        a.noise.offset = p->noise_offset;
         if (a.n) s->ops->adamw(&a);
     }
     shard_state_restored(s);

@@ -258,7 +258,7 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
     float *y = fetched(Y), *want = floats(yd, n);
     close_case("rmsnorm.y", y, want, n, kF32Tol, kBf16Tol);
 
-    ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch);
+    ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch, NULL);
     float *got_dres = fetched(DRes), *got_dw = fetched(DW);
     for (size_t i = 0; i < n; i++) got_dres[i] -= dres[i];
     for (int c = 0; c < C; c++) got_dw[c] -= dw[c];
@@ -332,7 +332,7 @@ static void rope_shape(int BT, int NH, int NKV, int HD) {
     Mat X = put(x, BT, COLS, ops->act), DY = put(dy, BT, COLS, ops->act);
     float* device_table = (float*)put_bytes(table, table_bytes);
     int* device_pos = (int*)put_bytes(pos, (size_t)BT * sizeof(int));
-    ops->rope(X, device_table, device_pos, NH, NKV, HD, false);
+    ops->rope(X, device_table, device_pos, NH, NKV, HD, false, NULL);
     double *xd = doubles(x, n), *yd = (double*)host_alloc(n * sizeof(double));
     naive_rope(yd, xd, &shape, COLS);
     float *y = fetched(X), *want = floats(yd, n);
@@ -342,7 +342,7 @@ static void rope_shape(int BT, int NH, int NKV, int HD) {
         values_untouched = values_untouched && !memcmp(y + t * COLS + (NH + NKV) * HD, x + t * COLS + (NH + NKV) * HD,
                                                        (size_t)NKV * HD * sizeof(float));
     ok(values_untouched, "rope.forward %s leaves v alone", ops->name);
-    ops->rope(DY, device_table, device_pos, NH, NKV, HD, true);
+    ops->rope(DY, device_table, device_pos, NH, NKV, HD, true, NULL);
     float* dx = fetched(DY);
     Problem p = {&shape, dy, {x, NULL, NULL, NULL}, {n, 0, 0, 0}, rope_loss};
     gradient_case("rope.backward", &p, 0, dx, kF32Grad, kBf16Grad);
@@ -544,7 +544,7 @@ static void swiglu_shape(int BT, int F) {
     naive_swiglu(yd, xd, BT, F);
     float *y = fetched(Y), *want = floats(yd, n);
     close_case("swiglu.forward", y, want, n, kF32Tol, kBf16Tol);
-    ops->swiglu_backward(X, DY, X);   // in place
+    ops->swiglu_backward(X, DY, X, NULL);   // in place
     float* dx = fetched(X);
     Problem p = {shape, dy, {x, NULL, NULL, NULL}, {2 * n, 0, 0, 0}, swiglu_loss};
     gradient_case("swiglu.backward", &p, 0, dx, kF32Grad, kBf16Grad);
@@ -602,6 +602,53 @@ static void prep_case(void) {
     prep_shape(5, 172);
     prep_shape(3, 4096);
     prep_shape(2, 14336);
+}
+
+// The maxima that backward producers raise are those of what they wrote, matrix by matrix; a larger one that is there stays.
+static void maxima_are(const char* name, float* maxima, const Mat* written, int count) {
+    float got[3], *expected = put_float(0);
+    ops->download(got, maxima, sizeof(float) * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        ops->zero(expected, sizeof(float));
+        ops->absmax(expected, written[i]);
+        float want = fetch_float(expected);
+        ok(got[i] == want && want > 0, "%s %s maximum %d: %g, of what is written %g", name, ops->name, i, got[i], want);
+    }
+    ops->release(expected);
+}
+static void backward_maxima_case(void) {
+    enum { BT = 70, NH = 3, NKV = 1, HD = 16, C = (NH + 2 * NKV) * HD, F = 2 * C };
+    const float zeros[3] = {0, 0, 0}, large[3] = {1e6f, 1e6f, 1e6f};
+    float *maxima = (float*)put_bytes(zeros, sizeof zeros), *rstd_host = test_normals(BT, 1);
+    float *x = test_normals(BT * 2 * F, 1), *y = test_normals(BT * F, 1), *w = test_normals(C, 1), table[2 * HD];
+    for (int i = 0; i < 2 * HD; i++) table[i] = test_normal();
+    int pos[BT];
+    for (int t = 0; t < BT; t++) pos[t] = t % 2;
+    float *rstd = (float*)put_bytes(rstd_host, BT * sizeof(float)), *cos_sin = (float*)put_bytes(table, sizeof table);
+    int* positions = (int*)put_bytes(pos, sizeof pos);
+    Mat X = put(x, BT, 2 * F, ops->act), Y = put(y, BT, F, ops->act), W = put(w, 1, C, ops->act), DW = put_zeros(1, C, F32);
+    void* scratch = ops->alloc(ops->rmsnorm_scratch(BT, C));
+
+    Mat dres = mat_cols(X, 0, C), dy = mat_cols(Y, 0, C), qkv = dres;
+    ops->rmsnorm_backward(dres, DW, dy, dy, W, rstd, scratch, maxima);
+    maxima_are("rmsnorm.backward", maxima, &dres, 1);
+    ops->upload(maxima, zeros, sizeof zeros);
+    ops->rope(qkv, cos_sin, positions, NH, NKV, HD, true, maxima);
+    Mat parts[3] = {mat_cols(qkv, 0, NH * HD), mat_cols(qkv, NH * HD, NKV * HD), mat_cols(qkv, (NH + NKV) * HD, NKV * HD)};
+    maxima_are("rope", maxima, parts, 3);
+    ops->upload(maxima, zeros, sizeof zeros);
+    ops->swiglu_backward(X, Y, X, maxima);
+    Mat halves[2] = {mat_cols(X, 0, F), mat_cols(X, F, F)};
+    maxima_are("swiglu.backward", maxima, halves, 2);
+    ops->upload(maxima, large, sizeof large);
+    ops->swiglu_backward(X, Y, X, maxima);
+    ok(fetch_float(maxima) == 1e6f && fetch_float(maxima + 1) == 1e6f, "swiglu.backward %s keeps a larger maximum", ops->name);
+
+    Mat all[] = {X, Y, W, DW};
+    release_all(all, COUNT(all));
+    void* const rest[] = {maxima, rstd, cos_sin, positions, scratch};
+    for (int i = 0; i < COUNT(rest); i++) ops->release(rest[i]);
+    free(x); free(y); free(w); free(rstd_host);
 }
 
 // ---- loss
@@ -821,7 +868,7 @@ static void sums_shape(int ROWS, int COLS) {
         squares += (double)x[i] * x[i];
         most = larger_magnitude(most, x[i]);
     }
-    ops->add(Y, X);
+    ops->add(Y, X, NULL);
     float* sum = fetched(Y);
     close_case("add", sum, want, N, 1e-7, kBf16Tol);
     float *total = put_float(3), *scale = put_float(0), *largest = put_float(0.25f);
@@ -855,7 +902,33 @@ static void sums_shape(int ROWS, int COLS) {
     ops->release(largest);
     free(x); free(y); free(want); free(sum); free(wide); free(narrow); free(before);
 }
+// A gradient that adds up: a hundred times a hundredth of a bf16 step. To nearest it would never move; stochastically it arrives, on average,
+// and every BF16 backend takes the same bits, whether rows are octets or not.
+static void stochastic_sum(int rows, int cols) {
+    size_t n = (size_t)rows * cols;
+    float *ones = (float*)host_alloc(n * sizeof(float)), *parts = (float*)host_alloc(n * sizeof(float)), part = 1.0f / 128 / 100;
+    for (size_t i = 0; i < n; i++) ones[i] = 1.25f, parts[i] = part;
+    Mat Y = put(ones, rows, cols, BF16), X = put(parts, rows, cols, F32);
+    for (int step = 0; step < 100; step++) {
+        Noise noise = {7, (uint64_t)step, 24};
+        ops->add(Y, X, &noise);
+    }
+    float* got = fetched(Y);
+    double mean = 0;
+    for (size_t i = 0; i < n; i++) mean += got[i] / (double)n;
+    ok(fabs(mean - (1.25 + 100 * part)) < 0.01 * sqrt(3.0 / (double)n), "add %s %dx%d stochastically: mean %.5f, expected %.5f", ops->name, rows, cols, mean,
+       1.25 + 100 * (double)part);
+    static uint64_t bits_of_bf16[2];
+    uint64_t bits = fingerprint_add(kFingerprintStart, got, n * sizeof(float)), *wanted = &bits_of_bf16[cols % 8 != 0];
+    if (ops == &cpu_bf16_ops) *wanted = bits;
+    else if (ops->act == BF16) ok(bits == *wanted, "add %s %dx%d stochastically: the bits of cpu_bf16", ops->name, rows, cols);
+    ops->release(Y.data);
+    ops->release(X.data);
+    free(ones); free(parts); free(got);
+}
 static void sums_case(void) {
+    stochastic_sum(40, 264);
+    stochastic_sum(33, 53);
     sums_shape(37, 53);
     sums_shape(5, 264);
     sums_shape(1, 600001);
@@ -915,12 +988,13 @@ static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
     double *wd = doubles(w, N), m[N] = {0}, v[N] = {0};
     float* grad_scale = put_float(0.5f);
     AdamW a = {W.data, master ? (float*)Master.data : NULL, NULL, M.data, V.data, N, grad_fmt, state_fmt, grad_scale,
-               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, 42, 7};
+               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7}};
     for (int t = 1; t <= STEPS; t++) {
         float* g = test_normals(N, 1);
         Mat G = put(g, 1, N, grad_fmt);
         a.grad = G.data;
         a.step = t;
+        a.noise.stream = (uint64_t)t;
         ops->adamw(&a);
         for (int i = 0; i < N; i++) {
             double scaled = 0.5 * g[i], beta1 = a.beta1, beta2 = a.beta2;
@@ -961,13 +1035,13 @@ static void adamw_stochastic(void) {
     size_t size = fmt_bytes(ops->act);
     for (int t = 1; t <= STEPS; t++) {
         AdamW a = {whole[0].data, NULL, G.data, whole[1].data, whole[2].data, N, F32, ops->act, grad_scale,
-                   lr, 0.9f, 0.999f, 1e-8f, 0, t, 42, 1000};
+                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000}};
         ops->adamw(&a);
         for (int half = 0; half < 2; half++) {
             size_t first = half ? SPLIT : 0;
             AdamW part = {(char*)halves[0].data + first * size, NULL, (float*)G.data + first, (char*)halves[1].data + first * size,
                           (char*)halves[2].data + first * size, half ? N - SPLIT : SPLIT, F32, ops->act, grad_scale,
-                          lr, 0.9f, 0.999f, 1e-8f, 0, t, 42, 1000 + first};
+                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first}};
             ops->adamw(&part);
         }
     }
@@ -1076,6 +1150,7 @@ ON_EVERY_BACKEND(attention_isolation)
 ON_EVERY_BACKEND(attention_cached)
 ON_EVERY_BACKEND(swiglu)
 ON_EVERY_BACKEND(prep)
+ON_EVERY_BACKEND(backward_maxima)
 ON_EVERY_BACKEND(cross_entropy)
 ON_EVERY_BACKEND(rotate)
 ON_EVERY_BACKEND(quantize)
@@ -1105,10 +1180,10 @@ static int print_fingerprint(void) {
         ops->attention_forward(Y, lse, QKV, shape, total);
         ops->attention_backward(DQKV, X, Y, QKV, lse, shape, attention_scratch);
         ops->rmsnorm_forward(Y, rstd, X, X, none, W, kEps, kPrepNone);
-        ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch);
+        ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch, NULL);
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
-        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, 1, 0};
+        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0}};
         ops->adamw(&a);
         hash = fingerprint_add(hash, DQKV.data, mat_bytes(DQKV));
         hash = fingerprint_add(hash, Y.data, mat_bytes(Y));
@@ -1138,6 +1213,7 @@ static const Case cases[] = {
     {"attention.cached", attention_cached_everywhere},
     {"swiglu", swiglu_everywhere},
     {"prep", prep_everywhere},
+    {"backward_maxima", backward_maxima_everywhere},
     {"cross_entropy", cross_entropy_everywhere},
     {"rotate", rotate_everywhere},
     {"quantize", quantize_everywhere},

@@ -36,11 +36,12 @@ static char* losses_of(const char* dir) {
 
 static void invariance_case(void) {
     make_inputs();
-    const char* const recipes[] = {"--level bf16", "--level halo2 --dtype int8", "--level halo1 --dtype fp6"};
+    const char* const recipes[] = {"--level bf16", "--level halo2 --dtype int8", "--level halo1 --dtype fp6 --head-dtype fp8"};
     const struct {
         int ranks;
         const char* flags;
-    } runs[] = {{1, "--zero 2"}, {2, "--zero 3"}, {2, "--zero 2"}, {3, "--zero 3 --qfsdp"}, {4, "--zero 3"}, {4, "--zero 3 --qfsdp"}};
+    } runs[] = {{1, "--zero 2"}, {2, "--zero 3"}, {2, "--zero 2"}, {3, "--zero 3 --qfsdp --quant-stats 3"}, {4, "--zero 3 --quant-stats 4"},
+              {4, "--zero 3 --qfsdp"}};
     for (int r = 0; r < COUNT(recipes); r++) {
         char* flags = text_of("%s --zero 3", recipes[r]);
         char *alone = train_on(1, "alone", flags), *want = losses_of(alone);
@@ -52,6 +53,10 @@ static void invariance_case(void) {
             char *out = train_on(runs[i].ranks, "several", flags), *got = losses_of(out);
             ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
                "%d rank%s, %s: losses and weights of one rank, bit for bit", runs[i].ranks, runs[i].ranks > 1 ? "s" : "", flags);
+            char* log = log_of(out);
+            bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
+            if (strstr(flags, "--quant-stats")) ok(seen && weights_seen == !codes, "and rank 0 tells of its linears, of their weights where it has them");
+            free(log);
             empty_dir(out);
             free(got);
             free(out);
