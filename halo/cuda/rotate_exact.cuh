@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink 
     auto put = [&](int unit, const Values<kWidth>& v) {
         int row, col;
         item.template locate<kWidth>(unit, &row, &col);
-        if (row < item.y_rows && col < item.cols) sink.put(row, col, v);
+        if (row < item.y_rows && col < item.cols) sink.put(sink.at(row, col), v);
     };
     auto keep = [&](int unit, const Values<kWidth>& v) { units.store(unit, v); };
     int bit = max(item.first_bit, kUnitBits), inner_from = item.first_bit, inner_end = min(item.log2_run, kUnitBits);

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kRotateWarpThreads) rotate_warp_kernel(Sink si
         Values<8> out;
 #pragma unroll
         for (int i = 0; i < 8; i++) out.v[i] = v[b][i];
-        if (locate(b, &row, &col)) sink.put(row, col, out);
+        if (locate(b, &row, &col)) sink.put(sink.at(row, col), out);
     }
     sink.finish();
 }
@@ -72,6 +72,7 @@ enum { kRotateThreads = 256, kRotateMostThreads = 512, kRotateGroup = 4, kRotate
 struct FeatureItem {
     Divisor octets_across;   // n / 8
     int n, vectors, rows, items;
+    bool dense;              // the rows of x follow each other without gaps
     int log2_run, within_end, together, order;   // bits [0, within_end) are transformed within 256s
     const uint4* fragments;
     bool ahead;              // is there room for the next item?
@@ -81,19 +82,17 @@ template <int kTiles, typename Sink>
 __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
     SHARED(float, shared);
     Exchange exchange = {shared, item.log2_run};
-    int elements = item.vectors * item.n, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    bf16* arriving = (bf16*)(shared + elements);
+    int elements = item.vectors * item.n, blocks = elements / 256, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    bf16* arriving = (bf16*)((char*)shared + Exchange::bytes(elements, item.log2_run));
 
-    auto source = [&](int i, int octet, bool* inside) {
-        int vector = (int)item.octets_across.quotient(octet), row = i * item.vectors + vector;
-        *inside = octet * 8 < elements && row < item.rows;
-        return *inside ? x[row] + (octet - vector * (int)item.octets_across.d) * 8 : x.data;
-    };
     auto fetch = [&](int i) {
-        for (int octet = threadIdx.x; octet * 8 < elements; octet += blockDim.x) {
-            bool inside;
-            const bf16* from = source(i, octet, &inside);
-            cp_async16(arriving + octet * 8, from, inside);
+        int rows = item.dense ? 1 : item.vectors, octets = item.dense ? elements / 8 : item.n / 8;
+        int inside = min(item.vectors, item.rows - i * item.vectors) * (item.n / 8);   // octets
+        const bf16* from = x[i * item.vectors];
+        for (int r = 0; r < rows; r++, from += x.ld) {
+#pragma unroll 4
+            for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
+                cp_async16(arriving + (r * octets + octet) * 8, from + octet * 8, r * octets + octet < inside);
         }
         cp_async_commit();
     };
@@ -104,38 +103,46 @@ __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sin
     for (int i = blockIdx.x; i < item.items; i += gridDim.x) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here, and the last one has left the exchange
-        for (int group = warp; group * kRotateGroup * 256 < elements; group += warps) {
+        for (int group = warp; group * kRotateGroup < blocks; group += warps) {
             Packed<8> octets[kRotateGroup];
             float v[kRotateGroup][8];
 #pragma unroll
-            for (int b = 0; b < kRotateGroup; b++) {
-                int octet = (group * kRotateGroup + b) * kWarp + lane;
-                bool inside = octet * 8 < elements;
-                const bf16* from = item.ahead ? arriving + octet * 8 : source(i, octet, &inside);
-                octets[b] = Packed<8>{{0, 0, 0, 0}};
-                if (inside) octets[b] = load_packed<8>(from);
+            for (int b = 0; b < kRotateGroup; b++) {   // behind the last block any does: it is not stored
+                int octet = min(group * kRotateGroup + b, blocks - 1) * kWarp + lane;
+                if (item.ahead) {
+                    octets[b] = load_packed<8>(arriving + octet * 8);
+                } else {
+                    int vector = (int)item.octets_across.quotient(octet), row = i * item.vectors + vector;
+                    octets[b] = Packed<8>{{0, 0, 0, 0}};
+                    if (row < item.rows) octets[b] = load_packed<8>(x[row] + (octet - vector * (int)item.octets_across.d) * 8);
+                }
             }
             hadamard_blocks(v, octets, signs, item.together);
 #pragma unroll
             for (int b = 0; b < kRotateGroup; b++) {
-                int e = ((group * kRotateGroup + b) * kWarp + lane) * 8;
-                if (e < elements) exchange.store_octet(e, v[b]);
+                int block = group * kRotateGroup + b;
+                if (block < blocks) exchange.store_octet(block * 256 + lane * 8, lane, v[b]);
             }
         }
         __syncthreads();   // from here on nothing of the item's x is read: y may be x
         if (item.ahead && i + (int)gridDim.x < item.items) fetch(i + gridDim.x);
 
-        int run = 1 << item.log2_run, chunks = (item.order + kFragment * kTiles - 1) / (kFragment * kTiles);
-        int units = elements / item.order / kWarp * chunks;   // 32 positions of the runs, and some rows of the matrix across
-        for (int unit = warp; unit < units; unit += warps) {
-            int first = unit / chunks * kWarp, in = first + lane / 4 * 4, out = first + lane % 4 * 8;
-            int vector = in >> item.log2_run, row = i * item.vectors + (out >> item.log2_run), col = out & (run - 1);
-            int from = vector * item.n + (in & (run - 1)) + lane % 4 * 2 * run, even = exchange.place(from), odd = exchange.place(from + run);
-            auto load = [&](int g) { return exchange.load((g & 1 ? odd : even) + (g & ~7) * run); };
-            auto put = [&](int g, const Values<8>& v) {
-                if (row < item.rows) sink.put(row, col + g * run, v);
+        int run = 1 << item.log2_run, groups = elements / item.order / kWarp;   // of 32 positions of the runs
+        for (int group = warp, tile = 0;; group += warps) {
+            for (; group >= groups; group -= groups) tile += kTiles;             // the next rows of the matrix across
+            if (tile * kFragment >= item.order) break;
+            int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
+            const float* from = shared + exchange.place((in >> item.log2_run) * item.n + (in & (run - 1)));
+            int row = i * item.vectors + (out >> item.log2_run), runs = row < item.rows ? item.order : 0;
+            size_t place = sink.at(row, out & (run - 1));
+            auto load = [&](int g) {
+                const float* at = from + g * exchange.stride();
+                return TwoRuns{*(const float4*)at, *(const float4*)(at + exchange.stride())};
             };
-            hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, 0, load, put);
+            auto put = [&](int g, const Values<8>& v) {
+                if (g < runs) sink.put(place + g * run, v);
+            };
+            hadamard_across<kTiles>(item.fragments, item.order, tile, 0, load, put);
         }
     }
     sink.finish();
@@ -169,13 +176,11 @@ static bool rotate_features(const RotateJob& job) {
     // if there is none anyway.
     auto elements = [&] { return (size_t)vectors * (size_t)n; };
     while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)order % kWarp) vectors *= 2;
-    FeatureItem item = {divisor(n / 8), n, vectors, job.x.rows, ceil_div(job.x.rows, vectors), floor_log2(run), min_int(8, floor_log2(run)),
+    FeatureItem item = {divisor(n / 8), n, vectors, job.x.rows, ceil_div(job.x.rows, vectors), job.x.ld == n, floor_log2(run), min_int(8, floor_log2(run)),
                         max_int(1, run / 256), order, rotate_signs()->across[hadamard_base_index(K0)][doublings][!job.transpose], true};
-    size_t bytes = elements() * (sizeof(float) + sizeof(bf16));
-    if (bytes > shared_limit()) {
-        item.ahead = false;
-        bytes = elements() * sizeof(float);
-    }
+    size_t bytes = Exchange::bytes(vectors * n, item.log2_run);
+    item.ahead = bytes + elements() * sizeof(bf16) <= shared_limit();
+    if (item.ahead) bytes += elements() * sizeof(bf16);
     if (bytes > shared_limit()) return false;
     return order <= 2 * kFragment ? launch_rotate_features<2>(job, item, bytes) : launch_rotate_features<4>(job, item, bytes);
 }
