@@ -91,7 +91,7 @@ static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->rank
 
 static ShardOptions shard_options(const Session* s, bool train) {
     int zero = s->o.zero == kAuto ? kZeroAuto : s->o.zero;
-    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, F32};
+    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, s->o.prefetch, F32};
     if (!train) return shard;
     if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
@@ -114,9 +114,10 @@ static Session session_open(Options o) {
     Session s;
     memset(&s, 0, sizeof s);
     s.o = o;
+    s.ops = pick_backend(o.backend);
     s.comm = comm_start();
     progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
-    s.ops = pick_backend(o.backend);
+    s.comm = comm_on(s.comm, s.ops);
     open_source(&s);
     return s;
 }
