@@ -60,6 +60,8 @@ LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
 SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
+# The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
+SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA
 BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
@@ -117,11 +119,26 @@ $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT
+SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT $(if $(HALO_MPI),-DHALO_MPI -DHALO_NCCL)
+SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++
 $(BUILD)/simt/ops.o: halo/cuda/ops.cu
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
-	$(Q)$(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(SIMT_CXX) -c $< -o $@
+$(BUILD)/simt/comm_nccl.o: halo/comm_nccl.cu
+	@mkdir -p $(@D)
+	@echo '  $< (on the CPU)'
+	$(Q)$(SIMT_CXX) $(MPI_CFLAGS) -c $< -o $@
+$(BUILD)/simt/comm.o: halo/comm.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
+$(BUILD)/simt/train_llama3.o: train_llama3.cu
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -x c -c $< -o $@
+SIMT_OBJECTS = $(patsubst %,$(BUILD)/simt/%.o,train_llama3 ops comm $(if $(HALO_MPI),comm_nccl))
+$(SIMT_PROGRAM): $(SIMT_OBJECTS) $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 $(BUILD)/simt/test_%.o: test/test_%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
@@ -132,7 +149,7 @@ $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
 # ---- what one runs
 test: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
-run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(DEMO)
+run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(SIMT_PROGRAM) $(DEMO)
 	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
 
 demo: setup

@@ -4,7 +4,7 @@
 // Sums are taken in rank order in FP32 and rounded once, so that the result does not depend on timing.
 //
 // Order: collectives on backend memory are collected, and `start` makes one transfer of them. It starts after the backend's work
-// queued so far and after earlier transfers, and then runs beside the backend's later work: what it reads and writes belongs to it
+// queued so far and then runs beside the backend's later work and beside other transfers: what it reads and writes belongs to it
 // until `wait`, after which the backend's later work starts behind it. Neither waits on the host. Every rank starts the same
 // transfers in the same order. Collectives of one transfer may run in any order. With CPU ranks each has happened when its call returns.
 #ifndef HALO_COMM_H

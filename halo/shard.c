@@ -149,9 +149,9 @@ static void init(Shard* s, const Config* config, const Ops* ops, const Comm* com
     s->opt = options;
     if (options.zero == kZeroAuto) s->opt.zero = comm->ranks > 1 ? 3 : 0;
     s->asked_zero = options.zero;
-    s->ring = s->opt.zero == 3 ? min_int(1 + options.prefetch, config->L) : config->L;
-    s->grad_ring = s->owns_all ? 1 : min_int(min_int(1 + options.prefetch, 2), config->L);
     lay_out(s);
+    s->ring = gathers(s) ? min_int(1 + options.prefetch, config->L) : config->L;
+    s->grad_ring = s->owns_all ? 1 : min_int(min_int(1 + options.prefetch, 2), config->L);
 }
 static void free_layout(Shard* s) {
     free(s->pieces);
