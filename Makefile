@@ -62,6 +62,9 @@ TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
+# Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
+OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
+                $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA
 BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
@@ -150,7 +153,7 @@ $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
 test: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
 run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(SIMT_PROGRAM) $(DEMO)
-	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT)
+	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT) $(OTHER_KERNELS)
 
 demo: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) train_llama3

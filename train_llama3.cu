@@ -14,6 +14,7 @@
 #include "data/hf_model.h"
 #include "data/json.h"
 #include "data/utf8.h"
+#include "halo/ceilings.h"
 #include "halo/hadamard.h"
 #include "halo/optim.h"
 #include "halo/options.h"
@@ -826,90 +827,6 @@ static double median(double* x, int n) {
     return x[n / 2];
 }
 
-// Values that use the whole range of a format: a few drawn on the host, repeated on the backend.
-static Mat random_mat(const Ops* ops, int rows, int cols, Fmt fmt, uint64_t seed) {
-    Mat m = mat(NULL, rows, cols, fmt);
-    size_t bytes = mat_bytes(m), value = fmt_bytes(fmt), drawn = (size_t)rows * cols < 1 << 20 ? (size_t)rows * cols : 1 << 20;
-    char* host = (char*)host_alloc(drawn * value);
-    for (size_t i = 0; i < drawn; i++) {
-        float x = 2 * uniform_from_word(random_words(seed, i, 0).word[0]) - 1;
-        uint16_t half = bf16_from_f32(x);
-        uint8_t code = value == 1 ? code_from_f32(x * fmt_max(fmt), fmt) : 0;
-        memcpy(host + i * value, value == 4 ? (void*)&x : value == 2 ? (void*)&half : (void*)&code, value);
-    }
-    m.data = ops->alloc(bytes);
-    ops->upload(m.data, host, drawn * value);
-    for (size_t done = drawn * value; done < bytes; done *= 2)
-        ops->copy((char*)m.data + done, m.data, done < bytes - done ? done : bytes - done);
-    free(host);
-    return m;
-}
-
-enum { kCeilingRuns = 5 };
-
-// TFLOP/s of products alone, on the F, E and G shapes of the model's linears with operands in `fmt`.
-static double gemm_ceiling(const Session* s, int tokens, Fmt fmt) {
-    const Config* c = &s->config;
-    const Ops* ops = s->ops;
-    bool codes = fmt_bytes(fmt) == 1;
-    int q = c->NH * c->HD, kv = c->NKV * c->HD;
-    const struct {
-        int N, K;
-    } linears[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
-    float* one = (float*)ops->alloc(sizeof(float));
-    const float unit = 1;
-    ops->upload(one, &unit, sizeof unit);
-    double flops = 0, ms = 0;
-    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++) {
-        int M = tokens, N = linears[i].N, K = linears[i].K;
-        // Y = X W^T, dX = dY W, dW = dY^T X; of codes, every operand is there with its contracted axis last.
-        const struct {
-            int rows, cols, depth;
-            bool a_transposed, b_transposed;
-        } products[] = {{M, N, K, false, false}, {M, K, N, false, true}, {N, K, M, true, true}};
-        for (int k = 0; k < 3; k++) {
-            bool at = products[k].a_transposed && !codes, bt = products[k].b_transposed && !codes;
-            int rows = products[k].rows, cols = products[k].cols, depth = products[k].depth;
-            Mat a = random_mat(ops, at ? depth : rows, at ? rows : depth, fmt, 1);
-            Mat b = random_mat(ops, bt ? depth : cols, bt ? cols : depth, fmt, 2);
-            Mat out = mat(ops->alloc((size_t)rows * cols * fmt_bytes(ops->act)), rows, cols, ops->act);
-            Side sa = plain_side(a, at), sb = plain_side(b, bt);
-            if (codes) sa.gran = sb.gran = PER_TENSOR, sa.scale = sb.scale = one;
-            double times[kCeilingRuns];
-            for (int run = -1; run < kCeilingRuns; run++) {
-                int from = ops->mark();
-                ops->gemm(out, sa, sb, 0);
-                if (run >= 0) times[run] = ops->marked_ms(from, ops->mark());
-                ops->sync();
-            }
-            ms += median(times, kCeilingRuns);
-            flops += 2.0 * rows * cols * depth;
-            ops->release(a.data);
-            ops->release(b.data);
-            ops->release(out.data);
-        }
-    }
-    ops->release(one);
-    return flops / ms * 1e-9;
-}
-
-// GB/s of a copy, bytes read and bytes written.
-static double copy_ceiling(const Session* s) {
-    const Ops* ops = s->ops;
-    int rows = 1 << 12, cols = 1 << 16;
-    Mat from = random_mat(ops, rows, cols, BF16, 3), to = random_mat(ops, rows, cols, BF16, 4);
-    double times[kCeilingRuns];
-    for (int run = -1; run < kCeilingRuns; run++) {
-        int start = ops->mark();
-        ops->copy(to.data, from.data, mat_bytes(from));
-        if (run >= 0) times[run] = ops->marked_ms(start, ops->mark());
-        ops->sync();
-    }
-    ops->release(from.data);
-    ops->release(to.data);
-    return 2.0 * (double)mat_bytes(from) / median(times, kCeilingRuns) * 1e-6;
-}
-
 enum { kBenchWarmup = 2, kProfileSteps = 2 };
 
 // One optimizer step on random tokens; the seconds until it is done.
@@ -950,13 +867,13 @@ static int command_bench(Options o) {
     }
     size_t left = s.ops->free_bytes();
     trainer_free(&s, &t);   // room for the products that show the ceiling
-    Ceilings ceilings = {0, gemm_ceiling(&s, tokens, s.ops->act), 0};
+    Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, tokens, s.ops->act), 0};
     if (leads(&s))
         printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank, %.3f left\n",
                1e3 * seconds, per_second, tflops, tflops / ceilings.plain_tflops, ceilings.plain_tflops, gib(plan_memory(&s).together), gib(left));
     if (o.profile) {
-        if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = gemm_ceiling(&s, tokens, s.recipe->fw.fmt);
-        ceilings.copy_gbs = copy_ceiling(&s);
+        if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s.ops, &s.config, tokens, s.recipe->fw.fmt);
+        ceilings.copy_gbs = ceiling_gbs(s.ops);
         if (leads(&s)) profile_print(ceilings, kProfileSteps, 1e3 * seconds);
     }
     free(times);
@@ -966,6 +883,7 @@ static int command_bench(Options o) {
 
 int main(int argc, char** argv) {
     int command;
+    setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
     Options o = options_parse(argc, argv, &command);
     switch (command) {
         case EVAL: return command_eval(o);

@@ -1,14 +1,14 @@
 // Speed of attention: checks shapes with every kind of edge against the CPU layers, then times causal sequences.
 //   check   y, lse, dq, dk, dv of cuda_ops: error against cpu_f32 at most twice that of cpu_bf16; and twice the same bits
 //   time    one line per shape and pass: T B heads HD | us (median) | TFLOP/s
-// Flops are those of the causal half: 2 T^2 HD a head forward, 5 T^2 HD backward. HALO_ATTENTION=sm90 selects the Hopper kernels.
-// `bench_attention check` stops after the checks, which also run under HALO_SIMT.
-#include "../halo/cuda/device.cuh"
+// Flops are those of the causal half: 2 T^2 HD a head forward, 5 T^2 HD backward. HALO_CAPABILITY=80 selects the kernels for older
+// GPUs.
+//
+//   bench_attention            checks, then all times        bench_attention check     the checks alone, which also run under HALO_SIMT
+//   bench_attention HD T       the times of one shape
+#include "bandwidth.cuh"
 
 #include <math.h>
-
-#include <algorithm>
-#include <vector>
 
 typedef struct {
     int B, T, NH, NKV, HD, doc, padding;   // documents of `doc` tokens (0: one), the last `padding` tokens alone
@@ -77,7 +77,7 @@ struct Problem {
     int* ranges;
     void* scratch;
 
-    Problem(const Ops* ops_, const Shape& s, const std::vector<float>& qkv_values, const std::vector<float>& dy_values) : ops(ops_) {
+    Problem(const Ops* ops_, const Shape& s, Mat qkv_, Mat dy_) : ops(ops_), qkv(qkv_), dy(dy_) {
         int rows = s.B * s.T, cols = (s.NH + 2 * s.NKV) * s.HD;
         std::vector<int> both(2 * (size_t)rows);
         ranges_of(both.data(), both.data() + rows, s);
@@ -85,8 +85,6 @@ struct Problem {
         ops->upload(ranges, both.data(), both.size() * sizeof(int));
         Attn a = {s.B, s.T, s.NH, s.NKV, s.HD, ranges, ranges + rows};
         shape = a;
-        qkv = put(ops, qkv_values, rows, cols);
-        dy = put(ops, dy_values, rows, s.NH * s.HD);
         y = mat(NULL, rows, s.NH * s.HD, ops->act);
         y.data = ops->alloc(mat_bytes(y));
         dqkv = mat(NULL, rows, cols, ops->act);
@@ -124,7 +122,7 @@ static bool check_shape(const Shape& s) {
     std::vector<float> y[3], lse[3], dqkv[3];
     bool fine = true;
     for (int i = 0; i < 3; i++) {
-        Problem p(backends[i], s, qkv, dy);
+        Problem p(backends[i], s, put(backends[i], qkv, rows, cols), put(backends[i], dy, rows, q));
         p.forward();
         p.backward();
         y[i] = fetched(p.ops, p.y);
@@ -152,45 +150,27 @@ static bool check_shape(const Shape& s) {
 }
 
 // ---- times
-#ifndef HALO_SIMT
-enum { kRuns = 21, kWarmUps = 3 };
-
-template <typename Run>
-static double median_us(Run run) {
-    cudaEvent_t begin, finish;
-    cuda_ok(cudaEventCreate(&begin), "an event");
-    cuda_ok(cudaEventCreate(&finish), "an event");
-    std::vector<float> ms(kRuns);
-    for (int i = -kWarmUps; i < kRuns; i++) {
-        cuda_ok(cudaEventRecord(begin, cuda_stream()), "timing");
-        run();
-        cuda_ok(cudaEventRecord(finish, cuda_stream()), "timing");
-        cuda_ok(cudaEventSynchronize(finish), "timing");
-        if (i >= 0) cuda_ok(cudaEventElapsedTime(&ms[i], begin, finish), "timing");
-    }
-    std::sort(ms.begin(), ms.end());
-    return 1e3 * ms[kRuns / 2];
-}
-
 static void time_shape(int T, int HD) {
     const int tokens = 16384, NH = 32, NKV = 8;
     Shape s = {tokens / T, T, NH, NKV, HD, 0, 0};
-    Problem p(&cuda_ops, s, normals((size_t)tokens * (NH + 2 * NKV) * HD, 1), normals((size_t)tokens * NH * HD, 1));
+    Problem p(&cuda_ops, s, noise(tokens, (NH + 2 * NKV) * HD, BF16), noise(tokens, NH * HD, BF16));
     double heads = (double)s.B * NH, flops = heads * T * T * HD;
     double forward = median_us([&] { p.forward(); }), backward = median_us([&] { p.backward(); });
     printf("T %5d B %2d heads %d/%d HD %3d forward  | %9.1f us | %6.1f TFLOP/s\n", T, s.B, NH, NKV, HD, forward, 2 * flops / forward * 1e-6);
     printf("T %5d B %2d heads %d/%d HD %3d backward | %9.1f us | %6.1f TFLOP/s\n", T, s.B, NH, NKV, HD, backward, 5 * flops / backward * 1e-6);
 }
-#endif
 
 int main(int argc, char** argv) {
     bool fine = true;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc == 3) {
+        time_shape(atoi(argv[2]), atoi(argv[1]));
+        return 0;
+    }
     for (const Shape& s : kChecks) fine = check_shape(s) && fine;
     if (!fine) return 1;
     if (argc > 1 && !strcmp(argv[1], "check")) return 0;
-#ifndef HALO_SIMT
     for (int HD : {64, 128})
         for (int T : {512, 1024, 2048, 8192}) time_shape(T, HD);
-#endif
     return 0;
 }

@@ -78,6 +78,7 @@ static bool bench(Shape s, double copy) {
 }
 
 int main() {
+    setvbuf(stdout, NULL, _IOLBF, 0);
     double copy = copy_gbs();
     printf("copy %.0f GB/s\n", copy);
     bool right = true;

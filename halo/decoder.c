@@ -96,7 +96,7 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
         u = d->units.acquire(d->units.self, 1 + l, FORWARD);
         norm(d, n, l > 0, u->w[S_ATTN_NORM]);
         product(d, qkv, h, u->w[S_QKV]);
-        ops->rope(qkv, d->cos_sin, pos, c->NH, c->NKV, c->HD, false);
+        ops->rope(qkv, d->cos_sin, pos, c->NH, c->NKV, c->HD, false, NULL);
         ops->attention_cached(att, d->cache[l], qkv, d->used, c->NH, c->NKV, c->HD);
         product(d, branch, att, u->w[S_O]);
         norm(d, n, true, u->w[S_MLP_NORM]);

@@ -57,7 +57,7 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->dy_codes_t = is_plain(recipe->ge) ? NULL : arena_take(arena, (size_t)widest_part * code_ld(tokens));
     ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
     ln->g_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_part, recipe->ge.gran));
-    ln->dy_absmax = (float*)arena_take(arena, 2 * sizeof(float));
+    ln->dy_maxima = (float*)arena_take(arena, (kMaxParts + 1) * sizeof(float));
 }
 
 void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x) {
@@ -189,7 +189,16 @@ typedef struct {
     Side e, g;
 } GradSides;
 
-static GradSides prepare_grad(const Linear* ln, Mat dy) {
+float* linear_grad_maxima(const Linear* ln) {
+    const Recipe* r = ln->recipe;
+    bool e_reads = r->ee.gran == PER_TENSOR && !r->ee.rotate, g_reads = r->ge.gran == PER_TENSOR;
+    if (!e_reads && !g_reads) return NULL;
+    ln->ops->zero(ln->dy_maxima, kMaxParts * sizeof(float));
+    return ln->dy_maxima;
+}
+
+// `maximum` is dY's as it was made.
+static GradSides prepare_grad(const Linear* ln, Mat dy, float* maximum) {
     const Recipe* r = ln->recipe;
     GradSides s = {plain_side(dy, false), plain_side(dy, true)};
     QMat e = {code_mat(ln->dy_codes, ln->rotated_rows, dy.cols, r->ee.fmt), {NULL, 0, 0, 0, F32}, ln->e_scale, r->ee.gran};
@@ -199,13 +208,15 @@ static GradSides prepare_grad(const Linear* ln, Mat dy) {
         e.codes_t = g.codes_t;
         g.scale = e.scale;
     }
-    ln->ops->zero(ln->dy_absmax, 2 * sizeof(float));
+    Prep done = {false, maximum};
+    float* rotated_maximum = ln->dy_maxima + kMaxParts;
+    if (r->ee.rotate) ln->ops->zero(rotated_maximum, sizeof(float));
     if (!is_plain(r->ee)) {
-        prepare(ln, e, dy, r->ee, ROTATE_ROWS, ln->dy_absmax, kPrepNone);
+        prepare(ln, e, dy, r->ee, ROTATE_ROWS, r->ee.rotate ? rotated_maximum : maximum, done);
         s.e = side_codes(e);
     }
     if (!is_plain(r->ge)) {
-        if (!shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, ln->dy_absmax + 1, kPrepNone);
+        if (!shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, maximum, done);
         s.g = side_codes_t(g);
     }
     return s;
@@ -225,7 +236,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const
     Mat product = r->ee.rotate ? mat(ln->product, ln->rotated_rows, dx.cols, ops->act) : dx;
     for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
         int N = shape.N[p];
-        GradSides dY = prepare_grad(ln, mat_cols(dy, row, N));
+        GradSides dY = prepare_grad(ln, mat_cols(dy, row, N), ln->dy_maxima + p);
         Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
         if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
         if (!g_whole) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);

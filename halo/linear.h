@@ -53,7 +53,7 @@ typedef struct {
     void* dy_codes;    // (rotated_rows, N) for E
     void* dy_codes_t;  // (N, M) for G
     float *e_scale, *g_scale;
-    float* dy_absmax;  // 2: of E's and of G's operand
+    float* dy_maxima;  // kMaxParts: of each stacked matrix's dY as it was made; one more: of a rotated dY
 } Linear;
 
 // Lays out the scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
@@ -87,7 +87,10 @@ C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, Lin
 
 // y (M,N) = X W^T. For a plain recipe w is read itself.
 C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
-// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G.
+// Where whatever makes a dY raises the maxima of its stacked matrices, zero now, for the linear_backward that comes next; NULL if
+// nothing reads them.
+C_API float* linear_grad_maxima(const Linear* ln);
+// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G. The maxima of dY are in linear_grad_maxima.
 C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
 // dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.

@@ -275,7 +275,7 @@ static const Mat kNothing = {NULL, 0, 0, 0, F32};
 static void block_middle(Model* m, Block* b, const Unit* u, BlockWeights* w) {
     const Config* c = &m->c;
     linear_forward(&m->linear, b->qkv, &b->x_qkv, u->w[S_QKV], &w->qkv, m->qkv);
-    m->ops->rope(b->qkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, false);
+    m->ops->rope(b->qkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, false, NULL);
     attention_forward(m, b);
     linear_forward(&m->linear, m->branch, &b->x_o, u->w[S_O], &w->o, m->o);
     norm_forward(m, b->h2, b->rstd2, b->res2, b->res1, m->branch, u->w[S_MLP_NORM], &b->x_gate_up);
@@ -314,15 +314,15 @@ static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
         ops->zero(u->g[S_MLP_NORM].data, mat_bytes(u->g[S_MLP_NORM]));
     }
     linear_backward(ln, m->dact, u->g[S_DOWN], beta, m->dres, &b->x_down, u->w[S_DOWN], &w->down, m->down);
-    ops->swiglu_backward(b->gate_up, m->dact, b->gate_up);   // in place: the last reader of gate_up
+    ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, linear_grad_maxima(ln));   // in place: the last reader of gate_up
     linear_backward(ln, m->dh, u->g[S_GATE_UP], beta, b->gate_up, &b->x_gate_up, u->w[S_GATE_UP], &w->gate_up, m->gate_up);
-    ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch);
+    ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, linear_grad_maxima(ln));
 
     linear_backward(ln, m->datt, u->g[S_O], beta, m->dres, &b->x_o, u->w[S_O], &w->o, m->o);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
-    ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true);
+    ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, linear_grad_maxima(ln));
     linear_backward(ln, m->dh, u->g[S_QKV], beta, m->dqkv, &b->x_qkv, u->w[S_QKV], &w->qkv, m->qkv);
-    ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch);
+    ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch, linear_grad_maxima(ln));
 }
 
 // ---- whole model
@@ -451,7 +451,8 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     const Unit* tail = acquire(m, L + 1, BACKWARD);
     if (tail->fresh) ops->zero(tail->g[S_FINAL_NORM].data, mat_bytes(tail->g[S_FINAL_NORM]));
     ops->zero(m->dres.data, mat_bytes(m->dres));
-    ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch);
+    ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
+                          linear_grad_maxima(&m->linear));
     release(m, L + 1);
     m->units.reduce(m->units.self, L + 1);
 

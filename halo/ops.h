@@ -116,7 +116,7 @@ typedef struct {
     const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
-    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise
+    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise (rng.h)
 } AdamW;
 
 typedef struct Ops {
@@ -146,13 +146,14 @@ typedef struct Ops {
     // ---- residual add + RMSNorm (Zhang & Sennrich 2019): res = x + delta (delta.data may be NULL: res is x, nothing is
     // written); y = w * res * rstd, rstd = (mean(res^2) + eps)^-1/2
     void (*rmsnorm_forward)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep);   // (BT,C), rstd (BT)
-    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes
-    void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch);
+    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes. absmax: NULL, or raised to the largest |dres|
+    void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax);
     size_t (*rmsnorm_scratch)(int BT, int C);
 
     // ---- rotary embedding, rotate-half layout, in place on the q and k columns of qkv (BT, (NH + 2 NKV) HD).
-    // cos_sin (positions, HD): HD/2 cosines, then HD/2 sines. The backward pass is the inverse rotation.
-    void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse);
+    // cos_sin (positions, HD): HD/2 cosines, then HD/2 sines. The backward pass is the inverse rotation. absmax: NULL, or three floats
+    // raised to the largest magnitudes of the q, k and v columns
+    void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax);
 
     // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
     // (y is kept for the backward pass as it is, so only the maximum is taken on the way out: *absmax is raised unless NULL)
@@ -165,7 +166,8 @@ typedef struct Ops {
 
     // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
     void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);
-    void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up);   // dgate_up may be gate_up
+    // dgate_up may be gate_up. absmax: NULL, or two floats raised to the largest |dgate| and |dup|
+    void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up, float* absmax);
 
     // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
     // want_grad, logits <- scale * d loss / d logits in place

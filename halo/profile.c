@@ -86,15 +86,15 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     inner->rmsnorm_forward(y, rstd, res, x, delta, w, eps, prep);
     end(prep.rotate ? "rmsnorm forward, rotated" : "rmsnorm forward", from, size_of(x) + size_of(y) + (delta.data ? 2 * size_of(x) : 0));
 }
-static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch) {
+static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax) {
     int from = begin();
-    inner->rmsnorm_backward(dres, dw, dy, res, w, rstd, scratch);
+    inner->rmsnorm_backward(dres, dw, dy, res, w, rstd, scratch, absmax);
     end("rmsnorm backward", from, 2 * size_of(dres) + size_of(dy) + size_of(res));
 }
-static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse) {
+static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax) {
     int from = begin();
-    inner->rope(qkv, cos_sin, pos, NH, NKV, HD, inverse);
-    end("rope", from, 2.0 * qkv.rows * (NH + NKV) * HD * (double)fmt_bytes(qkv.fmt));
+    inner->rope(qkv, cos_sin, pos, NH, NKV, HD, inverse, absmax);
+    end("rope", from, (2.0 * (NH + NKV) + (absmax ? NKV : 0)) * qkv.rows * HD * (double)fmt_bytes(qkv.fmt));
 }
 // Multiplications of a causal sequence; documents and padding make it less.
 static double attention_flops(Attn s) { return (double)s.B * s.NH * s.T * s.T * s.HD; }
@@ -118,9 +118,9 @@ static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     inner->swiglu_forward(y, gate_up, prep);
     end(prep.rotate ? "swiglu forward, rotated" : "swiglu forward", from, size_of(y) + size_of(gate_up));
 }
-static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
+static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up, float* absmax) {
     int from = begin();
-    inner->swiglu_backward(dgate_up, dy, gate_up);
+    inner->swiglu_backward(dgate_up, dy, gate_up, absmax);
     end("swiglu backward", from, size_of(dgate_up) + size_of(dy) + size_of(gate_up));
 }
 static void cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {

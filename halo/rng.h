@@ -31,6 +31,17 @@ NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
     return philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
 }
 
+// Noise for stochastic rounding: 16 bits a value. Eight neighbouring values share the words of one octet, value i of all takes half
+// i % 8; `use` (0 to 3) separates what is rounded in one place.
+enum { kNoiseOctet = 8 };
+NUMFMT Philox noise_words(uint64_t seed, uint64_t octet, int use, uint64_t stream) {
+    return random_words(seed, octet * 4 + (uint64_t)use, stream);
+}
+NUMFMT uint32_t noise_half(Philox words, int half) { return words.word[half / 2] >> 16 * (half % 2) & 0xffffu; }
+NUMFMT uint32_t noise_of_value(uint64_t seed, uint64_t index, int use, uint64_t stream) {
+    return noise_half(noise_words(seed, index / kNoiseOctet, use, stream), (int)(index % kNoiseOctet));
+}
+
 // Uniform in [0, 1), from the upper 24 bits.
 NUMFMT float uniform_from_word(uint32_t word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
 

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Runs the test binaries given as arguments and adds up their closing lines. A binary that crashes, or that ends without its
-# closing line, counts as a failure.
+# closing line, counts as a failure. NAME=VALUE,binary runs it with that in its environment.
 set -u
 export TRAIN_LLAMA3=${TRAIN_LLAMA3:-${BUILD:-.}/train_llama3} OMP_WAIT_POLICY=passive
 passed=0 failed=0 skipped=0
-for t in "$@"; do
-    echo "== ${t##*/}"
-    log=$t.log
+for argument in "$@"; do
+    t=${argument##*,} setting=
+    [ "$t" = "$argument" ] || setting=${argument%%,*}
+    echo "== ${t##*/} $setting"
+    log=$t${setting:+.$setting}.log
     start=$SECONDS
-    "$t" >"$log" 2>&1
+    env $setting "$t" >"$log" 2>&1
     status=$?
     closing=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
     grep -E '^(FAIL|skip)' "$log"

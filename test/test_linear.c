@@ -74,8 +74,11 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     linear_prepare_input(&ln, &in, X, kPrepNone);
     linear_forward(&ln, Y, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
-    linear_backward(&ln, dX, dW, 0, dY, &in, W, &wq, shape);
-    linear_backward(&ln, dX, dW, 1, dY, &in, W, &wq, shape);   // a second micro-step adds
+    for (int micro_step = 0; micro_step < 2; micro_step++) {   // the second one adds
+        float* maxima = linear_grad_maxima(&ln);
+        for (int i = 0, col = 0; maxima && i < parts; col += shape.N[i++]) ops->absmax(maxima + i, mat_cols(dY, col, shape.N[i]));
+        linear_backward(&ln, dX, dW, micro_step, dY, &in, W, &wq, shape);
+    }
     linear_finish_grad(&ln, dW);
     r.Y = from_backend(ops, Y.data, (size_t)p.M * p.N, ops->act);
     r.dX = from_backend(ops, dX.data, (size_t)p.M * p.K, ops->act);

@@ -258,7 +258,7 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
     float *y = fetched(Y), *want = floats(yd, n);
     close_case("rmsnorm.y", y, want, n, kF32Tol, kBf16Tol);
 
-    ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch);
+    ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch, NULL);
     float *got_dres = fetched(DRes), *got_dw = fetched(DW);
     for (size_t i = 0; i < n; i++) got_dres[i] -= dres[i];
     for (int c = 0; c < C; c++) got_dw[c] -= dw[c];
@@ -332,7 +332,7 @@ static void rope_shape(int BT, int NH, int NKV, int HD) {
     Mat X = put(x, BT, COLS, ops->act), DY = put(dy, BT, COLS, ops->act);
     float* device_table = (float*)put_bytes(table, table_bytes);
     int* device_pos = (int*)put_bytes(pos, (size_t)BT * sizeof(int));
-    ops->rope(X, device_table, device_pos, NH, NKV, HD, false);
+    ops->rope(X, device_table, device_pos, NH, NKV, HD, false, NULL);
     double *xd = doubles(x, n), *yd = (double*)host_alloc(n * sizeof(double));
     naive_rope(yd, xd, &shape, COLS);
     float *y = fetched(X), *want = floats(yd, n);
@@ -342,7 +342,7 @@ static void rope_shape(int BT, int NH, int NKV, int HD) {
         values_untouched = values_untouched && !memcmp(y + t * COLS + (NH + NKV) * HD, x + t * COLS + (NH + NKV) * HD,
                                                        (size_t)NKV * HD * sizeof(float));
     ok(values_untouched, "rope.forward %s leaves v alone", ops->name);
-    ops->rope(DY, device_table, device_pos, NH, NKV, HD, true);
+    ops->rope(DY, device_table, device_pos, NH, NKV, HD, true, NULL);
     float* dx = fetched(DY);
     Problem p = {&shape, dy, {x, NULL, NULL, NULL}, {n, 0, 0, 0}, rope_loss};
     gradient_case("rope.backward", &p, 0, dx, kF32Grad, kBf16Grad);
@@ -544,7 +544,7 @@ static void swiglu_shape(int BT, int F) {
     naive_swiglu(yd, xd, BT, F);
     float *y = fetched(Y), *want = floats(yd, n);
     close_case("swiglu.forward", y, want, n, kF32Tol, kBf16Tol);
-    ops->swiglu_backward(X, DY, X);   // in place
+    ops->swiglu_backward(X, DY, X, NULL);   // in place
     float* dx = fetched(X);
     Problem p = {shape, dy, {x, NULL, NULL, NULL}, {2 * n, 0, 0, 0}, swiglu_loss};
     gradient_case("swiglu.backward", &p, 0, dx, kF32Grad, kBf16Grad);
@@ -594,6 +594,53 @@ static void prep_case(void) {
     ops->release(raised);
     free(x);
     free(w);
+}
+
+// The maxima that backward producers raise are those of what they wrote, matrix by matrix; a larger one that is there stays.
+static void maxima_are(const char* name, float* maxima, const Mat* written, int count) {
+    float got[3], *expected = put_float(0);
+    ops->download(got, maxima, sizeof(float) * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        ops->zero(expected, sizeof(float));
+        ops->absmax(expected, written[i]);
+        float want = fetch_float(expected);
+        ok(got[i] == want && want > 0, "%s %s maximum %d: %g, of what is written %g", name, ops->name, i, got[i], want);
+    }
+    ops->release(expected);
+}
+static void backward_maxima_case(void) {
+    enum { BT = 70, NH = 3, NKV = 1, HD = 16, C = (NH + 2 * NKV) * HD, F = 2 * C };
+    const float zeros[3] = {0, 0, 0}, large[3] = {1e6f, 1e6f, 1e6f};
+    float *maxima = (float*)put_bytes(zeros, sizeof zeros), *rstd_host = test_normals(BT, 1);
+    float *x = test_normals(BT * 2 * F, 1), *y = test_normals(BT * F, 1), *w = test_normals(C, 1), table[2 * HD];
+    for (int i = 0; i < 2 * HD; i++) table[i] = test_normal();
+    int pos[BT];
+    for (int t = 0; t < BT; t++) pos[t] = t % 2;
+    float *rstd = (float*)put_bytes(rstd_host, BT * sizeof(float)), *cos_sin = (float*)put_bytes(table, sizeof table);
+    int* positions = (int*)put_bytes(pos, sizeof pos);
+    Mat X = put(x, BT, 2 * F, ops->act), Y = put(y, BT, F, ops->act), W = put(w, 1, C, ops->act), DW = put_zeros(1, C, F32);
+    void* scratch = ops->alloc(ops->rmsnorm_scratch(BT, C));
+
+    Mat dres = mat_cols(X, 0, C), dy = mat_cols(Y, 0, C), qkv = dres;
+    ops->rmsnorm_backward(dres, DW, dy, dy, W, rstd, scratch, maxima);
+    maxima_are("rmsnorm.backward", maxima, &dres, 1);
+    ops->upload(maxima, zeros, sizeof zeros);
+    ops->rope(qkv, cos_sin, positions, NH, NKV, HD, true, maxima);
+    Mat parts[3] = {mat_cols(qkv, 0, NH * HD), mat_cols(qkv, NH * HD, NKV * HD), mat_cols(qkv, (NH + NKV) * HD, NKV * HD)};
+    maxima_are("rope", maxima, parts, 3);
+    ops->upload(maxima, zeros, sizeof zeros);
+    ops->swiglu_backward(X, Y, X, maxima);
+    Mat halves[2] = {mat_cols(X, 0, F), mat_cols(X, F, F)};
+    maxima_are("swiglu.backward", maxima, halves, 2);
+    ops->upload(maxima, large, sizeof large);
+    ops->swiglu_backward(X, Y, X, maxima);
+    ok(fetch_float(maxima) == 1e6f && fetch_float(maxima + 1) == 1e6f, "swiglu.backward %s keeps a larger maximum", ops->name);
+
+    Mat all[] = {X, Y, W, DW};
+    release_all(all, COUNT(all));
+    void* const rest[] = {maxima, rstd, cos_sin, positions, scratch};
+    for (int i = 0; i < COUNT(rest); i++) ops->release(rest[i]);
+    free(x); free(y); free(w); free(rstd_host);
 }
 
 // ---- loss
@@ -1068,6 +1115,7 @@ ON_EVERY_BACKEND(attention_isolation)
 ON_EVERY_BACKEND(attention_cached)
 ON_EVERY_BACKEND(swiglu)
 ON_EVERY_BACKEND(prep)
+ON_EVERY_BACKEND(backward_maxima)
 ON_EVERY_BACKEND(cross_entropy)
 ON_EVERY_BACKEND(rotate)
 ON_EVERY_BACKEND(quantize)
@@ -1097,7 +1145,7 @@ static int print_fingerprint(void) {
         ops->attention_forward(Y, lse, QKV, shape, total);
         ops->attention_backward(DQKV, X, Y, QKV, lse, shape, attention_scratch);
         ops->rmsnorm_forward(Y, rstd, X, X, none, W, kEps, kPrepNone);
-        ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch);
+        ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch, NULL);
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
         AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, 1, 0};
@@ -1130,6 +1178,7 @@ static const Case cases[] = {
     {"attention.cached", attention_cached_everywhere},
     {"swiglu", swiglu_everywhere},
     {"prep", prep_everywhere},
+    {"backward_maxima", backward_maxima_everywhere},
     {"cross_entropy", cross_entropy_everywhere},
     {"rotate", rotate_everywhere},
     {"quantize", quantize_everywhere},

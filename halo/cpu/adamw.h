@@ -6,15 +6,15 @@
 #include "../rng.h"
 #include "rows.h"
 
-// Which word of random_words(seed, offset + i, step) rounds what.
+// What the noise of (seed, offset + i, step) rounds.
 enum { kParamNoise, kMNoise, kVNoise };
 
 static inline float load(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
 }
-static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, uint32_t noise) {
+static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, const AdamW* a, int use) {
     if (fmt == F32) ((float*)x)[i] = value;
-    else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise);
+    else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise_of_value(a->seed, a->offset + i, use, (uint64_t)a->step));
 }
 
 static void adamw(const AdamW* a) {
@@ -23,23 +23,20 @@ static void adamw(const AdamW* a) {
     float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
     float grad_scale = *a->grad_scale;
     if (grad_scale == 0) return;
-    bool noisy = a->state_fmt == BF16 || (kAct == BF16 && !a->master);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < a->n; i++) {
-        Philox noise = {{0, 0, 0, 0}};
-        if (noisy) noise = random_words(a->seed, a->offset + i, (uint64_t)a->step);
         float g = load(a->grad, i, a->grad_fmt) * grad_scale;
         float m = a->beta1 * load(a->m, i, a->state_fmt) + (1 - a->beta1) * g;
         float v = a->beta2 * load(a->v, i, a->state_fmt) + (1 - a->beta2) * g * g;
         float w = a->master ? a->master[i] : load(a->param, i, kAct);
         w -= a->lr * ((m * unbias_m) / (sqrtf(v * unbias_v) + a->eps) + a->weight_decay * w);
-        store_stochastic(a->m, i, a->state_fmt, m, noise.word[kMNoise]);
-        store_stochastic(a->v, i, a->state_fmt, v, noise.word[kVNoise]);
+        store_stochastic(a->m, i, a->state_fmt, m, a, kMNoise);
+        store_stochastic(a->v, i, a->state_fmt, v, a, kVNoise);
         if (a->master) {
             a->master[i] = w;
             values_write((char*)a->param + i * fmt_bytes(kAct), &w, 1, kAct);
         } else {
-            store_stochastic(a->param, i, kAct, w, noise.word[kParamNoise]);
+            store_stochastic(a->param, i, kAct, w, a, kParamNoise);
         }
     }
 }

@@ -38,7 +38,7 @@ enum { kNormRows = 64 };
 // (ceil(BT / kNormRows), C) doubles
 static size_t rmsnorm_scratch(int BT, int C) { return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(double); }
 
-static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch) {
+static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* largest) {
     int rows = dres.rows, C = dres.cols, pieces = ceil_div(rows, kNormRows);
     check_shape(dres, rows, C, "rmsnorm_backward");
     check_shape(dy, rows, C, "rmsnorm_backward");
@@ -72,6 +72,7 @@ static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const flo
         buffer[c] = (float)(before[c] + sum);
     }
     row_write(dw, 0, buffer);
+    if (largest) absmax(largest, dres);
 }
 
 #endif

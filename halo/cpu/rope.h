@@ -3,9 +3,9 @@
 #ifndef HALO_CPU_ROPE_H
 #define HALO_CPU_ROPE_H
 
-#include "rows.h"
+#include "rotate.h"
 
-static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse) {
+static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* largest) {
     check_shape(qkv, qkv.rows, (NH + 2 * NKV) * HD, "rope");
     check(HD % 2 == 0, "rope: head_dim %d is odd", HD);
     static __thread WorkBuffer work;
@@ -26,6 +26,8 @@ static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV,
         }
         row_write(qk, t, x);
     }
+    const int heads[3] = {NH, NKV, NKV};
+    for (int part = 0, first = 0; largest && part < 3; first += heads[part++]) absmax(largest + part, mat_cols(qkv, first * HD, heads[part] * HD));
 }
 
 #endif

@@ -20,7 +20,7 @@ static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     finish(y, prep);
 }
 
-static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
+static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up, float* largest) {
     int F = dy.cols;
     check_shape(dy, dy.rows, F, "swiglu_backward");
     check_shape(gate_up, dy.rows, 2 * F, "swiglu_backward");
@@ -37,6 +37,7 @@ static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
         }
         row_write(dgate_up, t, dgate);
     }
+    for (int half = 0; largest && half < 2; half++) absmax(largest + half, mat_cols(dgate_up, half * F, F));
 }
 
 #endif

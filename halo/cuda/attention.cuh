@@ -186,7 +186,7 @@ static void launch_forward_sm80(const AttnForward& a) {
 }
 
 static void attention_forward_rows(AttnForward a) {
-    if (attention_sm90_wanted(a.HD, a.vectors)) return attention_forward_sm90(a);
+    if (attention_sm90_takes(a.HD, a.vectors)) return attention_forward_sm90(a);
     with_head_dim(a.HD, [&](auto kHD) { launch_forward_sm80<kHD()>(a); });
 }
 
@@ -231,7 +231,7 @@ static void launch_backward_sm80(const AttnBackward& a) {
 
 // 128 keys at a time where an SM has the shared memory for it (sm_80, 90, 100), else 64 (sm_86, 89, 120).
 static void attention_backward_rows(const AttnBackward& a) {
-    if (attention_sm90_wanted(a.HD, a.vectors)) return attention_backward_sm90(a);
+    if (attention_sm90_takes(a.HD, a.vectors)) return attention_backward_sm90(a);
     bool roomy = gpu_device().shared_bytes >= sizeof(BackwardSm80<128, 64, 1, 8>::Shared);
     if (a.HD <= 32) launch_backward_sm80<BackwardSm80<32, 64, 1, 4>>(a);
     else if (a.HD <= 64) launch_backward_sm80<BackwardSm80<64, 32, 2, 4>>(a);

@@ -7,9 +7,9 @@
 //           S^T = K Q^T and dP^T = V dY^T leave P^T and dS^T in the registers from which dV += P^T dY and dK += dS^T Q read them;
 //           only dS goes through shared memory, to the product dQ = dS K, which sums over all warps' keys. 5 products,
 //           10 T^2 HD / 2 flops a head; nothing is computed twice.
-//           dQ is summed over key blocks in FP32 and in a fixed order, so that two runs agree: a query block receives from its diagonal
-//           key block first, then from the ones before it, each waiting for its turn. Blocks are started in that order, and a block at
-//           its t-th query block needs what its predecessor did at its (t-1)-th: in step, nobody waits. A partial sum is the
+//           dQ is summed over key blocks in FP32 and in a fixed order, so that two runs agree: a query block receives from its first
+//           key block first, from its diagonal one last, each waiting for its turn. Blocks are started in that order, longest first; one
+//           that runs beside its predecessor waits for it at its first query block, and follows it from there. A partial sum is the
 //           initial value of the next block's accumulators, kept in their order: 16-byte accesses, no additions of its own. The last
 //           one writes dQ.
 #ifndef HALO_CUDA_ATTENTION_SM80_CUH
@@ -157,12 +157,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
     SHARED(typename S::Shared, shared);
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warp_key = warp * 16 * kKeyTiles;
 
-    // Work is handed out in order, so that whom a block waits for has begun before it: head after head, the last keys first.
     if (threadIdx.x == 0) shared->ticket = atomicAdd(a.ticket, 1u);
     __syncthreads();
-    unsigned taken = shared->ticket, blocks = (a.T + kN - 1) / kN;
-    int n = (int)(blocks - 1 - taken % blocks), kv = taken / blocks % a.NKV, b = taken / blocks / a.NKV;
-    int group = a.NH / a.NKV, key = n * kN, keys = min(kN, a.T - key);
+    BackwardPlace place = backward_place<kN>(a, (int)shared->ticket);
+    int b = place.b, kv = place.kv, group = a.NH / a.NKV, key = place.key, keys = min(kN, a.T - key);
     const int* end = a.end + (size_t)b * a.T;
     int first_block = key / kM, end_block = (end[key + keys - 1] + kM - 1) / kM;
     int smallest_end = end[key];
@@ -252,7 +250,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
             }
         }
 
-        // Our turn at this query block comes after the key blocks up to its diagonal. The last step's sums have long arrived when they are
+        // Our turn at this query block comes after the key blocks before ours. The last step's sums have long arrived when they are
         // released here; the next block needs them half a step from now.
         DqTurn turn = dq_turn<kM, kN>(a, b, h, m, key);
         if (threadIdx.x == 0) {

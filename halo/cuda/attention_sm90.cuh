@@ -1,21 +1,18 @@
 // Causal attention on Hopper: wgmma, TMA and specialised warps, for heads of 64 and 128. A producer warp keeps TMA ahead through full and
 // empty mbarriers; consumer warpgroups multiply.
 //
-// forward   A persistent block has consumers of 64 queries each, two for heads of 128, three for 64 (kM = 128, 192), which walk over the
-//           same keys, kN = 128 at a time from the diagonal down. Q has one buffer, K and V two each. Tiles are handed out longest first,
-//           round robin: those of one round are of one length.
+// forward   A persistent block has two consumers of 64 queries each (kM = 128), which walk over the same keys, kN = 128 at a time from
+//           the diagonal down. Q has one buffer, K and V two each. Tiles are handed out longest first, round robin: those of one round are
+//           of one length.
 //           Two overlaps keep the tensor cores busy through the exponentials. Within a warpgroup, S = Q K^T of the next keys is issued
 //           before P V of the last ones, and its softmax runs during P V. Between warpgroups, named barriers let one issue its products
 //           at a time, so that the others are at their softmax.
 // backward  The scheme of attention_sm80.cuh with warpgroups for warps: two consumers of 64 keys each, kM queries at a time (64, or 128
 //           for heads of 64), Q and dY in two buffers, dS in two so that one barrier a step is enough. Of dQ each consumer forms 64 x 64.
-//           Two threads of the producer's warpgroup wait for a block's turn at dQ and end it; the consumers see mbarriers only.
+//           A thread of the producer's warpgroup waits for a block's turn at dQ and ends it; the consumers see mbarriers only.
 //
 // Flops: 2 T^2 HD a head forward, 5 T^2 HD backward. A K/V tile of 64 KB serves 4 kM kN HD flops forward: 128 flops a byte of the L2 for
 // heads of 128. The layout of tiles, masks, softmax and dQ's turns are those of attention_tiles.cuh, which the mma.sync kernels share.
-//
-// State: run on the emulator, which checks descriptors, swizzles, parities and turns; compiled for sm_90a and its SASS read; not yet run on
-// hardware. Until it is, only HALO_ATTENTION=sm90 selects these kernels.
 #ifndef HALO_CUDA_ATTENTION_SM90_CUH
 #define HALO_CUDA_ATTENTION_SM90_CUH
 
@@ -26,10 +23,9 @@ enum { kBoxRows = 64, kBoxBytes = kBoxRows * kPanel * (int)sizeof(bf16), kWarpgr
 
 template <int kHD_>
 struct ForwardSm90 {
-    static constexpr int kHD = kHD_, kConsumers = kHD == 64 ? 3 : 2, kM = 64 * kConsumers, kN = 128, kStages = 2;
+    static constexpr int kHD = kHD_, kConsumers = 2, kM = 64 * kConsumers, kN = 128, kStages = 2;
     static constexpr int kThreads = kWarpgroup * (kConsumers + 1), kPanels = kHD / kPanel;
-    // of the 65536 registers; multiples of 8
-    static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24, kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+    static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;   // of the 65536; multiples of 8
 
     struct Shared {
         bf16 q[tile_values<kM, kHD>()];   // and y on its way out
@@ -277,12 +273,12 @@ struct BackwardStep {
     }
 };
 template <typename S>
-__device__ inline BackwardWork backward_work(const AttnBackward& a, int index) {   // head after head, the last keys first
-    int blocks = (a.T + S::kN - 1) / S::kN;
+__device__ inline BackwardWork backward_work(const AttnBackward& a, int index) {
+    BackwardPlace p = backward_place<S::kN>(a, index);
     BackwardWork w;
-    w.key = (blocks - 1 - index % blocks) * S::kN;
-    w.kv = index / blocks % a.NKV;
-    w.b = index / blocks / a.NKV;
+    w.key = p.key;
+    w.kv = p.kv;
+    w.b = p.b;
     w.group = a.NH / a.NKV;
     w.first_block = w.key / S::kM;
     w.end_block = (a.end[(size_t)w.b * a.T + min(w.key + S::kN, a.T) - 1] + S::kM - 1) / S::kM;
@@ -312,29 +308,30 @@ __device__ inline void backward_producer(typename S::Shared* shared, const AttnB
     }
 }
 
-// Two threads stand between the turns of all blocks and this block's consumers: one waits for ours, the other ends it.
+// One thread stands between the turns of all blocks and this block's consumers: it tells them that a turn is theirs, and ends it once they
+// have added to dQ. If the next turn has come by then they hear of it first, since ending a turn waits for memory. The consumers cannot
+// get further ahead than that.
+__device__ inline bool turn_has_come(const AttnBackward& a, DqTurn t) { return t.turn == 0 || load_acquire(a.turns + t.block) == t.turn; }
+
 template <typename S>
-__device__ inline void backward_await_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
+__device__ inline void backward_take_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
     BackwardStep at = {w.kv * w.group, w.first_block};
     Ring<1> over;
-    for (int steps = w.steps(); steps > 0; steps--, at.next(w)) {
-        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
-        while (load_acquire(a.turns + turn.block) != turn.turn) __nanosleep(20);
-        mbarrier_arrive(&shared->turn_is_ours);
+    DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
+    bool told = false;
+    for (int steps = w.steps(); steps > 0; steps--, over.next()) {
+        if (!told) {
+            while (!turn_has_come(a, turn)) __nanosleep(20);
+            mbarrier_arrive(&shared->turn_is_ours);
+        }
+        DqTurn next = turn;
+        at.next(w);
+        if (steps > 1) next = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
         mbarrier_wait(&shared->turn_is_over, over.parity);
-        over.next();
-    }
-}
-template <typename S>
-__device__ inline void backward_end_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
-    BackwardStep at = {w.kv * w.group, w.first_block};
-    Ring<1> over;
-    for (int steps = w.steps(); steps > 0; steps--, at.next(w)) {
-        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
-        mbarrier_wait(&shared->turn_is_over, over.parity);
-        over.next();
-        __threadfence();   // the consumers' sums, which the mbarrier has made ours, before the turn
-        if (!turn.last) store_release(a.turns + turn.block, turn.turn + 1);
+        told = steps > 1 && turn_has_come(a, next);
+        if (told) mbarrier_arrive(&shared->turn_is_ours);
+        if (!turn.last) store_release(a.turns + turn.block, turn.turn + 1);   // and with it the sums, which the mbarrier has made ours
+        turn = next;
     }
 }
 
@@ -362,7 +359,7 @@ __device__ inline void issue_keys_gradient(float (&x)[S::kHD / 2], const uint32_
     for (int i = 0; i < S::kM / 16; i++) wgmma_bf16<1>(x, a[i], wgmma_advance(queries_matrix, i * 16 * kPanel * 2), true);
     wgmma_commit();
 }
-// Issues x (64 queries x 64 columns) += dS K: ds is one panel of (keys, queries), k one panel of (keys, HD).
+// Issues x (64 queries x 64 columns) = dS K: ds is one panel of (keys, queries), k one panel of (keys, HD).
 template <typename S>
 __device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
     uint64_t ds_matrix = wgmma_matrix(ds, 16), k_matrix = wgmma_matrix(k, 16);
@@ -370,7 +367,7 @@ __device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < S::kN / 16; i++)
-        wgmma_bf16<1, 1>(x, wgmma_advance(ds_matrix, i * 16 * kPanel * 2), wgmma_advance(k_matrix, i * 16 * kPanel * 2), true);
+        wgmma_bf16<1, 1>(x, wgmma_advance(ds_matrix, i * 16 * kPanel * 2), wgmma_advance(k_matrix, i * 16 * kPanel * 2), i > 0);
     wgmma_commit();
 }
 
@@ -398,7 +395,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
     for (int steps = w.steps(); steps > 0; steps--) {
         int stage = ring.stage;
         bf16* ds_tile = shared->ds[stage];   // two, so that the other consumer may still read the last one
-        float p[kM / 2], ds[kM / 2], dq[32];
+        float p[kM / 2], ds[kM / 2];
         uint32_t p_fragment[kM / 16][4], ds_fragment[kM / 16][4];
         mbarrier_wait(&shared->q_full[stage], ring.parity);
         issue_keys_by_queries<S>(p, shared->k + consumer * 64 * kPanel, shared->q[stage]);
@@ -419,16 +416,18 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         }
         issue_keys_gradient<S>(dv, p_fragment, shared->dy[stage]);
         issue_keys_gradient<S>(dk, ds_fragment, shared->q[stage]);
+
+        // The sums so far come from the L2 while dS goes to shared memory and dQ is multiplied.
+        DqTurn turn = dq_turn<kM, kN>(a, w.b, at.h, at.m, w.key);
+        float4* sums = dq_sums<kM, kHD>(a, turn) + thread;
+        float dq[32], dq_so_far[32];
+        mbarrier_wait(&shared->turn_is_ours, turn_ring.parity);
+        turn_ring.next();
+        dq_load<kThreads>(dq_so_far, sums, turn.turn == 0);
 #pragma unroll
         for (int i = 0; i < kM / 16; i++) fragment_to_tile<kN>(ds_tile, warp_key, i, ds_fragment[i]);
         async_proxy_fence();
         named_barrier_sync(kDsBarrier, kThreads);   // all of dS is here
-
-        DqTurn turn = dq_turn<kM, kN>(a, w.b, at.h, at.m, w.key);
-        float4* sums = dq_sums<kM, kHD>(a, turn) + thread;
-        mbarrier_wait(&shared->turn_is_ours, turn_ring.parity);
-        turn_ring.next();
-        dq_load<kThreads>(dq, sums, turn.turn == 0);
         issue_dq<S>(dq, ds_tile + ds_panel * kN * kPanel, shared->k + dq_panel * kN * kPanel);
         wgmma_wait<1>();   // dV and dK
         wgmma_pin(dv);
@@ -438,6 +437,8 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         if (speaks) mbarrier_arrive(&shared->dy_empty[stage]);
         wgmma_wait<0>();
         wgmma_pin(dq);
+#pragma unroll
+        for (int i = 0; i < 32; i++) dq[i] += dq_so_far[i];
         if (turn.last) dq_write(a, dq, w.b, at.h, at.m * kM + ds_panel * 64 + warp_key % 64, dq_panel * kPanel);
         else dq_store<kThreads>(sums, dq);
         mbarrier_arrive(&shared->turn_is_over);
@@ -480,8 +481,7 @@ attention_backward_sm90_kernel(AttnBackward a, const __grid_constant__ CUtensorM
     if (warpgroup == 0) {
         registers_shrink<S::kProducerRegisters>();
         if (threadIdx.x == 0) backward_producer<S>(shared, a, &qkv, &dy, w);
-        if (threadIdx.x == kWarp) backward_await_turns<S>(shared, a, w);
-        if (threadIdx.x == 2 * kWarp) backward_end_turns<S>(shared, a, w);
+        if (threadIdx.x == kWarp) backward_take_turns<S>(shared, a, w);
     } else {
         registers_grow<S::kConsumerRegisters>();
         backward_consumer<S>(shared, a, w, warpgroup - 1);
@@ -497,18 +497,7 @@ static CUtensorMap sequence_map(const bf16* data, int B, int T, int columns, int
     return tensor_map(data, BF16, columns, T, B, (size_t)ld * sizeof(bf16), (size_t)T * ld * sizeof(bf16), kBoxRows);
 }
 
-// THE SELECTION.
-static bool attention_sm90_wanted(int HD, bool vectors) {
-    static int wanted = -1;
-    if (wanted < 0) {
-        const char* asked = getenv("HALO_ATTENTION");
-        wanted = asked && !strcmp(asked, "sm90");
-#ifndef HALO_SIMT   // the emulator has Hopper's instructions
-        wanted = wanted && gpu_device().capability == 90;
-#endif
-    }
-    return wanted && vectors && (HD == 64 || HD == 128);
-}
+static bool attention_sm90_takes(int HD, bool vectors) { return gpu_device().capability == 90 && vectors && (HD == 64 || HD == 128); }
 
 template <typename S>
 static void launch_forward_sm90(const AttnForward& a) {

@@ -268,6 +268,18 @@ __device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], c
     }
 }
 
+// Which keys a block of threads takes that was the `index`th to start: key block after key block, since the first ones have the most
+// queries, and all sequences and K/V heads side by side. Whom it waits for (attention_sm80.cuh) has begun before it.
+struct BackwardPlace {
+    int b, kv, key;
+};
+template <int kN>
+__device__ inline BackwardPlace backward_place(const AttnBackward& a, int index) {
+    int heads = a.B * a.NKV;
+    BackwardPlace p = {index % heads / a.NKV, index % a.NKV, index / heads * kN};
+    return p;
+}
+
 // A block's place among those that add to one query block's dQ (attention_sm80.cuh says how they take turns).
 struct DqTurn {
     int block;       // which (b, h, m): its counter is turns[block]
@@ -278,8 +290,8 @@ template <int kM, int kN>
 __device__ inline DqTurn dq_turn(const AttnBackward& a, int b, int h, int m, int key) {
     DqTurn t;
     t.block = (b * a.NH + h) * ((a.T + kM - 1) / kM) + m;
-    t.turn = (min(a.T, (m + 1) * kM) - 1) / kN - key / kN;
-    t.last = a.start[(size_t)b * a.T + m * kM] >= key;
+    t.turn = key / kN - a.start[(size_t)b * a.T + m * kM] / kN;
+    t.last = key / kN == (min(a.T, (m + 1) * kM) - 1) / kN;
     return t;
 }
 template <int kM, int kHD>

@@ -15,6 +15,7 @@
 enum {
     kShortRun = 32,
     kStripGroups = 8,    // groups of kWidth columns to a strip of a long run: 128 bytes of bf16
+    kStripBlocks = 8,    // that share out the strips of a run; most blocks find no run
     kRunLanes = 32       // positions of a long run that a block sums side by side
 };
 
@@ -43,7 +44,7 @@ __device__ inline void add_to_row(Grad* dw, const float* sum) {
 
 // One block a position of `order`; those that do not begin a short run end at once.
 template <int kWidth, typename Grad>
-__global__ void __launch_bounds__(256) embed_short_runs_kernel(Rows<Grad> dw, Rows<const bf16> dy, const int* tokens,
+__global__ void __launch_bounds__(512) embed_short_runs_kernel(Rows<Grad> dw, Rows<const bf16> dy, const int* tokens,
                                                                const int* order, int BT, int C, int V) {
     int first = blockIdx.x, token = checked_token(tokens[order[first]], V);
     if (first > 0 && tokens[order[first - 1]] == token) return;
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(256) embed_short_runs_kernel(Rows<Grad> dw, Ro
 }
 
 // A run of more than kShortRun positions covers a multiple of kShortRun: the block of the first such multiple (blockIdx.x)
-// finds where the run begins and sums one strip of columns (blockIdx.y), thread (group of columns, lane of positions).
+// finds where the run begins and sums strips of columns (every gridDim.y-th), thread (group of columns, lane of positions).
 template <int kWidth, typename Grad>
 __global__ void __launch_bounds__(kStripGroups * kRunLanes)
 embed_long_runs_kernel(Rows<Grad> dw, Rows<const bf16> dy, const int* tokens, const int* order, int BT, int C) {
@@ -82,24 +83,27 @@ embed_long_runs_kernel(Rows<Grad> dw, Rows<const bf16> dy, const int* tokens, co
     }
 
     int group = threadIdx.x % kStripGroups, lane = threadIdx.x / kStripGroups;
-    int c = (blockIdx.y * kStripGroups + group) * kWidth;
-    float sum[kWidth] = {};
-    if (c < C) {
+    for (int strip = blockIdx.y; strip * kStripGroups * kWidth < C; strip += gridDim.y) {
+        int c = (strip * kStripGroups + group) * kWidth;
+        float sum[kWidth] = {};
+        if (c < C) {
 #pragma unroll 4
-        for (int n = first + lane; n < end; n += kRunLanes) {
-            Values<kWidth> g = load_values<kWidth>(dy[order[n]] + c);
+            for (int n = first + lane; n < end; n += kRunLanes) {
+                Values<kWidth> g = load_values<kWidth>(dy[order[n]] + c);
 #pragma unroll
-            for (int i = 0; i < kWidth; i++) sum[i] += g.v[i];
+                for (int i = 0; i < kWidth; i++) sum[i] += g.v[i];
+            }
         }
-    }
+        __syncthreads();   // the last strip's sums have been read
 #pragma unroll
-    for (int i = 0; i < kWidth; i++) partial[lane][group * kWidth + i] = sum[i];
-    for (int lanes = kRunLanes / 2; lanes > 0; lanes /= 2) {
-        __syncthreads();
-        if (lane < lanes)
-            for (int i = 0; i < kWidth; i++) partial[lane][group * kWidth + i] += partial[lane + lanes][group * kWidth + i];
+        for (int i = 0; i < kWidth; i++) partial[lane][group * kWidth + i] = sum[i];
+        for (int lanes = kRunLanes / 2; lanes > 0; lanes /= 2) {
+            __syncthreads();
+            if (lane < lanes)
+                for (int i = 0; i < kWidth; i++) partial[lane][group * kWidth + i] += partial[lane + lanes][group * kWidth + i];
+        }
+        if (lane == 0 && c < C) add_to_row<kWidth>(dw[token] + c, &partial[0][group * kWidth]);
     }
-    if (lane == 0 && c < C) add_to_row<kWidth>(dw[token] + c, &partial[0][group * kWidth]);
 }
 
 template <int kWidth>
@@ -117,10 +121,10 @@ static void embed_forward(Mat y, Mat w, const int* tokens) {
 template <int kWidth, typename Grad>
 static void launch_embed_backward(Mat dw, Mat dy, const int* tokens, const int* order) {
     int BT = dy.rows, C = dy.cols;
-    LAUNCH((embed_short_runs_kernel<kWidth, Grad>), BT, threads_for(ceil_div(C, kWidth), 256), 0, rows_of<Grad>(dw),
+    LAUNCH((embed_short_runs_kernel<kWidth, Grad>), BT, threads_for(ceil_div(C, kWidth), 512), 0, rows_of<Grad>(dw),
            rows_of<const bf16>(dy), tokens, order, BT, C, dw.rows);
     if (BT <= kShortRun) return;
-    LAUNCH((embed_long_runs_kernel<kWidth, Grad>), dim3(ceil_div(BT, kShortRun), ceil_div(C, kStripGroups * kWidth)),
+    LAUNCH((embed_long_runs_kernel<kWidth, Grad>), dim3(ceil_div(BT, kShortRun), min_int(kStripBlocks, ceil_div(C, kStripGroups * kWidth))),
            kStripGroups * kRunLanes, 0, rows_of<Grad>(dw), rows_of<const bf16>(dy), tokens, order, BT, C);
 }
 static void embed_backward(Mat dw, Mat dy, const int* tokens, const int* order) {

@@ -1,12 +1,10 @@
 // Cross entropy: loss = log(sum over v of e^x_v) - x_label;  d loss / d x_v = softmax(x)_v - [v is the label]
 //
-// Bytes per logit: 2 without gradient; with it 6 (read twice, written once), of which memory sees 4 as long as the second
-// read finds the row in the L2: it runs from the end to the beginning, what came last comes first. At 3 TB/s and V = 128256,
-// 1024 tokens: 88 us without and 175 us with gradient.
+// Bytes per logit: 2 without gradient, 4 with it (read once, written once). At 3 TB/s and V = 128256, 1024 tokens: 88 us and 175 us.
 //
-// One block a row, two blocks an SM: one computes while the other waits. A thread has kLossBatch loads on their way, and keeps
-// the maximum of what it has seen and the sum of exponentials below that maximum; the pairs are merged over lanes and warps in
-// a fixed order. The gradient replaces the logits.
+// A block takes a row, one block an SM. A thread has kLossBatch loads on their way, and keeps the maximum of what it has seen and the
+// sum of exponentials below that maximum; the pairs are merged over lanes and warps in a fixed order. The gradient replaces the
+// logits: what fits of the row waits for it in shared memory (100k logits on an H100), the rest is read again, from the L2 cache.
 #ifndef HALO_CUDA_LOSS_CUH
 #define HALO_CUDA_LOSS_CUH
 
@@ -14,7 +12,7 @@
 
 #include <float.h>
 
-enum { kNotCounted = -100, kLossThreads = 512, kLossBatch = 4 };
+enum { kNotCounted = -100, kLossThreads = 1024, kLossBatch = 4 };
 
 // sum = the sum of e^(x - largest). Finite from the start: -inf - -inf would be NaN.
 struct SoftmaxSum {
@@ -33,18 +31,20 @@ __device__ inline SoftmaxSum warp_merged(SoftmaxSum s) {
     return s;
 }
 
+// `kept` of the row's groups of kWidth logits stay in shared memory, from the first on.
 template <int kWidth>
-__global__ void __launch_bounds__(kLossThreads, 2)
-cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, float scale, bool want_grad) {
+__global__ void __launch_bounds__(kLossThreads, 1)
+cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, int kept, float scale, bool want_grad) {
     __shared__ SoftmaxSum of_warp[kWarp];
+    SHARED(Packed<kWidth>, row);
     size_t t = blockIdx.x;
     bf16* x = logits[t];
-    int label = labels[t], stride = blockDim.x * kWidth, begin = threadIdx.x * kWidth;
+    int label = labels[t], groups = V / kWidth, threads = blockDim.x;
     if (label == kNotCounted) {
         if (threadIdx.x == 0) loss[t] = 0;
         Values<kWidth> zero = {};
         if (want_grad)
-            for (int v = begin; v < V; v += stride) store_values(x + v, zero);
+            for (int g = threadIdx.x; g < groups; g += threads) store_values(x + g * kWidth, zero);
         return;
     }
     if (label < 0 || label >= V) __trap();
@@ -52,13 +52,15 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, f
 
     SoftmaxSum s = {-FLT_MAX, 0};
     Packed<kWidth> batch[kLossBatch];
-    for (int from = begin; from < V; from += kLossBatch * stride) {
+    for (int from = threadIdx.x; from < groups; from += kLossBatch * threads) {
 #pragma unroll
         for (int k = 0; k < kLossBatch; k++)
-            if (from + k * stride < V) batch[k] = load_packed<kWidth>(x + from + k * stride);
+            if (from + k * threads < groups) batch[k] = load_packed<kWidth>(x + (from + k * threads) * kWidth);
 #pragma unroll
         for (int k = 0; k < kLossBatch; k++) {
-            if (from + k * stride >= V) continue;
+            int g = from + k * threads;
+            if (g >= groups) continue;
+            if (g < kept) row[g] = batch[k];
             Values<kWidth> in = unpack(batch[k]);
             float largest = s.largest, sum = 0;
 #pragma unroll
@@ -74,37 +76,37 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, f
     if (lane == 0) of_warp[warp] = s;
     __syncthreads();
     SoftmaxSum none = {-FLT_MAX, 0};
-    s = warp_merged(lane < (int)blockDim.x / kWarp ? of_warp[lane] : none);
+    s = warp_merged(lane < threads / kWarp ? of_warp[lane] : none);
     if (threadIdx.x == 0) loss[t] = logf(s.sum) + s.largest - at_label;
     if (!want_grad) return;
 
+    // A thread finds in shared memory what it has put there itself. What is read again comes first: it was read last.
     float factor = scale / s.sum;
-    int batches = V > begin ? (V - 1 - begin) / (kLossBatch * stride) + 1 : 0;
-    for (int n = batches - 1; n >= 0; n--) {
-        int from = begin + n * kLossBatch * stride;
+    auto gradient = [&](int g, Packed<kWidth> logit) {
+        Values<kWidth> p = unpack(logit);
 #pragma unroll
-        for (int k = 0; k < kLossBatch; k++)
-            if (from + k * stride < V) batch[k] = load_packed<kWidth>(x + from + k * stride);
-#pragma unroll
-        for (int k = 0; k < kLossBatch; k++) {
-            int v = from + k * stride;
-            if (v >= V) continue;
-            Values<kWidth> p = unpack(batch[k]);
-#pragma unroll
-            for (int i = 0; i < kWidth; i++) {
-                p.v[i] = __expf(p.v[i] - s.largest) * factor;
-                if (v + i == label) p.v[i] -= scale;
-            }
-            store_values(x + v, p);
+        for (int i = 0; i < kWidth; i++) {
+            p.v[i] = __expf(p.v[i] - s.largest) * factor;
+            if (g * kWidth + i == label) p.v[i] -= scale;
         }
-    }
+        store_values(x + g * kWidth, p);
+    };
+    int again = kept + (threadIdx.x - kept % threads + threads) % threads;   // this thread's first group behind them
+#pragma unroll 4
+    for (int g = again; g < groups; g += threads) gradient(g, load_packed<kWidth>(x + g * kWidth));
+#pragma unroll 4
+    for (int g = threadIdx.x; g < kept; g += threads) gradient(g, row[g]);
 }
 
 template <int kWidth>
 static void launch_cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
-    int V = logits.cols;
-    LAUNCH((cross_entropy_kernel<kWidth>), logits.rows, threads_for(ceil_div(V, kWidth), kLossThreads), 0, loss, rows_of<bf16>(logits),
-           labels, V, scale, want_grad);
+    static bool allowed;
+    size_t room = gpu_device().shared_bytes - 1024;   // without static shared memory
+    if (!allowed) allow_shared(cross_entropy_kernel<kWidth>, room);
+    allowed = true;
+    int groups = logits.cols / kWidth, kept = want_grad ? min_int(groups, (int)(room / sizeof(Packed<kWidth>))) : 0;
+    LAUNCH((cross_entropy_kernel<kWidth>), logits.rows, threads_for(groups, kLossThreads), kept * sizeof(Packed<kWidth>), loss,
+           rows_of<bf16>(logits), labels, logits.cols, kept, scale, want_grad);
 }
 static void cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
     check_bf16(logits, logits.rows, logits.cols, "cross_entropy");

@@ -103,9 +103,10 @@ __global__ void __launch_bounds__(512) rmsnorm_forward_any_kernel(Rows<bf16> y, 
 // ---- backward
 template <int kKeep>
 __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy, Rows<const bf16> res,
-                                                              const bf16* w, const float* rstd, int BT, int C) {
+                                                              const bf16* w, const float* rstd, int BT, int C, float* absmax) {
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     float dw[kKeep][8] = {};
+    uint32_t largest = 0;
     int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
     for (int t = first; t < end; t++) {
         Packed<8> g[kKeep], r[kKeep], before[kKeep];
@@ -138,9 +139,12 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
             Values<8> gv = unpack(g[k]), rv = unpack(r[k]), weight = load_values<8>(w + c), out = unpack(before[k]);
 #pragma unroll
             for (int i = 0; i < 8; i++) out.v[i] += scale * (gv.v[i] * weight.v[i] - rv.v[i] * along_r);
-            store_values(dres[t] + c, out);
+            Packed<8> rounded = pack(out);
+            store_packed(dres[t] + c, rounded);
+            largest = max(largest, largest_bits(rounded));
         }
     }
+    if (absmax) raise_block_absmax(absmax, largest);
 #pragma unroll
     for (int k = 0; k < kKeep; k++) {
         int c = begin + k * stride;
@@ -153,7 +157,9 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
 }
 
 __global__ void __launch_bounds__(512) rmsnorm_backward_any_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy,
-                                                                  Rows<const bf16> res, const bf16* w, const float* rstd, int BT, int C) {
+                                                                  Rows<const bf16> res, const bf16* w, const float* rstd, int BT, int C,
+                                                                  float* absmax) {
+    uint32_t largest = 0;
     float* dw = dw_rows + (size_t)blockIdx.x * C;
     int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
     for (int t = first; t < end; t++) {
@@ -166,10 +172,12 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_any_kernel(Rows<bf16> dr
         along_r = block_sum(along_r) / C * scale * scale;
         for (int c = threadIdx.x; c < C; c += blockDim.x) {
             float through_y = f32_from_bf16(dy[t][c]) * f32_from_bf16(w[c]) - f32_from_bf16(res[t][c]) * along_r;
-            Values<1> out = {{f32_from_bf16(dres[t][c]) + scale * through_y}};
-            store_values(dres[t] + c, out);
+            Packed<1> out = pack(Values<1>{{f32_from_bf16(dres[t][c]) + scale * through_y}});
+            store_packed(dres[t] + c, out);
+            largest = max(largest, largest_bits(out));
         }
     }
+    if (absmax) raise_block_absmax(absmax, largest);
 }
 
 // dw (C) += the sum of the rows of scratch: kDwLanes of them side by side, each in steps of kDwLanes, then the lanes in order.
@@ -220,9 +228,9 @@ static size_t rmsnorm_scratch(int BT, int C) { return (size_t)ceil_div(BT, kNorm
 
 #define LAUNCH_RMSNORM_BACKWARD(kernel, threads)                                                                           \
     LAUNCH(kernel, blocks, (threads), 0, rows_of<bf16>(dres), dw_rows, rows_of<const bf16>(dy), rows_of<const bf16>(res),  \
-           (const bf16*)w.data, rstd, BT, C)
+           (const bf16*)w.data, rstd, BT, C, absmax)
 
-static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch) {
+static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax) {
     int BT = dres.rows, C = dres.cols, blocks = ceil_div(BT, kNormRows), octets = ceil_div(C, 8);
     check_bf16(dres, BT, C, "rmsnorm_backward");
     check_bf16(dy, BT, C, "rmsnorm_backward");

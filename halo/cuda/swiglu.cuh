@@ -29,23 +29,32 @@ __global__ void __launch_bounds__(256) swiglu_forward_kernel(Rows<bf16> y, Rows<
     if (absmax) raise_block_absmax(absmax, largest);
 }
 
-// Each thread reads all that it will overwrite: dgate_up may be gate_up.
+// Each thread reads all that it will overwrite: dgate_up may be gate_up. absmax: of dgate, of dup.
 template <int kWidth>
-__global__ void __launch_bounds__(256) swiglu_backward_kernel(Rows<bf16> dgate_up, Rows<const bf16> dy, Rows<const bf16> gate_up, int F) {
+__global__ void __launch_bounds__(256) swiglu_backward_kernel(Rows<bf16> dgate_up, Rows<const bf16> dy, Rows<const bf16> gate_up, int F,
+                                                             float* absmax) {
     size_t t = blockIdx.x;
-    int f = (blockIdx.y * blockDim.x + threadIdx.x) * kWidth;
-    if (f >= F) return;
-    const bf16* gate = gate_up[t] + f;
-    Values<kWidth> g = load_values<kWidth>(gate), u = load_values<kWidth>(gate + F), d = load_values<kWidth>(dy[t] + f), dg, du;
+    const bf16 *gate = gate_up[t], *up = gate + F, *dout = dy[t];
+    bf16* out = dgate_up[t];
+    uint32_t largest[2] = {0, 0};
+#pragma unroll 2
+    for (int f = threadIdx.x * kWidth; f < F; f += blockDim.x * kWidth) {
+        Values<kWidth> g = load_values<kWidth>(gate + f), u = load_values<kWidth>(up + f), d = load_values<kWidth>(dout + f), dg, du;
 #pragma unroll
-    for (int i = 0; i < kWidth; i++) {
-        float sigma = sigmoid(g.v[i]);
-        dg.v[i] = d.v[i] * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
-        du.v[i] = d.v[i] * g.v[i] * sigma;
+        for (int i = 0; i < kWidth; i++) {
+            float sigma = sigmoid(g.v[i]);
+            dg.v[i] = d.v[i] * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
+            du.v[i] = d.v[i] * g.v[i] * sigma;
+        }
+        Packed<kWidth> dgate = pack(dg), dup = pack(du);
+        store_packed(out + f, dgate);
+        store_packed(out + F + f, dup);
+        largest[0] = max(largest[0], largest_bits(dgate));
+        largest[1] = max(largest[1], largest_bits(dup));
     }
-    bf16* out = dgate_up[t] + f;
-    store_values(out, dg);
-    store_values(out + F, du);
+    if (!absmax) return;
+    raise_block_absmax(absmax, largest[0]);
+    raise_block_absmax(absmax + 1, largest[1]);
 }
 
 template <int kWidth>
@@ -63,17 +72,16 @@ static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
 }
 
 template <int kWidth>
-static void launch_swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
-    int groups = ceil_div(dy.cols, kWidth), threads = threads_for(groups, 256);
-    LAUNCH((swiglu_backward_kernel<kWidth>), dim3(dy.rows, ceil_div(groups, threads)), threads, 0, rows_of<bf16>(dgate_up),
-           rows_of<const bf16>(dy), rows_of<const bf16>(gate_up), dy.cols);
+static void launch_swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up, float* absmax) {
+    LAUNCH((swiglu_backward_kernel<kWidth>), dy.rows, threads_for(ceil_div(dy.cols, kWidth), 256), 0, rows_of<bf16>(dgate_up),
+           rows_of<const bf16>(dy), rows_of<const bf16>(gate_up), dy.cols, absmax);
 }
-static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up) {
+static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up, float* absmax) {
     check_bf16(dy, dy.rows, dy.cols, "swiglu_backward");
     check_bf16(gate_up, dy.rows, 2 * dy.cols, "swiglu_backward");
     check_bf16(dgate_up, dy.rows, 2 * dy.cols, "swiglu_backward");
-    if (is_octets(dgate_up) && is_octets(dy) && is_octets(gate_up)) launch_swiglu_backward<8>(dgate_up, dy, gate_up);
-    else launch_swiglu_backward<1>(dgate_up, dy, gate_up);
+    if (is_octets(dgate_up) && is_octets(dy) && is_octets(gate_up)) launch_swiglu_backward<8>(dgate_up, dy, gate_up, absmax);
+    else launch_swiglu_backward<1>(dgate_up, dy, gate_up, absmax);
 }
 
 #endif

@@ -1,0 +1,13 @@
+// What the machine does at best, measured: the rate of products and of copies that a step is held against.
+#ifndef HALO_CEILINGS_H
+#define HALO_CEILINGS_H
+
+#include "llama3.h"
+
+// TFLOP/s of products alone, on the F, E and G shapes of the model's linears with operands in `fmt` and as many tokens as a micro-step
+// has: all of their work over all of their time, at the clock rate of steady work.
+C_API double ceiling_tflops(const Ops* ops, const Config* config, int tokens, Fmt fmt);
+// GB/s of a copy of 512 MiB, bytes read and bytes written.
+C_API double ceiling_gbs(const Ops* ops);
+
+#endif
