@@ -59,7 +59,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize)
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize $(if $(HALO_MPI),comm))
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
@@ -138,14 +138,14 @@ $(BUILD)/simt/comm.o: halo/comm.c
 $(BUILD)/simt/train_llama3.o: train_llama3.cu
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -x c -c $< -o $@
-SIMT_OBJECTS = $(patsubst %,$(BUILD)/simt/%.o,train_llama3 ops comm $(if $(HALO_MPI),comm_nccl))
-$(SIMT_PROGRAM): $(SIMT_OBJECTS) $(LIB)
+SIMT_RANKS   = $(patsubst %,$(BUILD)/simt/%.o,ops comm $(if $(HALO_MPI),comm_nccl))
+$(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_RANKS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 $(BUILD)/simt/test_%.o: test/test_%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
-$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
+$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(SIMT_RANKS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 

@@ -27,8 +27,12 @@
 #include <nccl.h>
 #endif
 
+#ifdef HALO_SIMT
+enum { kHalfBytes = 4 << 10 };    // a tiny model's gradients take many slices
+#else
+enum { kHalfBytes = 64 << 20 };   // 0.25 ms of an NVLink: long beside what starting a slice costs
+#endif
 enum {
-    kHalfBytes = 64 << 20,    // 0.25 ms of an NVLink: long beside what starting a slice costs
     kOperations = 32,         // of one kind in a transfer
     kTransfers = 1024,        // more than are ever waited for
     kBlockValues = 128,       // a slice of an all_reduce is a multiple of them

@@ -619,7 +619,11 @@ static inline cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t
     memcpy((char*)&symbol + offset, from, bytes);
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) { *left = *all = (size_t)1 << 40; return cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
+    *left = (size_t)1 << 40;
+    *all = *left + ((size_t)1 << 30);
+    return cudaSuccess;
+}
 template <typename Kernel>
 static inline cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
 template <typename Kernel>

@@ -9,25 +9,23 @@
 
 #include "../halo/ops.h"
 
-enum { kRows = 12 };   // of a global batch
-
 typedef struct {
     const char *name, *binary, *backend;
-    int most_ranks, steps;
+    int most_ranks, rows, steps;   // rows of a global batch
 } Machine;
 static Machine machine;
 static char* emulated_binary;   // beside this one
 
 static void on_cpu(void) {
     const char* named = getenv("TRAIN_LLAMA3");
-    Machine m = {"cpu", named && *named ? named : "./train_llama3", "cpu", 4, 4};
+    Machine m = {"cpu", named && *named ? named : "./train_llama3", "cpu", 4, 12, 4};
     machine = m;
     binary = m.binary;
 }
 // False, and a skip line, without them.
 static bool on_emulated_gpus(void) {
     on_cpu();
-    Machine m = {"emulated", emulated_binary, "cuda", 4, 2};
+    Machine m = {"emulated", emulated_binary, "cuda", 3, 6, 2};
     if (access(emulated_binary, X_OK)) {
         skip("ranks on emulated GPUs: %s is not there", emulated_binary);
         return false;
@@ -43,7 +41,7 @@ static bool on_gpus(void) {
     gpus = cuda_device_count();
 #endif
     on_cpu();
-    Machine m = {"gpu", machine.binary, "cuda", min_int(gpus, 4), 4};
+    Machine m = {"gpu", machine.binary, "cuda", min_int(gpus, 4), 12, 4};
     if (gpus < 2) {
         skip("ranks on GPUs: this machine has %d that NCCL can use", gpus);
         return false;
@@ -86,7 +84,7 @@ static char* mpirun(int ranks) {
 static char* train(const char* model, int ranks, const char* name, const char* more) {
     char *prefix = mpirun(ranks), *out = scratch_path(name);
     char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 "
-                          "--backend %s --out %s --log %s %s", model, data_path, kRows / ranks, machine.steps, machine.backend, out,
+                          "--backend %s --out %s --log %s %s", model, data_path, machine.rows / ranks, machine.steps, machine.backend, out,
                           out, more);
     launcher = prefix;
     Run r = run(flags);
@@ -114,7 +112,7 @@ static char* losses_of(const char* dir) {
 // One rank's losses and weights, and then those of each run.
 typedef struct {
     int ranks;
-    const char* flags;
+    const char *flags, *slow;   // slow: the emulated stream; NULL: none
 } RankRun;
 static void same_bits(const char* model, const char* recipe, const RankRun* runs, int count) {
     char* flags = text_of("%s --zero 3", recipe);
@@ -123,10 +121,11 @@ static void same_bits(const char* model, const char* recipe, const RankRun* runs
     for (int i = 0; i < count; i++) {
         if (runs[i].ranks > machine.most_ranks) continue;
         flags = text_of("%s %s", recipe, runs[i].flags);
+        setenv("SIMT_SLOW", runs[i].slow ? runs[i].slow : "none", 1);
         char *out = train(model, runs[i].ranks, "several", flags), *got = losses_of(out);
         ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
-           "%s %d rank%s, %s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
-           runs[i].ranks > 1 ? "s" : "", flags);
+           "%s %d rank%s, %s%s%s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
+           runs[i].ranks > 1 ? "s" : "", flags, runs[i].slow ? ", slow stream " : "", runs[i].slow ? runs[i].slow : "");
         empty_dir(out);
         free(got);
         free(out);
@@ -137,10 +136,19 @@ static void same_bits(const char* model, const char* recipe, const RankRun* runs
     free(alone);
 }
 
-static const RankRun kPlainRuns[] = {{1, "--zero 2"}, {2, "--zero 3"}, {2, "--zero 2"}, {2, "--zero 3 --prefetch 0"},
-                                     {3, "--zero 3 --prefetch 2"}, {4, "--zero 3"}, {4, "--zero 2 --prefetch 0"}};
-static const RankRun kCodedRuns[] = {{2, "--zero 3"}, {2, "--qfsdp --prefetch 4"}, {3, "--qfsdp"}, {4, "--zero 3 --prefetch 0"},
-                                     {4, "--qfsdp --prefetch 0"}, {4, "--qfsdp --prefetch 2 --recompute block"}};
+static const RankRun kPlainRuns[] = {{1, "--zero 2", NULL},
+                                     {2, "--zero 3", NULL},
+                                     {2, "--zero 2", NULL},
+                                     {2, "--zero 3 --prefetch 0", NULL},
+                                     {3, "--zero 3 --prefetch 2", NULL},
+                                     {4, "--zero 3", NULL},
+                                     {4, "--zero 2 --prefetch 0", NULL}};
+static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
+                                     {2, "--qfsdp --prefetch 4", NULL},
+                                     {3, "--qfsdp", NULL},
+                                     {4, "--zero 3 --prefetch 0", NULL},
+                                     {4, "--qfsdp --prefetch 0", NULL},
+                                     {4, "--qfsdp --prefetch 2 --recompute block", NULL}};
 
 static void bits(void) {
     make_models();
@@ -157,20 +165,16 @@ static void gpu_bits_case(void) {
     if (on_gpus()) bits();
 }
 
+// The streams in the order of their creation: NCCL's, that of the sums, the backend's.
+static const RankRun kEmulatedPlainRuns[] = {{2, "--zero 3", "0"}, {2, "--zero 3", "1"}, {2, "--zero 3 --prefetch 2", "2"},
+                                             {2, "--zero 2", "0"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "0"}};
+static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL}};
 static void emulated_bits_case(void) {
-    static const RankRun plain[] = {{2, "--zero 3"}, {2, "--zero 2"}, {3, "--zero 3 --prefetch 2"}, {2, "--zero 3 --prefetch 0"}};
-    static const RankRun coded[] = {{2, "--qfsdp"}};
-    static const char* const slow[] = {"none", "0", "1", "2"};   // of the streams wire, sums and the backend's
     if (!on_emulated_gpus()) return;
     make_models();
-    for (int i = 0; i < COUNT(slow); i++) {
-        setenv("SIMT_SLOW", slow[i], 1);
-        printf("slow stream: %s\n", slow[i]);
-        same_bits(deep_dir, "--level bf16", plain, i ? 2 : COUNT(plain));
-        same_bits(deep_dir, "--level halo1 --dtype fp6", coded, COUNT(coded));
-    }
-    unsetenv("SIMT_SLOW");
-    same_bits(tied_dir, "--level halo0 --dtype fp8", coded, COUNT(coded));
+    same_bits(deep_dir, "--level bf16", kEmulatedPlainRuns, COUNT(kEmulatedPlainRuns));
+    same_bits(deep_dir, "--level halo1 --dtype fp6", kEmulatedCodedRuns, COUNT(kEmulatedCodedRuns));
+    same_bits(tied_dir, "--level halo0 --dtype fp8", kEmulatedCodedRuns + 2, 1);
 }
 
 // Stages that sum whole gradients once a step take another order: the same to rounding.
