@@ -4,6 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
+# make sanitize       the GPU kernels under compute-sanitizer
 # make help           this text and what was found
 #
 # V=1                 show whole commands
@@ -59,7 +60,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize $(if $(HALO_MPI),comm))
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize model $(if $(HALO_MPI),comm))
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
@@ -174,8 +175,11 @@ run-valgrind: $(LOADER_TESTS)
 	  --leak-check=full --errors-for-leak-kinds=none --show-leak-kinds=none $$t >$$t.valgrind 2>&1 || { tail -n 30 $$t.valgrind; exit 1; }; \
 	  tail -n 1 $$t.valgrind; done
 
+sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+	@BUILD=$(BUILD) test/sanitize.sh
+
 # Installs what is missing; quick when nothing is.
-.PHONY: setup run-tests run-benches valgrind run-valgrind
+.PHONY: sanitize setup run-tests run-benches valgrind run-valgrind
 setup:
 	@scripts/setup.sh
 

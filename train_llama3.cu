@@ -163,7 +163,8 @@ static ModelOptions model_options(const Session* s, bool train) {
     Recompute recompute = RECOMPUTE_NONE;
     if (train && !strcmp(o->recompute, "norm-act")) recompute = RECOMPUTE_NORM_ACT;
     if (train && !strcmp(o->recompute, "block")) recompute = RECOMPUTE_BLOCK;
-    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block};
+    ModelOptions m = {o->batch, o->seq, train, recompute, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
+                      recipe_find(train && !strcmp(o->head_dtype, "fp8") ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s)};
     return m;
 }
 
@@ -480,6 +481,9 @@ typedef struct {
     size_t tokens;   // not padding, on all ranks
 } StepResult;
 
+// --quant-stats looks at rank 0's first micro-step.
+static bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
+
 // One optimizer step over the global batch that begins at `first_row` of the planned epoch.
 static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
     const Options* o = &s->o;
@@ -491,6 +495,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     for (int a = 0; a < o->accum; a++) {
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        if (a == 0 && observes(s, step)) model_observe(t->model);
         model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
         shard_end_micro_step(s->shard);
         sums[1] += t->batch.used;
@@ -559,6 +564,11 @@ static void log_step(StepLog* log, int step, double epoch, StepResult r, float l
     log_flush(log);
 }
 
+static void log_quant_stats(StepLog* log, const Trainer* t, int step) {
+    quant_stats_report(model_quant_stats(t->model), step, log->file);
+    if (log->file) log_flush(log);
+}
+
 static void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
     print_evaluation(path, e);
     if (!log->file) return;
@@ -589,8 +599,8 @@ static void print_memory(const Session* s) {
 
 static void print_start(const Session* s) {
     const Config* c = &s->config;
-    printf("%s backend, %d rank%s (%s), recipe %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "", s->comm->name,
-           s->recipe->name);
+    printf("%s backend, %d rank%s (%s), recipe %s, lm_head in %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "",
+           s->comm->name, s->recipe->name, s->o.head_dtype);
     if (!strncmp(s->recipe->name, "haloi", 5))
         printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
     printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",
@@ -636,6 +646,7 @@ static int command_train(Options o) {
         int steps_per_epoch = ceil_div(rows, global_rows);
         double epoch = (double)done.epoch + (double)(done.step_in_epoch + 1) / steps_per_epoch;
         if (leads(&s)) log_step(&log, step, epoch, r, optim_lr(&t.optim.config, step), seconds_now() - start);
+        if (observes(&s, step)) log_quant_stats(&log, &t, step);
         done.step++;
         if (++done.step_in_epoch == steps_per_epoch) {
             done.step_in_epoch = 0;

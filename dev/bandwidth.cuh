@@ -1,8 +1,9 @@
-// For benches of kernels that are bound by memory: noise on the GPU, medians of event times, and what a plain copy reaches.
+// What benches share: noise on the GPU, medians of event times, what a plain copy reaches, and how alike two results are.
 #ifndef DEV_BANDWIDTH_CUH
 #define DEV_BANDWIDTH_CUH
 
 #include "../halo/cuda/device.cuh"
+#include "../halo/quant_stats.h"
 
 #include <algorithm>
 #include <vector>
@@ -54,31 +55,63 @@ static double copy_gbs() {
     return 2.0 * bytes / us * 1e-3;
 }
 
-// Noise between -1 and 1, one value in 4096 a hundred times that.
-template <typename T>
-__global__ void noise_kernel(T* x, size_t n) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    uint32_t h = (uint32_t)i * 2654435761u;
+__device__ inline uint32_t hash_of(uint32_t i) {
+    uint32_t h = i * 2654435761u;
     h = (h ^ h >> 15) * 2246822519u;
     h = (h ^ h >> 13) * 3266489917u;
-    h ^= h >> 16;
-    Values<1> v = {{((float)(h >> 8) / 8388608.0f - 1.0f) * ((h & 4095u) == 0 ? 100.0f : 1.0f)}};
+    return h ^ h >> 16;
+}
+// Noise between -1 and 1, one value in 4096 `outlier` times that.
+template <typename T>
+__global__ void noise_kernel(T* x, size_t n, float outlier) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    uint32_t h = hash_of((uint32_t)i);
+    Values<1> v = {{((float)(h >> 8) / 8388608.0f - 1.0f) * ((h & 4095u) == 0 ? outlier : 1.0f)}};
     store_values<1>(x + i, v);
 }
-static Mat noise(int rows, int cols, Fmt fmt) {
+static Mat noise(int rows, int cols, Fmt fmt, float outlier = 100) {
     Mat m = mat(NULL, rows, cols, fmt);
     m.data = cuda_ops.alloc(mat_bytes(m));
     size_t n = (size_t)rows * cols;
     unsigned grid = (unsigned)((n + 255) / 256);
-    if (fmt == BF16) LAUNCH(noise_kernel<bf16>, grid, 256, 0, (bf16*)m.data, n);
-    else LAUNCH(noise_kernel<float>, grid, 256, 0, (float*)m.data, n);
+    if (fmt == BF16) LAUNCH(noise_kernel<bf16>, grid, 256, 0, (bf16*)m.data, n, outlier);
+    else LAUNCH(noise_kernel<float>, grid, 256, 0, (float*)m.data, n, outlier);
+    return m;
+}
+// Normal values, as activations, weights and gradients are (Box and Muller 1958).
+static __global__ void normals_kernel(bf16* x, size_t n, float deviation, uint32_t seed) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    uint32_t a = hash_of(hash_of((uint32_t)i) ^ seed), b = hash_of(a + 0x9e3779b9u);
+    float radius = sqrtf(-2.0f * logf(((float)(a >> 8) + 0.5f) / 16777216.0f)), angle = 6.2831853f * (float)(b >> 8) / 16777216.0f;
+    x[i] = bf16_from_f32(deviation * radius * cosf(angle));
+}
+static Mat normals(int rows, int cols, float deviation, uint32_t seed) {
+    Mat m = mat(NULL, rows, cols, BF16);
+    m.data = cuda_ops.alloc(mat_bytes(m));
+    size_t n = (size_t)rows * cols;
+    LAUNCH(normals_kernel, (unsigned)((n + 255) / 256), 256, 0, (bf16*)m.data, n, deviation, seed);
     return m;
 }
 static Mat zeros(int rows, int cols, Fmt fmt) {
     Mat m = mat(NULL, rows, cols, fmt);
     m.data = cuda_ops.alloc(mat_bytes(m));
     return m;
+}
+// The cosine of two BF16 matrices; NaN if anything in them is.
+static double cosine_of(Mat a, Mat b) {
+    Mat both = zeros(a.rows, a.cols, F32);
+    float squares[3], *on_gpu = (float*)cuda_ops.alloc(sizeof squares);
+    cuda_ops.sum_squares(on_gpu, a);
+    cuda_ops.sum_squares(on_gpu + 1, b);
+    cuda_ops.convert(both, a);
+    cuda_ops.add(both, b);
+    cuda_ops.sum_squares(on_gpu + 2, both);
+    cuda_ops.download(squares, on_gpu, sizeof squares);
+    cuda_ops.release(on_gpu);
+    cuda_ops.release(both.data);
+    return quant_stats_cosine(squares);
 }
 // A copy of m in the host's memory.
 static Mat on_host(Mat m) {

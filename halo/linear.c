@@ -2,6 +2,7 @@
 #include "linear.h"
 
 #include "hadamard.h"
+#include "quant_stats.h"
 
 static bool is_plain(Opnd o) { return o.gran == NO_SCALE && o.fmt == BF16; }
 
@@ -58,6 +59,13 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
     ln->g_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_part, recipe->ge.gran));
     ln->dy_maxima = (float*)arena_take(arena, (kMaxParts + 1) * sizeof(float));
+}
+
+Linear linear_on(const Linear* ln, int tokens) {
+    check(tokens <= ln->tokens && !ln->recipe->ee.rotate, "linear_on: %d of %d tokens, recipe %s", tokens, ln->tokens, ln->recipe->name);
+    Linear piece = *ln;
+    piece.tokens = piece.rotated_rows = tokens;
+    return piece;
 }
 
 void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x) {
@@ -197,6 +205,11 @@ float* linear_grad_maxima(const Linear* ln) {
     return ln->dy_maxima;
 }
 
+void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape) {
+    float* maxima = linear_grad_maxima(ln);
+    for (int p = 0, col = 0; maxima && p < shape.parts; col += shape.N[p++]) ln->ops->absmax(maxima + p, mat_cols(dy, col, shape.N[p]));
+}
+
 // `maximum` is dY's as it was made.
 static GradSides prepare_grad(const Linear* ln, Mat dy, float* maximum) {
     const Recipe* r = ln->recipe;
@@ -243,6 +256,35 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const
     }
     if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
     if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);
+}
+
+// ---- what the recipe does to the operands
+
+// Does the second product read another, quantized form of an operand?
+static bool has_second_form(Opnd first, Opnd second) { return !is_plain(second) && !same_opnd(first, second); }
+
+static void observe(const Linear* ln, const QuantStats* stats, OperandStats s[2], Mat x, Opnd first, Opnd second, RotateAxis axis) {
+    Mat rotated = mat(ln->rotated, axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);
+    quant_stats_operand(stats, &s[0], x, first, rotated, axis, ln->token_block);
+    if (has_second_form(first, second)) quant_stats_operand(stats, &s[1], x, second, rotated, axis, ln->token_block);
+}
+
+void linear_observe(const Linear* ln, QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw) {
+    const Recipe* r = ln->recipe;
+    LinearShape shape = stats->shape[linear];
+    LinearStats* s = quant_stats_linear(stats, layer, linear);
+    stats->has_weights = w.data != NULL;
+    stats->second_x = has_second_form(r->fx, r->gx);
+    stats->second_w = has_second_form(r->fw, r->ew);
+    stats->second_dy = has_second_form(r->ee, r->ge);
+    observe(ln, stats, s->x, x, r->fx, r->gx, ROTATE_COLS);
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        int N = shape.N[p];
+        Mat dy_part = mat_cols(dy, row, N);
+        if (w.data) observe(ln, stats, s->w[p], mat_rows(w, row, N), r->fw, r->ew, ROTATE_COLS);
+        observe(ln, stats, s->dy[p], dy_part, r->ee, r->ge, ROTATE_ROWS);
+        quant_stats_gradient(stats, s->squares[p], mat_rows(dw, row, N), r->gx.rotate, dy_part, x);
+    }
 }
 
 void linear_finish_grad(const Linear* ln, Mat dw) {

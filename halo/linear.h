@@ -59,6 +59,9 @@ typedef struct {
 // Lays out the scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
 C_API void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
                         int tokens, int token_block);
+// The same linear on fewer tokens, in the same scratch: one piece of a batch, for which linear_place_input is called anew. Its
+// recipe must not rotate tokens.
+C_API Linear linear_on(const Linear* ln, int tokens);
 
 // Must the producer's plain output (M,K) outlive the forward pass, because G reads it as it is?
 C_API bool linear_keeps_plain_input(const Recipe* r);
@@ -90,9 +93,15 @@ C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w
 // Where whatever makes a dY raises the maxima of its stacked matrices, zero now, for the linear_backward that comes next; NULL if
 // nothing reads them.
 C_API float* linear_grad_maxima(const Linear* ln);
+// The same for a dY (M,N) that is there already: a pass over it raises them.
+C_API void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape);
 // dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G. The maxima of dY are in linear_grad_maxima.
 C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
+// Right after linear_backward with beta 0: what the recipe did to the unquantized x (M,K), w (N,K; data NULL: there is none here) and
+// dy (M,N), and to dw (quant_stats.h). `linear` is its number within a block.
+struct QuantStats;
+C_API void linear_observe(const Linear* ln, struct QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw);
 // dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.
 C_API void linear_finish_grad(const Linear* ln, Mat dw);
 

@@ -11,7 +11,9 @@
 // Activations fall into three groups by what it costs to make them again: a block's input (res1), what attention and the
 // products leave (kMid), and what a norm or an element-wise pass over those gives (kCheap). --recompute keeps the first, the
 // first two, or all of them for every layer; a group that isn't kept has one layer's memory and is made again in backward.
-// The head's logits exist one piece at a time, forward and backward together, since the loss's scale is known beforehand.
+// The head's logits exist one piece at a time, forward and backward together, since the loss's scale is known beforehand. The
+// head is a linear too, under a recipe of its own: each piece of the final norm is quantized with the scale of all of it, each
+// piece of the logits' gradient with its own.
 #include "llama3.h"
 
 #include "progress.h"
@@ -34,6 +36,8 @@ struct Model {
     ModelOptions opt;
     Linear linear;
     LinearShape qkv, o, gate_up, down;
+    Linear head;             // on the rows of a piece
+    LinearShape head_shape;
     int BT;
 
     Block* blocks;           // L
@@ -42,9 +46,15 @@ struct Model {
     Mat res, h;              // (BT, C) after the last block: the stream, and its norm
     float* rstd;
     Mat logits;              // (rows of a piece, V)
+    void *head_input, *head_maxima;   // where linear_place_input lays out a piece of h
+    WeightOperand head_weight;
+    bool head_prepared;
     // backward
     Mat dres, dh, datt, dqkv, dact;   // (BT, C), (BT, C), (BT, NH HD), (BT, (NH + 2 NKV) HD), (BT, F)
     void* scratch;                    // of attention's and rmsnorm's backward
+
+    QuantStats stats;
+    bool observing;                   // in this micro-step
 
     float *input_maxima, *weight_maxima;
     size_t input_maxima_bytes, weight_maxima_bytes;
@@ -56,6 +66,10 @@ struct Model {
 };
 
 enum { kBatchArrays = 6 };
+
+// The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
+static int head_unit(const Config* c) { return c->tied ? 0 : c->L + 1; }
+static Stack head_stack(const Config* c) { return c->tied ? S_EMBED : S_HEAD; }
 
 // ---- layout
 
@@ -121,7 +135,9 @@ static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
 }
 
 static void place_weights(Model* m, Arena* arena, Arena* maxima) {
-    if (m->units.quantized) return;   // they come with the unit
+    linear_place_weight(&m->head, &m->head_weight, arena, maxima, m->head_shape);
+    m->head_prepared = false;
+    if (m->units.quantized) return;   // the layers' come with the unit
     for (int l = 0; l < m->c.L; l++) {
         BlockWeights* w = &m->weights[l];
         linear_place_weight(&m->linear, &w->qkv, arena, maxima, m->qkv);
@@ -132,15 +148,34 @@ static void place_weights(Model* m, Arena* arena, Arena* maxima) {
     }
 }
 
+// The rows of a piece of logits: whole tiles of products if it has room for one.
+static int piece_rows(const Model* m) {
+    enum { kTileRows = 128 };
+    size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(m->ops->act));
+    int rows = fit < 1 ? 1 : fit > (size_t)m->BT ? m->BT : (int)fit;
+    return rows < m->BT && rows >= kTileRows ? rows / kTileRows * kTileRows : rows;
+}
+
+static void place_head_input(Model* m, Arena* arena, Arena* maxima) {
+    Arena measure = {NULL, 0}, measure_maxima = {NULL, 0};
+    InputOperand unused;
+    linear_place_input(&m->head, &unused, &measure, &measure_maxima, m->head_shape, m->h);
+    m->head_input = arena_take(arena, measure.used);
+    m->head_maxima = arena_take(maxima, measure_maxima.used);
+}
+
 static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     Fmt act = ops->act;
-    const LinearShape shapes[] = {m->qkv, m->o, m->gate_up, m->down};
-    linear_place(&m->linear, arena, ops, recipe, shapes, 4, m->BT, m->opt.token_block);
+    const LinearShape shapes[kLinears] = {m->qkv, m->o, m->gate_up, m->down};
+    linear_place(&m->linear, arena, ops, recipe, shapes, kLinears, m->BT, m->opt.token_block);
+    int rows = piece_rows(m);
+    linear_place(&m->head, arena, ops, m->opt.head, &m->head_shape, 1, rows, 0);
 
     // The maxima lie together, so that one call zeroes them: measured here, placed as one piece.
     Arena measure_inputs = {NULL, 0}, measure_weights = {NULL, 0}, nothing = {NULL, 0};
+    place_head_input(m, &nothing, &measure_inputs);
     place_blocks(m, &nothing, &measure_inputs);
     place_weights(m, &nothing, &measure_weights);
     Arena inputs = {(char*)arena_take(arena, measure_inputs.used), 0};
@@ -149,6 +184,7 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->weight_maxima = (float*)weights.base;
     m->input_maxima_bytes = measure_inputs.used;
     m->weight_maxima_bytes = measure_weights.used;
+    place_head_input(m, arena, &inputs);
     place_blocks(m, arena, &inputs);
     place_weights(m, arena, &weights);
 
@@ -156,9 +192,7 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->res = take_mat(arena, m->BT, c->C, act);
     m->h = take_mat(arena, m->BT, c->C, act);
     m->rstd = take_floats(arena, m->BT);
-    size_t row_bytes = (size_t)c->V * fmt_bytes(act);
-    size_t rows = m->opt.logits_bytes / row_bytes;
-    m->logits = take_mat(arena, rows < 1 ? 1 : rows > (size_t)m->BT ? m->BT : (int)rows, c->V, act);
+    m->logits = take_mat(arena, rows, c->V, act);
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
     if (!m->opt.train) return;
 
@@ -170,6 +204,7 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
+    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L);
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
@@ -183,6 +218,7 @@ static void model_shape(Model* m, const Config* config, const Ops* ops, bool qua
     m->o = stack_shape(config, S_O);
     m->gate_up = stack_shape(config, S_GATE_UP);
     m->down = stack_shape(config, S_DOWN);
+    m->head_shape = stack_shape(config, head_stack(config));
     m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)config->L);
     m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)config->L);
 }
@@ -304,24 +340,47 @@ static void block_again(Model* m, Block* b, const Unit* u, BlockWeights* w) {
 }
 
 // ---- backward of a block: dres holds the gradient of its output, and then of its input.
+
+// A linear's unquantized input, made again where only its codes were kept: in the memory that its producer wrote to, which nothing
+// else uses in the backward pass.
+static Mat plain_input(Model* m, Block* b, const Unit* u, Stack stack) {
+    float eps = m->c.norm_eps;
+    switch (stack) {
+        case S_QKV: m->ops->rmsnorm_forward(b->h1, b->rstd1, b->res1, b->res1, kNothing, u->w[S_ATTN_NORM], eps, kPrepNone); return b->h1;
+        case S_O: return b->att;
+        case S_GATE_UP: m->ops->rmsnorm_forward(b->h2, b->rstd2, b->res2, b->res2, kNothing, u->w[S_MLP_NORM], eps, kPrepNone); return b->h2;
+        case S_DOWN: m->ops->swiglu_forward(b->act, b->gate_up, kPrepNone); return b->act;
+        default: die("plain_input: stack %d", (int)stack);
+    }
+}
+static int linear_number(Stack stack) { return stack == S_QKV ? 0 : stack == S_O ? 1 : stack == S_GATE_UP ? 2 : 3; }
+
+static void product_backward(Model* m, Block* b, const Unit* u, Stack stack, Mat dx, Mat dy, const InputOperand* in,
+                             const WeightOperand* w, LinearShape shape) {
+    linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, dy, in, u->w[stack], w, shape);
+    if (!m->observing) return;
+    check(u->fresh, "model_observe: not the first micro-step");
+    linear_observe(&m->linear, &m->stats, (int)(b - m->blocks), linear_number(stack), plain_input(m, b, u, stack), u->w[stack], dy,
+                   u->g[stack]);
+}
+
 static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     const Linear* ln = &m->linear;
-    float beta = u->fresh ? 0.0f : 1.0f;
     if (u->fresh) {
         ops->zero(u->g[S_ATTN_NORM].data, mat_bytes(u->g[S_ATTN_NORM]));
         ops->zero(u->g[S_MLP_NORM].data, mat_bytes(u->g[S_MLP_NORM]));
     }
-    linear_backward(ln, m->dact, u->g[S_DOWN], beta, m->dres, &b->x_down, u->w[S_DOWN], &w->down, m->down);
+    product_backward(m, b, u, S_DOWN, m->dact, m->dres, &b->x_down, &w->down, m->down);
     ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, linear_grad_maxima(ln));   // in place: the last reader of gate_up
-    linear_backward(ln, m->dh, u->g[S_GATE_UP], beta, b->gate_up, &b->x_gate_up, u->w[S_GATE_UP], &w->gate_up, m->gate_up);
+    product_backward(m, b, u, S_GATE_UP, m->dh, b->gate_up, &b->x_gate_up, &w->gate_up, m->gate_up);
     ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, linear_grad_maxima(ln));
 
-    linear_backward(ln, m->datt, u->g[S_O], beta, m->dres, &b->x_o, u->w[S_O], &w->o, m->o);
+    product_backward(m, b, u, S_O, m->datt, m->dres, &b->x_o, &w->o, m->o);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
     ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, linear_grad_maxima(ln));
-    linear_backward(ln, m->dh, u->g[S_QKV], beta, m->dqkv, &b->x_qkv, u->w[S_QKV], &w->qkv, m->qkv);
+    product_backward(m, b, u, S_QKV, m->dh, m->dqkv, &b->x_qkv, &w->qkv, m->qkv);
     ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch, linear_grad_maxima(ln));
 }
 
@@ -350,6 +409,7 @@ static const Unit* acquire_block(Model* m, int l, Pass pass) {
 
 void model_weights_changed(Model* m) {
     m->ops->zero(m->weight_maxima, m->weight_maxima_bytes);
+    m->head_prepared = false;
     for (int l = 0; l < m->c.L; l++) m->weights[l].prepared = false;
     m->units.changed(m->units.self, &m->linear);
 }
@@ -362,6 +422,26 @@ static void upload_batch(Model* m, const Batch* batch) {
         *to[i] = m->inputs + (size_t)i * m->BT;
     }
     m->ops->upload(m->inputs, m->host_inputs, sizeof(int) * kBatchArrays * (size_t)m->BT);
+}
+
+// Rows [row, row + h.rows) of the final norm and of the logits, and the linear between them.
+typedef struct {
+    Linear linear;
+    InputOperand in;
+    Prep prep;   // what the final norm does for it
+    Mat h, logits;
+} HeadPiece;
+
+static HeadPiece head_piece(const Model* m, int row) {
+    HeadPiece p;
+    int rows = min_int(m->logits.rows, m->BT - row);
+    Arena kept = {(char*)m->head_input, 0}, maxima = {(char*)m->head_maxima, 0};
+    p.linear = linear_on(&m->head, rows);
+    p.h = mat_rows(m->h, row, rows);
+    p.logits = mat_rows(m->logits, 0, rows);
+    linear_place_input(&p.linear, &p.in, &kept, &maxima, m->head_shape, p.h);
+    p.prep = linear_input_prep(&p.linear, &p.in);
+    return p;
 }
 
 // Embedding, all blocks, final norm: leaves m->h.
@@ -381,63 +461,65 @@ static void trunk_forward(Model* m, const Batch* batch) {
     }
     const Unit* tail = acquire(m, L + 1, FORWARD);
     m->ops->rmsnorm_forward(m->h, m->rstd, m->res, m->blocks[L - 1].res2, m->branch, tail->w[S_FINAL_NORM], m->c.norm_eps,
-                            kPrepNone);
+                            head_piece(m, 0).prep);
     release(m, L + 1);
 }
 
-// The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
-static int head_unit(const Model* m) { return m->c.tied ? 0 : m->c.L + 1; }
-static Stack head_stack(const Model* m) { return m->c.tied ? S_EMBED : S_HEAD; }
+static const Unit* acquire_head(Model* m, Pass pass) {
+    const Unit* u = acquire(m, head_unit(&m->c), pass);
+    if (!m->head_prepared) linear_prepare_weight(&m->head, &m->head_weight, u->w[head_stack(&m->c)], m->head_shape);
+    m->head_prepared = true;
+    return u;
+}
+static void release_head(Model* m) { release(m, head_unit(&m->c)); }
 
-// Logits piece by piece; `each` sees rows [row, row + logits.rows).
-static void head_logits(Model* m, const Unit* head, int row, Mat* logits) {
-    *logits = mat_rows(m->logits, 0, min_int(m->logits.rows, m->BT - row));
-    m->ops->gemm(*logits, plain_side(mat_rows(m->h, row, logits->rows), false),
-                 plain_side(head->w[head_stack(m)], false), 0);
+static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
+    linear_prepare_input(&p->linear, &p->in, p->h, p->prep);
+    linear_forward(&p->linear, p->logits, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
 }
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
     trunk_forward(m, batch);
-    const Unit* head = acquire(m, head_unit(m), FORWARD);
-    Mat logits;
-    for (int row = 0; row < m->BT; row += logits.rows) {
-        head_logits(m, head, row, &logits);
-        m->ops->cross_entropy(loss + row, logits, m->targets + row, 0, false);
+    const Unit* head = acquire_head(m, FORWARD);
+    for (int row = 0; row < m->BT; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, row);
+        head_forward(m, head, &p);
+        m->ops->cross_entropy(loss + row, p.logits, m->targets + row, 0, false);
     }
-    release(m, head_unit(m));
+    release_head(m);
 }
 
 void model_logits(Model* m, const Batch* batch, float* out) {
     trunk_forward(m, batch);
-    const Unit* head = acquire(m, head_unit(m), FORWARD);
+    const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
-    Mat logits;
-    for (int row = 0; row < m->BT; row += logits.rows) {
-        head_logits(m, head, row, &logits);
-        size_t count = logits.rows * V;
-        m->ops->download(raw, logits.data, mat_bytes(logits));
-        if (logits.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
+    for (int row = 0; row < m->BT; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, row);
+        head_forward(m, head, &p);
+        size_t count = p.logits.rows * V;
+        m->ops->download(raw, p.logits.data, mat_bytes(p.logits));
+        if (p.logits.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
         else
             for (size_t i = 0; i < count; i++) out[row * V + i] = f32_from_bf16(((uint16_t*)raw)[i]);
     }
     free(raw);
-    release(m, head_unit(m));
+    release_head(m);
 }
 
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
 static void head_forward_backward(Model* m, float scale, float* loss) {
-    const Unit* head = acquire(m, head_unit(m), BACKWARD);
-    Stack stack = head_stack(m);
-    Mat logits;
-    for (int row = 0; row < m->BT; row += logits.rows) {
-        head_logits(m, head, row, &logits);
-        m->ops->cross_entropy(loss + row, logits, m->targets + row, scale, true);
-        Mat h = mat_rows(m->h, row, logits.rows), dh = mat_rows(m->dh, row, logits.rows);
-        m->ops->gemm(dh, plain_side(logits, false), plain_side(head->w[stack], true), 0);
-        m->ops->gemm(head->g[stack], plain_side(logits, true), plain_side(h, true), head->fresh && row == 0 ? 0 : 1);
+    const Unit* head = acquire_head(m, BACKWARD);
+    Stack stack = head_stack(&m->c);
+    for (int row = 0; row < m->BT; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, row);
+        head_forward(m, head, &p);
+        m->ops->cross_entropy(loss + row, p.logits, m->targets + row, scale, true);
+        linear_measure_grad(&p.linear, p.logits, m->head_shape);
+        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, p.logits, &p.in,
+                        head->w[stack], &m->head_weight, m->head_shape);
     }
-    release(m, head_unit(m));
+    release_head(m);
 }
 
 void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
@@ -471,7 +553,15 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     ops->embed_backward(g, m->dres, m->tokens, m->order);
     release(m, 0);
     m->units.reduce(m->units.self, 0);
+    m->observing = false;
 }
+
+void model_observe(Model* m) {
+    check(m->opt.observe, "model_observe: the model was made without memory for it");
+    quant_stats_begin(&m->stats);
+    m->observing = true;
+}
+const QuantStats* model_quant_stats(const Model* m) { return &m->stats; }
 
 void model_finish_gradients(const Model* m, Mat g, Stack stack) {
     if (stack == S_QKV || stack == S_O || stack == S_GATE_UP || stack == S_DOWN) linear_finish_grad(&m->linear, g);

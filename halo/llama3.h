@@ -4,6 +4,7 @@
 #define HALO_LLAMA3_H
 
 #include "linear.h"
+#include "quant_stats.h"
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
 
@@ -95,6 +96,8 @@ typedef struct {
     Recompute recompute;
     size_t logits_bytes;      // largest piece of logits held at once
     int token_block;          // --token-block; 0: the full token transform
+    const Recipe* head;       // of lm_head's products: a row that rotates nothing
+    bool observe;             // lay out memory for model_observe
 } ModelOptions;
 
 // One micro-batch, on the host; every array is (B, T).
@@ -121,6 +124,9 @@ C_API void model_weights_changed(Model* m);
 // Forward and backward of one micro-batch. Gradients are scaled by `scale` (1 / trained tokens of the whole global batch) and
 // added to the units'. loss (B, T) on the backend receives the cross entropy of every position, 0 where none is scored.
 C_API void model_train_step(Model* m, const Batch* batch, float scale, float* loss);
+// The next micro-step's linears are observed. It has to be the first of its optimizer step.
+C_API void model_observe(Model* m);
+C_API const QuantStats* model_quant_stats(const Model* m);
 // Forward only.
 C_API void model_loss(Model* m, const Batch* batch, float* loss);
 // The logits of every position as floats, (B, T, V) on the host: for tests.

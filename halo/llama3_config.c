@@ -94,21 +94,23 @@ void config_check(const Config* c, const char* where) {
     }
 }
 
-// The published sizes; all share Llama 3's vocabulary, epsilon and RoPE base.
+// Published sizes of Llama 3, and of a smaller model with its layers.
 typedef struct {
     const char* name;
-    int C, L, NH, NKV, HD, F, max_T;
+    int V, C, L, NH, NKV, HD, F, max_T;
     bool tied;
-    double rope_factor;   // 0: no scaling
+    double rope_theta, rope_factor;   // factor 0: no scaling
+    int bos, eos;
 } Preset;
 
 static const Preset kPresets[] = {
-    {"llama3.2-1b", 2048, 16, 32, 8, 64, 8192, 131072, true, 32},
-    {"llama3.2-3b", 3072, 28, 24, 8, 128, 8192, 131072, true, 32},
-    {"llama3-8b", 4096, 32, 32, 8, 128, 14336, 8192, false, 0},
-    {"llama3.1-8b", 4096, 32, 32, 8, 128, 14336, 131072, false, 8},
-    {"llama3-70b", 8192, 80, 64, 8, 128, 28672, 8192, false, 0},
-    {"llama3.1-70b", 8192, 80, 64, 8, 128, 28672, 131072, false, 8},
+    {"smollm2-135m", 49152, 576, 30, 9, 3, 64, 1536, 8192, true, 100000, 0, 1, 2},
+    {"llama3.2-1b", 128256, 2048, 16, 32, 8, 64, 8192, 131072, true, 500000, 32, 128000, 128001},
+    {"llama3.2-3b", 128256, 3072, 28, 24, 8, 128, 8192, 131072, true, 500000, 32, 128000, 128001},
+    {"llama3-8b", 128256, 4096, 32, 32, 8, 128, 14336, 8192, false, 500000, 0, 128000, 128001},
+    {"llama3.1-8b", 128256, 4096, 32, 32, 8, 128, 14336, 131072, false, 500000, 8, 128000, 128001},
+    {"llama3-70b", 128256, 8192, 80, 64, 8, 128, 28672, 8192, false, 500000, 0, 128000, 128001},
+    {"llama3.1-70b", 128256, 8192, 80, 64, 8, 128, 28672, 131072, false, 500000, 8, 128000, 128001},
 };
 enum { kPresetCount = sizeof kPresets / sizeof kPresets[0] };
 
@@ -117,7 +119,7 @@ bool config_preset(Config* config, const char* name) {
         const Preset* p = &kPresets[i];
         if (strcmp(p->name, name)) continue;
         memset(config, 0, sizeof *config);
-        config->V = 128256;
+        config->V = p->V;
         config->C = p->C;
         config->L = p->L;
         config->NH = p->NH;
@@ -127,10 +129,10 @@ bool config_preset(Config* config, const char* name) {
         config->max_T = p->max_T;
         config->norm_eps = 1e-5f;
         config->init_std = 0.02f;
-        config->rope_theta = 500000;
+        config->rope_theta = p->rope_theta;
         config->tied = p->tied;
-        config->bos = 128000;
-        config->eos = 128001;
+        config->bos = p->bos;
+        config->eos = p->eos;
         if (p->rope_factor > 0) {
             config->rope_type = ROPE_LLAMA3;
             config->rope_factor = p->rope_factor;

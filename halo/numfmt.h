@@ -177,4 +177,19 @@ NUMFMT float quant_inverse(float absmax, Fmt fmt, float clip) {
     return fmt_max(fmt) / (clip * absmax);
 }
 
+// Scaled magnitudes that a code only rounds: up to `zero` they become 0, beyond `clipped` they are cut off, more than half a step
+// from the largest code.
+typedef struct {
+    float zero, clipped;
+} CodeRange;
+NUMFMT CodeRange code_range(Fmt fmt) {
+    if (fmt == INT8) { CodeRange r = {0.5f, 127.5f}; return r; }
+    SmallFloat f = small_float(fmt);
+    float smallest = f32_from_bits((uint32_t)(1 - f.bias - f.mantissa_bits + 127) << 23);   // the subnormal quantum
+    int top = (int)(f32_bits(f.max) >> 23) - 127;
+    float last_step = f32_from_bits((uint32_t)(top - f.mantissa_bits + 127) << 23);
+    CodeRange r = {0.5f * smallest, f.max + 0.5f * last_step};
+    return r;
+}
+
 #endif

@@ -85,6 +85,13 @@ static inline Side side_codes_t(QMat q) {
     return s;
 }
 
+// What quantization does to the values of an operand, as numbers of values.
+typedef struct {
+    uint64_t nonzero;     // all others below are among these
+    uint64_t clipped;     // more than half a step beyond the largest code
+    uint64_t underflow;   // their code is 0
+} CodeCounts;
+
 // What a producer does to its output on the way out, so that a backend can fuse it; `absmax` is NULL or one float that is
 // raised to the largest magnitude written (the caller zeroes it). The plain pieces one after the other are the definition.
 typedef struct {
@@ -103,6 +110,11 @@ typedef struct {
     const int* end;     // (B, T)
 } Attn;
 
+// The random stream of stochastic rounding for a matrix, row-major: value i has noise_of_value(seed, offset + i, use, stream) (rng.h).
+typedef struct {
+    uint64_t seed, stream, offset;
+} Noise;
+
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * *grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
@@ -116,7 +128,7 @@ typedef struct {
     const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
-    uint64_t seed, offset;    // random stream of stochastic rounding: (seed, step, offset + i) names each value's noise (rng.h)
+    Noise noise;              // of param, m and v where they are rounded stochastically
 } AdamW;
 
 typedef struct Ops {
@@ -188,8 +200,11 @@ typedef struct Ops {
     // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
     void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
 
+    // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
+    void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);
+
     // ---- sums and the optimizer
-    void (*add)(Mat y, Mat x);                                      // y += x
+    void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite

@@ -36,7 +36,8 @@ void optim_step(Optim* o, Shard* shard, int step) {
     a.eps = c->eps;
     a.weight_decay = c->weight_decay;
     a.step = step;
-    a.seed = c->seed;
+    a.noise.seed = c->seed;
+    a.noise.stream = (uint64_t)step;
     shard_update(shard, a);
 }
 

@@ -153,9 +153,9 @@ static void quantize(QMat q, Mat x, const float* max, Fmt fmt, float clip) {
     inner->quantize(q, x, max, fmt, clip);
     end("quantize", from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
-static void add(Mat y, Mat x) {
+static void add(Mat y, Mat x, const Noise* noise) {
     int from = begin();
-    inner->add(y, x);
+    inner->add(y, x, noise);
     end("add", from, 2 * size_of(y) + size_of(x));
 }
 static void convert(Mat y, Mat x) {

@@ -34,6 +34,7 @@ NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
 // Noise for stochastic rounding: 16 bits a value. Eight neighbouring values share the words of one octet, value i of all takes half
 // i % 8; `use` (0 to 3) separates what is rounded in one place.
 enum { kNoiseOctet = 8 };
+enum { kParamNoise, kMNoise, kVNoise, kGradNoise };   // uses: an update's three stores, and gradients that add up
 NUMFMT Philox noise_words(uint64_t seed, uint64_t octet, int use, uint64_t stream) {
     return random_words(seed, octet * 4 + (uint64_t)use, stream);
 }

@@ -334,7 +334,7 @@ static void reduce(void* self, int unit) {
         const Piece* p = &s->pieces[i];
         Mat own = mat(own_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
         Mat fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        if (add) s->ops->add(own, fresh);
+        if (add) s->ops->add(own, fresh, NULL);
         else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
 }
@@ -389,7 +389,7 @@ void shard_update(Shard* s, AdamW hyper) {
         a.grad_fmt = s->opt.grad_fmt;
         a.state_fmt = s->opt.state_fmt;
         a.weight_decay = p->decay ? hyper.weight_decay : 0;
-        a.offset = p->noise_offset;
+        a.noise.offset = p->noise_offset;
         if (a.n) s->ops->adamw(&a);
         // On its way while the next units are updated.
         if (i + 1 == s->first_piece[p->unit + 1] && stays_whole(s, p->unit)) start_gather(s, p->unit);

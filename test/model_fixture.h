@@ -53,19 +53,24 @@ static void read_hf_rows(void* self, int spec, int layer, int row0, int rows, fl
 }
 
 __attribute__((unused))
-static TestModel test_model(const Config* config, const Ops* ops, const Recipe* recipe, Recompute recompute, int B, int T,
-                            ReadRows read, void* self) {
+static TestModel test_model_with_head(const Config* config, const Ops* ops, const Recipe* recipe, const char* head, Recompute recompute,
+                                      int B, int T, ReadRows read, void* self) {
     TestModel t = {*config, ops, NULL, NULL, NULL, B * T};
     ShardOptions shard = {0, true, F32, F32, true, 0, F32};
     t.shard = shard_new(config, ops, comm_solo(), shard);
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
     size_t piece = (size_t)(B * T / 3) * (size_t)config->V * fmt_bytes(ops->act);
-    ModelOptions options = {B, T, true, recompute, piece, 0};
+    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true};
     t.model = model_new(config, ops, recipe, shard_units(t.shard), options);
     model_weights_changed(t.model);
     t.losses = (float*)ops->alloc(sizeof(float) * (size_t)t.BT);
     return t;
+}
+__attribute__((unused))
+static TestModel test_model(const Config* config, const Ops* ops, const Recipe* recipe, Recompute recompute, int B, int T,
+                            ReadRows read, void* self) {
+    return test_model_with_head(config, ops, recipe, "bf16", recompute, B, T, read, self);
 }
 
 __attribute__((unused))

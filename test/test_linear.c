@@ -2,7 +2,7 @@
 // products with the error it is allowed; shapes that fit no tile and token counts that are no Hadamard order.
 #include "../data/safetensors.h"
 #include "../halo/hadamard.h"
-#include "../halo/linear.h"
+#include "../halo/quant_stats.h"
 #include "backends.h"
 
 typedef struct {
@@ -75,8 +75,7 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     linear_forward(&ln, Y, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
     for (int micro_step = 0; micro_step < 2; micro_step++) {   // the second one adds
-        float* maxima = linear_grad_maxima(&ln);
-        for (int i = 0, col = 0; maxima && i < parts; col += shape.N[i++]) ops->absmax(maxima + i, mat_cols(dY, col, shape.N[i]));
+        linear_measure_grad(&ln, dY, shape);
         linear_backward(&ln, dX, dW, micro_step, dY, &in, W, &wq, shape);
     }
     linear_finish_grad(&ln, dW);
@@ -293,8 +292,110 @@ static void outliers_case(void) {
     free_problem(p);
 }
 
+// ---- what --quant-stats sees of a linear
+
+typedef struct {
+    LinearStats stats;
+    bool second_dy;
+} Seen;
+
+static Seen see_linear(const Ops* ops, const char* recipe, Problem p) {
+    LinearShape shape = {p.K, 1, {p.N, 0, 0}}, shapes[kLinears] = {shape, shape, shape, shape};
+    Linear ln;
+    WeightOperand wq;
+    InputOperand in;
+    QuantStats q;
+    Mat X = mat(to_backend(ops, p.X, (size_t)p.M * p.K), p.M, p.K, ops->act);
+    Mat W = mat(to_backend(ops, p.W, (size_t)p.N * p.K), p.N, p.K, ops->act);
+    Mat dY = mat(to_backend(ops, p.dY, (size_t)p.M * p.N), p.M, p.N, ops->act);
+    Mat dX = mat(ops->alloc((size_t)p.M * p.K * fmt_bytes(ops->act)), p.M, p.K, ops->act);
+    Mat dW = mat(ops->alloc((size_t)p.N * p.K * sizeof(float)), p.N, p.K, F32);
+    void* memory = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        Arena arena = {(char*)memory, 0};
+        memset(&ln, 0, sizeof ln);
+        memset(&q, 0, sizeof q);
+        linear_place(&ln, &arena, ops, recipe_find(recipe), &shape, 1, p.M, 0);
+        linear_place_weight(&ln, &wq, &arena, &arena, shape);
+        linear_place_input(&ln, &in, &arena, &arena, shape, X);
+        quant_stats_place(&q, &arena, ops, shapes, 1);
+        if (pass == 0) memory = ops->alloc(arena.used);
+    }
+    linear_prepare_weight(&ln, &wq, W, shape);
+    linear_prepare_input(&ln, &in, X, kPrepNone);
+    linear_measure_grad(&ln, dY, shape);
+    linear_backward(&ln, dX, dW, 0, dY, &in, W, &wq, shape);
+    quant_stats_begin(&q);
+    linear_observe(&ln, &q, 0, 2, X, W, dY, dW);
+    Seen seen;
+    ops->download(&seen.stats, quant_stats_linear(&q, 0, 2), sizeof seen.stats);
+    seen.second_dy = q.second_dy;
+    void* const used[] = {X.data, W.data, dY.data, dX.data, dW.data, memory};
+    for (int i = 0; i < COUNT(used); i++) ops->release(used[i]);
+    return seen;
+}
+
+// A few values of X that are huge, at tokens whose dY is zero: they have no part in dW, but they make its scale.
+static void seen_outliers_on(const Ops* ops) {
+    Problem p = make_problem(256, 64, 256);
+    const int tokens[] = {5, 77};
+    for (int i = 0; i < COUNT(tokens); i++) {
+        p.X[(size_t)tokens[i] * p.K + 100 + i] = 300;
+        memset(p.dY + (size_t)tokens[i] * p.N, 0, sizeof(float) * (size_t)p.N);
+    }
+    Seen bf16 = see_linear(ops, "bf16", p), halo0 = see_linear(ops, "halo0-int8", p), halo2 = see_linear(ops, "halo2-int8", p);
+    double plain = quant_stats_cosine(bf16.stats.squares[0]), lost = quant_stats_cosine(halo0.stats.squares[0]);
+    double kept = quant_stats_cosine(halo2.stats.squares[0]);
+    ok(fabs(plain - 1) < 1e-6, "seen %s: dW of bf16 has cosine %.7f with its shadow", ops->name, plain);
+    ok(lost < 0.9, "seen %s: halo0-int8 loses dW to outliers (cosine %.4f)", ops->name, lost);
+    ok(kept > 0.99, "seen %s: halo2-int8 keeps dW (cosine %.4f)", ops->name, kept);
+    double share = (double)halo0.stats.x[0].counts.underflow / (double)halo0.stats.x[0].counts.nonzero;
+    ok(halo0.stats.x[0].absmax == 300 && halo0.stats.x[0].rotated_absmax == 0 && share > 0.5, "seen %s: halo0-int8 X: absmax %g, %.0f%% underflow",
+       ops->name, (double)halo0.stats.x[0].absmax, 100 * share);
+    ok(halo2.stats.x[0].absmax == 300 && halo2.stats.x[0].rotated_absmax < 30, "seen %s: halo2-int8 X: absmax %g, rotated %g", ops->name,
+       (double)halo2.stats.x[0].absmax, (double)halo2.stats.x[0].rotated_absmax);
+    const OperandStats* dy = halo2.stats.dy[0];
+    ok(halo2.second_dy && dy[0].rotated_absmax > 0 && dy[1].rotated_absmax == 0 && dy[0].absmax == dy[1].absmax && !halo0.second_dy,
+       "seen %s: halo2's dY in two forms: absmax %g, rotated %g for E", ops->name, (double)dy[0].absmax, (double)dy[0].rotated_absmax);
+    free_problem(p);
+}
+
+// FP6 clips at three quarters of the maximum: values planted beyond, and values planted below half of the smallest code.
+static void seen_plants_on(const Ops* ops) {
+    enum { kBeyond = 17, kTiny = 123, kZeros = 31 };
+    Problem p = make_problem(64, 48, 80);
+    struct {
+        float* x;
+        int n;
+    } const operands[] = {{p.X, p.M * p.K}, {p.W, p.N * p.K}, {p.dY, p.M * p.N}};
+    for (int o = 0; o < 3; o++)
+        for (int n = 0; n < operands[o].n; n++) {
+            int at = (int)((int64_t)n * 7919 % operands[o].n);
+            float value = n < kBeyond ? 4.0f : n < kBeyond + kTiny ? 0.001f : n < kBeyond + kTiny + kZeros ? 0 : 1.0f;
+            operands[o].x[at] = n % 2 ? value : -value;
+        }
+    Seen seen = see_linear(ops, "halo0-fp6", p);
+    const OperandStats* const got[] = {&seen.stats.x[0], &seen.stats.w[0][0], &seen.stats.dy[0][0]};
+    static const char* const names[] = {"X", "W", "dY"};
+    for (int o = 0; o < 3; o++) {
+        CodeCounts c = got[o]->counts;
+        ok(c.clipped == kBeyond && c.underflow == kTiny && c.nonzero == (uint64_t)(operands[o].n - kZeros), "seen %s: planted in %s: %zu clipped, %zu underflow of %zu",
+           ops->name, names[o], (size_t)c.clipped, (size_t)c.underflow, (size_t)c.nonzero);
+    }
+    free_problem(p);
+}
+static void seen_case(void) {
+    const Ops* backends[kMaxBackends];
+    int count = test_backends(backends);
+    for (int b = 0; b < count; b++) {
+        seen_outliers_on(backends[b]);
+        seen_plants_on(backends[b]);
+    }
+}
+
 static const Case cases[] = {{"linear.pack", pack_case},
                              {"linear.recipes", recipes_case},
-                             {"linear.outliers", outliers_case}};
+                             {"linear.outliers", outliers_case},
+                             {"linear.seen", seen_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

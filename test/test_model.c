@@ -305,6 +305,53 @@ static bool same_gradients(TestModel* a, TestModel* b) {
     return same;
 }
 
+static LinearStats* observed(TestModel* t) {
+    const QuantStats* q = model_quant_stats(t->model);
+    size_t bytes = sizeof(LinearStats) * (size_t)(q->layers * kLinears);
+    LinearStats* stats = (LinearStats*)host_alloc(bytes);
+    t->ops->download(stats, q->linears, bytes);
+    return stats;
+}
+
+// Observing changes no bit of a step; what is seen doesn't depend on how activations are kept; BF16 agrees with its own shadow,
+// which it only does if the input made again is the one that the product read.
+static void quant_stats_case(void) {
+    Config c = small_config(false);
+    TestBatch b = random_batch(2, 24, c.V);
+    const char* const recipes[] = {"bf16", "halo0-fp8", "halo1-fp6", "halo2-int8", "switchback-int8", "jetfire-int8"};
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends), parts[kLinears] = {3, 1, 2, 1};
+    for (int k = 0; k < backend_count; k++)
+        for (int r = 0; r < COUNT(recipes); r++) {
+            TestModel off = random_model(&c, backends[k], recipes[r], RECOMPUTE_NONE, b.B, b.T);
+            double loss = test_gradients(&off, &b);
+            LinearStats* seen[3];
+            for (int how = RECOMPUTE_NONE; how <= RECOMPUTE_BLOCK; how++) {
+                TestModel on = random_model(&c, backends[k], recipes[r], (Recompute)how, b.B, b.T);
+                model_observe(on.model);
+                double on_loss = test_gradients(&on, &b);
+                seen[how] = observed(&on);
+                bool same_sight = !memcmp(seen[how], seen[0], sizeof(LinearStats) * (size_t)(c.L * kLinears));
+                ok(loss == on_loss && same_gradients(&off, &on) && same_sight, "observed, recompute %d, %s %s: the same bits, and the same seen",
+                   how, backends[k]->name, recipes[r]);
+                test_model_free(&on);
+            }
+            double least = 1, most = 0;
+            for (int n = 0; n < c.L * kLinears; n++)
+                for (int p = 0; p < parts[n % kLinears]; p++) {
+                    double cosine = quant_stats_cosine(seen[0][n].squares[p]);
+                    least = fmin(least, cosine);
+                    most = fmax(most, cosine);
+                }
+            bool plain = !strcmp(recipes[r], "bf16") || !strcmp(recipes[r], "switchback-int8");
+            ok(plain ? least > 0.999999 && most < 1.000001 : least > 0.98 && least < 0.99999, "%s %s: dW cosines %.6f to %.6f", backends[k]->name,
+               recipes[r], least, most);
+            for (int how = 0; how < 3; how++) free(seen[how]);
+            test_model_free(&off);
+        }
+    free(b.storage);
+}
+
 static void recompute_case(void) {
     Config c = small_config(true);
     TestBatch b = random_batch(2, 24, c.V);
@@ -367,6 +414,68 @@ static void packing_case(void) {
     free(split.storage);
 }
 
+// lm_head in FP8 against the same model with a BF16 head: logits, loss and gradients within what two E4M3 operands err, tied and
+// untied, in pieces that are no multiple of anything; prepared weights in the memory plan; the same bits with and without recompute.
+static void fp8_head_on(const Ops* ops, const Config* c, const char* recipe, const TestBatch* b) {
+    enum { kOperandErr = 27 };   // of an E4M3 operand, in thousandths (test_linear, budget)
+    const double budget = 1.4e-3 * kOperandErr * sqrt(2.0);
+    RandomWeights random = {c, 7, 0.2f};
+    const char* const heads[] = {"bf16", "halo0-fp8"};
+    TestModel t[2];
+    float* logits[2];
+    double loss[2];
+    size_t n = (size_t)b->B * b->T * (size_t)c->V;
+    for (int i = 0; i < 2; i++) {
+        t[i] = test_model_with_head(c, ops, recipe_find(recipe), heads[i], RECOMPUTE_NONE, b->B, b->T, random_weights_read, &random);
+        logits[i] = (float*)host_alloc(sizeof(float) * n);
+        model_logits(t[i].model, &b->arrays, logits[i]);
+        loss[i] = test_gradients(&t[i], b);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "fp8 head %s %s%s", ops->name, recipe, c->tied ? " tied" : "");
+    close_to(logits[1], logits[0], n, budget, "%s: logits", name);
+    ok(memcmp(logits[0], logits[1], sizeof(float) * n) && fabs(loss[1] / loss[0] - 1) < 0.01, "%s: loss %.5f, with a BF16 head %.5f", name,
+       loss[1], loss[0]);
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(c, specs);
+    for (int i = 0; i < count; i++) {
+        // Layers see the error of dh alone; the layers' own quantization adds noise of its own where it meets other inputs.
+        bool of_head = specs[i].stack == (c->tied ? S_EMBED : S_HEAD);
+        if (!of_head && specs[i].stack != S_FINAL_NORM && strcmp(recipe, "bf16")) continue;
+        float *got = test_gradient(&t[1], i, 0), *want = test_gradient(&t[0], i, 0);
+        close_to(got, want, (size_t)specs[i].rows * specs[i].cols, 1.5 * budget, "%s: %s", name, specs[i].name);
+        free(got);
+        free(want);
+    }
+    TestModel again = test_model_with_head(c, ops, recipe_find(recipe), heads[1], RECOMPUTE_BLOCK, b->B, b->T, random_weights_read, &random);
+    double again_loss = test_gradients(&again, b);
+    ok(again_loss == loss[1] && same_gradients(&again, &t[1]), "%s: recompute block = none, bit for bit", name);
+    test_model_free(&again);
+    for (int i = 0; i < 2; i++) {
+        test_model_free(&t[i]);
+        free(logits[i]);
+    }
+}
+static void fp8_head_case(void) {
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends);
+    for (int tied = 0; tied < 2; tied++) {
+        Config c = small_config(tied);
+        TestBatch b = random_batch(2, 19, c.V);
+        for (int k = 0; k < backend_count; k++) {
+            fp8_head_on(backends[k], &c, "bf16", &b);
+            fp8_head_on(backends[k], &c, "halo2-int8", &b);
+        }
+        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false}, coded = options;
+        coded.head = recipe_find("halo0-fp8");
+        const Recipe* layers = recipe_find("bf16");
+        size_t plain = model_bytes(&c, &cpu_bf16_ops, layers, false, options), with = model_bytes(&c, &cpu_bf16_ops, layers, false, coded);
+        ok(with >= plain + 2 * (size_t)c.V * c.C, "fp8 head%s: the memory plan holds its codes, %zu bytes more", tied ? " tied" : "",
+           with - plain);
+        free(b.storage);
+    }
+}
+
 // The same gradients whether a batch comes in one micro-step or in two.
 static void accumulation_case(void) {
     Config c = small_config(true);
@@ -404,7 +513,9 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.adamw", adamw_case},
                              {"model.finite_differences", finite_differences_case},
                              {"model.recompute", recompute_case},
+                             {"model.quant_stats", quant_stats_case},
                              {"model.packing", packing_case},
+                             {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

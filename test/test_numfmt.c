@@ -274,6 +274,19 @@ static void names_case(void) {
     ok(!strcmp(fmt_name((Fmt)99), "?"), "numfmt.names of no format");
 }
 
+// The edges of what a code only rounds, from the table: half of the first value (a tie, and 0 is even), half a step beyond the last.
+static void range_case(void) {
+    for (int fmt = FP8_E4M3; fmt <= INT8; fmt++) {
+        const Grid* grid = grid_of((Fmt)fmt);
+        CodeRange r = code_range((Fmt)fmt);
+        const double* v = grid->value;
+        int last = grid->count - 1;
+        ok(r.zero == v[1] / 2 && nearest(grid, r.zero) == 0 && nearest(grid, nextafterf(r.zero, 1)) == 1, "%s: magnitudes up to %g become 0",
+           fmt_name((Fmt)fmt), (double)r.zero);
+        ok(r.clipped == v[last] + (v[last] - v[last - 1]) / 2, "%s: magnitudes beyond %g are clipped", fmt_name((Fmt)fmt), (double)r.clipped);
+    }
+}
+
 static const Case cases[] = {
     {"numfmt.names", names_case},
     {"numfmt.known", known_case},
@@ -283,6 +296,7 @@ static const Case cases[] = {
     {"numfmt.bf16", bf16_case},
     {"numfmt.stochastic", stochastic_case},
     {"numfmt.scale", scale_case},
+    {"numfmt.range", range_case},
 };
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

@@ -860,7 +860,7 @@ static void sums_shape(int ROWS, int COLS) {
         squares += (double)x[i] * x[i];
         most = larger_magnitude(most, x[i]);
     }
-    ops->add(Y, X);
+    ops->add(Y, X, NULL);
     float* sum = fetched(Y);
     close_case("add", sum, want, N, 1e-7, kBf16Tol);
     float *total = put_float(3), *scale = put_float(0), *largest = put_float(0.25f);
@@ -894,7 +894,33 @@ static void sums_shape(int ROWS, int COLS) {
     ops->release(largest);
     free(x); free(y); free(want); free(sum); free(wide); free(narrow); free(before);
 }
+// A gradient that adds up: a hundred times a hundredth of a bf16 step. To nearest it would never move; stochastically it arrives, on average,
+// and every BF16 backend takes the same bits, whether rows are octets or not.
+static void stochastic_sum(int rows, int cols) {
+    size_t n = (size_t)rows * cols;
+    float *ones = (float*)host_alloc(n * sizeof(float)), *parts = (float*)host_alloc(n * sizeof(float)), part = 1.0f / 128 / 100;
+    for (size_t i = 0; i < n; i++) ones[i] = 1.25f, parts[i] = part;
+    Mat Y = put(ones, rows, cols, BF16), X = put(parts, rows, cols, F32);
+    for (int step = 0; step < 100; step++) {
+        Noise noise = {7, (uint64_t)step, 24};
+        ops->add(Y, X, &noise);
+    }
+    float* got = fetched(Y);
+    double mean = 0;
+    for (size_t i = 0; i < n; i++) mean += got[i] / (double)n;
+    ok(fabs(mean - (1.25 + 100 * part)) < 0.01 * sqrt(3.0 / (double)n), "add %s %dx%d stochastically: mean %.5f, expected %.5f", ops->name, rows, cols, mean,
+       1.25 + 100 * (double)part);
+    static uint64_t bits_of_bf16[2];
+    uint64_t bits = fingerprint_add(kFingerprintStart, got, n * sizeof(float)), *wanted = &bits_of_bf16[cols % 8 != 0];
+    if (ops == &cpu_bf16_ops) *wanted = bits;
+    else if (ops->act == BF16) ok(bits == *wanted, "add %s %dx%d stochastically: the bits of cpu_bf16", ops->name, rows, cols);
+    ops->release(Y.data);
+    ops->release(X.data);
+    free(ones); free(parts); free(got);
+}
 static void sums_case(void) {
+    stochastic_sum(40, 264);
+    stochastic_sum(33, 53);
     sums_shape(37, 53);
     sums_shape(5, 264);
     sums_shape(1, 600001);
@@ -954,12 +980,13 @@ static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
     double *wd = doubles(w, N), m[N] = {0}, v[N] = {0};
     float* grad_scale = put_float(0.5f);
     AdamW a = {W.data, master ? (float*)Master.data : NULL, NULL, M.data, V.data, N, grad_fmt, state_fmt, grad_scale,
-               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, 42, 7};
+               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7}};
     for (int t = 1; t <= STEPS; t++) {
         float* g = test_normals(N, 1);
         Mat G = put(g, 1, N, grad_fmt);
         a.grad = G.data;
         a.step = t;
+        a.noise.stream = (uint64_t)t;
         ops->adamw(&a);
         for (int i = 0; i < N; i++) {
             double scaled = 0.5 * g[i], beta1 = a.beta1, beta2 = a.beta2;
@@ -1000,13 +1027,13 @@ static void adamw_stochastic(void) {
     size_t size = fmt_bytes(ops->act);
     for (int t = 1; t <= STEPS; t++) {
         AdamW a = {whole[0].data, NULL, G.data, whole[1].data, whole[2].data, N, F32, ops->act, grad_scale,
-                   lr, 0.9f, 0.999f, 1e-8f, 0, t, 42, 1000};
+                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000}};
         ops->adamw(&a);
         for (int half = 0; half < 2; half++) {
             size_t first = half ? SPLIT : 0;
             AdamW part = {(char*)halves[0].data + first * size, NULL, (float*)G.data + first, (char*)halves[1].data + first * size,
                           (char*)halves[2].data + first * size, half ? N - SPLIT : SPLIT, F32, ops->act, grad_scale,
-                          lr, 0.9f, 0.999f, 1e-8f, 0, t, 42, 1000 + first};
+                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first}};
             ops->adamw(&part);
         }
     }
@@ -1148,7 +1175,7 @@ static int print_fingerprint(void) {
         ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch, NULL);
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
-        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, 1, 0};
+        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0}};
         ops->adamw(&a);
         hash = fingerprint_add(hash, DQKV.data, mat_bytes(DQKV));
         hash = fingerprint_add(hash, Y.data, mat_bytes(Y));

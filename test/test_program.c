@@ -128,6 +128,7 @@ static void resume_case(void) {
     } kinds[] = {{"bf16", ""},                 {"accum", "--batch 4 --accum 2"},
                  {"pack", "--pack --batch 2"}, {"val", with_val},
                  {"halo2-int8", "--level halo2 --dtype int8"},
+                 {"fp8-head", "--level halo1 --dtype fp6 --head-dtype fp8"},
                  {"bf16-sr", "--master bf16-sr --grad-dtype bf16 --state-dtype bf16"}};
     for (int i = 0; i < COUNT(kinds); i++) {
         char* saving = text_of("%s --save-every 5 --keep 2", kinds[i].flags);
@@ -218,7 +219,8 @@ static void resume_refused_case(void) {
                    {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
                    {"--pack", "pack = no|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
                    {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = cpu_bf16|cpu_f32"},
-                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"}};
+                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"},
+                   {"--head-dtype fp8", "head-dtype = bf16|fp8"}};
     for (int i = 0; i < COUNT(changes); i++) {
         char *more = text_of("--save-every 5 --resume %s", changes[i].flags), *flags = train_flags(out, more);
         run_refused(flags, changes[i].words, changes[i].flags);
@@ -257,6 +259,75 @@ static void same_run_case(void) {
     free(seed);
     free(alone);
     free(none);
+}
+
+// ---- --quant-stats: what is said, and that saying it changes nothing
+
+// One operand's four numbers, percentages among them.
+static bool is_operand(const json_t* o) {
+    double clipped = json_number_value(json_object_get(o, "clipped_percent")), lost = json_number_value(json_object_get(o, "underflow_percent"));
+    return json_object_size(o) == 4 && json_is_number(json_object_get(o, "absmax")) && json_is_number(json_object_get(o, "absmax_rotated")) &&
+           json_number_value(json_object_get(o, "absmax")) > 0 && clipped >= 0 && clipped <= 100 && lost >= 0 && lost <= 100;
+}
+
+// Takes the lines with quant_stats away from DIR/log.jsonl; how many there were that are whole.
+static int take_stats(const char* dir) {
+    static const char* const kLinearNames[] = {"qkv", "o", "gate_up", "down"};
+    static const size_t kMatrices[] = {3, 1, 2, 1};
+    char *path = path_join(dir, "log.jsonl"), *text = text_at(dir, "log.jsonl"), *to = text;
+    int whole = 0;
+    for (char *line = text, *end; *line; line = end + 1) {
+        end = strchr(line, '\n');
+        json_t* object = json_loadb(line, (size_t)(end - line), 0, NULL);
+        const json_t *stats = json_object_get(object, "quant_stats"), *linear, *matrix;
+        size_t n, k, good = 0;
+        json_array_foreach(stats, n, linear) {
+            bool fine = json_integer_value(json_object_get(linear, "layer")) == (json_int_t)n / 4 && is_operand(json_object_get(linear, "x")) &&
+                        !strcmp(json_string_value(json_object_get(linear, "linear")), kLinearNames[n % 4]) &&
+                        json_array_size(json_object_get(linear, "matrices")) == kMatrices[n % 4];
+            json_array_foreach(json_object_get(linear, "matrices"), k, matrix) {
+                double cosine = json_number_value(json_object_get(matrix, "dw_cosine"));
+                fine = fine && json_is_string(json_object_get(matrix, "name")) && is_operand(json_object_get(matrix, "w")) &&
+                       is_operand(json_object_get(matrix, "dy")) && is_operand(json_object_get(matrix, "dy_g")) && cosine > 0.98 && cosine < 1.00001;
+            }
+            good += fine;
+        }
+        whole += good == 8 && json_integer_value(json_object_get(object, "step")) % 5 == 0;
+        if (!stats) {
+            memmove(to, line, (size_t)(end + 1 - line));
+            to += end + 1 - line;
+        }
+        json_decref(object);
+    }
+    put_file(path, text, (size_t)(to - text));
+    free(path);
+    free(text);
+    return whole;
+}
+
+static void quant_stats_case(void) {
+    make_inputs();
+    const char* const kinds[] = {"", "--recompute block --accum 2 --batch 4"};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        char *plain = text_of("--level halo2 --dtype int8 %s", kinds[i]), *more = text_of("%s --quant-stats 5", plain);
+        char *off = trained("unobserved", plain), *on = trained("observed", more);
+        int lines = take_stats(on);
+        ok(lines == 2, "--quant-stats 5 %s: a whole line of quant_stats at steps 5 and 10: %d", kinds[i], lines);
+        ok(same_logs(off, on) && same_files(off, on, "model.safetensors"), "--quant-stats 5 %s: the losses and weights of a run without", kinds[i]);
+        empty_dir(on);
+        free(plain);
+        free(more);
+        free(off);
+        free(on);
+    }
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 2 --level halo1 --dtype fp6 --quant-stats 2",
+                          model_dir, data_path);
+    char* text = run_well(flags, "--quant-stats without --log");
+    const char* line = strstr(text, "quant step 2  dW cosine 0.");
+    ok(line && strstr(line, "X clipped ") && strstr(line, " absmax / "), "a summary is printed: %.*s", line ? (int)strcspn(line, "\n") : 0,
+       line ? line : "");
+    free(text);
+    free(flags);
 }
 
 static void generate_case(void) {
@@ -312,7 +383,7 @@ static void bench_and_export_case(void) {
     char* flags = text_of("bench --from-scratch %s --seq 32 --batch 2 --steps 2 --level halo1 --dtype fp6", model_dir);
     char* text = run_well(flags, "bench");
     const char* line = strstr(text, "bench: ");
-    ok(line && strstr(line, " tok/s  ") && strstr(line, " TFLOP/s a rank  ") && strstr(line, " GiB a rank\n"),
+    ok(line && strstr(line, " tok/s  ") && strstr(line, " TFLOP/s a rank  ") && strstr(line, " GiB a rank, ") && strstr(line, " left\n"),
        "bench prints its line: %.*s", line ? (int)strcspn(line, "\n") : 0, line ? line : "");
     free(text);
     free(flags);
@@ -337,15 +408,16 @@ static void help_case(void) {
         const char *command, *flags;
     } commands[] = {
         {"train", "model preset from-scratch tokenizer layers data val chat seq pack long train-on-prompt level dtype recipe "
-                  "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log timeout help"},
+                  "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
+                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log "
+                  "quant-stats timeout help"},
         {"eval", "model tokenizer data chat seq pack long train-on-prompt backend batch logits-mb metric timeout help"},
         {"generate", "model tokenizer data chat backend seed prompt max-tokens temperature top-p help"},
-        {"bench", "model preset from-scratch layers seq level dtype recipe token-block backend batch accum steps seed master "
-                  "grad-dtype state-dtype recompute logits-mb zero qfsdp timeout help"},
+        {"bench", "model preset from-scratch layers seq level dtype recipe token-block head-dtype backend batch accum steps seed "
+                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp timeout help"},
         {"export", "model preset from-scratch tokenizer layers data chat seq pack long train-on-prompt level dtype recipe "
-                   "token-block backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed master "
-                   "grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size timeout help"},
+                   "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
+                   "master grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size timeout help"},
     };
     for (int i = 0; i < COUNT(commands); i++) {
         char* flags = text_of("%s --help", commands[i].command);
@@ -524,6 +596,7 @@ static const Case kCases[] = {
     {"interrupt", interrupt_case},
     {"resume_refused", resume_refused_case},
     {"same_run", same_run_case},
+    {"quant_stats", quant_stats_case},
     {"generate", generate_case},
     {"bench_and_export", bench_and_export_case},
 };

@@ -272,6 +272,90 @@ static void quantize_extremes_case(void) {
     }
 }
 
+// ---- what quantization loses
+static CodeCounts counted(Mat x, float absmax, Opnd how) {
+    const CodeCounts before = {5, 3, 2};   // the op adds
+    CodeCounts c;
+    Mat X = put(x);
+    float* largest = (float*)ops->alloc(sizeof(float));
+    CodeCounts* counts = (CodeCounts*)ops->alloc(sizeof before);
+    ops->upload(largest, &absmax, sizeof absmax);
+    ops->upload(counts, &before, sizeof before);
+    ops->count_codes(counts, X, how.gran == PER_TENSOR ? largest : NULL, how);
+    ops->download(&c, counts, sizeof c);
+    ops->release(X.data); ops->release(largest); ops->release(counts);
+    c.nonzero -= before.nonzero, c.clipped -= before.clipped, c.underflow -= before.underflow;
+    return c;
+}
+static bool counts_are(CodeCounts got, CodeCounts want, const char* name) {
+    return ok(got.nonzero == want.nonzero && got.clipped == want.clipped && got.underflow == want.underflow,
+              "%s %s: of %zu values %zu are clipped, %zu underflow; wanted %zu, %zu, %zu", name, ops->name, (size_t)got.nonzero,
+              (size_t)got.clipped, (size_t)got.underflow, (size_t)want.nonzero, (size_t)want.clipped, (size_t)want.underflow);
+}
+
+// Values whose fate is known, planted among others that are neither.
+static void count_planted_case(void) {
+    enum { kRows = 70, kZeros = 41, kBeyond = 29, kTiny = 333 };
+    for (int cols = 133; cols <= 136; cols += 3) {
+        for (int fmt = FP8_E4M3; fmt <= INT8; fmt++) {
+            Opnd how = {(Fmt)fmt, PER_TENSOR, false, 0.5f};
+            float absmax = 3, inverse = quant_inverse(absmax, how.fmt, how.clip);
+            Mat x = fenced(kRows, cols, cols + 8, F32);
+            for (int n = 0; n < kRows * cols; n++) {
+                int at = (int)((int64_t)n * 7919 % (kRows * cols));   // spread out
+                float value = n < kZeros ? 0 : n < kZeros + kBeyond ? absmax
+                            : n < kZeros + kBeyond + kTiny ? 0.9f * code_range(how.fmt).zero / inverse : 0.3f * absmax;
+                ((float*)x.data)[(size_t)(at / cols) * x.ld + at % cols] = n % 2 ? value : -value;
+            }
+            CodeCounts want = {(uint64_t)(kRows * cols - kZeros), kBeyond, kTiny};
+            char name[64];
+            snprintf(name, sizeof name, "planted %s, %d columns", fmt_name(how.fmt), cols);
+            counts_are(counted(x, absmax, how), want, name);
+            free(x.data);
+        }
+    }
+}
+
+// Every format and granularity, against the codes themselves.
+static CodeCounts counts_by_code(Mat x, Opnd how) {
+    CodeCounts c = {0, 0, 0};
+    int block_rows = how.gran == PER_BLOCK32 ? 32 : how.gran == PER_ROW ? 1 : x.rows, block_cols = how.gran == PER_BLOCK32 ? 32 : x.cols;
+    for (int i = 0; i < x.rows; i++) {
+        for (int j = 0; j < x.cols; j++) {
+            float largest = 0, value = at(x, i, j);
+            for (int r = i / block_rows * block_rows; r < min_int((i / block_rows + 1) * block_rows, x.rows); r++)
+                for (int k = j / block_cols * block_cols; k < min_int((j / block_cols + 1) * block_cols, x.cols); k++)
+                    largest = larger_magnitude(largest, at(x, r, k));
+            float scaled = how.gran == NO_SCALE ? value : value * quant_inverse(largest, how.fmt, how.clip);
+            float quantized = f32_from_code(code_from_f32(scaled, how.fmt), how.fmt);
+            c.nonzero += value != 0;
+            c.underflow += value != 0 && quantized == 0;
+            c.clipped += fabsf(scaled) - fabsf(quantized) > code_range(how.fmt).clipped - fmt_max(how.fmt);
+        }
+    }
+    return c;
+}
+static void count_codes_case(void) {
+    static const int shapes[][3] = {{33, 72, 8}, {5, 45, 2}, {64, 40, 0}};
+    for (int s = 0; s < COUNT(shapes); s++) {
+        for (int f = 0; f < 2; f++) {
+            Mat x = noise(shapes[s][0], shapes[s][1], shapes[s][1] + shapes[s][2], f ? F32 : BF16, 20);
+            for (int fmt = FP8_E4M3; fmt <= INT8; fmt++) {
+                for (int gran = PER_TENSOR; gran <= NO_SCALE; gran++) {
+                    Opnd how = {(Fmt)fmt, (Gran)gran, false, gran == NO_SCALE ? 1 : 0.4f};
+                    float absmax = 0;
+                    char name[96];
+                    cpu_f32_ops.absmax(&absmax, x);
+                    snprintf(name, sizeof name, "count_codes %d x %d %s as %s, granularity %d", x.rows, x.cols, fmt_name(x.fmt),
+                             fmt_name(how.fmt), gran);
+                    counts_are(counted(x, absmax, how), counts_by_code(x, how), name);
+                }
+            }
+            free(x.data);
+        }
+    }
+}
+
 // ---- the comparator rejects a wrong matrix, and bad calls end
 static void planted_case(void) {
     Mat x = noise(5, 64, 64, F32, 1), y = fenced(5, 64, 64, F32);
@@ -317,6 +401,8 @@ ON_EVERY_BACKEND(absmax)
 ON_EVERY_BACKEND(quantize)
 ON_EVERY_BACKEND(quantize_all_values)
 ON_EVERY_BACKEND(quantize_extremes)
+ON_EVERY_BACKEND(count_planted)
+ON_EVERY_BACKEND(count_codes)
 ON_EVERY_BACKEND(errors)
 
 static const Case cases[] = {
@@ -330,6 +416,8 @@ static const Case cases[] = {
     {"quantize.shapes", quantize_everywhere},
     {"quantize.all_values", quantize_all_values_everywhere},
     {"quantize.extremes", quantize_extremes_everywhere},
+    {"quantize.count_planted", count_planted_everywhere},
+    {"quantize.count_codes", count_codes_everywhere},
     {"quantize.errors", errors_everywhere},
 };
 

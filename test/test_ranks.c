@@ -126,6 +126,11 @@ static void same_bits(const char* model, const char* recipe, const RankRun* runs
         ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
            "%s %d rank%s, %s%s%s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
            runs[i].ranks > 1 ? "s" : "", flags, runs[i].slow ? ", slow stream " : "", runs[i].slow ? runs[i].slow : "");
+        char* log = log_of(out);
+        bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
+        bool codes = strstr(runs[i].flags, "--qfsdp") != NULL;
+        if (strstr(flags, "--quant-stats")) ok(seen && weights_seen == !codes, "and rank 0 tells of its linears, of their weights where it has them");
+        free(log);
         empty_dir(out);
         free(got);
         free(out);
@@ -145,8 +150,8 @@ static const RankRun kPlainRuns[] = {{1, "--zero 2", NULL},
                                      {4, "--zero 2 --prefetch 0", NULL}};
 static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
                                      {2, "--qfsdp --prefetch 4", NULL},
-                                     {3, "--qfsdp", NULL},
-                                     {4, "--zero 3 --prefetch 0", NULL},
+                                     {3, "--qfsdp --quant-stats 3", NULL},
+                                     {4, "--zero 3 --prefetch 0 --quant-stats 4", NULL},
                                      {4, "--qfsdp --prefetch 0", NULL},
                                      {4, "--qfsdp --prefetch 2 --recompute block", NULL}};
 
@@ -155,7 +160,7 @@ static void bits(void) {
     same_bits(deep_dir, "--level bf16", kPlainRuns, COUNT(kPlainRuns));
     same_bits(tied_dir, "--level bf16", kPlainRuns + 3, 2);
     same_bits(deep_dir, "--level halo2 --dtype int8", kCodedRuns, COUNT(kCodedRuns));
-    same_bits(deep_dir, "--level halo1 --dtype fp6", kCodedRuns, COUNT(kCodedRuns));
+    same_bits(deep_dir, "--level halo1 --dtype fp6 --head-dtype fp8", kCodedRuns, COUNT(kCodedRuns));
 }
 static void cpu_bits_case(void) {
     on_cpu();

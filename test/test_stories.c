@@ -93,9 +93,9 @@ static void greedy_case(void) {
 
 // ---- a short fine-tune: every recipe has to follow BF16
 
-static double fine_tune(const Stories* s, const Ops* ops, const char* recipe, const int* ids, int count, int steps) {
+static double fine_tune(const Stories* s, const Ops* ops, const char* recipe, const char* head, const int* ids, int count, int steps) {
     TestBatch b = test_batch(ids, ids, 1, count);
-    TestModel t = test_model(&s->config, ops, recipe_find(recipe), RECOMPUTE_NONE, 1, count, read_hf_rows, s->source);
+    TestModel t = test_model_with_head(&s->config, ops, recipe_find(recipe), head, RECOMPUTE_NONE, 1, count, read_hf_rows, s->source);
     OptimConfig config = {1e-3f, 0, steps, SCHEDULE_CONSTANT, 0.9f, 0.999f, 1e-8f, 0, 0, 1};
     Optim optim = optim_new(ops, config);
     for (int step = 1; step <= steps; step++) {
@@ -115,19 +115,21 @@ static void fine_tune_case(void) {
     if (!stories_open(&s)) return;
     int count, steps = 20;
     int* ids = sequence_tokens(json_object_get(json_object_get(s.reference, "sequences"), "gsm8k_train0"), &count);
-    double f32 = fine_tune(&s, &cpu_f32_ops, "bf16", ids, count, steps), bf16 = fine_tune(&s, &cpu_bf16_ops, "bf16", ids, count, steps);
+    double f32 = fine_tune(&s, &cpu_f32_ops, "bf16", "bf16", ids, count, steps);
+    double bf16 = fine_tune(&s, &cpu_bf16_ops, "bf16", "bf16", ids, count, steps);
     ok(f32 < 3.5 && fabs(bf16 - f32) < 0.02, "stories260K, %d steps on one example: cpu_f32 %.4f, cpu_bf16 %.4f", steps, f32, bf16);
     const struct {
-        const char* recipe;
+        const char *recipe, *head;
         double tolerance;
-    } rows[] = {{"bf16", 0.02}, {"halo0-fp8", 0.06}, {"halo1-fp6", 0.12}, {"halo2-int8", 0.04}, {"switchback-int8", 0.04}, {"jetfire-int8", 0.04}};
+    } rows[] = {{"bf16", "bf16", 0.02},      {"halo0-fp8", "bf16", 0.06},       {"halo1-fp6", "bf16", 0.12},    {"halo2-int8", "bf16", 0.04},
+                {"bf16", "halo0-fp8", 0.04}, {"halo2-int8", "halo0-fp8", 0.06}, {"switchback-int8", "bf16", 0.04}, {"jetfire-int8", "bf16", 0.04}};
     const Ops* backends[kMaxBackends];
     int backend_count = test_backends(backends);
     for (int k = 1; k < backend_count; k++) {
         for (int i = 0; i < COUNT(rows); i++) {
-            double loss = fine_tune(&s, backends[k], rows[i].recipe, ids, count, steps);
-            ok(fabs(loss - bf16) < rows[i].tolerance, "stories260K %s %s: %.4f, %.4f from BF16", rows[i].recipe, backends[k]->name, loss,
-               loss - bf16);
+            double loss = fine_tune(&s, backends[k], rows[i].recipe, rows[i].head, ids, count, steps);
+            ok(fabs(loss - bf16) < rows[i].tolerance, "stories260K %s, head %s, %s: %.4f, %.4f from BF16", rows[i].recipe, rows[i].head,
+               backends[k]->name, loss, loss - bf16);
         }
     }
     free(ids);

@@ -6,15 +6,12 @@
 #include "../rng.h"
 #include "rows.h"
 
-// What the noise of (seed, offset + i, step) rounds.
-enum { kParamNoise, kMNoise, kVNoise };
-
 static inline float load(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
 }
 static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, const AdamW* a, int use) {
     if (fmt == F32) ((float*)x)[i] = value;
-    else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise_of_value(a->seed, a->offset + i, use, (uint64_t)a->step));
+    else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise_of_value(a->noise.seed, a->noise.offset + i, use, a->noise.stream));
 }
 
 static void adamw(const AdamW* a) {

@@ -97,6 +97,7 @@ const Ops CPU_OPS = {
     rotate,
     absmax,
     quantize,
+    count_codes,
     add,
     convert,
     sum_squares,

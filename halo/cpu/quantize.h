@@ -92,4 +92,42 @@ static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
     for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
 }
 
+// A block of neighbouring values that have one scale.
+static void count_block(CodeCounts* counts, const float* values, int rows, int cols, int ld, float inverse, CodeRange range) {
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < cols; j++) {
+            float value = values[(size_t)i * ld + j], scaled = fabsf(value * inverse);
+            counts->nonzero += value != 0;
+            counts->clipped += scaled > range.clipped;
+            counts->underflow += value != 0 && scaled <= range.zero;
+        }
+    }
+}
+
+static void count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) {
+    check_float(x, "count_codes");
+    check(fmt_bytes(how.fmt) == 1 && (how.gran != PER_TENSOR || absmax), "count_codes: %s, granularity %d", fmt_name(how.fmt), (int)how.gran);
+    bool own_maxima = how.gran == PER_ROW || how.gran == PER_BLOCK32;
+    int block_rows = how.gran == PER_BLOCK32 ? kQuantBlock : 1, block_cols = how.gran == PER_BLOCK32 ? kQuantBlock : x.cols;
+    float inverse = how.gran == PER_TENSOR ? quant_inverse(*absmax, how.fmt, how.clip) : 1;
+    CodeRange range = code_range(how.fmt);
+    static __thread WorkBuffer work;
+#pragma omp parallel for schedule(static)
+    for (int first = 0; first < x.rows; first += block_rows) {
+        int rows = min_int(block_rows, x.rows - first);
+        float* values = work_floats(&work, (size_t)rows * x.cols);
+        for (int i = 0; i < rows; i++) values_read(values + (size_t)i * x.cols, row_data(x, first + i), (size_t)x.cols, x.fmt);
+        CodeCounts mine = {0, 0, 0};
+        for (int col = 0; col < x.cols; col += block_cols) {
+            int cols = min_int(block_cols, x.cols - col);
+            float largest = 0, factor = inverse;
+            for (int i = 0; own_maxima && i < rows; i++) largest = largest_magnitude(values + (size_t)i * x.cols + col, cols, largest);
+            if (own_maxima) factor = quant_inverse(largest, how.fmt, how.clip);
+            count_block(&mine, values + col, rows, cols, x.cols, factor, range);
+        }
+#pragma omp critical(count_codes)
+        counts->nonzero += mine.nonzero, counts->clipped += mine.clipped, counts->underflow += mine.underflow;
+    }
+}
+
 #endif

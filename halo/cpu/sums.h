@@ -2,9 +2,10 @@
 #ifndef HALO_CPU_SUMS_H
 #define HALO_CPU_SUMS_H
 
+#include "../rng.h"
 #include "rows.h"
 
-static void add(Mat y, Mat x) {
+static void add(Mat y, Mat x, const Noise* noise) {
     check_shape(x, x.rows, x.cols, "add");
     check_shape(y, x.rows, x.cols, "add");
     static __thread WorkBuffer work;
@@ -13,7 +14,14 @@ static void add(Mat y, Mat x) {
         float* total = work_floats(&work, (size_t)x.cols * 3);
         const float *a = row_read(y, t, total + x.cols), *b = row_read(x, t, total + 2 * (size_t)x.cols);
         for (int c = 0; c < x.cols; c++) total[c] = a[c] + b[c];
-        row_write(y, t, total);
+        if (!noise || y.fmt == F32) {
+            row_write(y, t, total);
+            continue;
+        }
+        uint16_t* out = (uint16_t*)row_data(y, t);
+        uint64_t first = noise->offset + (uint64_t)t * (uint64_t)x.cols;
+        for (int c = 0; c < x.cols; c++)
+            out[c] = bf16_from_f32_stochastic(total[c], noise_of_value(noise->seed, first + (uint64_t)c, kGradNoise, noise->stream));
     }
 }
 

@@ -9,46 +9,13 @@
 #ifndef HALO_CUDA_ADAMW_CUH
 #define HALO_CUDA_ADAMW_CUH
 
-#include "../rng.h"
-#include "device.cuh"
-
-// What the noise of (seed, offset + i, step) rounds.
-enum { kParamNoise, kMNoise, kVNoise };
+#include "stochastic.cuh"
 
 struct AdamWConstants {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, unbias_m, unbias_v, lr, eps, weight_decay;
     const float* grad_scale;
-    uint64_t seed, offset, step;
+    Noise noise;
 };
-
-// Values from `index` on; a whole octet of them starts at a multiple of kNoiseOctet.
-template <int kWidth>
-__device__ inline void store_stochastic(float* p, Values<kWidth> x, const AdamWConstants&, uint64_t, int) {
-    store_values(p, x);
-}
-template <int kWidth>
-__device__ inline void store_stochastic(bf16* p, Values<kWidth> x, const AdamWConstants& a, uint64_t index, int use) {
-    Philox words = noise_words(a.seed, index / kNoiseOctet, use, a.step);
-    Packed<kWidth> out;
-    if constexpr (kWidth == 1) {
-        out.value = bf16_from_f32_stochastic(x.v[0], noise_half(words, (int)(index % kNoiseOctet)));
-    } else {
-        float nothing = 0;   // NaN if a value is not finite
-#pragma unroll
-        for (int i = 0; i < kWidth; i++) nothing = __fmaf_rn(x.v[i], 0.0f, nothing);
-        if (nothing == 0.0f) {
-#pragma unroll
-            for (int i = 0; i < kWidth; i += 2)
-                out.pair[i / 2] = __byte_perm(f32_bits(x.v[i]) + noise_half(words, i), f32_bits(x.v[i + 1]) + noise_half(words, i + 1), 0x7632);
-        } else {
-#pragma unroll
-            for (int i = 0; i < kWidth; i += 2)
-                out.pair[i / 2] = (uint32_t)bf16_from_f32_stochastic(x.v[i + 1], noise_half(words, i + 1)) << 16 |
-                                  bf16_from_f32_stochastic(x.v[i], noise_half(words, i));
-        }
-    }
-    store_packed(p, out);
-}
 
 template <int kWidth, bool kMaster, typename Grad, typename State>
 __global__ void __launch_bounds__(256) adamw_kernel(bf16* param, float* master, const Grad* grad, State* m_state, State* v_state,
@@ -70,14 +37,13 @@ __global__ void __launch_bounds__(256) adamw_kernel(bf16* param, float* master, 
         float update = __fadd_rn(__fdiv_rn(__fmul_rn(m.v[i], a.unbias_m), root), __fmul_rn(a.weight_decay, w.v[i]));
         w.v[i] = __fsub_rn(w.v[i], __fmul_rn(a.lr, update));
     }
-    uint64_t index = a.offset + first;
-    store_stochastic(m_state + first, m, a, index, kMNoise);
-    store_stochastic(v_state + first, v, a, index, kVNoise);
+    store_stochastic(m_state + first, m, a.noise, first, kMNoise);
+    store_stochastic(v_state + first, v, a.noise, first, kVNoise);
     if constexpr (kMaster) {
         store_values(master + first, w);
         store_values(param + first, w);
     } else {
-        store_stochastic(param + first, w, a, index, kParamNoise);
+        store_stochastic(param + first, w, a.noise, first, kParamNoise);
     }
 }
 
@@ -87,7 +53,7 @@ static void launch_adamw(const AdamW* a, AdamWConstants constants, size_t first,
     if (count == 0) return;
     size_t groups = count / kWidth, blocks = (groups + 255) / 256;
     check(blocks < (size_t)1 << 31, "adamw (cuda): %zu values are too many for one launch", a->n);
-    constants.offset += first;
+    constants.noise.offset += first;
     LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), (unsigned)blocks, 256, 0, (bf16*)a->param + first,
            kMaster ? a->master + first : NULL, (const Grad*)a->grad + first, (State*)a->m + first, (State*)a->v + first, groups,
            constants);
@@ -97,7 +63,7 @@ static void launch_adamw(const AdamW* a, AdamWConstants constants, size_t first,
 template <bool kMaster, typename Grad, typename State>
 static void launch_adamw_all(const AdamW* a, AdamWConstants constants) {
     bool octets = is_octets(a->param, 8, 8) && is_octets(a->master, 8, 8) && is_octets(a->grad, 8, 8) && is_octets(a->m, 8, 8) &&
-                  is_octets(a->v, 8, 8) && a->offset % kNoiseOctet == 0;
+                  is_octets(a->v, 8, 8) && a->noise.offset % kNoiseOctet == 0;
     size_t whole = octets ? a->n / 8 * 8 : 0;
     launch_adamw<8, kMaster, Grad, State>(a, constants, 0, whole);
     launch_adamw<1, kMaster, Grad, State>(a, constants, whole, a->n - whole);
@@ -114,7 +80,7 @@ static void adamw(const AdamW* a) {
     float unbias_m = (float)(1 / (1 - pow((double)a->beta1, (double)a->step)));
     float unbias_v = (float)(1 / (1 - pow((double)a->beta2, (double)a->step)));
     AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps,
-                                a->weight_decay, a->grad_scale, a->seed, a->offset, (uint64_t)a->step};
+                                a->weight_decay, a->grad_scale, a->noise};
     a->master ? launch_adamw_formats<true>(a, constants) : launch_adamw_formats<false>(a, constants);
 }
 

@@ -186,6 +186,7 @@ const Ops cuda_ops = {
     rotate,
     absmax,
     quantize,
+    count_codes,
     add,
     convert,
     sum_squares,

@@ -282,7 +282,78 @@ __global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(float* scale, i
     if (row < rows) scale[row] = quant_scale(scale[row], fmt, clip);
 }
 
+// ================================================================ what quantization loses
+
+// A block of threads takes the values of one scale: a row (for PER_TENSOR and NO_SCALE any share would do), or 32 x 32.
+template <int kWidth, typename T>
+__global__ void __launch_bounds__(kRowThreads)
+count_codes_kernel(CodeCounts* counts, Rows<const T> x, int rows, int cols, const float* absmax, Opnd how, CodeRange range) {
+    __shared__ uint32_t of_warp[3][kRowThreads / kWarp];
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    bool squares = how.gran == PER_BLOCK32;
+    int across = squares ? (cols + kQuantBlock - 1) / kQuantBlock : 1, down = (int)blockIdx.x / across;
+    int row = squares ? down * kQuantBlock : down, row_end = min(row + (squares ? kQuantBlock : 1), rows);
+    int col = squares ? (int)blockIdx.x % across * kQuantBlock : 0, col_end = squares ? min(col + kQuantBlock, cols) : cols;
+    int groups = (col_end - col) / kWidth, all = (row_end - row) * groups;
+    auto group = [&](int n) { return load_values<kWidth>(x[row + n / groups] + col + n % groups * kWidth); };
+
+    float inverse = how.gran == PER_TENSOR ? quant_inverse(*absmax, how.fmt, how.clip) : 1.0f;
+    if (squares || how.gran == PER_ROW) {
+        uint32_t bits = 0;
+        for (int n = threadIdx.x; n < all; n += kRowThreads) {
+            Values<kWidth> v = group(n);
+#pragma unroll
+            for (int i = 0; i < kWidth; i++) bits = max(bits, f32_bits(v.v[i]) & 0x7fffffffu);
+        }
+        bits = __reduce_max_sync(0xffffffffu, bits);
+        if (lane == 0) of_warp[0][warp] = bits;
+        __syncthreads();
+        for (int w = 0; w < kRowThreads / kWarp; w++) bits = max(bits, of_warp[0][w]);
+        __syncthreads();
+        inverse = quant_inverse(f32_from_bits(bits), how.fmt, how.clip);
+    }
+    uint32_t nonzero = 0, clipped = 0, underflow = 0;
+    for (int n = threadIdx.x; n < all; n += kRowThreads) {
+        Values<kWidth> v = group(n);
+#pragma unroll
+        for (int i = 0; i < kWidth; i++) {
+            float scaled = fabsf(__fmul_rn(v.v[i], inverse));
+            nonzero += v.v[i] != 0;
+            clipped += scaled > range.clipped;
+            underflow += v.v[i] != 0 && scaled <= range.zero;
+        }
+    }
+    uint32_t mine[3] = {nonzero, clipped, underflow};
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        uint32_t sum = __reduce_add_sync(0xffffffffu, mine[k]);
+        if (lane == 0) of_warp[k][warp] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x >= 3) return;
+    unsigned long long sum = 0;
+    for (int w = 0; w < kRowThreads / kWarp; w++) sum += of_warp[threadIdx.x][w];
+    uint64_t* total = threadIdx.x == 0 ? &counts->nonzero : threadIdx.x == 1 ? &counts->clipped : &counts->underflow;
+    if (sum) atomicAdd(reinterpret_cast<unsigned long long*>(total), sum);
+}
+
 // ================================================================ launchers
+
+template <typename T>
+static void launch_count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) {
+    int blocks = how.gran == PER_BLOCK32 ? ceil_div(x.rows, kQuantBlock) * ceil_div(x.cols, kQuantBlock) : x.rows;
+    CodeRange range = code_range(how.fmt);
+    if (is_octets(x)) LAUNCH((count_codes_kernel<8, T>), blocks, kRowThreads, 0, counts, rows_of<const T>(x), x.rows, x.cols, absmax, how, range);
+    else LAUNCH((count_codes_kernel<1, T>), blocks, kRowThreads, 0, counts, rows_of<const T>(x), x.rows, x.cols, absmax, how, range);
+}
+static void count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) {
+    check_mat(x, x.rows, x.cols, "count_codes");
+    check(fmt_bytes(how.fmt) == 1 && (how.gran != PER_TENSOR || absmax), "count_codes (cuda): %s, granularity %d", fmt_name(how.fmt),
+          (int)how.gran);
+    if (x.rows == 0 || x.cols == 0) return;
+    if (x.fmt == BF16) launch_count_codes<bf16>(counts, x, absmax, how);
+    else launch_count_codes<float>(counts, x, absmax, how);
+}
 
 struct Quantization {
     QMat q;

@@ -7,7 +7,7 @@
 #ifndef HALO_CUDA_SUMS_CUH
 #define HALO_CUDA_SUMS_CUH
 
-#include "device.cuh"
+#include "stochastic.cuh"
 
 enum { kSumThreads = 256, kSumBlocksMax = 2048 };
 
@@ -31,15 +31,16 @@ __device__ inline T* group_at(Rows<T> x, Groups g, size_t n) {
 }
 
 // ---- y += x
-template <int kWidth, typename Y, typename X>
-__global__ void __launch_bounds__(kSumThreads) add_kernel(Rows<Y> y, Rows<const X> x, Groups groups) {
+template <int kWidth, bool kStochastic, typename Y, typename X>
+__global__ void __launch_bounds__(kSumThreads) add_kernel(Rows<Y> y, Rows<const X> x, Groups groups, Noise noise) {
     size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= groups.count) return;
     Y* to = group_at<kWidth>(y, groups, n);
     Values<kWidth> a = load_values<kWidth>(to), b = load_values<kWidth>(group_at<kWidth>(x, groups, n));
 #pragma unroll
     for (int i = 0; i < kWidth; i++) a.v[i] += b.v[i];
-    store_values(to, a);
+    if (kStochastic) store_stochastic(to, a, noise, n * kWidth, kGradNoise);
+    else store_values(to, a);
 }
 
 // ---- y = x in another format
@@ -91,29 +92,30 @@ static inline int blocks_for(Groups g) {
 }
 
 template <int kWidth, typename Y, typename X>
-static void launch_add(Mat y, Mat x, Groups g) {
-    LAUNCH((add_kernel<kWidth, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g);
+static void launch_add(Mat y, Mat x, Groups g, const Noise* noise) {
+    if (noise) LAUNCH((add_kernel<kWidth, true, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, *noise);
+    else LAUNCH((add_kernel<kWidth, false, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, Noise{});
 }
 template <int kWidth, typename Y, typename X>
-static void launch_convert(Mat y, Mat x, Groups g) {
+static void launch_convert(Mat y, Mat x, Groups g, const Noise*) {
     LAUNCH((convert_kernel<kWidth, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g);
 }
 
-// launch<width, type of y, type of x>(y, x, groups)
-#define LAUNCH_PAIR(launch, op)                                                                                            \
+// launch<width, type of y, type of x>(y, x, groups, noise)
+#define LAUNCH_PAIR(launch, op, noise)                                                                                            \
     do {                                                                                                                   \
         check_mat(x, x.rows, x.cols, op);                                                                                  \
         check_mat(y, x.rows, x.cols, op);                                                                                  \
-        bool octets = is_octets(y) && is_octets(x);                                                                        \
+        bool octets = is_octets(y) && is_octets(x) && (!noise || noise->offset % kNoiseOctet == 0);                                                                        \
         Groups g = groups_of(x, is_dense(x) && is_dense(y), octets ? 8 : 1);                                               \
-        if (x.fmt == F32 && y.fmt == F32) octets ? launch<8, float, float>(y, x, g) : launch<1, float, float>(y, x, g);    \
-        else if (x.fmt == F32) octets ? launch<8, bf16, float>(y, x, g) : launch<1, bf16, float>(y, x, g);                 \
-        else if (y.fmt == F32) octets ? launch<8, float, bf16>(y, x, g) : launch<1, float, bf16>(y, x, g);                 \
-        else octets ? launch<8, bf16, bf16>(y, x, g) : launch<1, bf16, bf16>(y, x, g);                                     \
+        if (x.fmt == F32 && y.fmt == F32) octets ? launch<8, float, float>(y, x, g, noise) : launch<1, float, float>(y, x, g, noise);    \
+        else if (x.fmt == F32) octets ? launch<8, bf16, float>(y, x, g, noise) : launch<1, bf16, float>(y, x, g, noise);                 \
+        else if (y.fmt == F32) octets ? launch<8, float, bf16>(y, x, g, noise) : launch<1, float, bf16>(y, x, g, noise);                 \
+        else octets ? launch<8, bf16, bf16>(y, x, g, noise) : launch<1, bf16, bf16>(y, x, g, noise);                                     \
     } while (0)
 
-static void add(Mat y, Mat x) { LAUNCH_PAIR(launch_add, "add"); }
-static void convert(Mat y, Mat x) { LAUNCH_PAIR(launch_convert, "convert"); }
+static void add(Mat y, Mat x, const Noise* noise) { LAUNCH_PAIR(launch_add, "add", noise); }
+static void convert(Mat y, Mat x) { LAUNCH_PAIR(launch_convert, "convert", ((const Noise*)NULL)); }
 #undef LAUNCH_PAIR
 
 template <int kWidth, typename X>

@@ -1,0 +1,170 @@
+// The health of quantization; see quant_stats.h.
+#include "quant_stats.h"
+
+static const struct {
+    const char* name;
+    const char* matrices[kMaxParts];
+} kNames[kLinears] = {{"qkv", {"q_proj", "k_proj", "v_proj"}},
+                      {"o", {"o_proj"}},
+                      {"gate_up", {"gate_proj", "up_proj"}},
+                      {"down", {"down_proj"}}};
+
+static size_t stats_bytes(const QuantStats* q) { return sizeof(LinearStats) * (size_t)q->layers * kLinears; }
+
+void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers) {
+    size_t largest = 0;
+    q->ops = ops;
+    q->layers = layers;
+    for (int i = 0; i < kLinears; i++) {
+        q->shape[i] = shape[i];
+        for (int p = 0; p < shape[i].parts; p++) {
+            size_t values = (size_t)shape[i].N[p] * shape[i].K;
+            if (values > largest) largest = values;
+        }
+    }
+    q->linears = (LinearStats*)arena_take(arena, stats_bytes(q));
+    q->shadow = (float*)arena_take(arena, largest * sizeof(float));
+}
+
+void quant_stats_begin(const QuantStats* q) { q->ops->zero(q->linears, stats_bytes(q)); }
+
+// ---- observing
+
+LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear) { return q->linears + (size_t)layer * kLinears + linear; }
+
+void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Mat rotated, RotateAxis axis, int block) {
+    q->ops->absmax(&s->absmax, x);
+    if (how.rotate) q->ops->rotate(rotated, x, axis, false, axis == ROTATE_ROWS ? block : 0, &s->rotated_absmax);
+    if (fmt_bytes(how.fmt) == 1)
+        q->ops->count_codes(&s->counts, how.rotate ? rotated : x, how.rotate ? &s->rotated_absmax : &s->absmax, how);
+}
+
+// The cosine is that of rotated dW with the rotated shadow: H is orthonormal. a.b is had from |a + b|^2.
+void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, bool rotated, Mat dy, Mat x) {
+    Mat shadow = mat(q->shadow, dw.rows, dw.cols, F32);
+    q->ops->gemm(shadow, plain_side(dy, true), plain_side(x, true), 0);
+    if (rotated) q->ops->rotate(shadow, shadow, ROTATE_COLS, false, 0, NULL);
+    q->ops->sum_squares(&squares[0], dw);
+    q->ops->sum_squares(&squares[1], shadow);
+    q->ops->add(shadow, dw, NULL);
+    q->ops->sum_squares(&squares[2], shadow);
+}
+
+double quant_stats_cosine(const float squares[3]) {
+    double a = squares[0], b = squares[1], both = squares[2];
+    return (both - a - b) / (2 * sqrt(a) * sqrt(b));
+}
+
+// ---- the report: JSON
+
+static void put_number(FILE* log, const char* before, double x) {
+    fputs(before, log);
+    if (isfinite(x)) fprintf(log, "%.6g", x);
+    else fputs("null", log);
+}
+
+static double percent(uint64_t count, uint64_t all) { return all ? 100.0 * (double)count / (double)all : 0; }
+
+static void put_operand(FILE* log, const char* name, const OperandStats* s) {
+    fprintf(log, "\"%s\": {\"clipped_percent\": %.6g, \"underflow_percent\": %.6g", name, percent(s->counts.clipped, s->counts.nonzero),
+            percent(s->counts.underflow, s->counts.nonzero));
+    put_number(log, ", \"absmax\": ", s->absmax);
+    put_number(log, ", \"absmax_rotated\": ", s->rotated_absmax > 0 ? s->rotated_absmax : s->absmax);
+    fputs("}, ", log);
+}
+
+static void put_matrix(const QuantStats* q, const LinearStats* s, int p, const char* name, FILE* log) {
+    fprintf(log, "{\"name\": \"%s\", ", name);
+    if (q->has_weights) put_operand(log, "w", &s->w[p][0]);
+    else fputs("\"w\": null, ", log);
+    if (q->has_weights && q->second_w) put_operand(log, "w_e", &s->w[p][1]);
+    put_operand(log, "dy", &s->dy[p][0]);
+    if (q->second_dy) put_operand(log, "dy_g", &s->dy[p][1]);
+    put_number(log, "\"dw_cosine\": ", quant_stats_cosine(s->squares[p]));
+    fputc('}', log);
+}
+
+static void put_json(const QuantStats* q, const LinearStats* linears, int step, FILE* log) {
+    fprintf(log, "{\"step\": %d, \"quant_stats\": [", step);
+    for (int layer = 0; layer < q->layers; layer++) {
+        for (int i = 0; i < kLinears; i++) {
+            const LinearStats* s = &linears[layer * kLinears + i];
+            fprintf(log, "%s{\"layer\": %d, \"linear\": \"%s\", ", layer || i ? ", " : "", layer, kNames[i].name);
+            put_operand(log, "x", &s->x[0]);
+            if (q->second_x) put_operand(log, "x_g", &s->x[1]);
+            fputs("\"matrices\": [", log);
+            for (int p = 0; p < q->shape[i].parts; p++) {
+                if (p) fputs(", ", log);
+                put_matrix(q, s, p, kNames[i].matrices[p], log);
+            }
+            fputs("]}", log);
+        }
+    }
+    fputs("]}\n", log);
+}
+
+// ---- the report: a summary
+
+// All operands of one kind together.
+typedef struct {
+    CodeCounts counts;
+    double log_ratio;   // sum of log(absmax / rotated absmax)
+    int rotated;
+} Summary;
+
+static void sum_up(Summary* total, const OperandStats s[2], bool second) {
+    for (int i = 0; i <= second; i++) {
+        total->counts.nonzero += s[i].counts.nonzero;
+        total->counts.clipped += s[i].counts.clipped;
+        total->counts.underflow += s[i].counts.underflow;
+        if (!(s[i].rotated_absmax > 0)) continue;
+        total->log_ratio += log(s[i].absmax / s[i].rotated_absmax);
+        total->rotated++;
+    }
+}
+
+static void print_summary(const QuantStats* q, const LinearStats* linears, int step) {
+    Summary x, w, dy;
+    memset(&x, 0, sizeof x);
+    w = dy = x;
+    double least = INFINITY, sum = 0;
+    int count = 0, layer_of_least = 0;
+    const char* least_name = NULL;
+    for (int n = 0; n < q->layers * kLinears; n++) {
+        const LinearStats* s = &linears[n];
+        sum_up(&x, s->x, q->second_x);
+        for (int p = 0; p < q->shape[n % kLinears].parts; p++) {
+            double cosine = quant_stats_cosine(s->squares[p]);
+            sum_up(&w, s->w[p], q->second_w);
+            sum_up(&dy, s->dy[p], q->second_dy);
+            if (!isfinite(cosine)) continue;   // a matrix that no trained token reaches
+            sum += cosine;
+            count++;
+            if (cosine >= least) continue;
+            least = cosine;
+            layer_of_least = n / kLinears;
+            least_name = kNames[n % kLinears].matrices[p];
+        }
+    }
+    printf("quant step %d  ", step);
+    if (count) printf("dW cosine %.5f, least %.5f (layer %d %s)", sum / count, least, layer_of_least, least_name);
+    else printf("no dW to compare");
+    const Summary* const operands[] = {&x, &w, &dy};
+    static const char* const names[] = {"X", "W", "dY"};
+    for (int i = 0; i < 3; i++) {
+        const Summary* o = operands[i];
+        printf("  %s clipped %.2f%% underflow %.2f%%", names[i], percent(o->counts.clipped, o->counts.nonzero),
+               percent(o->counts.underflow, o->counts.nonzero));
+        if (o->rotated) printf(" absmax / %.2f", exp(o->log_ratio / o->rotated));
+    }
+    putchar('\n');
+    fflush(stdout);
+}
+
+void quant_stats_report(const QuantStats* q, int step, FILE* log) {
+    LinearStats* linears = (LinearStats*)host_alloc(stats_bytes(q));
+    q->ops->download(linears, q->linears, stats_bytes(q));
+    print_summary(q, linears, step);
+    if (log) put_json(q, linears, step, log);
+    free(linears);
+}

@@ -1,0 +1,59 @@
+// The health of quantization in a running training (--quant-stats): what a recipe does to the operands of every linear in one
+// micro-step, and how far the weight gradient that it gives is from the one that BF16 gives from the same X and dY.
+//
+//   clipped, underflow   CodeCounts of ops.h, as shares of the values that are not 0
+//   absmax               of the plain operand, and of the rotated one: what the rotation does to the scale
+//   cosine               of dW = dY^T X under the recipe with its shadow, the same product of the unquantized dY and X (both as the
+//                        layers hold them, summed in FP32), over one micro-step
+//
+// A linear is observed in the backward pass, right after its products, when dY and dW are there and the caller has made the
+// unquantized X once more. Nothing is changed; everything stays on the backend until the report. All memory comes from the model's arena.
+#ifndef HALO_QUANT_STATS_H
+#define HALO_QUANT_STATS_H
+
+#include "linear.h"
+
+enum { kLinears = 4 };   // of a block: q, k, v | o | gate, up | down
+
+typedef struct {
+    CodeCounts counts;             // of the operand as it is quantized
+    float absmax, rotated_absmax;  // the second is 0 if the recipe doesn't rotate it
+} OperandStats;
+
+// One linear, on the backend. An operand has two entries: as F, F and E read X, W and dY, and as G, E and G do where the recipe
+// prepares it in another way.
+typedef struct {
+    OperandStats x[2], w[kMaxParts][2], dy[kMaxParts][2];
+    float squares[kMaxParts][3];   // sums of squares of dW, of its shadow, and of the sum of both
+} LinearStats;
+
+typedef struct QuantStats {
+    const Ops* ops;
+    LinearShape shape[kLinears];
+    int layers;
+    bool second_x, second_w, second_dy;   // their second entries are used
+    bool has_weights;      // W is here: with HQ-FSDP only its codes are
+    LinearStats* linears;  // (layers, kLinears) on the backend
+    float* shadow;         // the largest matrix, in FP32
+} QuantStats;
+
+C_API void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers);
+C_API void quant_stats_begin(const QuantStats* q);   // all counts are 0
+
+// ---- called by linear_observe, which knows the recipe
+C_API LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear);
+// One operand x as `how` prepares it. `rotated` is scratch for its rotation along `axis`, by tokens in blocks of `block`.
+C_API void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Mat rotated, RotateAxis axis, int block);
+// One matrix's dw (N,K), rotated along K or not, and the plain dy (M,N) and x (M,K) that it comes from.
+C_API void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, bool rotated, Mat dy, Mat x);
+
+// What one matrix's dW has in common with its shadow; NaN if one of them is all zero.
+C_API double quant_stats_cosine(const float squares[3]);
+// Prints a summary of what was observed in `step`; to `log`, unless NULL, all of it as one line of JSON:
+//   {"step": 1, "quant_stats": [{"layer": 0, "linear": "qkv", "x": OPERAND, "matrices":
+//     [{"name": "q_proj", "w": OPERAND, "dy": OPERAND, "dw_cosine": 0.9999}, ...]}, ...]}
+// with OPERAND {"clipped_percent": , "underflow_percent": , "absmax": , "absmax_rotated": }, and x_g, w_e, dy_g where G, E and G read
+// another form of X, W and dY than F, F and E. A number that isn't finite is null, and so is an operand that isn't there.
+C_API void quant_stats_report(const QuantStats* q, int step, FILE* log);
+
+#endif
