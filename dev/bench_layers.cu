@@ -224,7 +224,7 @@ static void bench_sums(int rows, int cols) {
     for (Fmt fmt : {F32, BF16}) {
         double bytes = (double)fmt_bytes(fmt);
         bench({fmt == F32 ? "add f32" : "add bf16", rows, cols, 3 * bytes * values, {Item(noise(rows, cols, fmt), true), Item(noise(rows, cols, fmt), true)},
-               1, true, [](const Ops* ops, const Mats& m) { ops->add(m[0], m[1]); }});
+               1, true, [](const Ops* ops, const Mats& m) { ops->add(m[0], m[1], NULL); }});
         bench({fmt == F32 ? "convert f32 to bf16" : "convert bf16 to f32", rows, cols, 6 * values,
                {Item(zeros(rows, cols, fmt == F32 ? BF16 : F32), true), Item(noise(rows, cols, fmt), true)}, 1, true,
                [](const Ops* ops, const Mats& m) { ops->convert(m[0], m[1]); }});
@@ -250,7 +250,7 @@ static void bench_adamw(int rows, int cols) {
                        {param, Item(m, true), Item(v, true), copy_of_param, Item(noise(rows, cols, grad), true), scale}, master ? 4 : 3, false,
                        [master, state, grad](const Ops* ops, const Mats& m) {
                            AdamW a = {m[0].data, master ? as_floats(m[3]) : NULL, m[4].data, m[1].data, m[2].data, (size_t)m[0].rows * m[0].cols,
-                                      grad, state, as_floats(m[5]), 1e-3f, 0.9f, 0.999f, 1e-8f, 0, 1, 7, 0};
+                                      grad, state, as_floats(m[5]), 1e-3f, 0.9f, 0.999f, 1e-8f, 0, 1, {7, 1, 0}};
                            ops->adamw(&a);
                        }});
             }

@@ -43,8 +43,8 @@ static bool agrees(Shape s) {
     float* absmax = (float*)cuda_ops.alloc(sizeof(float));
     cuda_ops.absmax(absmax, x);
     cpu_f32_ops.absmax(&largest, host);
-    cuda_ops.quantize(q, x, absmax, s.fmt, 1);
-    cpu_f32_ops.quantize(want, host, &largest, s.fmt, 1);
+    cuda_ops.quantize(q, x, kRotateNone, absmax, s.fmt, 1);
+    cpu_f32_ops.quantize(want, host, kRotateNone, &largest, s.fmt, 1);
     size_t wrong = differing(q.codes.data, want.codes.data, s.codes ? mat_bytes(q.codes) : 0) +
                    differing(q.codes_t.data, want.codes_t.data, s.transposed ? mat_bytes(q.codes_t) : 0) +
                    differing(q.scale, want.scale, sizeof(float) * (size_t)scale_count(s.rows, s.cols, s.gran)) +
@@ -65,7 +65,7 @@ static bool bench(Shape s, double copy) {
     QMat q = outputs(s, cuda_ops.alloc);
     float* absmax = (float*)cuda_ops.alloc(sizeof(float));
     cuda_ops.absmax(absmax, x);
-    double us = median_us([&] { cuda_ops.quantize(q, x, absmax, s.fmt, 1); });
+    double us = median_us([&] { cuda_ops.quantize(q, x, kRotateNone, absmax, s.fmt, 1); });
     double bytes = (double)s.rows * s.cols * (double)(fmt_bytes(s.in) + s.codes + s.transposed), gbs = bytes / us * 1e-3;
     static const char* const grans[] = {"tensor", "row", "block32", "no scale"};
     printf("quantize %5d x %5d %-4s -> %-8s %-8s%s%s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", s.rows, s.cols, fmt_name(s.in),

@@ -48,9 +48,6 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->token_block = token_block;
     ln->rotated_rows = recipe->ee.rotate ? padded_tokens(tokens, token_block) : tokens;
     size_t rows = (size_t)ln->rotated_rows, act_bytes = fmt_bytes(ops->act);
-    bool rotates = recipe->fx.rotate || recipe->fw.rotate || recipe->ee.rotate || recipe->ew.rotate || recipe->gx.rotate;
-    size_t rotated_x = (size_t)max_int(tokens, widest_part) * widest_K, rotated_dy = rows * widest_part;
-    ln->rotated = rotates ? arena_take(arena, (rotated_x > rotated_dy ? rotated_x : rotated_dy) * act_bytes) : NULL;
     ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
     ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
     ln->x_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_K, recipe->fx.gran));
@@ -117,18 +114,23 @@ void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena
 
 // ---- preparing operands
 
-// One operand: whatever `done` has not covered of rotation and maximum, then the codes.
+static Rotation rotation_of(const Linear* ln, Opnd how, RotateAxis axis) {
+    Rotation r = {how.rotate ? axis : ROTATE_NONE, how.rotate && axis == ROTATE_ROWS ? ln->token_block : 0};
+    return r;
+}
+
+// Raises *absmax by x as it will be quantized.
+static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
+    Mat turned = mat(NULL, r.axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);   // only its maximum is wanted
+    if (r.axis == ROTATE_NONE) ln->ops->absmax(absmax, x);
+    else ln->ops->rotate(turned, x, r.axis, false, r.block, absmax);
+}
+
+// One operand: its maximum, unless `done` says that it is known, then the codes.
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
-    bool wants_max = how.gran == PER_TENSOR;
-    if (how.rotate && !done.rotate) {
-        int rows = axis == ROTATE_ROWS ? ln->rotated_rows : x.rows;
-        Mat rotated = mat(ln->rotated, rows, x.cols, ln->ops->act);
-        ln->ops->rotate(rotated, x, axis, false, axis == ROTATE_ROWS ? ln->token_block : 0, wants_max ? absmax : NULL);
-        x = rotated;
-    } else if (wants_max && !done.absmax) {
-        ln->ops->absmax(absmax, x);
-    }
-    ln->ops->quantize(q, x, absmax, how.fmt, how.clip);
+    Rotation r = rotation_of(ln, how, axis);
+    if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
+    ln->ops->quantize(q, x, r, absmax, how.fmt, how.clip);
 }
 
 Prep linear_input_prep(const Linear* ln, const InputOperand* in) {
@@ -160,19 +162,13 @@ bool linear_gathers_codes(const Recipe* r) { return !is_plain(r->fw) && r->fw.gr
 int linear_code_ld(int K) { return code_ld(K); }
 
 void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows) {
-    if (!ln->recipe->fw.rotate) ln->ops->absmax(absmax, rows);
-    else ln->ops->rotate(mat(ln->rotated, rows.rows, rows.cols, ln->ops->act), rows, ROTATE_COLS, false, 0, absmax);
+    raise_maximum(ln, absmax, rows, rotation_of(ln, ln->recipe->fw, ROTATE_COLS));
 }
 
 void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat rows, const float* absmax) {
     Opnd how = ln->recipe->fw;
     QMat q = {code_mat(codes, rows.rows, rows.cols, how.fmt), {NULL, 0, 0, 0, F32}, scale, PER_TENSOR};
-    if (how.rotate) {
-        Mat rotated = mat(ln->rotated, rows.rows, rows.cols, ln->ops->act);
-        ln->ops->rotate(rotated, rows, ROTATE_COLS, false, 0, NULL);
-        rows = rotated;
-    }
-    ln->ops->quantize(q, rows, absmax, how.fmt, how.clip);
+    ln->ops->quantize(q, rows, rotation_of(ln, how, ROTATE_COLS), absmax, how.fmt, how.clip);
 }
 
 QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K) {
@@ -225,7 +221,8 @@ static GradSides prepare_grad(const Linear* ln, Mat dy, float* maximum) {
     float* rotated_maximum = ln->dy_maxima + kMaxParts;
     if (r->ee.rotate) ln->ops->zero(rotated_maximum, sizeof(float));
     if (!is_plain(r->ee)) {
-        prepare(ln, e, dy, r->ee, ROTATE_ROWS, r->ee.rotate ? rotated_maximum : maximum, done);
+        if (r->ee.rotate) prepare(ln, e, dy, r->ee, ROTATE_ROWS, rotated_maximum, kPrepNone);
+        else prepare(ln, e, dy, r->ee, ROTATE_ROWS, maximum, done);
         s.e = side_codes(e);
     }
     if (!is_plain(r->ge)) {
@@ -264,9 +261,9 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const
 static bool has_second_form(Opnd first, Opnd second) { return !is_plain(second) && !same_opnd(first, second); }
 
 static void observe(const Linear* ln, const QuantStats* stats, OperandStats s[2], Mat x, Opnd first, Opnd second, RotateAxis axis) {
-    Mat rotated = mat(ln->rotated, axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);
-    quant_stats_operand(stats, &s[0], x, first, rotated, axis, ln->token_block);
-    if (has_second_form(first, second)) quant_stats_operand(stats, &s[1], x, second, rotated, axis, ln->token_block);
+    int rows = axis == ROTATE_ROWS ? ln->rotated_rows : x.rows;
+    quant_stats_operand(stats, &s[0], x, first, rotation_of(ln, first, axis), rows);
+    if (has_second_form(first, second)) quant_stats_operand(stats, &s[1], x, second, rotation_of(ln, second, axis), rows);
 }
 
 void linear_observe(const Linear* ln, QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw) {

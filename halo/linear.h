@@ -48,7 +48,6 @@ typedef struct {
     // Scratch shared by all layers, sized for the largest of them:
     void* x_codes;     // (M, K) codes of X for F
     float* x_scale;
-    void* rotated;     // an operand on its way to its codes: X or W (rows, K), dY (rotated_rows, N), in ops->act
     void* product;     // (rotated_rows, K) dX before H_M is undone, in ops->act
     void* dy_codes;    // (rotated_rows, N) for E
     void* dy_codes_t;  // (N, M) for G

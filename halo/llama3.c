@@ -204,7 +204,7 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
-    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L);
+    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L, m->linear.rotated_rows);
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
@@ -300,7 +300,7 @@ static void swiglu_forward(Model* m, Block* b) {
 
 static void attention_forward(Model* m, Block* b) {
     Prep prep = linear_input_prep(&m->linear, &b->x_o);
-    if (prep.rotate) prep = kPrepNone;   // attention's output is kept as it is for its backward; the rotation comes after it
+    if (prep.rotate) prep = kPrepNone;   // attention finds only the maximum of what it writes
     m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
     linear_prepare_input(&m->linear, &b->x_o, b->att, prep);
 }

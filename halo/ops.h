@@ -54,6 +54,15 @@ static inline int scale_count(int rows, int cols, Gran gran) {
     die("scale_count: granularity %d", (int)gran);
 }
 
+// How a matrix turns on its way to codes: not at all, x H (features), or H x (tokens). block: 0, H spans the axis; else H of that
+// many tokens along the diagonal.
+typedef enum { ROTATE_NONE, ROTATE_COLS, ROTATE_ROWS } RotateAxis;
+typedef struct {
+    RotateAxis axis;
+    int block;
+} Rotation;
+static const Rotation kRotateNone = {ROTATE_NONE, 0};
+
 // An operand in the form a product reads: element (i, j) has the value code(i, j) * scale.
 typedef struct {
     Mat codes;      // (rows, cols)
@@ -61,6 +70,30 @@ typedef struct {
     float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); NULL for NO_SCALE
     Gran gran;
 } QMat;
+
+// The rows of the operand; and some of the rows or columns of one that has at most one scale.
+static inline int qmat_row_count(QMat q) { return q.codes.data ? q.codes.rows : q.codes_t.cols; }
+static inline QMat qmat_rows(QMat q, int first, int rows) {
+    q.codes = mat_rows(q.codes, first, rows);
+    q.codes_t = mat_cols(q.codes_t, first, rows);
+    return q;
+}
+static inline QMat qmat_cols(QMat q, int first, int cols) {
+    q.codes = mat_cols(q.codes, first, cols);
+    q.codes_t = mat_rows(q.codes_t, first, cols);
+    return q;
+}
+
+// What every backend asks of the arguments of quantize.
+static inline void check_qmat(QMat q, Mat x, Rotation rotation, Fmt fmt) {
+    int rows = rotation.axis == ROTATE_ROWS ? qmat_row_count(q) : x.rows;
+    check(!q.codes.data || (q.codes.rows == rows && q.codes.cols == x.cols && q.codes.fmt == fmt),
+          "quantize: (%d, %d) to (%d, %d) in %s", rows, x.cols, q.codes.rows, q.codes.cols, fmt_name(fmt));
+    check(!q.codes_t.data || (q.codes_t.rows == x.cols && q.codes_t.cols == rows && q.codes_t.fmt == fmt),
+          "quantize: the transpose of (%d, %d) to (%d, %d) in %s", rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
+    check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
+    check(rotation.axis == ROTATE_NONE || q.gran == PER_TENSOR, "quantize: a rotated matrix takes one scale");
+}
 
 // One side of a product: m is (rows, K), or (K, rows) when `transposed`, which only F32 and BF16 allow.
 typedef struct {
@@ -92,15 +125,14 @@ typedef struct {
     uint64_t underflow;   // their code is 0
 } CodeCounts;
 
-// What a producer does to its output on the way out, so that a backend can fuse it; `absmax` is NULL or one float that is
-// raised to the largest magnitude written (the caller zeroes it). The plain pieces one after the other are the definition.
+// What the consumer of a producer's output y wants to know of it, so that a backend can find it on the way out: `absmax` is NULL
+// or one float that is raised to the largest |y|, or with `rotate` to the largest |y H| (features), of the y that was stored (the
+// caller zeroes it). y itself is always plain. The plain pieces one after the other are the definition.
 typedef struct {
-    bool rotate;      // y <- y H along the features
+    bool rotate;
     float* absmax;
 } Prep;
 static const Prep kPrepNone = {false, NULL};
-
-typedef enum { ROTATE_COLS, ROTATE_ROWS } RotateAxis;   // x H (features) | H x (tokens)
 
 // Which tokens see which: token i of a sequence attends to j in [start[i], i], and is attended to by [i, end[i]).
 // One plain sequence has start = 0 and end = T; packed documents and padding only change the two arrays.
@@ -194,11 +226,15 @@ typedef struct Ops {
     void (*gemm)(Mat c, Side a, Side b, float beta);
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
-    // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens
+    // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens.
+    // absmax (or NULL) is raised to what was written; with y.data NULL nothing is, and *absmax is raised to the FP32 magnitudes.
     void (*rotate)(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax);
     void (*absmax)(float* absmax, Mat x);                          // raises *absmax
-    // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own maxima. NO_SCALE casts.
-    void (*quantize)(QMat q, Mat x, const float* absmax, Fmt fmt, float clip);
+    // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own
+    // maxima. NO_SCALE casts. A rotated x takes PER_TENSOR: it turns in FP32, and codes are of those values; for ROTATE_ROWS q and x
+    // may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
+    // lies within rounding (2^-11 of itself at most) of a tie.
+    void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
 
     // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
     void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);

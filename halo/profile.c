@@ -141,17 +141,19 @@ static void gemm(Mat c, Side a, Side b, float beta) {
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();
     inner->rotate(y, x, axis, transpose, block, absmax);
-    end(axis == ROTATE_COLS ? "rotate features" : "rotate tokens", from, size_of(x) + size_of(y));
+    static const char* const names[2][2] = {{"absmax, rotated features", "absmax, rotated tokens"}, {"rotate features", "rotate tokens"}};
+    end(names[y.data != NULL][axis == ROTATE_ROWS], from, size_of(x) + size_of(y));
 }
 static void absmax(float* max, Mat x) {
     int from = begin();
     inner->absmax(max, x);
     end("absmax", from, size_of(x));
 }
-static void quantize(QMat q, Mat x, const float* max, Fmt fmt, float clip) {
+static void quantize(QMat q, Mat x, Rotation rotation, const float* max, Fmt fmt, float clip) {
     int from = begin();
-    inner->quantize(q, x, max, fmt, clip);
-    end("quantize", from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
+    inner->quantize(q, x, rotation, max, fmt, clip);
+    static const char* const names[] = {"quantize", "quantize, rotated features", "quantize, rotated tokens"};
+    end(names[rotation.axis], from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
 static void add(Mat y, Mat x, const Noise* noise) {
     int from = begin();

@@ -11,8 +11,8 @@ static const struct {
 
 static size_t stats_bytes(const QuantStats* q) { return sizeof(LinearStats) * (size_t)q->layers * kLinears; }
 
-void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers) {
-    size_t largest = 0;
+void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers, int rows) {
+    size_t largest = 0, widest = 0;
     q->ops = ops;
     q->layers = layers;
     for (int i = 0; i < kLinears; i++) {
@@ -20,10 +20,13 @@ void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const Linear
         for (int p = 0; p < shape[i].parts; p++) {
             size_t values = (size_t)shape[i].N[p] * shape[i].K;
             if (values > largest) largest = values;
+            widest = (size_t)max_int((int)widest, max_int(shape[i].N[p], shape[i].K));
         }
     }
     q->linears = (LinearStats*)arena_take(arena, stats_bytes(q));
     q->shadow = (float*)arena_take(arena, largest * sizeof(float));
+    size_t operand = (size_t)rows * widest > largest ? (size_t)rows * widest : largest;
+    q->rotated = arena_take(arena, operand * fmt_bytes(ops->act));
 }
 
 void quant_stats_begin(const QuantStats* q) { q->ops->zero(q->linears, stats_bytes(q)); }
@@ -32,9 +35,10 @@ void quant_stats_begin(const QuantStats* q) { q->ops->zero(q->linears, stats_byt
 
 LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear) { return q->linears + (size_t)layer * kLinears + linear; }
 
-void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Mat rotated, RotateAxis axis, int block) {
+void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Rotation rotation, int rows) {
+    Mat rotated = mat(q->rotated, rows, x.cols, q->ops->act);
     q->ops->absmax(&s->absmax, x);
-    if (how.rotate) q->ops->rotate(rotated, x, axis, false, axis == ROTATE_ROWS ? block : 0, &s->rotated_absmax);
+    if (how.rotate) q->ops->rotate(rotated, x, rotation.axis, false, rotation.block, &s->rotated_absmax);
     if (fmt_bytes(how.fmt) == 1)
         q->ops->count_codes(&s->counts, how.rotate ? rotated : x, how.rotate ? &s->rotated_absmax : &s->absmax, how);
 }

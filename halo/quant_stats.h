@@ -35,15 +35,17 @@ typedef struct QuantStats {
     bool has_weights;      // W is here: with HQ-FSDP only its codes are
     LinearStats* linears;  // (layers, kLinears) on the backend
     float* shadow;         // the largest matrix, in FP32
+    void* rotated;         // the largest operand, in ops->act
 } QuantStats;
 
-C_API void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers);
+// rows: of X and of a rotated dY.
+C_API void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers, int rows);
 C_API void quant_stats_begin(const QuantStats* q);   // all counts are 0
 
 // ---- called by linear_observe, which knows the recipe
 C_API LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear);
-// One operand x as `how` prepares it. `rotated` is scratch for its rotation along `axis`, by tokens in blocks of `block`.
-C_API void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Mat rotated, RotateAxis axis, int block);
+// One operand x as `how` prepares it, with `rows` rows once `rotation` has turned it.
+C_API void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Rotation rotation, int rows);
 // One matrix's dw (N,K), rotated along K or not, and the plain dy (M,N) and x (M,K) that it comes from.
 C_API void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, bool rotated, Mat dy, Mat x);
 

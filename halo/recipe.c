@@ -47,6 +47,7 @@ enum { kRecipeCount = sizeof kRecipes / sizeof kRecipes[0] };
 static const char* operand_error(Opnd o) {
     if (o.fmt == F32) return "no operand is F32";
     if (o.fmt == BF16 && o.gran != NO_SCALE) return "BF16 takes no scale";
+    if (o.rotate && o.gran != PER_TENSOR) return "a rotated operand takes one scale";
     if (!(o.clip > 0 && o.clip <= 1)) return "clip is outside (0, 1]";
     return NULL;
 }

@@ -65,6 +65,8 @@ static const Planted planted[] = {
     {"switchback-int8", 1, {INT8, PER_BLOCK32, false, 1}, "per row with scales per block"},
     {"bf16", 0, {BF16, PER_TENSOR, false, 1}, "BF16 takes no scale"},
     {"bf16", 2, {F32, NO_SCALE, false, 1}, "no operand is F32"},
+    {"halo2-int8", 2, {INT8, PER_BLOCK32, true, 1}, "a rotated operand takes one scale"},
+    {"halo2-int8", 2, {INT8, NO_SCALE, true, 1}, "a rotated operand takes one scale"},
     {"halo0-int8", 2, {INT8, PER_TENSOR, false, 0}, "clip"},
     {"halo0-int8", 3, {INT8, PER_TENSOR, false, 1.5f}, "clip"},
     {"halo0-fp6", 5, {FP6_E3M2, PER_TENSOR, false, -0.75f}, "clip"},

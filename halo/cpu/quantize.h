@@ -2,7 +2,7 @@
 #ifndef HALO_CPU_QUANTIZE_H
 #define HALO_CPU_QUANTIZE_H
 
-#include "rows.h"
+#include "rotate.h"
 
 enum { kQuantBlock = 32 };
 
@@ -73,19 +73,47 @@ static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fm
     else transpose_band(q.codes_t, codes, first, rows, code_bytes);
 }
 
-static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
+// 32 rows of x H at a time
+static void quantize_features(QMat q, Mat x, float tensor_inverse, Fmt fmt, float clip) {
+    static __thread WorkBuffer work, turned;
+#pragma omp parallel for schedule(static)
+    for (int first = 0; first < x.rows; first += kQuantBlock) {
+        int rows = min_int(kQuantBlock, x.rows - first);
+        Mat band = mat(work_floats(&turned, (size_t)rows * x.cols), rows, x.cols, F32);
+        rotated_band((float*)band.data, x, first, rows, false);
+        quantize_band(qmat_rows(q, first, rows), band, 0, tensor_inverse, fmt, clip, &work);
+    }
+}
+
+// 64 columns of H x at a time
+static void quantize_tokens(QMat q, Mat x, int block, float tensor_inverse, Fmt fmt, float clip) {
+    int rows = qmat_row_count(q), n = max_int(rows, x.rows);
+    static __thread WorkBuffer work, turned;
+#pragma omp parallel for schedule(static)
+    for (int first = 0; first < x.cols; first += kRotateTogether) {
+        int cols = min_int(kRotateTogether, x.cols - first);
+        Mat strip = mat(work_floats(&turned, (size_t)n * cols), rows, cols, F32);
+        rotated_strip((float*)strip.data, x, n, first, cols, false, block);
+        QMat part = qmat_cols(q, first, cols);
+        for (int row = 0; row < rows; row += kQuantBlock) quantize_band(part, strip, row, tensor_inverse, fmt, clip, &work);
+    }
+}
+
+static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip) {
     check_float(x, "quantize");
-    check(!q.codes.data || (q.codes.rows == x.rows && q.codes.cols == x.cols && q.codes.fmt == fmt),
-          "quantize: (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes.rows, q.codes.cols, fmt_name(fmt));
-    check(!q.codes_t.data || (q.codes_t.rows == x.cols && q.codes_t.cols == x.rows && q.codes_t.fmt == fmt),
-          "quantize: the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols,
-          fmt_name(fmt));
-    check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
+    check_qmat(q, x, rotation, fmt);
     float tensor_inverse = 1;
     if (q.gran == PER_TENSOR) {
         check(absmax, "quantize: per tensor, but no maximum is given");
         *q.scale = quant_scale(*absmax, fmt, clip);
         tensor_inverse = quant_inverse(*absmax, fmt, clip);
+    }
+    if (rotation.axis != ROTATE_NONE)
+        check_rotation(rotation.axis, rotation.axis == ROTATE_COLS ? x.cols : max_int(qmat_row_count(q), x.rows), rotation.block);
+    switch (rotation.axis) {
+        case ROTATE_COLS: quantize_features(q, x, tensor_inverse, fmt, clip); return;
+        case ROTATE_ROWS: quantize_tokens(q, x, rotation.block, tensor_inverse, fmt, clip); return;
+        case ROTATE_NONE: break;
     }
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)

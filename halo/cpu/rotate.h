@@ -18,57 +18,75 @@ static void absmax(float* total, Mat x) {
 // Rows or columns that a thread gives to the transform at once: it works on many vectors side by side.
 enum { kRotateTogether = 64 };
 
+// band (rows, x.cols) <- rows of x, from `first` on, times H or H^T
+static void rotated_band(float* band, Mat x, int first, int rows, bool transpose) {
+    int C = x.cols;
+    for (int t = 0; t < rows; t++) values_read(band + (size_t)t * C, row_data(x, first + t), (size_t)C, x.fmt);
+    hadamard_rows_f32(band, rows, C, C, transpose);
+}
+
+// strip (n, cols) <- H or H^T times columns of x, from `first` on; x may have fewer rows
+static void rotated_strip(float* strip, Mat x, int n, int first, int cols, bool transpose, int block) {
+    Mat from = mat_cols(x, first, cols);
+    for (int t = 0; t < x.rows; t++) values_read(strip + (size_t)t * cols, row_data(from, t), (size_t)cols, x.fmt);
+    memset(strip + (size_t)x.rows * cols, 0, (size_t)(n - x.rows) * cols * sizeof(float));
+    hadamard_cols_f32(strip, n, cols, cols, block, transpose);
+}
+
+static void check_rotation(RotateAxis axis, int n, int block) {
+    const char* what = axis == ROTATE_COLS ? "features" : "tokens";
+    check(axis == ROTATE_ROWS || block == 0, "rotate: a block of features");
+    check(block >= 0 && n % max_int(block, 1) == 0, "rotate %s: %d in blocks of %d", what, n, block);
+    check(hadamard_supported(block ? block : n), "rotate %s: no Hadamard transform of order %d", what, block ? block : n);
+}
+
 // y = x H, or x H^T
-static void rotate_features(Mat y, Mat x, bool transpose) {
+static void rotate_features(Mat y, Mat x, bool transpose, float* total) {
     int C = x.cols;
     check_shape(y, x.rows, C, "rotate features");
-    check(hadamard_supported(C), "rotate features: no Hadamard transform of order %d", C);
+    check_rotation(ROTATE_COLS, C, 0);
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < x.rows; first += kRotateTogether) {
         int rows = min_int(kRotateTogether, x.rows - first);
         float* band = work_floats(&work, (size_t)rows * C);
-        for (int t = 0; t < rows; t++) values_read(band + (size_t)t * C, row_data(x, first + t), (size_t)C, x.fmt);
-        hadamard_rows_f32(band, rows, C, C, transpose);
-        for (int t = 0; t < rows; t++) row_write(y, first + t, band + (size_t)t * C);
+        rotated_band(band, x, first, rows, transpose);
+        for (int t = 0; y.data && t < rows; t++) row_write(y, first + t, band + (size_t)t * C);
+        for (int t = 0; !y.data && t < rows; t++) raise_absmax(total, largest_magnitude(band + (size_t)t * C, C, 0));
     }
 }
 
 // y = H x, or H^T x, of the order of the longer of the two, or of `block` along the diagonal. A strip of columns is read
 // whole before it is written, so y may be x.
-static void rotate_tokens(Mat y, Mat x, bool transpose, int block) {
+static void rotate_tokens(Mat y, Mat x, bool transpose, int block, float* total) {
     int n = max_int(y.rows, x.rows);
     check_shape(y, y.rows, x.cols, "rotate tokens");
-    check(block >= 0 && n % max_int(block, 1) == 0, "rotate tokens: %d rows in blocks of %d", n, block);
-    check(hadamard_supported(block ? block : n), "rotate tokens: no Hadamard transform of order %d", block ? block : n);
+    check_rotation(ROTATE_ROWS, n, block);
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < x.cols; first += kRotateTogether) {
         int cols = min_int(kRotateTogether, x.cols - first);
         float* strip = work_floats(&work, (size_t)n * cols);
-        Mat from = mat_cols(x, first, cols), to = mat_cols(y, first, cols);
-        for (int t = 0; t < x.rows; t++) values_read(strip + (size_t)t * cols, row_data(from, t), (size_t)cols, x.fmt);
-        memset(strip + (size_t)x.rows * cols, 0, (size_t)(n - x.rows) * cols * sizeof(float));
-        hadamard_cols_f32(strip, n, cols, cols, block, transpose);
-        for (int t = 0; t < y.rows; t++) row_write(to, t, strip + (size_t)t * cols);
+        Mat to = mat_cols(y, first, cols);
+        rotated_strip(strip, x, n, first, cols, transpose, block);
+        for (int t = 0; y.data && t < y.rows; t++) row_write(to, t, strip + (size_t)t * cols);
+        for (int t = 0; !y.data && t < y.rows; t++) raise_absmax(total, largest_magnitude(strip + (size_t)t * cols, cols, 0));
     }
 }
 
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* total) {
     check_float(x, "rotate");
-    if (axis == ROTATE_COLS) {
-        check(block == 0, "rotate: a block of features");
-        rotate_features(y, x, transpose);
-    } else {
-        rotate_tokens(y, x, transpose, block);
-    }
-    if (total) absmax(total, y);
+    check(axis != ROTATE_NONE && (y.data || total), "rotate: nothing to do");
+    if (axis == ROTATE_COLS) rotate_features(y, x, transpose, total);
+    else rotate_tokens(y, x, transpose, block, total);
+    if (y.data && total) absmax(total, y);
 }
 
-// What a producer does to its output on the way out.
+// What a producer finds of its output on the way out.
 static void finish(Mat y, Prep prep) {
-    if (prep.rotate) rotate(y, y, ROTATE_COLS, false, 0, prep.absmax);
-    else if (prep.absmax) absmax(prep.absmax, y);
+    if (!prep.absmax) return;
+    if (!prep.rotate) absmax(prep.absmax, y);
+    else rotate(mat(NULL, y.rows, y.cols, y.fmt), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
 #endif

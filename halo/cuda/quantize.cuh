@@ -9,67 +9,13 @@
 // are transposed in registers too, exchanged through 16 KB of shared memory, and leave as 16 bytes of 8 neighbouring lanes.
 // quantize_any_kernel takes what has no octets (or is cast to bf16 or FP32) in tiles of 32 x 32, a value at a time.
 //
-// Codes are those of numfmt.h to the bit (with conversion instructions a NaN loses its sign): x * inverse is rounded once in FP32, then
-// to the format.
+// x * inverse is rounded once in FP32, then to the format (codes.cuh). Codes of a rotated x leave the rotation itself, without being
+// stored in between; their transposes are a second pass over them: 3 bytes an element, and 2 for codes_t, 1 of them from the L2.
 #ifndef HALO_CUDA_QUANTIZE_CUH
 #define HALO_CUDA_QUANTIZE_CUH
 
-#include "device.cuh"
-
-// ================================================================ rounding, without branches
-
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-#define HALO_CVT_FP8 1
-#else
-#define HALO_CVT_FP8 0
-#endif
-
-// The nearest value of the format's grid (ties to even, saturating), and NaN as it is: small_float_round with the format known. Cutting
-// off first is the same, since the largest magnitude is on the grid.
-template <Fmt kFmt>
-__device__ inline float round_to_grid(float x) {
-    constexpr int kMantissa = kFmt == FP8_E4M3 || kFmt == FP6_E2M3 ? 3 : 2;
-    constexpr int kBias = kFmt == FP8_E4M3 ? 7 : kFmt == FP8_E5M2 ? 15 : kFmt == FP6_E3M2 ? 3 : 1;
-    float magnitude = fminf(fabsf(x), fmt_max(kFmt));
-    uint32_t exponent = max(f32_bits(magnitude) & 0x7f800000u, (uint32_t)(128 - kBias) << 23);
-    float magic = f32_from_bits(exponent + ((uint32_t)(23 - kMantissa) << 23));
-    float rounded = __fsub_rn(__fadd_rn(magnitude, magic), magic);
-    return x == x ? f32_from_bits(f32_bits(rounded) | (f32_bits(x) & 0x80000000u)) : x;
-}
-
-// The code of a value that E4M3 or E5M2 represents: times 2^(bias - 127) its exponent field is the code's, subnormals included.
-template <bool kE5m2>
-__device__ inline uint32_t code_of_grid(float x) {
-    constexpr int kBias = kE5m2 ? 15 : 7, kMantissa = kE5m2 ? 2 : 3;
-    uint32_t magnitude = f32_bits(fabsf(x) * f32_from_bits((uint32_t)kBias << 23)) >> (23 - kMantissa);
-    return (x == x ? magnitude : 0x7fu) | (f32_bits(x) >> 24 & 0x80u);
-}
-
-// Two codes, the first in the lower byte.
-template <Fmt kFmt>
-__device__ inline uint32_t code_pair(float a, float b) {
-    if constexpr (kFmt == INT8) {
-        auto code = [](float x) {   // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits
-            uint32_t bits = f32_bits(__fadd_rn(fminf(fmaxf(x, -127.0f), 127.0f), 12582912.0f));
-            return x == x ? bits & 0xffu : 0u;
-        };
-        return code(a) | code(b) << 8;
-    } else {
-#if HALO_CVT_FP8
-        if (kFmt == FP6_E3M2 || kFmt == FP6_E2M3) {
-            a = round_to_grid<kFmt>(a);
-            b = round_to_grid<kFmt>(b);
-        }
-        uint16_t pair;
-        if (kFmt == FP8_E5M2) asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(b), "f"(a));
-        else asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(b), "f"(a));
-        return pair;
-#else
-        constexpr bool kE5m2 = kFmt == FP8_E5M2;
-        return code_of_grid<kE5m2>(round_to_grid<kFmt>(a)) | code_of_grid<kE5m2>(round_to_grid<kFmt>(b)) << 8;
-#endif
-    }
-}
+#include "rotate.cuh"
+#include "wire.cuh"
 
 // ================================================================ tiles of octets
 enum { kTile = 128, kTileThreads = 256, kOctet = 8, kQuantBlock = 32 };
@@ -175,13 +121,9 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     for (int i = 0; i < kOctet; i++) {
         if (kGran == PER_ROW) inverse = row + i < rows ? quant_inverse(scale[row + i], kFmt, clip) : 1.0f;
         Values<8> row_values = v[i].values();
-        uint32_t pair[4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float a = row_values.v[2 * j], b = row_values.v[2 * j + 1];
-            pair[j] = kGran == NO_SCALE ? code_pair<kFmt>(a, b) : code_pair<kFmt>(__fmul_rn(a, inverse), __fmul_rn(b, inverse));
-        }
-        octets[i] = make_uint2(pair[0] | pair[1] << 16, pair[2] | pair[3] << 16);
+        for (int j = 0; j < 8 && kGran != NO_SCALE; j++) row_values.v[j] = __fmul_rn(row_values.v[j], inverse);
+        octets[i] = code_octet<kFmt>(row_values);
         if (codes.data && inside && row + i < rows) *(uint2*)(codes[row + i] + col) = octets[i];
     }
     if (!codes_t.data) return;
@@ -199,13 +141,6 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
 }
 
 // ================================================================ anything
-
-// One value of any format of codes.
-__device__ inline void store_code(void* to, size_t at, float x, Fmt fmt) {
-    if (fmt == F32) ((float*)to)[at] = x;
-    else if (fmt == BF16) ((bf16*)to)[at] = bf16_from_f32(x);
-    else ((uint8_t*)to)[at] = code_from_f32(x, fmt);
-}
 
 // A warp a row of the tile, eight rows at a time; then the transposed codes, rows across the lanes.
 template <typename T>
@@ -405,17 +340,43 @@ static void launch_quantize(Quantization a) {
         LAUNCH(scale_rows_kernel, ceil_div(a.x.rows, kRowThreads), kRowThreads, 0, a.q.scale, a.x.rows, a.fmt, a.clip);
 }
 
-static void quantize(QMat q, Mat x, const float* absmax, Fmt fmt, float clip) {
+// Codes of x H or H x: the rotation writes them, and a pass over them transposes them, a band of whole vectors at a time, which stays in
+// the L2 cache. Where only transposed codes are wanted the band lies in a workspace meanwhile.
+enum { kQuantizeBandBytes = 32 << 20 };
+
+static void* quantize_band_memory() {
+    static void* band;   // reserved by the first such call, for all
+    if (!band) cuda_ok(cudaMalloc(&band, kQuantizeBandBytes), "workspace of quantize");
+    return band;
+}
+
+static void quantize_rotated(Quantization a, Rotation rotation) {
+    int rows = qmat_row_count(a.q), cols = a.x.cols;
+    bool by_rows = rotation.axis == ROTATE_COLS;
+    int count = by_rows ? rows : cols, vector = (int)round_up((size_t)(by_rows ? cols : rows), kTransposeChunk), band = count;
+    if (a.q.codes_t.data) band = kQuantizeBandBytes / vector / kTransposeTile * kTransposeTile;
+    check(band > 0, "quantize (cuda): a band of (%d, %d) exceeds the workspace", rows, cols);
+    for (int first = 0; first < count; first += band) {
+        int some = min_int(band, count - first);
+        QMat q = by_rows ? qmat_rows(a.q, first, some) : qmat_cols(a.q, first, some);
+        Mat x = by_rows ? mat_rows(a.x, first, some) : mat_cols(a.x, first, some);
+        if (!q.codes.data)
+            q.codes = Mat{quantize_band_memory(), by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
+        RotateJob job = rotate_job(q.codes, x, rotation.axis, false, rotation.block);
+        job.quantizer = Quantizer{a.absmax, a.q.scale, a.clip};
+        run_rotate_job(job);
+        if (q.codes_t.data) transpose_codes(q.codes_t, q.codes);
+    }
+}
+
+static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip) {
     check_mat(x, x.rows, x.cols, "quantize");
-    check(!q.codes.data || (q.codes.rows == x.rows && q.codes.cols == x.cols && q.codes.fmt == fmt),
-          "quantize (cuda): (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes.rows, q.codes.cols, fmt_name(fmt));
-    check(!q.codes_t.data || (q.codes_t.rows == x.cols && q.codes_t.cols == x.rows && q.codes_t.fmt == fmt),
-          "quantize (cuda): the transpose of (%d, %d) to (%d, %d) in %s", x.rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
-    check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize (cuda): scales for %s", fmt_name(fmt));
+    check_qmat(q, x, rotation, fmt);
     check(q.gran != PER_TENSOR || absmax, "quantize (cuda): per tensor, but no maximum is given");
     if (x.cols == 0 || (x.rows == 0 && q.gran != PER_TENSOR)) return;   // no rows still have a scale, if their matrix has one
     Quantization a = {q, x, absmax, fmt, clip};
-    if (x.fmt == BF16) launch_quantize<bf16>(a);
+    if (rotation.axis != ROTATE_NONE && qmat_row_count(q) > 0) quantize_rotated(a, rotation);
+    else if (x.fmt == BF16) launch_quantize<bf16>(a);
     else launch_quantize<float>(a);
 }
 

@@ -220,7 +220,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     else if (octets <= 2 * 256) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<2>), threads_for(ceil_div(octets, 2), 256));
     else if (octets <= 4 * 512) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<4>), threads_for(ceil_div(octets, 4), 512));
     else LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<8>), threads_for(ceil_div(octets, 8), 512));
-    if (prep.rotate) rotate(y, y, ROTATE_COLS, false, 0, prep.absmax);
+    if (prep.rotate && prep.absmax) rotate(mat(NULL, y.rows, y.cols, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
 // (ceil(BT / kNormRows), C) floats

@@ -17,96 +17,11 @@
 // Instructions an element at n = 14336: 3 + 3 to split, 0.75 + 1.5 mma, 1 + 1 shared, 3 others: under half of what the time of a copy
 // would issue. Shared memory moves 8 bytes an element of the 28 that it could in that time (128 bytes a clock, 4.3 TB/s).
 //
-// rotate_exact_kernel, for F32, for a few shapes (runs below 16, rows that are no octets) and for token axes that no shared memory
-// holds: the FP32 operations of hadamard.h in their order, so the bits are the CPU's. Such token axes take two passes, over strips
-// of columns that stay in the L2 as FP32: 4 bytes an element of DRAM, 12 of L2.
+// What is no bf16 matrix of octets, runs below 16, token axes that no shared memory holds, codes and bare maxima: rotate_exact.cuh.
 #ifndef HALO_CUDA_ROTATE_CUH
 #define HALO_CUDA_ROTATE_CUH
 
-#include "../hadamard.h"
-#include "ptx.cuh"
-
-// ================================================================ signs, uploaded once
-
-// The dense matrices across: G = K0 2^m with G <= kAcrossMost (m = 0 always), as A fragments of mma: (tiles, tiles, 32 lanes) uint4.
-enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16 };
-
-struct RotateSigns {
-    const uint4* across[kHadamardBaseCount][kAcrossDoublings][2];   // [base][m][transposed]; NULL: not built
-    const float* base[kHadamardBaseCount][2];                       // (K0, K0): [j][i] is the weight of input j in output i
-};
-
-static inline int hadamard_base_index(int K0) {
-    for (int b = 0; b < kHadamardBaseCount; b++)
-        if (kHadamardBases[b] == K0) return b;
-    die("rotate (cuda): %d is no base order", K0);
-}
-
-// Element (i, j) of H_K0 times Sylvester's matrix of order 2^m.
-static inline bool across_is_negative(const int8_t* base, int K0, int m, bool transposed, int i, int j) {
-    int row = i >> m, col = j >> m, low = (1 << m) - 1;
-    bool odd = __builtin_popcount((unsigned)(i & j & low)) & 1;
-    return (base[transposed ? col * K0 + row : row * K0 + col] < 0) != odd;
-}
-
-static inline void across_fragments(uint4* out, const int8_t* base, int K0, int m, bool transposed) {
-    int order = K0 << m, tiles = ceil_div(order, kFragment);
-    for (int tile = 0; tile < tiles * tiles; tile++) {
-        for (int lane = 0; lane < kWarp; lane++) {
-            uint32_t a[4];
-            for (int r = 0; r < 4; r++) {
-                a[r] = 0;
-                for (int half = 0; half < 2; half++) {
-                    int i = tile / tiles * kFragment + lane / 4 + r % 2 * 8;
-                    int j = tile % tiles * kFragment + lane % 4 * 2 + half + r / 2 * 8;
-                    if (i >= order || j >= order) continue;
-                    uint32_t one = across_is_negative(base, K0, m, transposed, i, j) ? 0xbf80u : 0x3f80u;   // +-1 in bf16
-                    a[r] |= one << 16 * half;
-                }
-            }
-            out[tile * kWarp + lane] = make_uint4(a[0], a[1], a[2], a[3]);
-        }
-    }
-}
-
-// The tables, built and uploaded by the first call, which the backend makes when it starts.
-static const RotateSigns* rotate_signs() {
-    static RotateSigns signs;
-    static bool built;
-    if (built) return &signs;
-    char *host = NULL, *device = NULL;
-    for (int place = 0; place < 2; place++) {   // measure, then place
-        size_t used = 0;
-        for (int b = 0; b < kHadamardBaseCount; b++) {
-            int K0 = kHadamardBases[b];
-            const int8_t* base = hadamard_base(K0);
-            for (int transposed = 0; transposed < 2; transposed++) {
-                for (int m = 0; m < kAcrossDoublings && (m == 0 || K0 << m <= kAcrossMost); m++) {
-                    int tiles = ceil_div(K0 << m, kFragment);
-                    if (place) across_fragments((uint4*)(host + used), base, K0, m, transposed);
-                    signs.across[b][m][transposed] = (const uint4*)(device + used);
-                    used += (size_t)tiles * tiles * kWarp * sizeof(uint4);
-                }
-                if (place)
-                    for (int i = 0; i < K0; i++)
-                        for (int j = 0; j < K0; j++)
-                            ((float*)(host + used))[j * K0 + i] = base[transposed ? j * K0 + i : i * K0 + j];
-                signs.base[b][transposed] = (const float*)(device + used);
-                used += round_up((size_t)K0 * K0 * sizeof(float), sizeof(uint4));
-            }
-        }
-        if (!place) {
-            host = (char*)host_alloc(used);
-            cuda_ok(cudaMalloc((void**)&device, used), "memory for the signs of Hadamard matrices");
-        } else {
-            cuda_ok(cudaMemcpyAsync(device, host, used, cudaMemcpyHostToDevice, cuda_stream()), "upload of Hadamard matrices");
-            cuda_ok(cudaStreamSynchronize(cuda_stream()), "upload of Hadamard matrices");
-            free(host);
-        }
-    }
-    built = true;
-    return &signs;
-}
+#include "rotate_exact.cuh"
 
 // ================================================================ items
 
@@ -405,90 +320,6 @@ rotate_mma_kernel(Rows<bf16> y, Rows<const bf16> x, RotateItem item) {
     if (item.absmax) raise_block_absmax(item.absmax, largest);
 }
 
-// ================================================================ any format and shape: the operations of hadamard.h in their order
-
-// One word in 32 is skipped: neighbours, and values 32 apart, lie in different banks.
-__device__ inline int padded(int e) { return e + e / 32; }
-
-// kRadix values `stride` apart: butterflies of stride 1, 2, ... kRadix/2 times that, for each of the item's groups of them.
-template <int kRadix>
-__device__ inline void exact_butterflies(float* shared, int elements, int log2_stride) {
-    int stride = 1 << log2_stride;
-    for (int unit = threadIdx.x; unit < elements / kRadix; unit += blockDim.x) {
-        int first = (unit >> log2_stride) * (stride * kRadix) + (unit & (stride - 1));
-        float v[kRadix];
-#pragma unroll
-        for (int i = 0; i < kRadix; i++) v[i] = shared[padded(first + i * stride)];
-#pragma unroll
-        for (int step = 1; step < kRadix; step *= 2) {
-#pragma unroll
-            for (int i = 0; i < kRadix; i++) {
-                if (i & step) continue;
-                float a = v[i], b = v[i + step];
-                v[i] = a + b;
-                v[i + step] = a - b;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < kRadix; i++) shared[padded(first + i * stride)] = v[i];
-    }
-}
-
-enum { kExactThreads = 256, kExactSums = 4 };   // 4 divides every K0 > 1
-
-template <typename Y, typename X>
-__global__ void __launch_bounds__(kExactThreads) rotate_exact_kernel(Rows<Y> y, Rows<const X> x, RotateItem item) {
-    SHARED(float, shared);
-    uint32_t largest = 0;
-    for (int e = threadIdx.x; e < item.elements; e += blockDim.x) {
-        int row, col;
-        item.locate(e, item.columns, 1, &row, &col);
-        bool inside = row < item.x_rows && col < item.cols;
-        shared[padded(e)] = inside ? load_values<1>(x[row] + col).v[0] : 0.0f;
-    }
-    __syncthreads();
-    for (int bit = item.first_bit; bit < item.log2_run; bit += 5) {
-        switch (item.log2_run - bit) {
-            case 1: exact_butterflies<2>(shared, item.elements, bit); break;
-            case 2: exact_butterflies<4>(shared, item.elements, bit); break;
-            case 3: exact_butterflies<8>(shared, item.elements, bit); break;
-            case 4: exact_butterflies<16>(shared, item.elements, bit); break;
-            default: exact_butterflies<32>(shared, item.elements, bit);
-        }
-        __syncthreads();
-    }
-    auto put = [&](int e, float value) {
-        int row, col;
-        item.locate(e, item.columns, 1, &row, &col);
-        if (row >= item.y_rows || col >= item.cols) return;
-        Values<1> v = {{value * item.scale}};
-        if constexpr (sizeof(Y) == 4) largest = max(largest, f32_bits(v.v[0]) & 0x7fffffffu);
-        else largest = max(largest, largest_bits(pack(v)));
-        store_values(y[row] + col, v);
-    };
-    if (item.order == 1) {
-        for (int e = threadIdx.x; e < item.elements; e += blockDim.x) put(e, shared[padded(e)]);
-    } else {   // +-1 times a value is exact: a fused multiply-add is the addition of hadamard.h
-        int K0 = item.order, run = 1 << item.log2_run, positions = item.elements / K0;
-        for (int unit = threadIdx.x; unit < positions * (K0 / kExactSums); unit += blockDim.x) {
-            int position = unit % positions, first = unit / positions * kExactSums;
-            int e = (position >> item.log2_run) * K0 * run + (position & (run - 1));
-            float sum[kExactSums] = {0, 0, 0, 0};
-            for (int j = 0; j < K0; j++) {
-                float v = shared[padded(e + j * run)];
-                float4 sign = __ldg((const float4*)(item.signs + j * K0 + first));
-                sum[0] = __fmaf_rn(sign.x, v, sum[0]);
-                sum[1] = __fmaf_rn(sign.y, v, sum[1]);
-                sum[2] = __fmaf_rn(sign.z, v, sum[2]);
-                sum[3] = __fmaf_rn(sign.w, v, sum[3]);
-            }
-#pragma unroll
-            for (int i = 0; i < kExactSums; i++) put(e + (first + i) * run, sum[i]);
-        }
-    }
-    if (item.absmax) raise_block_absmax(item.absmax, largest);
-}
-
 // ================================================================ the largest magnitude
 enum { kAbsmaxThreads = 512, kAbsmaxLoads = 4 };
 
@@ -513,9 +344,6 @@ __global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, R
 
 // ================================================================ launchers
 
-static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // without static shared memory
-static inline int floor_log2(int n) { return 31 - __builtin_clz((unsigned)n); }
-
 template <typename T>
 static void launch_absmax(float* absmax, Mat x) {
     bool octets = is_octets(x);
@@ -534,18 +362,8 @@ static void absmax(float* absmax, Mat x) {
     else launch_absmax<float>(absmax, x);
 }
 
-// One transform: vectors of order n of a matrix, `step` rows between their elements if they are columns.
-struct Rotation {
-    Mat y, x;
-    RotateAxis axis;
-    bool transpose;
-    int n, step;
-    float scale;
-    float* absmax;
-};
-
 // The item of `vectors` vectors with W columns each, and the number of items.
-static RotateItem rotate_item(Rotation r, int vectors, int W, int unit, int* items) {
+static RotateItem rotate_item(const RotateJob& r, int vectors, int W, int unit, int* items) {
     RotateItem item = {};
     int K0 = hadamard_base_order(r.n), rows = max_int(r.x.rows, r.y.rows);
     bool from_right = r.axis == ROTATE_COLS;
@@ -572,7 +390,7 @@ static RotateItem rotate_item(Rotation r, int vectors, int W, int unit, int* ite
 }
 
 template <int kBlocks, int kTiles, typename Exchange>
-static void launch_rotate_mma(Rotation r, RotateItem item, int items, int threads, size_t shared_bytes) {
+static void launch_rotate_mma(const RotateJob& r, RotateItem item, int items, int threads, size_t shared_bytes) {
     static bool allowed;
     if (kTiles && !allowed) {
         allow_shared(rotate_mma_kernel<kBlocks, kTiles, Exchange>, shared_limit());
@@ -581,7 +399,7 @@ static void launch_rotate_mma(Rotation r, RotateItem item, int items, int thread
     LAUNCH((rotate_mma_kernel<kBlocks, kTiles, Exchange>), items, threads, shared_bytes, rows_of<bf16>(r.y), rows_of<const bf16>(r.x),
            item);
 }
-static void launch_rotate_alone(int blocks, Rotation r, RotateItem item, int items) {
+static void launch_rotate_alone(int blocks, const RotateJob& r, RotateItem item, int items) {
     switch (blocks) {
         case 1: return launch_rotate_mma<1, 0, NoExchange>(r, item, items, kRotateAloneThreads, 0);
         case 2: return launch_rotate_mma<2, 0, NoExchange>(r, item, items, kRotateAloneThreads, 0);
@@ -596,10 +414,10 @@ static void launch_rotate_alone(int blocks, Rotation r, RotateItem item, int ite
 enum { kRotateElements = 8192, kRotateTokenElements = 32768, kRotateWidest = 64, kRotateFp32Bytes = 76 << 10 };
 
 // By tensor cores; false if the shape is not for them.
-static bool rotate_mma(Rotation r) {
+static bool rotate_mma(const RotateJob& r) {
     bool from_right = r.axis == ROTATE_COLS;
     int K0 = hadamard_base_order(r.n), run = r.n / K0, W = 1;
-    if (r.x.fmt != BF16 || r.y.fmt != BF16 || !is_octets(r.x) || !is_octets(r.y)) return false;
+    if (r.x.fmt != BF16 || r.y.fmt != BF16 || !r.y.data || !is_octets(r.x) || !is_octets(r.y)) return false;
     if (from_right && run < (K0 == 1 ? 8 : 16)) return false;
     if (!from_right)
         for (W = K0 == 1 || run > 1 ? 8 : 16; W < kRotateWidest && W < r.x.cols && (size_t)r.n * W * 2 <= kRotateTokenElements; W *= 2) {}
@@ -641,66 +459,32 @@ static bool rotate_mma(Rotation r) {
     return true;
 }
 
-// In the order of hadamard.h; false if a vector is too long for shared memory.
-static size_t exact_bytes(size_t elements) { return (elements + elements / 32 + 1) * sizeof(float); }
-
-template <typename Y, typename X>
-static void launch_rotate_exact(Rotation r, RotateItem item, int items) {
-    static bool allowed;
-    if (!allowed) {
-        allow_shared(rotate_exact_kernel<Y, X>, shared_limit());
-        allowed = true;
-    }
-    LAUNCH((rotate_exact_kernel<Y, X>), items, kExactThreads, exact_bytes((size_t)item.elements), rows_of<Y>(r.y),
-           rows_of<const X>(r.x), item);
-}
-static bool rotate_exact(Rotation r) {
-    int W = 1, vectors = 1, items;
-    if (exact_bytes((size_t)r.n) > shared_limit()) return false;
-    while (r.axis == ROTATE_ROWS && W < 32 && W < r.x.cols && (size_t)r.n * W * 2 <= kRotateElements) W *= 2;
-    while (r.step == 1 && vectors < max_int(r.x.rows, r.y.rows) && (size_t)vectors * r.n * W * 2 <= kRotateElements / 2) vectors *= 2;
-    RotateItem item = rotate_item(r, vectors, W, 1, &items);
-    if (r.y.fmt == BF16 && r.x.fmt == BF16) launch_rotate_exact<bf16, bf16>(r, item, items);
-    else if (r.y.fmt == BF16) launch_rotate_exact<bf16, float>(r, item, items);
-    else if (r.x.fmt == BF16) launch_rotate_exact<float, bf16>(r, item, items);
-    else launch_rotate_exact<float, float>(r, item, items);
-    return true;
-}
-
-// Columns longer than shared memory: first within runs of `low` rows, then over the rows that are `low` apart, a strip at a time. What
-// lies between is FP32 and stays in the L2 cache.
-enum { kRotateStripBytes = 32 << 20, kRotateLow = 256 };
-
-static void rotate_long_columns(Rotation r) {
-    static float* strip;   // reserved by the first such shape, for all
-    if (!strip) cuda_ok(cudaMalloc((void**)&strip, kRotateStripBytes), "workspace of rotate");
-    int low = min_int(kRotateLow, r.n / hadamard_base_order(r.n));
-    size_t fit = kRotateStripBytes / sizeof(float) / (size_t)r.n;
-    int width = fit >= 64 ? (int)(fit / 64 * 64) : (int)fit;
-    check(width > 0, "rotate (cuda): %d tokens exceed the workspace", r.n);
-    for (int first = 0; first < r.x.cols; first += width) {
-        int cols = min_int(width, r.x.cols - first);
-        Mat between = mat(strip, r.n, cols, F32);
-        Rotation within = {between, mat_cols(r.x, first, cols), ROTATE_ROWS, r.transpose, low, 1, 1.0f, NULL};
-        Rotation over = {mat_cols(r.y, first, cols), between, ROTATE_ROWS, r.transpose, r.n / low, low, r.scale, r.absmax};
-        check(rotate_exact(within) && rotate_exact(over), "rotate (cuda): %d tokens exceed shared memory in two passes", r.n);
-    }
-}
-
-static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
+// y gives the rows and the format of what is written, y.data may be NULL.
+static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int block) {
     bool from_right = axis == ROTATE_COLS;
     int rows = max_int(y.rows, x.rows), n = from_right ? x.cols : block ? block : rows;
     check_mat(x, x.rows, x.cols, "rotate");
-    check_mat(y, from_right ? x.rows : y.rows, x.cols, "rotate");
-    if (rows == 0 || x.cols == 0) return;
-    check(block >= 0 && (from_right ? block == 0 : rows % n == 0), "rotate (cuda): (%d, %d) in blocks of %d", rows, x.cols, block);
-    check(hadamard_supported(n), "rotate (cuda): no Hadamard transform of order %d", n);
-    Rotation r = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), absmax};
-    if (rotate_mma(r) || rotate_exact(r)) return;
-    if (from_right || block)
-        die("rotate (cuda): (%d, %d) in %s and %s, order %d: needs %zu bytes of shared memory, sm_%d has %zu", rows, x.cols,
-            fmt_name(x.fmt), fmt_name(y.fmt), n, exact_bytes((size_t)n), gpu_device().capability, shared_limit());
-    rotate_long_columns(r);
+    check(axis != ROTATE_NONE && y.rows == (from_right ? x.rows : y.rows) && y.cols == x.cols, "rotate (cuda): (%d, %d) to (%d, %d)", x.rows,
+          x.cols, y.rows, y.cols);
+    check(block >= 0 && (from_right ? block == 0 : rows % max_int(n, 1) == 0), "rotate (cuda): (%d, %d) in blocks of %d", rows, x.cols, block);
+    check(rows == 0 || hadamard_supported(n), "rotate (cuda): no Hadamard transform of order %d", n);
+    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}};
+    return job;
+}
+
+static void run_rotate_job(const RotateJob& job) {
+    if (max_int(job.x.rows, job.y.rows) == 0 || job.x.cols == 0) return;
+    if (rotate_mma(job) || rotate_exact(job)) return;
+    if (job.axis == ROTATE_COLS) rotate_long_rows(job);
+    else rotate_long_columns(job);
+}
+
+static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
+    check(y.data || absmax, "rotate (cuda): nothing to do");
+    if (y.data) check_mat(y, y.rows, y.cols, "rotate");
+    RotateJob job = rotate_job(y, x, axis, transpose, block);
+    job.absmax = absmax;
+    run_rotate_job(job);
 }
 
 #endif

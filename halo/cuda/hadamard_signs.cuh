@@ -1,0 +1,88 @@
+// The signs of Hadamard matrices on the GPU, uploaded once.
+#ifndef HALO_CUDA_HADAMARD_SIGNS_CUH
+#define HALO_CUDA_HADAMARD_SIGNS_CUH
+
+#include "../hadamard.h"
+#include "ptx.cuh"
+
+// The dense matrices across: G = K0 2^m with G <= kAcrossMost (m = 0 always), as A fragments of mma: (tiles, tiles, 32 lanes) uint4.
+enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16 };
+
+struct RotateSigns {
+    const uint4* across[kHadamardBaseCount][kAcrossDoublings][2];   // [base][m][transposed]; NULL: not built
+    const float* base[kHadamardBaseCount][2];                       // (K0, K0): [j][i] is the weight of input j in output i
+};
+
+static inline int hadamard_base_index(int K0) {
+    for (int b = 0; b < kHadamardBaseCount; b++)
+        if (kHadamardBases[b] == K0) return b;
+    die("rotate (cuda): %d is no base order", K0);
+}
+
+// Element (i, j) of H_K0 times Sylvester's matrix of order 2^m.
+static inline bool across_is_negative(const int8_t* base, int K0, int m, bool transposed, int i, int j) {
+    int row = i >> m, col = j >> m, low = (1 << m) - 1;
+    bool odd = __builtin_popcount((unsigned)(i & j & low)) & 1;
+    return (base[transposed ? col * K0 + row : row * K0 + col] < 0) != odd;
+}
+
+static inline void across_fragments(uint4* out, const int8_t* base, int K0, int m, bool transposed) {
+    int order = K0 << m, tiles = ceil_div(order, kFragment);
+    for (int tile = 0; tile < tiles * tiles; tile++) {
+        for (int lane = 0; lane < kWarp; lane++) {
+            uint32_t a[4];
+            for (int r = 0; r < 4; r++) {
+                a[r] = 0;
+                for (int half = 0; half < 2; half++) {
+                    int i = tile / tiles * kFragment + lane / 4 + r % 2 * 8;
+                    int j = tile % tiles * kFragment + lane % 4 * 2 + half + r / 2 * 8;
+                    if (i >= order || j >= order) continue;
+                    uint32_t one = across_is_negative(base, K0, m, transposed, i, j) ? 0xbf80u : 0x3f80u;   // +-1 in bf16
+                    a[r] |= one << 16 * half;
+                }
+            }
+            out[tile * kWarp + lane] = make_uint4(a[0], a[1], a[2], a[3]);
+        }
+    }
+}
+
+// The tables, built and uploaded by the first call, which the backend makes when it starts.
+static const RotateSigns* rotate_signs() {
+    static RotateSigns signs;
+    static bool built;
+    if (built) return &signs;
+    char *host = NULL, *device = NULL;
+    for (int place = 0; place < 2; place++) {   // measure, then place
+        size_t used = 0;
+        for (int b = 0; b < kHadamardBaseCount; b++) {
+            int K0 = kHadamardBases[b];
+            const int8_t* base = hadamard_base(K0);
+            for (int transposed = 0; transposed < 2; transposed++) {
+                for (int m = 0; m < kAcrossDoublings && (m == 0 || K0 << m <= kAcrossMost); m++) {
+                    int tiles = ceil_div(K0 << m, kFragment);
+                    if (place) across_fragments((uint4*)(host + used), base, K0, m, transposed);
+                    signs.across[b][m][transposed] = (const uint4*)(device + used);
+                    used += (size_t)tiles * tiles * kWarp * sizeof(uint4);
+                }
+                if (place)
+                    for (int i = 0; i < K0; i++)
+                        for (int j = 0; j < K0; j++)
+                            ((float*)(host + used))[j * K0 + i] = base[transposed ? j * K0 + i : i * K0 + j];
+                signs.base[b][transposed] = (const float*)(device + used);
+                used += round_up((size_t)K0 * K0 * sizeof(float), sizeof(uint4));
+            }
+        }
+        if (!place) {
+            host = (char*)host_alloc(used);
+            cuda_ok(cudaMalloc((void**)&device, used), "memory for the signs of Hadamard matrices");
+        } else {
+            cuda_ok(cudaMemcpyAsync(device, host, used, cudaMemcpyHostToDevice, cuda_stream()), "upload of Hadamard matrices");
+            cuda_ok(cudaStreamSynchronize(cuda_stream()), "upload of Hadamard matrices");
+            free(host);
+        }
+    }
+    built = true;
+    return &signs;
+}
+
+#endif

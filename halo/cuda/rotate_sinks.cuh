@@ -1,0 +1,114 @@
+// Where rotated values go: into a matrix, to codes, or nowhere but to their maximum. A kernel gives its sink octets (or single values)
+// of the rotated matrix, in FP32 and not yet scaled by 1 / sqrt(n):
+//   begin()               once a thread, before the first
+//   put(row, col, v)      values from column `col` on
+//   finish()              once a thread, at the end; all threads of the block
+#ifndef HALO_CUDA_ROTATE_SINKS_CUH
+#define HALO_CUDA_ROTATE_SINKS_CUH
+
+#include "codes.cuh"
+
+// How values become codes with one scale; absmax NULL: they don't.
+struct Quantizer {
+    const float* absmax;   // of the whole operand
+    float* scale;          // written by the first thread of a launch
+    float clip;
+};
+
+__device__ inline float begin_codes(const Quantizer& q, Fmt fmt) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *q.scale = quant_scale(*q.absmax, fmt, q.clip);
+    return quant_inverse(*q.absmax, fmt, q.clip);
+}
+
+// The larger of a magnitude and |x|; NaN wins.
+__device__ inline float raised(float largest, float x) {
+#ifdef HALO_SIMT
+    return larger_magnitude(largest, x);
+#else
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(largest), "f"(fabsf(x)));
+    return y;
+#endif
+}
+
+struct MaxSink {
+    float scale;      // 1 / sqrt(n)
+    float* absmax;    // raised
+    float largest;
+    __device__ void begin() { largest = 0; }
+    template <int kWidth> __device__ void put(int, int, const Values<kWidth>& v) {
+#pragma unroll
+        for (int i = 0; i < kWidth; i++) largest = raised(largest, v.v[i]);
+    }
+    __device__ void finish() { raise_block_absmax(absmax, f32_bits(largest * scale) & 0x7fffffffu); }
+};
+
+// Any format, chosen at run time. Every product is rounded, as on the CPU.
+struct AnySink {
+    Mat y;                // data NULL: only the maximum
+    float scale;
+    float* absmax;        // raised unless NULL: to what is written, or else to the FP32 magnitudes
+    Quantizer quantizer;
+    float inverse;
+    uint32_t largest;
+
+    __device__ void begin() {
+        largest = 0;
+        inverse = quantizer.absmax ? begin_codes(quantizer, y.fmt) : 1.0f;
+    }
+    __device__ void put_codes(int row, int col, const Values<1>& v) {
+        store_code(y.data, (size_t)row * y.ld + col, __fmul_rn(v.v[0], inverse), y.fmt);
+    }
+    __device__ void put_codes(int row, int col, Values<8> v) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.v[i] = __fmul_rn(v.v[i], inverse);
+        uint2 codes;
+        switch (y.fmt) {
+            case INT8: codes = code_octet<INT8>(v); break;
+            case FP8_E4M3: codes = code_octet<FP8_E4M3>(v); break;
+            case FP8_E5M2: codes = code_octet<FP8_E5M2>(v); break;
+            case FP6_E3M2: codes = code_octet<FP6_E3M2>(v); break;
+            default: codes = code_octet<FP6_E2M3>(v);
+        }
+        *(uint2*)((uint8_t*)y.data + (size_t)row * y.ld + col) = codes;
+    }
+    template <int kWidth> __device__ void put(int row, int col, Values<kWidth> v) {
+#pragma unroll
+        for (int i = 0; i < kWidth; i++) v.v[i] = __fmul_rn(v.v[i], scale);
+        size_t at = (size_t)row * y.ld + col;
+        if (y.data && quantizer.absmax) {
+            put_codes(row, col, v);
+        } else if (y.data && y.fmt == BF16) {
+            Packed<kWidth> rounded = pack(v);
+            store_packed((bf16*)y.data + at, rounded);
+            largest = max(largest, largest_bits(rounded));
+        } else {
+            if (y.data) store_values((float*)y.data + at, v);
+#pragma unroll
+            for (int i = 0; i < kWidth; i++) largest = max(largest, f32_bits(v.v[i]) & 0x7fffffffu);
+        }
+    }
+    __device__ void finish() {
+        if (absmax) raise_block_absmax(absmax, largest);
+    }
+};
+
+// ================================================================ what launchers are asked for
+
+// One transform: vectors of order n of a matrix, `step` rows between their elements if they are columns.
+struct RotateJob {
+    Mat y, x;              // y in any format; data NULL: only the maximum
+    RotateAxis axis;
+    bool transpose;
+    int n, step;
+    float scale;           // 1 / sqrt(n)
+    float* absmax;         // raised unless NULL
+    Quantizer quantizer;   // if y is codes
+};
+
+static inline AnySink any_sink(const RotateJob& job) {
+    AnySink sink = {job.y, job.scale, job.absmax, job.quantizer, 1, 0};
+    return sink;
+}
+
+#endif
