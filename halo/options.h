@@ -8,7 +8,7 @@ typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *long_policy;
     const char *level, *dtype, *recipe, *head_dtype, *backend, *recompute, *master, *grad_dtype, *state_dtype;
     const char *schedule, *out, *log, *prompt, *metric;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
     bool pack, train_on_prompt, qfsdp, resume, profile, help;
 } Options;

@@ -12,6 +12,12 @@
 //
 // One rank owns all rows; nothing is gathered or sent.
 //
+// Zero 3 has a place for the whole embedding, one for the whole tail, and a ring of `prefetch` + 1 for layers: while the model works
+// on a unit, the gathering of the next `prefetch` runs. Layer l always has place (l mod prefetch + 1), so that the last layers of the
+// forward pass are still there when the backward pass begins. Gradients have two such places, so that one is reduced while
+// the other is made (prefetch 0: one). Zero 1 and 2 gather a unit's weights once, from its update to its next use. None of it
+// changes a bit.
+//
 // With zero 2 and 3 each micro-step's gradients are made alone and then added, in the order of the global batch: micro-step by
 // micro-step, and rank by rank within one. F32 gradients of CPU ranks are so the same bits whatever the number of ranks, for
 // one rank too. Without, the products add to what is there, which saves a pass.
@@ -30,6 +36,7 @@ typedef struct {
     Fmt grad_fmt;      // F32 or BF16
     Fmt state_fmt;     // of m and v: F32 or BF16
     bool train;        // false: weights only
+    int prefetch;      // layers that zero 3 gathers ahead of their use
     Fmt wire;          // what zero 3 gathers of a linear: F32 or BF16: the weights; else their codes in this format (HQ-FSDP)
 } ShardOptions;
 

@@ -56,7 +56,7 @@ __attribute__((unused))
 static TestModel test_model_with_head(const Config* config, const Ops* ops, const Recipe* recipe, const char* head, Recompute recompute,
                                       int B, int T, ReadRows read, void* self) {
     TestModel t = {*config, ops, NULL, NULL, NULL, B * T};
-    ShardOptions shard = {0, true, F32, F32, true, F32};
+    ShardOptions shard = {0, true, F32, F32, true, 0, F32};
     t.shard = shard_new(config, ops, comm_solo(), shard);
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
@@ -117,7 +117,7 @@ static float* test_gradient(TestModel* t, int spec_index, int layer) {
     int unit = spec->stack == S_EMBED ? 0 : spec->per_layer ? 1 + layer : t->config.L + 1, row = 0;
     for (int i = 0; i < spec_index; i++)
         if (specs[i].stack == spec->stack) row += specs[i].rows;
-    Mat g = mat_rows(units.acquire(units.self, unit)->g[spec->stack], row, spec->rows);
+    Mat g = mat_rows(units.acquire(units.self, unit, BACKWARD)->g[spec->stack], row, spec->rows);
     float* host = (float*)host_alloc(mat_bytes(g));
     t->ops->download(host, g.data, mat_bytes(g));
     units.release(units.self, unit);
