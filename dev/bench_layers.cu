@@ -256,6 +256,15 @@ static void bench_adamw(int rows, int cols) {
             }
 }
 
+// A gradient in BF16 that is added to one in BF16.
+static void bench_stochastic_add(int rows, int cols) {
+    bench({"add bf16, stochastic", rows, cols, 6.0 * rows * cols, {Item(noise(rows, cols, BF16), true), Item(noise(rows, cols, BF16), true)}, 1, false,
+           [](const Ops* ops, const Mats& m) {
+               Noise noise = {7, 1, 0};
+               ops->add(m[0], m[1], &noise);
+           }});
+}
+
 int main(int argc, char** argv) {
     std::vector<int> tokens = {8192, 16384};
     if (argc > 1) tokens.clear();
@@ -276,6 +285,7 @@ int main(int argc, char** argv) {
         }
         printf("%s, the weights of up_proj\n", s.name);
         bench_sums(s.F, s.C);
+        bench_stochastic_add(s.F, s.C);
         bench_adamw(s.F, s.C);
     }
     bench_loss(models[0].V);
