@@ -106,7 +106,7 @@ static double cosine_of(Mat a, Mat b) {
     cuda_ops.sum_squares(on_gpu, a);
     cuda_ops.sum_squares(on_gpu + 1, b);
     cuda_ops.convert(both, a);
-    cuda_ops.add(both, b);
+    cuda_ops.add(both, b, NULL);
     cuda_ops.sum_squares(on_gpu + 2, both);
     cuda_ops.download(squares, on_gpu, sizeof squares);
     cuda_ops.release(on_gpu);

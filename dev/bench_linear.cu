@@ -2,8 +2,9 @@
 // linear.h as the model calls it.
 //
 //   timed    the codes of X, Y, then dX and dW, which adds to a gradient in BF16; and what the producer of X (RMSNorm, for `down`
-//            SwiGLU) takes longer for rotating and taking the maximum on the way out. Attention, the producer of `o`, takes the maximum in
-//            passing and leaves the rotation to the linear. The maxima of dY are had from its producer too, and are there beforehand
+//            SwiGLU) takes longer for finding the maximum, of the rotated X where that is quantized. Attention, the producer of `o`, finds
+//            it in passing, but not that of the rotated X, which is left to the linear. The maxima of dY come from its producer too, and
+//            are there beforehand
 //   apart    what comes once an optimizer step: codes of W, and dW rotated back
 //
 // Checked first: Y, dX and dW against the bf16 recipe's on the same normal values, by their cosine, per recipe.
@@ -70,10 +71,8 @@ static Bench bench_new(int index, const Recipe* recipe, int tokens) {
     }
     b.prep = linear_input_prep(&b.ln, &b.in);
     if (b.producer == FROM_ATTENTION && b.prep.rotate) b.prep = kPrepNone;
-    // What the producers leave, once: X rotated in place with its maximum, the maxima of dY.
-    Mat x = b.x;
-    if (b.prep.rotate) cuda_ops.rotate(x, x, ROTATE_COLS, false, 0, b.prep.absmax);
-    else if (b.prep.absmax) cuda_ops.absmax(b.prep.absmax, x);
+    // What the producers leave: the maximum of X, which this raises, and the maxima of dY.
+    linear_prepare_input(&b.ln, &b.in, b.x, kPrepNone);
     linear_measure_grad(&b.ln, b.dy, b.shape);
     linear_prepare_weight(&b.ln, &b.wq, b.w, b.shape);
     return b;

@@ -218,6 +218,53 @@ __device__ inline void store_release(unsigned* p, unsigned x) {
 #endif
 }
 
+// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there; the two may be apart.
+// A release makes what the thread wrote to shared memory visible to those that wait; `relaxed` orders only the arrival itself.
+#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define HALO_CLUSTERS 1
+typedef uint32_t ClusterAddress;   // bytes of shared memory of any block of the cluster
+__device__ inline int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Where p, of this block's shared memory, lies in that of another block.
+__device__ inline ClusterAddress cluster_address(const void* p, int rank) {
+    ClusterAddress there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
+    return there;
+}
+__device__ inline float4 cluster_load(ClusterAddress from) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(from) : "memory");
+    return v;
+}
+#elif defined(HALO_SIMT)
+#define HALO_CLUSTERS 1
+typedef const char* ClusterAddress;
+static inline int cluster_rank() { return simt_block->rank; }
+static inline void cluster_arrive() { simt_cluster_arrive(); }
+static inline void cluster_arrive_relaxed() { simt_cluster_arrive(); }
+static inline void cluster_wait() { simt_cluster_wait(); }
+static inline ClusterAddress cluster_address(const void* p, int rank) { return simt_cluster_address(p, rank); }
+static inline float4 cluster_load(ClusterAddress from) {
+    check((uintptr_t)from % 16 == 0, "%s: 16 bytes of a cluster's shared memory at %p", simt_block->kernel, (const void*)from);
+    return *(const float4*)from;
+}
+#else
+#define HALO_CLUSTERS 0
+#endif
+#if HALO_CLUSTERS
+// What all threads of the cluster did before is visible to all after.
+__device__ inline void cluster_sync() {
+    cluster_arrive();
+    cluster_wait();
+}
+#endif
+
 // ================================================================ Hopper
 #if HALO_SM90A
 
@@ -330,17 +377,7 @@ __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], ui
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
 }
 
-// ---- clusters: blocks that run together and reach each other's shared memory
-__device__ inline uint32_t cluster_rank() {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-// All threads of all blocks of the cluster; what they did before is visible to all after.
-__device__ inline void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// Arrives at the barrier that lies where `barrier` lies in the shared memory of block `rank` of the cluster. It says that wgmma has read a
+// ---- clusters on sm_90a. Arrives at the barrier that lies where `barrier` lies in the shared memory of block `rank` of the cluster. It says that wgmma has read a
 // stage, and orders no ordinary memory beyond the block: that would cost a fence of the whole GPU.
 __device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
     asm volatile(

@@ -182,8 +182,6 @@ __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink 
 }
 
 // ---- launchers
-static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // without static shared memory
-
 enum { kExactElements = 8192, kExactWidest = 32, kExactLongest = 1024 };
 
 template <int kWidth, typename X>

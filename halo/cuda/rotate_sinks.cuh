@@ -43,6 +43,39 @@ struct MaxSink {
     __device__ void finish() { raise_block_absmax(absmax, f32_bits(largest * scale) & 0x7fffffffu); }
 };
 
+struct StoreSink {
+    Rows<bf16> y;
+    float scale;
+    float* absmax;    // raised unless NULL
+    uint32_t largest;
+    __device__ void begin() { largest = 0; }
+    __device__ void put(int row, int col, Values<8> v) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.v[i] *= scale;
+        Packed<8> rounded = pack(v);
+        if (absmax) largest = max(largest, largest_bits(rounded));
+        store_packed(y[row] + col, rounded);
+    }
+    __device__ void finish() {
+        if (absmax) raise_block_absmax(absmax, largest);
+    }
+};
+
+template <Fmt kFmt>
+struct CodeSink {
+    Rows<uint8_t> codes;
+    float scale;
+    Quantizer quantizer;
+    float factor;     // of codes, of the unscaled values
+    __device__ void begin() { factor = scale * begin_codes(quantizer, kFmt); }
+    __device__ void put(int row, int col, Values<8> v) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.v[i] *= factor;
+        *(uint2*)(codes[row] + col) = code_octet<kFmt>(v);
+    }
+    __device__ void finish() {}
+};
+
 // Any format, chosen at run time. Every product is rounded, as on the CPU.
 struct AnySink {
     Mat y;                // data NULL: only the maximum
@@ -109,6 +142,20 @@ struct RotateJob {
 static inline AnySink any_sink(const RotateJob& job) {
     AnySink sink = {job.y, job.scale, job.absmax, job.quantizer, 1, 0};
     return sink;
+}
+
+// launch(sink) with the sink that the job's output needs; false if it is none of octets in a format that recipes rotate to.
+template <typename Launch>
+static bool with_sink(const RotateJob& job, const Launch& launch) {
+    if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0});
+    if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0});
+    if (job.y.fmt == F32 || job.y.cols % 8 || job.y.ld % 8 || (uintptr_t)job.y.data % 8) return false;
+    switch (job.y.fmt) {
+        case INT8: return launch(CodeSink<INT8>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
+        case FP8_E4M3: return launch(CodeSink<FP8_E4M3>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
+        case FP6_E3M2: return launch(CodeSink<FP6_E3M2>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
+        default: return false;
+    }
 }
 
 #endif

@@ -1,0 +1,176 @@
+// Building blocks of a Hadamard transform of bf16 on tensor cores, for rotate and for producers that want a rotated maximum. Tensor cores
+// add; what lies between two products is FP32.
+//
+//   within   256 elements are one 16-byte access of a warp: lane l holds e = 8 l ... 8 l + 7. Two products with 16 x 16 signs transform
+//            any of their 8 bits; the first leaves each lane with just what the second wants, the second with what is stored, so
+//            nothing is shuffled. A masked bit has the identity for its 2 x 2 factor. 4 in all: 6 mma for 256 elements.
+//   blocks   up to 16 neighbouring 256s of a warp: additions in registers.
+//   across   what is left is a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
+// Values that enter a second product are split into two bf16, 16 significant bits: the result errs by 2^-16 before it is rounded.
+// Instructions an element: within 3 to split and 0.75 mma; blocks one a bit; across 0.5 to store and load, 3 to split, G/32 mma.
+#ifndef HALO_CUDA_HADAMARD_WARP_CUH
+#define HALO_CUDA_HADAMARD_WARP_CUH
+
+#include "hadamard_signs.cuh"
+
+// ================================================================ within a warp
+
+// Signs of the 16 x 16 product that transforms those bits of its index that are in `bits`, as this lane's A fragment.
+__device__ inline void partial_hadamard(uint32_t (&a)[4], unsigned bits) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        a[r] = 0;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned i = lane / 4 + r % 2 * 8, k = lane % 4 * 2 + half + r / 2 * 8;
+            uint32_t one = __popc(i & k & bits) & 1 ? 0xbf80u : 0x3f80u;
+            a[r] |= ((i ^ k) & ~bits & 15u ? 0u : one) << 16 * half;
+        }
+    }
+}
+
+// Which of the 8 bits within 256 elements are transformed, as the fragments of the two products.
+struct WithinSigns {
+    uint32_t first[4], second[4];
+};
+__device__ inline WithinSigns within_signs(int first_bit, int end_bit) {
+    unsigned bits = ((1u << min(end_bit, 8)) - 1) & ~((1u << min(first_bit, 8)) - 1);
+    auto at = [bits](int from, int to) { return (bits >> from & 1u) << to; };
+    WithinSigns s;
+    partial_hadamard(s.first, at(0, 0) | at(3, 1) | at(4, 2) | at(1, 3));
+    partial_hadamard(s.second, at(5, 0) | at(6, 1) | at(7, 2) | at(2, 3));
+    return s;
+}
+
+// Two FP32 values as the sum of two bf16 each.
+struct SplitPair {
+    uint32_t high, low;
+};
+__device__ inline SplitPair split(float a, float b) {
+    SplitPair s;
+    s.high = bf16_pair(a, b);
+    s.low = bf16_pair(a - f32_from_bits(s.high << 16), b - f32_from_bits(s.high & 0xffff0000u));
+    return s;
+}
+
+// The sums, unscaled, over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out. Index bits in
+// the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products apart.
+// So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
+__device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs) {
+    float half[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    mma_bf16(half[0], signs.first, x.pair[0], x.pair[1]);
+    mma_bf16(half[1], signs.first, x.pair[2], x.pair[3]);
+#pragma unroll
+    for (int bit1 = 0; bit1 < 2; bit1++) {
+        SplitPair b0 = split(half[0][2 * bit1], half[0][2 * bit1 + 1]), b1 = split(half[1][2 * bit1], half[1][2 * bit1 + 1]);
+        float sum[4] = {0, 0, 0, 0};
+        mma_bf16(sum, signs.second, b0.low, b1.low);
+        mma_bf16(sum, signs.second, b0.high, b1.high);
+        v[2 * bit1] = sum[0];
+        v[2 * bit1 + 1] = sum[1];
+        v[4 + 2 * bit1] = sum[2];
+        v[4 + 2 * bit1 + 1] = sum[3];
+    }
+}
+
+// Butterflies between values of blocks whose numbers differ in one bit, for all bits below `together` (1, 2, 4 ... kBlocks).
+template <int kBlocks, int kEach>
+__device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
+#pragma unroll
+    for (int step = 1; step < kBlocks; step *= 2) {
+        if (step >= together) return;
+#pragma unroll
+        for (int b = 0; b < kBlocks; b++) {
+            if (b & step) continue;
+#pragma unroll
+            for (int i = 0; i < kEach; i++) {
+                float low = v[b][i], high = v[b + step][i];
+                v[b][i] = low + high;
+                v[b + step][i] = low - high;
+            }
+        }
+    }
+}
+
+// Within 256s, and over each `together` neighbouring ones of a warp.
+template <int kBlocks>
+__device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (&x)[kBlocks], const WithinSigns& signs, int together) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; b++) hadamard_within(v[b], x[b], signs);
+    add_blocks(v, together);
+}
+
+// ================================================================ across runs in shared memory
+
+// Where element e of an item in runs of 2^log2_run (at least 16) lies, in floats. Octets go in (or pairs of rows of 16), four neighbours
+// come out: 8 lanes 32 neighbouring elements, times 4 lanes two runs apart. The swizzle keeps all of it free of bank conflicts: it adds
+// bits of the row and of the run to bank bits that these lanes share. Four neighbours stay together, and multiples of eight runs leave
+// the swizzle alone.
+struct Exchange {
+    float* data;
+    int log2_run;
+    __device__ int place(int e) const { return e ^ (e >> 5 & 1) * 12 ^ (e >> (log2_run + 1) & 3) << 3; }
+    __device__ void store_octet(int e, const float (&v)[8]) const {
+        int at = place(e);
+        *(float4*)(data + at) = make_float4(v[0], v[1], v[2], v[3]);
+        *(float4*)(data + (at ^ 4)) = make_float4(v[4], v[5], v[6], v[7]);
+    }
+    __device__ void store_pair(int e, float a, float b) const { *(float2*)(data + place(e)) = make_float2(a, b); }
+    __device__ float4 load(int at) const { return *(const float4*)(data + at); }
+};
+
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across. load(run) gives this lane's
+// positions 4 (lane / 4) ... + 3 of the group in that run, put(run, v) takes its positions 8 (lane % 4) ... + 7. first_step: where to
+// begin in the sum over runs, so that the blocks of a cluster begin at different ones.
+template <int kTiles, typename Load, typename Put>
+__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, int first_step, const Load& load, const Put& put) {
+    int lane = threadIdx.x % kWarp, tiles = (order + kFragment - 1) / kFragment;
+    float sum[kTiles][4][4] = {};   // [tile][position in four][mma]
+    for (int n = 0, step = first_step; n < tiles; n++, step = step + 1 == tiles ? 0 : step + 1) {
+        uint4 a[kTiles];
+#pragma unroll
+        for (int r = 0; r < kTiles; r++)
+            if (first_tile + r < tiles) a[r] = __ldg(fragments + ((size_t)(first_tile + r) * tiles + step) * kWarp + lane);
+        float v[2][2][4];   // [half of 16 runs][of two neighbours][position]
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) {
+                // Behind the last run the signs are zero; any value of this position does.
+                int run = step * kFragment + half * 8 + lane % 4 * 2 + odd;
+                float4 four = load(run < order ? run : lane % 4 * 2 + odd);
+                v[half][odd][0] = four.x; v[half][odd][1] = four.y; v[half][odd][2] = four.z; v[half][odd][3] = four.w;
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            SplitPair b0 = split(v[0][0][t], v[0][1][t]), b1 = split(v[1][0][t], v[1][1][t]);
+#pragma unroll
+            for (int r = 0; r < kTiles; r++) {
+                if (first_tile + r >= tiles) break;
+                uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
+                mma_bf16(sum[r][t], sign, b0.low, b1.low);
+                mma_bf16(sum[r][t], sign, b0.high, b1.high);
+            }
+        }
+    }
+    // Column n of product t is position 4 n + t: this lane's columns 2 (lane % 4) and the next are an octet.
+#pragma unroll
+    for (int r = 0; r < kTiles; r++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int run = (first_tile + r) * kFragment + lane / 4 + half * 8;
+            if (run >= order) continue;
+            Values<8> out;
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                out.v[t] = sum[r][t][2 * half];
+                out.v[4 + t] = sum[r][t][2 * half + 1];
+            }
+            put(run, out);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,220 @@
+// H x of columns of bf16 on tensor cores (hadamard_warp.cuh): the token axis.
+//
+// Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
+//
+// An item is a strip of 16 columns, 32 bytes of each row: the least that memory moves. 8192 tokens of it are 512 KB of FP32, so a
+// cluster of up to eight blocks shares an item (sm_90 and later): each loads and transforms 1024 tokens of its own, and after a
+// barrier sums a share of the positions across the runs of all blocks, from where they lie. Of a cluster of S blocks each value crosses
+// between multiprocessors (S - 1) / S times: 3.5 bytes an element at S = 8, which at 2.6 TB/s is 0.75e12 elements a second, three
+// quarters of the rate of codes (3 bytes) at 3 TB/s and half of that of a maximum. Smaller items need no cluster.
+//
+//   within   a block's tokens arrive as 16-byte halves of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
+//            by the 16 x 16 signs of the lowest 4 bits, exactly; additions between 16s do up to 4 more: runs of up to 256 tokens.
+//   across   as for features, over runs of 256 tokens: order 32 for 8192.
+// Two blocks of 96 KB a multiprocessor, each with its next item on its way from memory while it sums this one: 4 bytes an element of
+// shared memory for FP32, 2 for what is on its way. Instructions an element: 1 to load, 5 within, 0.5 to store, 6 across, and the sink.
+#ifndef HALO_CUDA_ROTATE_TOKENS_CUH
+#define HALO_CUDA_ROTATE_TOKENS_CUH
+
+#include "hadamard_warp.cuh"
+#include "rotate_exact.cuh"
+
+enum {
+    kTokenColumns = 16,       // of an item
+    kTokenChunk = 256,        // tokens that a warp transforms at once, of 8 columns
+    kTokenThreads = 256, kTokenMostThreads = 512,
+    kTokenLocal = 1024,       // tokens of a block, so that two blocks fit a multiprocessor,
+    kTokenLocalMost = 2048,   //   or one
+    kMostClusterBlocks = 8
+};
+
+// `vectors` runs of n tokens, one after the other in a column. Run g of `order` is 2^log2_run elements (tokens times columns) long;
+// each of the cluster's blocks holds `runs` neighbouring ones.
+struct TokenItem {
+    int n, vectors, local;      // local: tokens of a block
+    int log2_run, order, runs;
+    const uint4* fragments;
+    int blocks, items, items_across;
+    int x_rows, y_rows, cols;
+};
+
+// Where a run lies in the cluster, and what its number adds to the swizzle (Exchange::place).
+struct RunPlace {
+#if HALO_CLUSTERS
+    ClusterAddress run;
+#endif
+    int swizzle;
+};
+
+__host__ __device__ inline int token_rows(int local) { return (local + kTokenChunk - 1) / kTokenChunk * kTokenChunk; }
+
+template <int kTiles, bool kCluster, typename Sink>
+__global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item) {
+#if !HALO_CLUSTERS
+    if (kCluster) __trap();
+#endif
+    SHARED(float, shared);
+    Exchange exchange = {shared, item.log2_run};
+    int rows = token_rows(item.local), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    bf16* arriving = (bf16*)(shared + item.local * kTokenColumns);   // (rows, 2 halves of 8 columns)
+    RunPlace* places = (RunPlace*)(arriving + rows * kTokenColumns);
+    int rank = 0, run = 1 << item.log2_run;
+#if HALO_CLUSTERS
+    if (kCluster) {
+        rank = cluster_rank();
+        for (int g = threadIdx.x; g < item.order; g += blockDim.x) {
+            int owner = g / item.runs, here = g - owner * item.runs;
+            places[g].run = cluster_address(shared + here * run, owner);
+            places[g].swizzle = exchange.place(here * run) - here * run;
+        }
+    }
+#endif
+
+    // The halves of four rows lie swapped, so that eight rows of a half are free of bank conflicts.
+    auto half_of = [&](int token, int half) { return arriving + (token * 2 + (half ^ (token >> 2 & 1))) * 8; };
+    auto first_row = [&](int i) { return i / item.items_across * item.vectors * item.n; };
+    auto first_col = [&](int i) { return i % item.items_across * kTokenColumns; };
+    auto fetch = [&](int i) {
+        int row = first_row(i) + rank * item.local, col = first_col(i) + threadIdx.x % 2 * 8;
+        for (int token = threadIdx.x / 2; token < rows; token += blockDim.x / 2) {
+            bool inside = token < item.local && row + token < item.x_rows && col < item.cols;
+            cp_async16(half_of(token, threadIdx.x % 2), inside ? x[row + token] + col : x.data, inside);
+        }
+        cp_async_commit();
+    };
+
+    int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks, run_bits = item.log2_run - 4;   // of tokens
+    fetch(first);
+    sink.begin();
+    uint32_t signs[4];
+    partial_hadamard(signs, (1u << min(run_bits, 4)) - 1);
+    for (int i = first; i < item.items; i += step) {
+        cp_async_wait<0>();
+        __syncthreads();   // the item is here, and the last one has left this block's exchange
+#if HALO_CLUSTERS
+        if (kCluster && i != first) cluster_wait();   //   and no other block reads it
+#endif
+        for (int unit = warp; unit < rows / kTokenChunk * 2; unit += warps) {
+            int chunk = unit / 2 * kTokenChunk, half = unit % 2;
+            float v[16][4] = {};
+#pragma unroll
+            for (int b = 0; b < 16; b += 2) {
+                uint32_t operand[4];
+                ldmatrix<true>(operand, half_of(chunk + b * 16 + lane, half));
+                mma_bf16(v[b], signs, operand[0], operand[1]);
+                mma_bf16(v[b + 1], signs, operand[2], operand[3]);
+            }
+            add_blocks(v, 1 << max(run_bits - 4, 0));
+#pragma unroll
+            for (int b = 0; b < 16; b++) {
+#pragma unroll
+                for (int below = 0; below < 2; below++) {
+                    int token = chunk + b * 16 + lane / 4 + below * 8;
+                    if (token < item.local)
+                        exchange.store_pair(token * kTokenColumns + half * 8 + lane % 4 * 2, v[b][2 * below], v[b][2 * below + 1]);
+                }
+            }
+        }
+#if HALO_CLUSTERS
+        if (kCluster) cluster_sync();
+#endif
+        if (!kCluster) __syncthreads();
+        // From here on nothing of the item's x is read: y may be x.
+        if (i + step < item.items) fetch(i + step);
+
+        int chunks = (item.order + kFragment * kTiles - 1) / (kFragment * kTiles), units = item.vectors * run / kWarp * chunks;
+        for (int unit = warp * item.blocks + rank; unit < units; unit += warps * item.blocks) {
+            int from = unit / chunks * kWarp, in = from + lane / 4 * 4, out = from + lane % 4 * 8;
+            int vector = in >> item.log2_run, position = in & (run - 1), tokens = run / kTokenColumns;
+            int row = first_row(i) + (out >> item.log2_run) * item.n + (out & (run - 1)) / kTokenColumns;
+            int col = first_col(i) + out % kTokenColumns;
+            auto put = [&](int g, const Values<8>& values) {
+                if (row + g * tokens < item.y_rows && col < item.cols) sink.put(row + g * tokens, col, values);
+            };
+            if (kCluster) {
+#if HALO_CLUSTERS
+                int place = exchange.place(position);
+                auto load = [&](int g) {
+                    RunPlace there = places[g];
+                    return cluster_load(there.run + sizeof(float) * (place ^ there.swizzle));
+                };
+                hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, rank % ((item.order + 15) / 16), load, put);
+#endif
+            } else {
+                int base = (vector * item.order + lane % 4 * 2) * run + position, even = exchange.place(base), odd = exchange.place(base + run);
+                auto load = [&](int g) { return exchange.load((g & 1 ? odd : even) + (g & ~7) * run); };
+                hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, 0, load, put);
+            }
+        }
+#if HALO_CLUSTERS
+        if (kCluster) cluster_arrive_relaxed();
+#endif
+    }
+#if HALO_CLUSTERS
+    if (kCluster) cluster_wait();   // others may still read this block's exchange
+#endif
+    sink.finish();
+}
+
+// ---- launchers
+template <int kTiles, bool kCluster>
+static bool launch_rotate_tokens(const RotateJob& job, TokenItem item, int threads, size_t bytes) {
+    return with_sink(job, [&](auto sink) {
+        int clusters = resident_clusters(rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>, item.blocks, threads, bytes);
+        if (clusters == 0) return false;
+        int blocks = min_int(item.items, clusters) * item.blocks;
+        if constexpr (kCluster)
+            LAUNCH_CLUSTERS((rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>), item.blocks, blocks, threads, bytes, sink,
+                            rows_of<const bf16>(job.x), item);
+        else
+            LAUNCH((rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>), blocks, threads, bytes, sink, rows_of<const bf16>(job.x), item);
+        return true;
+    });
+}
+
+// False if the shape is not for tensor cores, or does not fit.
+static bool rotate_tokens(const RotateJob& job) {
+    int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
+    if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
+    // Across: the base order, or 16, and what exceeds 8 bits within.
+    if (K0 == 1) doublings = 4;
+    while (run >> doublings > kTokenChunk) doublings++;
+    if (doublings >= kAcrossDoublings || run >> doublings == 0 || (doublings && K0 << doublings > kAcrossMost)) return false;
+    run >>= doublings;
+
+    TokenItem item = {};
+    item.n = n;
+    item.vectors = item.blocks = 1;
+    item.order = K0 << doublings;
+    item.log2_run = floor_log2(run * kTokenColumns);
+    item.fragments = rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose];
+    item.x_rows = job.x.rows;
+    item.y_rows = job.y.rows;
+    item.cols = job.x.cols;
+    // The fewest blocks that leave each its share: of 1024 tokens, or else of 2048.
+    auto divide = [&](int most) {
+        for (item.blocks = 1; item.blocks < kMostClusterBlocks; item.blocks++)
+            if (item.order % item.blocks == 0 && n / item.blocks <= most) return true;
+        return item.order % item.blocks == 0 && n / item.blocks <= most;
+    };
+    if (!gpu_device().clusters) {
+        if (n > kTokenLocalMost) return false;
+    } else if (!divide(kTokenLocal) && !divide(kTokenLocalMost)) {
+        return false;
+    }
+    while (run * kTokenColumns * item.vectors % kWarp || (item.blocks == 1 && item.vectors * n * 2 <= kTokenLocal && item.vectors * n < rows))
+        item.vectors *= 2;
+    item.runs = item.order / item.blocks;
+    item.local = item.vectors * n / item.blocks;
+    item.items_across = ceil_div(job.x.cols, kTokenColumns);
+    item.items = item.items_across * ceil_div(rows, item.vectors * n);
+    size_t bytes = (size_t)item.local * kTokenColumns * sizeof(float) + (size_t)token_rows(item.local) * kTokenColumns * sizeof(bf16);
+    if (item.blocks > 1) bytes += (size_t)item.order * sizeof(RunPlace);
+    if (bytes > shared_limit()) return false;
+    int threads = bytes * 2 > shared_limit() ? kTokenMostThreads : kTokenThreads;
+    bool few = item.order <= 2 * kFragment;
+    if (item.blocks > 1) return few ? launch_rotate_tokens<2, true>(job, item, threads, bytes) : launch_rotate_tokens<4, true>(job, item, threads, bytes);
+    return few ? launch_rotate_tokens<2, false>(job, item, threads, bytes) : launch_rotate_tokens<4, false>(job, item, threads, bytes);
+}
+
+#endif
