@@ -3,7 +3,8 @@
 // against ncclReduceScatter's. Then one line: what | MiB | us (median) | GB/s of the bus | x of NCCL's. Bus bandwidth is bytes * (ranks - 1) /
 // ranks / time, the rate at which each rank sends and receives. The last lines say what products cost while a transfer runs beside them.
 //
-//   mpirun -np N bench_comm
+//   mpirun -np N bench_comm        `ce` as an argument: also an all-gather by the GPUs' copy engines, which takes no multiprocessors from
+//                                  products (NCCL_CTA_POLICY_ZERO on symmetric windows, NCCL 2.28, one host)
 #define OMPI_SKIP_MPICXX 1
 #include <mpi.h>
 #include <nccl.h>
@@ -44,6 +45,13 @@ static void fill_integers(void* x, size_t n, Fmt fmt) {
     else LAUNCH(integers_kernel<bf16>, grid, 256, 0, (bf16*)x, n, comm->rank);
 }
 
+// On every rank.
+static bool agree(bool right) {
+    double wrong = !right;
+    comm->host_sum(&wrong, 1);
+    return wrong == 0;
+}
+
 // Every rank's median; the slowest counts.
 template <typename Run>
 static double slowest_us(Run run) {
@@ -53,11 +61,6 @@ static double slowest_us(Run run) {
     return slowest;
 }
 
-static bool agree(bool right) {
-    double wrong = !right;
-    comm->host_sum(&wrong, 1);
-    return wrong == 0;
-}
 static double line(const char* what, size_t bytes, double us, double of_nccl, bool right) {
     double gbs = (double)bytes * (comm->ranks - 1) / comm->ranks / us * 1e-3;
     if (comm->rank == 0) {
@@ -135,9 +138,50 @@ static bool bench_reduce(const char* what, Fmt fmt, double of_nccl) {
     return right;
 }
 
+// ---- an all-gather by copy engines, on a stream of its own
+static struct {
+    ncclComm_t comm;
+    cudaStream_t stream;
+    cudaEvent_t ready, done;
+    size_t share;
+    char *in, *out;
+    bool works;
+} engines;
+
+static char* window_memory(size_t bytes) {
+    void* p = NULL;
+    ncclWindow_t window = NULL;
+    nccl_ok(ncclMemAlloc(&p, bytes), "memory for a window");
+    engines.works = ncclCommWindowRegister(engines.comm, p, bytes, &window, NCCL_WIN_COLL_SYMMETRIC) == ncclSuccess && window && engines.works;
+    return (char*)p;
+}
+static void start_engines(size_t bytes) {
+    ncclUniqueId id;
+    if (comm->rank == 0) nccl_ok(ncclGetUniqueId(&id), "an address");
+    comm->host_broadcast(&id, sizeof id);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
+    nccl_ok(ncclCommInitRankConfig(&engines.comm, comm->ranks, id, comm->rank, &config), "start");
+    cuda_ok(cudaStreamCreateWithFlags(&engines.stream, cudaStreamNonBlocking), "a stream");
+    cuda_ok(cudaEventCreateWithFlags(&engines.ready, cudaEventDisableTiming), "an event");
+    cuda_ok(cudaEventCreateWithFlags(&engines.done, cudaEventDisableTiming), "an event");
+    engines.works = true;
+    engines.share = bytes / (size_t)comm->ranks / 4096 * 4096;
+    engines.in = window_memory(engines.share);
+    engines.out = window_memory(engines.share * (size_t)comm->ranks);
+    engines.works = agree(engines.works);
+}
+static void engines_gather() {
+    cuda_ok(cudaEventRecord(engines.ready, cuda_stream()), "an event");
+    cuda_ok(cudaStreamWaitEvent(engines.stream, engines.ready, 0), "a wait");
+    nccl_ok(ncclAllGather(engines.in, engines.out, engines.share, ncclInt8, engines.comm, engines.stream), "all-gather");
+    cuda_ok(cudaEventRecord(engines.done, engines.stream), "an event");
+}
+static void engines_wait() { cuda_ok(cudaStreamWaitEvent(cuda_stream(), engines.done, 0), "a wait"); }
+
 // ---- products with a transfer beside them
 enum { kProducts = 6 };
-static void bench_products() {
+static void bench_products(double of_nccl, bool with_engines) {
     int M = 8192, N = 14336, K = 4096;
     Mat a = noise(M, K, BF16), b = noise(N, K, BF16), c = zeros(M, N, BF16);
     size_t bytes = block_values() * 2;
@@ -162,6 +206,20 @@ static void bench_products() {
     if (comm->rank == 0)
         printf("%d BF16 products of %d x %d x %d: %.1f us alone, %.1f (%.2fx) beside an all-gather of a block, %.1f (%.2fx) beside a "
                "reduce-scatter of a block in BF16\n", kProducts, M, N, K, alone, gathering, gathering / alone, reducing, reducing / alone);
+    if (with_engines) start_engines(bytes);
+    if (with_engines && !engines.works && comm->rank == 0) puts("copy engines: NCCL registers no symmetric windows here");
+    if (with_engines && engines.works) {
+        line("all-gather of as much, copy engines", engines.share * (size_t)comm->ranks, slowest_us([&] {
+            engines_gather();
+            engines_wait();
+        }), of_nccl, true);
+        double beside = slowest_us([&] {
+            engines_gather();
+            products();
+            engines_wait();
+        });
+        if (comm->rank == 0) printf("the products beside it: %.1f us (%.2fx)\n", beside, beside / alone);
+    }
     cuda_ops.release(a.data);
     cuda_ops.release(b.data);
     cuda_ops.release(c.data);
@@ -169,7 +227,7 @@ static void bench_products() {
     cuda_ops.release(out);
 }
 
-int main() {
+int main(int argc, char** argv) {
     comm = comm_on(comm_start(), &cuda_ops);
     if (comm->ranks == 1) {
         puts("bench_comm: one rank sends nothing; start it with mpirun -np N");
@@ -198,7 +256,7 @@ int main() {
     right = bench_gather("all-gather of a block, packed FP6", 6, gather) && right;
     right = bench_reduce("reduce-scatter of a block, BF16", BF16, reduce) && right;
     right = bench_reduce("reduce-scatter of a block, F32", F32, reduce) && right;
-    bench_products();
+    bench_products(gather, argc > 1 && !strcmp(argv[1], "ce"));
     nccl_ok(ncclCommDestroy(raw), "end");
     comm->finish();
     return right ? 0 : 1;
