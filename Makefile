@@ -68,7 +68,8 @@ OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
                 $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA
-BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
+CUDA_BENCHES = $(filter-out $(if $(HALO_NCCL),,dev/bench_comm.cu),$(wildcard dev/bench_*.cu))
+BENCHES += $(CUDA_BENCHES:%.cu=$(BUILD)/%)
 endif
 DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.c))
 
@@ -114,7 +115,7 @@ $(BUILD)/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
-	  $(if $(findstring comm_nccl,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
+	  $(if $(findstring comm,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
@@ -184,7 +185,7 @@ setup:
 	@scripts/setup.sh
 
 # One object per file and architecture; nothing is linked.
-KERNEL_FILES = train_llama3.cu $(wildcard halo/cuda/*.cu dev/*.cu)
+KERNEL_FILES = train_llama3.cu $(CUDA_SOURCES) $(CUDA_BENCHES)
 KERNELS = $(foreach arch,$(ARCHS),$(KERNEL_FILES:%.cu=build/kernels/$(arch)/%.o))
 kernels:
 	@$(MAKE) --no-print-directory -j$(shell nproc) $(KERNELS)
@@ -192,7 +193,7 @@ define KERNEL_RULE
 build/kernels/$(1)/%.o: %.cu
 	@mkdir -p $$(@D)
 	@echo '  $(1) $$<'
-	$$(Q)$$(NVCC) -std=c++17 -O3 -DHALO_CUDA -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@
+	$$(Q)$$(NVCC) -std=c++17 -O3 $(DEFINES) $(if $(HALO_NCCL),$(MPI_CFLAGS)) -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach arch,$(ARCHS),$(eval $(call KERNEL_RULE,$(arch))))
 

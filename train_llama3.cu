@@ -180,7 +180,7 @@ static void ranks_agree(const Session* s, const DataStats* data) {
     char *mine = (char*)host_alloc(kBytes), *first = (char*)host_alloc(kBytes);
     size_t used = 0;
     RunFlag flags[kMaxRunFlags];
-    int flag_count = options_run_flags(&s->o, flags);
+    int flag_count = options_flags(&s->o, flags, true);
     for (int i = 0; i < flag_count; i++)
         used += (size_t)snprintf(mine + used, kBytes - used, "--%s %s\n", flags[i].name, flags[i].value);
     const Config* c = &s->config;
@@ -258,10 +258,12 @@ typedef struct {
 
 static void state_read(void* self, size_t offset, size_t bytes, void* dst) {
     StateBlob* b = (StateBlob*)self;
+    progress_phase("saving", -1);
     b->s->ops->download(dst, (char*)b->array.data + offset, bytes);
 }
 static void state_write(void* self, size_t offset, size_t bytes, const void* src) {
     StateBlob* b = (StateBlob*)self;
+    progress_phase("resuming", -1);
     shard_take(b->s->shard, b->index, b->from_rank, b->from_ranks, offset, bytes, src);
 }
 
@@ -291,7 +293,7 @@ static void describe_state(Session* s, Progress* progress, int rank, int ranks, 
     const CheckpointNumber numbers[] = {
         {"step", &progress->step}, {"epoch", &progress->epoch}, {"step_in_epoch", &progress->step_in_epoch}};
     memcpy(r->numbers, numbers, sizeof numbers);
-    int setting_count = options_run_flags(&s->o, r->flags);
+    int setting_count = options_flags(&s->o, r->flags, false);
     for (int i = 0; i < setting_count; i++) {
         bool backend = !strcmp(r->flags[i].name, "backend");   // what "auto" came to: another one has other bits
         CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value};

@@ -152,11 +152,11 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     return "";
 }
 
-int options_run_flags(const Options* o, RunFlag flags[kMaxRunFlags]) {
+int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all) {
     int count = 0;
     for (int i = 0; i < kFlagCount; i++) {
-        if (!kFlags[i].defines_run || !(kFlags[i].commands & TRAIN)) continue;
-        check(count < kMaxRunFlags, "options_run_flags: more than %d", kMaxRunFlags);
+        if (!(kFlags[i].defines_run || all) || !(kFlags[i].commands & TRAIN)) continue;
+        check(count < kMaxRunFlags, "options_flags: more than %d", kMaxRunFlags);
         RunFlag* f = &flags[count++];
         f->name = kFlags[i].name;
         f->value = flag_text(o, &kFlags[i], f->text);

@@ -17,14 +17,14 @@ enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
 
 enum { kAuto = -1 };   // a whole number that was left at "auto"
 
-// The flags that define a training run, with their values ("" for an unset one): what every rank of it and every run that goes
-// on from its checkpoints has to share. Returns how many; `flags` must not move, since values may point into it.
+// The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
+// has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
 enum { kMaxRunFlags = 64 };
 typedef struct {
     const char *name, *value;
     char text[64];
 } RunFlag;
-C_API int options_run_flags(const Options* o, RunFlag flags[kMaxRunFlags]);
+C_API int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all);
 
 // The options and the command's bit. Anything wrong is a user_error; --help prints and exits.
 C_API Options options_parse(int argc, char** argv, int* command);

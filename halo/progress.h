@@ -32,7 +32,7 @@ typedef struct {
     ProgressPlace at;
     const char* error;        // it will never be done; or NULL
 } DeviceProgress;
-// The watchdog asks, on its own thread, and calls `give_up` before it ends the job.
+// The watchdog asks from now on, on a thread of its own, and calls `give_up` before it ends the job.
 C_API void progress_watch_device(DeviceProgress (*look)(void), void (*give_up)(void));
 // "rank 1 of 4: step 12, backward, layer 3, in all_gather" to standard error, at once; callable from a signal handler.
 C_API void progress_report(const char* why);

@@ -537,6 +537,7 @@ void shard_load(Shard* s, ReadRows read, void* self) {
         for (int done = 0; done < p->own; done += at_once) {
             int rows = min_int(at_once, p->own - done);
             size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
+            progress_phase("loading weights", p->unit == tail_of(s) ? -1 : p->unit - 1);
             read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
             if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
             if (narrows) narrow(half, buffer, values);

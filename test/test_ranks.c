@@ -328,6 +328,7 @@ static void cpu_refused_case(void) {
     on_cpu();
     make_models();
     refused(2, "\"$0\" \"$@\" --lr $((OMPI_COMM_WORLD_RANK + 1))", "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'");
+    refused(2, "\"$0\" \"$@\" --prefetch $OMPI_COMM_WORLD_RANK", "rank 1 disagrees with rank 0: it has '--prefetch 1', rank 0 has '--prefetch 0'");
 }
 static void emulated_refused_case(void) {
     if (!on_emulated_gpus()) return;
