@@ -60,13 +60,16 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize model)
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model $(if $(HALO_MPI),comm))
+# The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
+SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
 OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
                 $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA
-BENCHES += $(patsubst dev/%.cu,$(BUILD)/dev/%,$(wildcard dev/bench_*.cu))
+CUDA_BENCHES = $(filter-out $(if $(HALO_NCCL),,dev/bench_comm.cu),$(wildcard dev/bench_*.cu))
+BENCHES += $(CUDA_BENCHES:%.cu=$(BUILD)/%)
 endif
 DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.c))
 
@@ -112,7 +115,7 @@ $(BUILD)/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
-	  $(if $(findstring comm_nccl,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
+	  $(if $(findstring comm,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
@@ -121,22 +124,37 @@ $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT
+SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT $(if $(HALO_MPI),-DHALO_MPI -DHALO_NCCL)
+SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++
 $(BUILD)/simt/ops.o: halo/cuda/ops.cu
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
-	$(Q)$(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(SIMT_CXX) -c $< -o $@
+$(BUILD)/simt/comm_nccl.o: halo/comm_nccl.cu
+	@mkdir -p $(@D)
+	@echo '  $< (on the CPU)'
+	$(Q)$(SIMT_CXX) $(MPI_CFLAGS) -c $< -o $@
+$(BUILD)/simt/comm.o: halo/comm.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
+$(BUILD)/simt/train_llama3.o: train_llama3.cu
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -x c -c $< -o $@
+SIMT_RANKS   = $(patsubst %,$(BUILD)/simt/%.o,ops comm $(if $(HALO_MPI),comm_nccl))
+$(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_RANKS) $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 $(BUILD)/simt/test_%.o: test/test_%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
-$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(BUILD)/simt/ops.o $(LIB)
+$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(SIMT_RANKS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
 # ---- what one runs
 test: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
-run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(DEMO)
+run-tests: found $(BUILD)/train_llama3 $(TESTS) $(SIMT) $(SIMT_PROGRAM) $(DEMO)
 	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT) $(OTHER_KERNELS)
 
 demo: setup
@@ -167,7 +185,7 @@ setup:
 	@scripts/setup.sh
 
 # One object per file and architecture; nothing is linked.
-KERNEL_FILES = train_llama3.cu $(wildcard halo/cuda/*.cu dev/*.cu)
+KERNEL_FILES = train_llama3.cu $(CUDA_SOURCES) $(CUDA_BENCHES)
 KERNELS = $(foreach arch,$(ARCHS),$(KERNEL_FILES:%.cu=build/kernels/$(arch)/%.o))
 kernels:
 	@$(MAKE) --no-print-directory -j$(shell nproc) $(KERNELS)
@@ -175,7 +193,7 @@ define KERNEL_RULE
 build/kernels/$(1)/%.o: %.cu
 	@mkdir -p $$(@D)
 	@echo '  $(1) $$<'
-	$$(Q)$$(NVCC) -std=c++17 -O3 -DHALO_CUDA -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@
+	$$(Q)$$(NVCC) -std=c++17 -O3 $(DEFINES) $(if $(HALO_NCCL),$(MPI_CFLAGS)) -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach arch,$(ARCHS),$(eval $(call KERNEL_RULE,$(arch))))
 

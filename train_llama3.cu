@@ -92,7 +92,7 @@ static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->rank
 
 static ShardOptions shard_options(const Session* s, bool train) {
     int zero = s->o.zero == kAuto ? kZeroAuto : s->o.zero;
-    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, F32};
+    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, s->o.prefetch, s->o.accum, (uint64_t)s->o.seed, F32};
     if (!train) return shard;
     if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
@@ -115,9 +115,10 @@ static Session session_open(Options o) {
     Session s;
     memset(&s, 0, sizeof s);
     s.o = o;
+    s.ops = pick_backend(o.backend);
     s.comm = comm_start();
     progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
-    s.ops = pick_backend(o.backend);
+    s.comm = comm_on(s.comm, s.ops);
     open_source(&s);
     return s;
 }
@@ -179,7 +180,7 @@ static void ranks_agree(const Session* s, const DataStats* data) {
     char *mine = (char*)host_alloc(kBytes), *first = (char*)host_alloc(kBytes);
     size_t used = 0;
     RunFlag flags[kMaxRunFlags];
-    int flag_count = options_run_flags(&s->o, flags);
+    int flag_count = options_flags(&s->o, flags, true);
     for (int i = 0; i < flag_count; i++)
         used += (size_t)snprintf(mine + used, kBytes - used, "--%s %s\n", flags[i].name, flags[i].value);
     const Config* c = &s->config;
@@ -257,10 +258,12 @@ typedef struct {
 
 static void state_read(void* self, size_t offset, size_t bytes, void* dst) {
     StateBlob* b = (StateBlob*)self;
+    progress_phase("saving", -1);
     b->s->ops->download(dst, (char*)b->array.data + offset, bytes);
 }
 static void state_write(void* self, size_t offset, size_t bytes, const void* src) {
     StateBlob* b = (StateBlob*)self;
+    progress_phase("resuming", -1);
     shard_take(b->s->shard, b->index, b->from_rank, b->from_ranks, offset, bytes, src);
 }
 
@@ -290,7 +293,7 @@ static void describe_state(Session* s, Progress* progress, int rank, int ranks, 
     const CheckpointNumber numbers[] = {
         {"step", &progress->step}, {"epoch", &progress->epoch}, {"step_in_epoch", &progress->step_in_epoch}};
     memcpy(r->numbers, numbers, sizeof numbers);
-    int setting_count = options_run_flags(&s->o, r->flags);
+    int setting_count = options_flags(&s->o, r->flags, false);
     for (int i = 0; i < setting_count; i++) {
         bool backend = !strcmp(r->flags[i].name, "backend");   // what "auto" came to: another one has other bits
         CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value};
@@ -490,7 +493,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
     progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
-    shard_begin_step(s->shard);
+    shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
@@ -578,21 +581,22 @@ static void log_evaluation(StepLog* log, const char* path, int step, Evaluation 
 // Bytes a rank needs on the backend.
 typedef struct {
     ShardBytes shard;
-    size_t model, together;
+    size_t model, staging, together;   // staging: what ranks and the backend hold for themselves
 } MemoryPlan;
 
 static MemoryPlan plan_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
     size_t model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
-    MemoryPlan plan = {b, model, b.weights + b.gradients + b.optimizer + b.gathered + model};
+    size_t staging = s->comm->staging_bytes + s->ops->workspace_bytes();
+    MemoryPlan plan = {b, model, staging, b.weights + b.gradients + b.optimizer + b.gathered + model + staging};
     return plan;
 }
 
 static void print_memory(const Session* s) {
     MemoryPlan p = plan_memory(s);
     printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  activations and scratch %.3f  "
-           "together %.3f\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer), gib(p.shard.gathered),
-           gib(p.model), gib(p.together));
+           "staging %.3f  together %.3f\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer), gib(p.shard.gathered),
+           gib(p.model), gib(p.staging), gib(p.together));
 }
 
 static void print_start(const Session* s) {
@@ -843,7 +847,7 @@ enum { kBenchWarmup = 2, kProfileSteps = 2 };
 static double bench_step(Session* s, Trainer* t, int step) {
     const Options* o = &s->o;
     double start = seconds_now();
-    shard_begin_step(s->shard);
+    shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
         batch_random(&t->batch, s->config.V, (uint64_t)step * (uint64_t)o->accum + (uint64_t)a);
         model_train_step(t->model, &t->batch.arrays, 1.0f / ((float)t->batch.scored * (float)o->accum * (float)s->comm->ranks), t->losses);
@@ -859,7 +863,10 @@ static int command_bench(Options o) {
     Session s = session_open(o);
     s.recipe = pick_recipe(&s);
     if (leads(&s)) print_start(&s);
+    bool notes_waits = s.comm->ranks > 1;
+    if (notes_waits) s.comm = profile_comm(s.comm, s.ops);
     if (o.profile) s.ops = profile_ops(s.ops);
+    size_t left_before = s.ops->free_bytes();
     load_weights(&s, true);
     Trainer t = trainer_new(&s, o.steps);
     double* times = (double*)host_alloc(sizeof(double) * (size_t)o.steps);
@@ -870,17 +877,27 @@ static int command_bench(Options o) {
     }
     double seconds = median(times, o.steps), per_second = (double)tokens * o.accum * s.comm->ranks / seconds;
     double tflops = per_second * train_flops_per_token(&s.config, o.seq) / 1e12 / s.comm->ranks;
-    if (o.profile) {
+    double waited[2] = {0, s.comm->sent_bytes()};   // ms and bytes sent a step, the mean over ranks
+    if (o.profile || notes_waits) {
         profile_begin();
         for (int step = 0; step < kProfileSteps; step++) bench_step(&s, &t, kBenchWarmup + o.steps + 1 + step);
         profile_end();
+        waited[0] = profile_waited_ms() / kProfileSteps / s.comm->ranks;
+        waited[1] = (s.comm->sent_bytes() - waited[1]) / kProfileSteps / s.comm->ranks;
+        s.comm->host_sum(waited, 2);
     }
-    size_t left = s.ops->free_bytes();
+    size_t left = s.ops->free_bytes(), planned = plan_memory(&s).together, used = left_before + s.comm->staging_bytes - left;
     trainer_free(&s, &t);   // room for the products that show the ceiling
     Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, tokens, s.ops->act), 0};
     if (leads(&s))
         printf("bench: %.1f ms a step  %.0f tok/s  %.3f TFLOP/s a rank  %.2f of the plain GEMM's %.3f  %.3f GiB a rank, %.3f left\n",
-               1e3 * seconds, per_second, tflops, tflops / ceilings.plain_tflops, ceilings.plain_tflops, gib(plan_memory(&s).together), gib(left));
+               1e3 * seconds, per_second, tflops, tflops / ceilings.plain_tflops, ceilings.plain_tflops, gib(planned), gib(left));
+    if (leads(&s) && !strcmp(s.ops->name, "cuda"))   // a host's memory is not ours alone
+        printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f\n", gib(used), gib(planned),
+               100 * ((double)used / (double)planned - 1), gib(s.ops->total_bytes() - s.comm->staging_bytes - left_before));
+    if (leads(&s) && notes_waits)
+        printf("ranks: %.2f ms a step waiting for each other (%.1f%%)  %.3f GB sent a step by each\n", waited[0], 0.1 * waited[0] / seconds,
+               1e-9 * waited[1]);
     if (o.profile) {
         if (fmt_bytes(s.recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s.ops, &s.config, tokens, s.recipe->fw.fmt);
         ceilings.copy_gbs = ceiling_gbs(s.ops);

@@ -148,26 +148,26 @@ static void bench_rmsnorm(const Sizes& s, int tokens) {
         const char* what;
         bool add, absmax, rotate;
     } forwards[] = {{"rmsnorm forward", false, false, false}, {"rmsnorm forward, add", true, false, false},
-                    {"rmsnorm forward, add, absmax", true, true, false}, {"rmsnorm forward, add, rotate", true, true, true}};
+                    {"rmsnorm forward, add, absmax", true, true, false}, {"rmsnorm forward, add, rotated absmax", true, true, true}};
     for (const auto& f : forwards)
         bench({f.what, tokens, s.C, (f.add ? 4 : 2) * matrix,
-               {zeros(tokens, s.C, BF16), floats(tokens), zeros(tokens, s.C, BF16), noise(tokens, s.C, BF16), noise(tokens, s.C, BF16),
-                noise(1, s.C, BF16), floats(1)},
-               f.add ? 3 : 2, true, [f, eps](const Ops* ops, const Mats& m) {
-                   Mat nothing = m[4];
+               {floats(1), zeros(tokens, s.C, BF16), floats(tokens), zeros(tokens, s.C, BF16), noise(tokens, s.C, BF16), noise(tokens, s.C, BF16),
+                noise(1, s.C, BF16)},
+               f.add ? 4 : 3, !f.absmax, [f, eps](const Ops* ops, const Mats& m) {
+                   Mat nothing = m[5];
                    nothing.data = NULL;
-                   Prep prep = {f.rotate, f.absmax ? as_floats(m[6]) : NULL};
-                   ops->rmsnorm_forward(m[0], as_floats(m[1]), m[2], m[3], f.add ? m[4] : nothing, m[5], eps, prep);
+                   Prep prep = {f.rotate, f.absmax ? as_floats(m[0]) : NULL};
+                   ops->rmsnorm_forward(m[1], as_floats(m[2]), m[3], m[4], f.add ? m[5] : nothing, m[6], eps, prep);
                }});
     void* scratch = cuda_ops.alloc(cuda_ops.rmsnorm_scratch(tokens, s.C));
     for (bool absmax : {false, true})
         bench({absmax ? "rmsnorm backward, absmax" : "rmsnorm backward", tokens, s.C, 4 * matrix,
-               {noise(tokens, s.C, BF16), Item(zeros(1, s.C, F32), true), noise(tokens, s.C, BF16), noise(tokens, s.C, BF16, 1), noise(1, s.C, BF16),
-                noise(tokens, 1, F32, 1), floats(1)},
-               2, false, [absmax, scratch](const Ops* ops, const Mats& m) {
-                   std::vector<char> on_cpu(ops == &cuda_ops ? 0 : ops->rmsnorm_scratch(m[0].rows, m[0].cols));
-                   ops->rmsnorm_backward(m[0], m[1], m[2], m[3], m[4], as_floats(m[5]), ops == &cuda_ops ? scratch : on_cpu.data(),
-                                         absmax ? as_floats(m[6]) : NULL);
+               {floats(1), noise(tokens, s.C, BF16), Item(zeros(1, s.C, F32), true), noise(tokens, s.C, BF16), noise(tokens, s.C, BF16, 1),
+                noise(1, s.C, BF16), noise(tokens, 1, F32, 1)},
+               3, false, [absmax, scratch](const Ops* ops, const Mats& m) {
+                   std::vector<char> on_cpu(ops == &cuda_ops ? 0 : ops->rmsnorm_scratch(m[1].rows, m[1].cols));
+                   ops->rmsnorm_backward(m[1], m[2], m[3], m[4], m[5], as_floats(m[6]), ops == &cuda_ops ? scratch : on_cpu.data(),
+                                         absmax ? as_floats(m[0]) : NULL);
                }});
     cuda_ops.release(scratch);
 }
@@ -184,9 +184,9 @@ static void bench_rope(const Sizes& s, int tokens) {
     for (bool backward : {false, true}) {   // backward looks at v too, for its maximum
         double bytes = 2.0 * tokens * (2 * turned + (backward ? s.NKV * s.HD : 0));
         bench({backward ? "rope backward, absmax" : "rope forward", tokens, all, bytes,
-               {noise(tokens, all, BF16), Item(mat(rope_table(&c, &cuda_ops, kPositions), kPositions, s.HD, F32), true, true), numbers(pos), floats(3)},
-               1, true, [s, backward](const Ops* ops, const Mats& m) {
-                   ops->rope(m[0], as_floats(m[1]), ints(m[2]), s.NH, s.NKV, s.HD, backward, backward ? as_floats(m[3]) : NULL);
+               {floats(3), noise(tokens, all, BF16), Item(mat(rope_table(&c, &cuda_ops, kPositions), kPositions, s.HD, F32), true, true), numbers(pos)},
+               2, !backward, [s, backward](const Ops* ops, const Mats& m) {
+                   ops->rope(m[1], as_floats(m[2]), ints(m[3]), s.NH, s.NKV, s.HD, backward, backward ? as_floats(m[0]) : NULL);
                }});
     }
 }
@@ -196,17 +196,17 @@ static void bench_swiglu(const Sizes& s, int tokens) {
     static const struct {
         const char* what;
         bool absmax, rotate;
-    } forwards[] = {{"swiglu forward", false, false}, {"swiglu forward, absmax", true, false}, {"swiglu forward, rotate", true, true}};
+    } forwards[] = {{"swiglu forward", false, false}, {"swiglu forward, absmax", true, false}, {"swiglu forward, rotated absmax", true, true}};
     for (const auto& f : forwards)
-        bench({f.what, tokens, s.F, 3 * matrix, {zeros(tokens, s.F, BF16), noise(tokens, 2 * s.F, BF16), floats(1)}, 1, true,
+        bench({f.what, tokens, s.F, 3 * matrix, {floats(1), zeros(tokens, s.F, BF16), noise(tokens, 2 * s.F, BF16)}, 2, !f.absmax,
                [f](const Ops* ops, const Mats& m) {
-                   Prep prep = {f.rotate, f.absmax ? as_floats(m[2]) : NULL};
-                   ops->swiglu_forward(m[0], m[1], prep);
+                   Prep prep = {f.rotate, f.absmax ? as_floats(m[0]) : NULL};
+                   ops->swiglu_forward(m[1], m[2], prep);
                }});
     for (bool absmax : {false, true})
         bench({absmax ? "swiglu backward, absmax" : "swiglu backward", tokens, s.F, 5 * matrix,
-               {zeros(tokens, 2 * s.F, BF16), noise(tokens, s.F, BF16), noise(tokens, 2 * s.F, BF16), floats(2)}, 1, true,
-               [absmax](const Ops* ops, const Mats& m) { ops->swiglu_backward(m[0], m[1], m[2], absmax ? as_floats(m[3]) : NULL); }});
+               {floats(2), zeros(tokens, 2 * s.F, BF16), noise(tokens, s.F, BF16), noise(tokens, 2 * s.F, BF16)}, 2, !absmax,
+               [absmax](const Ops* ops, const Mats& m) { ops->swiglu_backward(m[1], m[2], m[3], absmax ? as_floats(m[0]) : NULL); }});
 }
 
 static void bench_loss(int V) {
@@ -256,6 +256,15 @@ static void bench_adamw(int rows, int cols) {
             }
 }
 
+// A gradient in BF16 that is added to one in BF16.
+static void bench_stochastic_add(int rows, int cols) {
+    bench({"add bf16, stochastic", rows, cols, 6.0 * rows * cols, {Item(noise(rows, cols, BF16), true), Item(noise(rows, cols, BF16), true)}, 1, false,
+           [](const Ops* ops, const Mats& m) {
+               Noise noise = {7, 1, 0};
+               ops->add(m[0], m[1], &noise);
+           }});
+}
+
 int main(int argc, char** argv) {
     std::vector<int> tokens = {8192, 16384};
     if (argc > 1) tokens.clear();
@@ -276,6 +285,7 @@ int main(int argc, char** argv) {
         }
         printf("%s, the weights of up_proj\n", s.name);
         bench_sums(s.F, s.C);
+        bench_stochastic_add(s.F, s.C);
         bench_adamw(s.F, s.C);
     }
     bench_loss(models[0].V);

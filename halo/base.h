@@ -45,6 +45,7 @@ PRINTF_LIKE(3) static inline void die_at(const char* file, int line, const char*
 static inline void let_rank_0_speak(void) {
     const char* rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank) rank = getenv("PMI_RANK");
+    if (!rank) rank = getenv("PMIX_RANK");
     if (rank && strcmp(rank, "0")) sleep(3);
 }
 

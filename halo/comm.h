@@ -1,25 +1,36 @@
 // Ranks talking to each other: one table of collectives, with one implementation at work: comm_solo.c (one rank),
 // comm_mpi.c (CPU ranks), comm_nccl.cu (GPU ranks).
 //
-// The collectives on backend memory run in call order with the backend's work. Sums are taken in rank order in FP32 and
-// rounded once, so that the result does not depend on timing.
+// Sums are taken in rank order in FP32 and rounded once, so that the result does not depend on timing.
+//
+// Order: collectives on backend memory are collected, and `start` makes one transfer of them. It starts after the backend's work
+// queued so far and then runs beside the backend's later work and beside other transfers: what it reads and writes belongs to it
+// until `wait`, after which the backend's later work starts behind it. Neither waits on the host. Every rank starts the same
+// transfers in the same order. Collectives of one transfer may run in any order. With CPU ranks each has happened when its call returns.
 #ifndef HALO_COMM_H
 #define HALO_COMM_H
 
 #include "ops.h"
 
+typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait for
+
 typedef struct {
     const char* name;   // "solo" | "mpi" | "nccl"
     int rank, ranks;
+    size_t staging_bytes;   // of the backend's memory that it holds for itself
+    // ---- on the backend
     // out (ranks, bytes) <- every rank's in (bytes); `in` may be this rank's place in out.
     void (*all_gather)(void* out, const void* in, size_t bytes);
     // out (count) <- [out +] in of rank 0 + in of rank 1 + ..., this rank's slice of each `in` (ranks, count), F32 or BF16; out may
-    // be that slice of in. With `add`, a rank's sum over micro-steps has the order in which one rank alone would take it.
-    void (*reduce_scatter)(void* out, const void* in, size_t count, Fmt fmt, bool add);
+    // be that slice of in. With `add`, a rank's sum over micro-steps has the order in which one rank alone would take it, and BF16 is
+    // rounded stochastically unless noise is NULL.
+    void (*reduce_scatter)(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise);
     void (*all_reduce)(void* x, size_t count, Fmt fmt);   // the sum, on every rank
-    void (*all_reduce_max)(float* x, int n);   // on the backend
-    void (*all_reduce_sum)(float* x, int n);   // on the backend
-    // On host memory; these wait.
+    void (*all_reduce_max)(float* x, int n);   // of magnitudes
+    Transfer (*start)(void);
+    void (*wait)(Transfer transfer);
+    double (*sent_bytes)(void);   // by this rank to others, in transfers so far
+    // ---- on host memory; these wait
     void (*host_sum)(double* x, int n);
     void (*host_broadcast)(void* x, size_t bytes);   // from rank 0
     void (*barrier)(void);
@@ -31,8 +42,15 @@ C_API const Comm* comm_solo(void);
 #ifdef HALO_MPI
 C_API const Comm* comm_mpi(void);
 #endif
-// The ranks of this process's job: MPI's if a launcher started more than one, else solo. A launcher around a program that was
-// built without MPI is a user_error.
+#ifdef HALO_NCCL
+C_API const Comm* comm_nccl(const Comm* mpi);
+#endif
+// The ranks of this process's job: MPI's if a launcher started it, else solo. A launcher around a program that was built without
+// MPI is a user_error.
 C_API const Comm* comm_start(void);
+// The same ranks, talking to each other over the memory of `ops`: NCCL where that is a GPU's, which becomes the current device by
+// the rank's number on its host. Call it before the backend is first used. Ranks without a GPU of their own, ranks on different
+// backends, and a build without NCCL are user_errors.
+C_API const Comm* comm_on(const Comm* ranks, const Ops* ops);
 
 #endif

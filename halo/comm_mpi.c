@@ -1,13 +1,15 @@
 // CPU ranks over MPI. Sums are gathered whole and added in rank order in FP32, rounded once: slower than a ring, and the same
-// bits on every run.
+// bits on every run. A collective has happened when it returns; its transfer has nothing left to do.
 #include <mpi.h>
 
 #include "comm.h"
 #include "progress.h"
+#include "rng.h"
 
 static Comm mpi;
 static void* staging;            // grows to the largest piece
 static size_t staging_bytes;
+static double sent;              // bytes
 
 static void* staged(size_t bytes) {
     if (bytes > staging_bytes) {
@@ -26,6 +28,8 @@ static void* staged(size_t bytes) {
         progress_collective(NULL);                                           \
     } while (0)
 
+static void count_sent(size_t bytes_to_each) { sent += (double)bytes_to_each * (mpi.ranks - 1); }
+
 // MPI counts are ints; larger pieces go in slices.
 enum { kSliceBytes = 1 << 30 };
 
@@ -34,27 +38,30 @@ static void mpi_all_gather(void* out, const void* in, size_t bytes) {
     if (own != in) memcpy(own, in, bytes);
     check(bytes <= kSliceBytes, "all_gather: %zu bytes a rank", bytes);
     COLLECTIVE("all_gather", MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
+    count_sent(bytes);
 }
 
 static float value(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
 }
 
-static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add) {
+static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add, const Noise* noise) {
     for (size_t i = 0; i < count; i++) {
         float sum = add ? value(out, i, fmt) : 0;
         for (int r = 0; r < mpi.ranks; r++) sum += value(pieces, (size_t)r * count + i, fmt);
         if (fmt == F32) ((float*)out)[i] = sum;
-        else ((uint16_t*)out)[i] = bf16_from_f32(sum);
+        else if (!noise) ((uint16_t*)out)[i] = bf16_from_f32(sum);
+        else ((uint16_t*)out)[i] = bf16_from_f32_stochastic(sum, noise_of_value(noise->seed, noise->offset + i, kGradNoise, noise->stream));
     }
 }
 
-static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add) {
+static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise) {
     size_t bytes = count * fmt_bytes(fmt);
     check(bytes <= kSliceBytes, "reduce_scatter: %zu bytes a rank", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("reduce_scatter", MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
-    sum_in_rank_order(out, pieces, count, fmt, add);
+    count_sent(bytes);
+    sum_in_rank_order(out, pieces, count, fmt, add, add ? noise : NULL);
 }
 
 static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
@@ -62,15 +69,19 @@ static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     check(bytes <= kSliceBytes, "all_reduce: %zu bytes", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("all_reduce", MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
-    sum_in_rank_order(x, pieces, count, fmt, false);
+    count_sent(bytes);
+    sum_in_rank_order(x, pieces, count, fmt, false, NULL);
 }
 
 // The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).
 static void mpi_all_reduce_max(float* x, int n) {
     COLLECTIVE("all_reduce_max", MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_UNSIGNED, MPI_MAX, MPI_COMM_WORLD));
+    count_sent(sizeof(float) * (size_t)n);
 }
 
-static void mpi_all_reduce_sum(float* x, int n) { mpi_all_reduce(x, (size_t)n, F32); }
+static Transfer mpi_start(void) { return 0; }
+static void mpi_wait(Transfer transfer) { (void)transfer; }
+static double mpi_sent_bytes(void) { return sent; }
 
 static void mpi_host_sum(double* x, int n) {
     double* pieces = (double*)host_alloc(sizeof(double) * (size_t)n * (size_t)mpi.ranks);
@@ -112,7 +123,9 @@ const Comm* comm_mpi(void) {
     mpi.reduce_scatter = mpi_reduce_scatter;
     mpi.all_reduce = mpi_all_reduce;
     mpi.all_reduce_max = mpi_all_reduce_max;
-    mpi.all_reduce_sum = mpi_all_reduce_sum;
+    mpi.start = mpi_start;
+    mpi.wait = mpi_wait;
+    mpi.sent_bytes = mpi_sent_bytes;
     mpi.host_sum = mpi_host_sum;
     mpi.host_broadcast = mpi_host_broadcast;
     mpi.barrier = mpi_barrier;

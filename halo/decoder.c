@@ -89,11 +89,11 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
     Mat qkv = mat_rows(d->qkv, 0, n), att = mat_rows(d->att, 0, n);
     Mat gate_up = mat_rows(d->gate_up, 0, n), act = mat_rows(d->act, 0, n);
 
-    const Unit* u = d->units.acquire(d->units.self, 0);
+    const Unit* u = d->units.acquire(d->units.self, 0, FORWARD);
     ops->embed_forward(mat_rows(d->res, 0, n), u->w[S_EMBED], d->tokens);
     d->units.release(d->units.self, 0);
     for (int l = 0; l < c->L; l++) {
-        u = d->units.acquire(d->units.self, 1 + l);
+        u = d->units.acquire(d->units.self, 1 + l, FORWARD);
         norm(d, n, l > 0, u->w[S_ATTN_NORM]);
         product(d, qkv, h, u->w[S_QKV]);
         ops->rope(qkv, d->cos_sin, pos, c->NH, c->NKV, c->HD, false, NULL);
@@ -105,7 +105,7 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
         product(d, branch, act, u->w[S_DOWN]);
         d->units.release(d->units.self, 1 + l);
     }
-    u = d->units.acquire(d->units.self, c->L + 1);
+    u = d->units.acquire(d->units.self, c->L + 1, FORWARD);
     norm(d, n, true, u->w[S_FINAL_NORM]);
     d->units.release(d->units.self, c->L + 1);
     d->used += n;
@@ -119,7 +119,7 @@ const float* decoder_feed(Decoder* d, const int* tokens, int count) {
         feed_chunk(d, tokens + at, n);
     }
     int unit = d->c.tied ? 0 : d->c.L + 1;
-    const Unit* head = d->units.acquire(d->units.self, unit);
+    const Unit* head = d->units.acquire(d->units.self, unit, FORWARD);
     product(d, d->logits, mat_rows(d->h, n - 1, 1), head->w[d->c.tied ? S_EMBED : S_HEAD]);
     d->units.release(d->units.self, unit);
     size_t V = (size_t)d->c.V;

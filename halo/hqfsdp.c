@@ -1,9 +1,11 @@
 // Low-precision gathering; see hqfsdp.h.
 #include "hqfsdp.h"
 
-// Where one stack of whichever layer was gathered last lies.
+// Where one stack of the layers at work lies.
 typedef struct {
-    uint8_t *codes, *packed, *codes_t;   // (share * ranks, ld), the same packed, and each matrix's (K, N) one after the other
+    uint8_t** arrived;   // (ring): what came over the wire, (share * ranks, ld), or the same packed
+    uint8_t* unpacked;   // (share * ranks, ld); NULL if codes arrive as they are
+    uint8_t* codes_t;    // each matrix's (K, N) one after the other
 } Place;
 
 struct HqFsdp {
@@ -11,7 +13,7 @@ struct HqFsdp {
     const Ops* ops;
     const Comm* comm;
     const Piece* pieces;
-    int count;
+    int count, ring;
     Fmt fmt;
     const Linear* linear;    // that made the codes
     uint8_t** codes;         // (count): this rank's share of each piece, (share, ld); what goes over the wire
@@ -32,51 +34,56 @@ static void place_all(HqFsdp* h, Arena* arena) {
     const Comm* comm = h->comm;
     h->maxima = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
     h->scales = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
-    memset(h->place, 0, sizeof h->place);
     bool placed[kStacks] = {false};
     for (int i = 0; i < h->count; i++) {
         const Piece* p = &h->pieces[i];
         if (!hqfsdp_takes(p)) continue;
         size_t share = code_bytes(p->share, p->cols);
-        uint8_t* own = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share));
-        if (h->codes) h->codes[i] = own;
+        h->codes[i] = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share));
         if (placed[p->stack]) continue;
         placed[p->stack] = true;
         Place* place = &h->place[p->stack];
         LinearShape shape = stack_shape(h->config, p->stack);
         size_t transposed = 0;
         for (int part = 0; part < shape.parts; part++) transposed += round_up(code_bytes(shape.K, shape.N[part]), kArenaAlign);
-        place->codes = (uint8_t*)arena_take(arena, share * (size_t)comm->ranks);
-        if (packs(h->fmt)) place->packed = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share) * (size_t)comm->ranks);
+        for (int slot = 0; slot < h->ring; slot++)
+            place->arrived[slot] = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share) * (size_t)comm->ranks);
+        if (packs(h->fmt)) place->unpacked = (uint8_t*)arena_take(arena, share * (size_t)comm->ranks);
         place->codes_t = (uint8_t*)arena_take(arena, transposed);
     }
 }
 
-static HqFsdp description(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt) {
-    HqFsdp h;
-    memset(&h, 0, sizeof h);
-    h.config = config;
-    h.ops = ops;
-    h.comm = comm;
-    h.pieces = pieces;
-    h.count = count;
-    h.fmt = fmt;
+static HqFsdp* describe(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
+    HqFsdp* h = (HqFsdp*)host_alloc(sizeof(HqFsdp));
+    h->config = config;
+    h->ops = ops;
+    h->comm = comm;
+    h->pieces = pieces;
+    h->count = count;
+    h->ring = ring;
+    h->fmt = fmt;
+    h->codes = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)count);
+    for (int k = 0; k < kStacks; k++) h->place[k].arrived = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)ring);
     return h;
 }
+static void forget(HqFsdp* h) {
+    for (int k = 0; k < kStacks; k++) free(h->place[k].arrived);
+    free(h->codes);
+    free(h);
+}
 
-size_t hqfsdp_bytes(const Config* config, const Comm* comm, const Piece* pieces, int count, Fmt fmt) {
+size_t hqfsdp_bytes(const Config* config, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
     if (fmt_bytes(fmt) != 1) return 0;
-    HqFsdp h = description(config, NULL, comm, pieces, count, fmt);
+    HqFsdp* h = describe(config, NULL, comm, pieces, count, fmt, ring);
     Arena measure = {NULL, 0};
-    place_all(&h, &measure);
+    place_all(h, &measure);
+    forget(h);
     return measure.used;
 }
 
-HqFsdp* hqfsdp_new(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt) {
-    HqFsdp* h = (HqFsdp*)host_alloc(sizeof(HqFsdp));
-    *h = description(config, ops, comm, pieces, count, fmt);
-    h->codes = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)count);
-    h->memory = ops->alloc(hqfsdp_bytes(config, comm, pieces, count, fmt));
+HqFsdp* hqfsdp_new(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
+    HqFsdp* h = describe(config, ops, comm, pieces, count, fmt, ring);
+    h->memory = ops->alloc(hqfsdp_bytes(config, comm, pieces, count, fmt, ring));
     Arena arena = {(char*)h->memory, 0};
     place_all(h, &arena);
     return h;
@@ -84,8 +91,7 @@ HqFsdp* hqfsdp_new(const Config* config, const Ops* ops, const Comm* comm, const
 
 void hqfsdp_free(HqFsdp* h) {
     h->ops->release(h->memory);
-    free(h->codes);
-    free(h);
+    forget(h);
 }
 
 // This rank's rows of one matrix of the stack: `rows` of own_rows from `first` on; none if it owns none of that matrix.
@@ -113,14 +119,17 @@ void hqfsdp_absmax(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
     }
 }
 
-void hqfsdp_share_absmax(HqFsdp* h) { h->comm->all_reduce_max(h->maxima, h->count * kMaxParts); }
+void hqfsdp_share_absmax(HqFsdp* h) {
+    h->comm->all_reduce_max(h->maxima, h->count * kMaxParts);
+    h->comm->wait(h->comm->start());
+}
 
 void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
     size_t row_bytes = (size_t)linear_code_ld(p->cols);
-    // Packed codes are quantized in the gathering place, which holds nothing now, and packed from there.
-    uint8_t* codes = packs(h->fmt) ? h->place[p->stack].codes : h->codes[piece];
+    // Packed codes are quantized where whole ones are unpacked later, and packed from there.
+    uint8_t* codes = packs(h->fmt) ? h->place[p->stack].unpacked : h->codes[piece];
     for (int part = 0; part < shape.parts; part++) {
         OwnPart own = own_part(p, shape, part);
         size_t at = (size_t)piece * kMaxParts + part;
@@ -132,26 +141,32 @@ void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
     if (packs(h->fmt)) h->ops->pack_fp6(h->codes[piece], share);
 }
 
-WeightOperand hqfsdp_gather(HqFsdp* h, int piece, bool gather) {
+void hqfsdp_gather(HqFsdp* h, int piece, int slot) {
+    const Piece* p = &h->pieces[piece];
+    h->comm->all_gather(h->place[p->stack].arrived[slot], h->codes[piece], wire_bytes(h->fmt, code_bytes(p->share, p->cols)));
+}
+
+WeightOperand hqfsdp_operand(HqFsdp* h, int piece, int slot, Pass pass) {
     const Piece* p = &h->pieces[piece];
     const Place* place = &h->place[p->stack];
     LinearShape shape = stack_shape(h->config, p->stack);
-    size_t share = code_bytes(p->share, p->cols);
-    if (gather) {
-        h->comm->all_gather(packs(h->fmt) ? place->packed : place->codes, h->codes[piece], wire_bytes(h->fmt, share));
-        Mat whole = {place->codes, p->share * h->comm->ranks, p->cols, linear_code_ld(p->cols), h->fmt};
-        if (packs(h->fmt)) h->ops->unpack_fp6(whole, place->packed);
+    uint8_t *codes = place->arrived[slot], *codes_t = pass == BACKWARD ? place->codes_t : NULL;
+    if (packs(h->fmt)) {
+        Mat whole = {place->unpacked, p->share * h->comm->ranks, p->cols, linear_code_ld(p->cols), h->fmt};
+        h->ops->unpack_fp6(whole, codes);
+        codes = place->unpacked;
     }
     WeightOperand operand;
     memset(&operand, 0, sizeof operand);
-    uint8_t *codes = place->codes, *codes_t = place->codes_t;
     for (int part = 0; part < shape.parts; part++) {
         int N = shape.N[part], K = shape.K;
         QMat q = linear_code_operand(h->linear, codes, codes_t, h->scales + (size_t)piece * kMaxParts + part, N, K);
-        if (gather) h->ops->transpose_codes(q.codes_t, q.codes);
+        if (codes_t) {
+            h->ops->transpose_codes(q.codes_t, q.codes);
+            codes_t += round_up(code_bytes(K, N), kArenaAlign);
+        }
         operand.f[part] = operand.e[part] = q;
         codes += code_bytes(N, K);
-        codes_t += round_up(code_bytes(K, N), kArenaAlign);
     }
     return operand;
 }

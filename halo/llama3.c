@@ -386,11 +386,11 @@ static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
 
 // ---- whole model
 
-static const Unit* acquire(Model* m, int unit) { return m->units.acquire(m->units.self, unit); }
+static const Unit* acquire(Model* m, int unit, Pass pass) { return m->units.acquire(m->units.self, unit, pass); }
 static void release(Model* m, int unit) { m->units.release(m->units.self, unit); }
 
-static const Unit* acquire_block(Model* m, int l) {
-    const Unit* u = acquire(m, 1 + l);
+static const Unit* acquire_block(Model* m, int l, Pass pass) {
+    const Unit* u = acquire(m, 1 + l, pass);
     BlockWeights* w = &m->weights[l];
     if (u->quantized) {
         w->qkv = u->q[S_QKV];
@@ -450,23 +450,23 @@ static void trunk_forward(Model* m, const Batch* batch) {
     progress_phase("embedding", -1);
     upload_batch(m, batch);
     m->ops->zero(m->input_maxima, m->input_maxima_bytes);
-    const Unit* embedding = acquire(m, 0);
+    const Unit* embedding = acquire(m, 0, FORWARD);
     m->ops->embed_forward(m->blocks[0].res1, embedding->w[S_EMBED], m->tokens);
     release(m, 0);
     for (int l = 0; l < L; l++) {
         progress_phase("forward", l);
-        const Unit* u = acquire_block(m, l);
+        const Unit* u = acquire_block(m, l, FORWARD);
         block_forward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u, &m->weights[l]);
         release(m, 1 + l);
     }
-    const Unit* tail = acquire(m, L + 1);
+    const Unit* tail = acquire(m, L + 1, FORWARD);
     m->ops->rmsnorm_forward(m->h, m->rstd, m->res, m->blocks[L - 1].res2, m->branch, tail->w[S_FINAL_NORM], m->c.norm_eps,
                             head_piece(m, 0).prep);
     release(m, L + 1);
 }
 
-static const Unit* acquire_head(Model* m) {
-    const Unit* u = acquire(m, head_unit(&m->c));
+static const Unit* acquire_head(Model* m, Pass pass) {
+    const Unit* u = acquire(m, head_unit(&m->c), pass);
     if (!m->head_prepared) linear_prepare_weight(&m->head, &m->head_weight, u->w[head_stack(&m->c)], m->head_shape);
     m->head_prepared = true;
     return u;
@@ -480,7 +480,7 @@ static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
     trunk_forward(m, batch);
-    const Unit* head = acquire_head(m);
+    const Unit* head = acquire_head(m, FORWARD);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
         HeadPiece p = head_piece(m, row);
         head_forward(m, head, &p);
@@ -491,7 +491,7 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
 
 void model_logits(Model* m, const Batch* batch, float* out) {
     trunk_forward(m, batch);
-    const Unit* head = acquire_head(m);
+    const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
     for (int row = 0; row < m->BT; row += m->logits.rows) {
@@ -509,7 +509,7 @@ void model_logits(Model* m, const Batch* batch, float* out) {
 
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
 static void head_forward_backward(Model* m, float scale, float* loss) {
-    const Unit* head = acquire_head(m);
+    const Unit* head = acquire_head(m, BACKWARD);
     Stack stack = head_stack(&m->c);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
         HeadPiece p = head_piece(m, row);
@@ -530,7 +530,7 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     progress_phase("loss", -1);
     head_forward_backward(m, scale, loss);
 
-    const Unit* tail = acquire(m, L + 1);
+    const Unit* tail = acquire(m, L + 1, BACKWARD);
     if (tail->fresh) ops->zero(tail->g[S_FINAL_NORM].data, mat_bytes(tail->g[S_FINAL_NORM]));
     ops->zero(m->dres.data, mat_bytes(m->dres));
     ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
@@ -540,14 +540,14 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
 
     for (int l = L - 1; l >= 0; l--) {
         progress_phase("backward", l);
-        const Unit* u = acquire_block(m, l);
+        const Unit* u = acquire_block(m, l, BACKWARD);
         block_again(m, &m->blocks[l], u, &m->weights[l]);
         block_backward(m, &m->blocks[l], u, &m->weights[l]);
         release(m, 1 + l);
         m->units.reduce(m->units.self, 1 + l);
     }
 
-    const Unit* embedding = acquire(m, 0);
+    const Unit* embedding = acquire(m, 0, BACKWARD);
     Mat g = embedding->g[S_EMBED];
     if (embedding->fresh && !m->c.tied) ops->zero(g.data, mat_bytes(g));
     ops->embed_backward(g, m->dres, m->tokens, m->order);

@@ -68,6 +68,10 @@ typedef struct {
     WeightOperand q[kStacks];
 } Unit;
 
+// What a unit is acquired for. The order of units is known by it: 0, 1, ... L + 1 forward, the same down to 0 backward. Backward
+// may write gradients.
+typedef enum { FORWARD, BACKWARD } Pass;
+
 // Where units come from (shard.h). Every acquire is followed by a release; after the backward pass through a unit its
 // gradients are complete for this micro-step and `reduce` is called.
 // `changed` follows every update of the weights: time to quantize what will be gathered as codes.
@@ -75,7 +79,7 @@ typedef struct {
     void* self;
     bool quantized;   // layers come as operands (Unit.quantized)
     void (*changed)(void* self, const Linear* linear);
-    const Unit* (*acquire)(void* self, int unit);
+    const Unit* (*acquire)(void* self, int unit, Pass pass);
     void (*release)(void* self, int unit);
     void (*reduce)(void* self, int unit);
 } UnitSource;

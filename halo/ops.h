@@ -175,7 +175,9 @@ typedef struct Ops {
     void (*copy)(void* dst, const void* src, size_t bytes);
     void (*zero)(void* dst, size_t bytes);
     void (*sync)(void);
-    size_t (*free_bytes)(void);   // what `alloc` could still give
+    size_t (*free_bytes)(void);       // what `alloc` could still give
+    size_t (*total_bytes)(void);      // of the device, or the host
+    size_t (*workspace_bytes)(void);  // what the backend takes for itself in its first uses
     // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
     // `forget_marks` lets all marks be used anew.
     int (*mark)(void);

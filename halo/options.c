@@ -58,6 +58,7 @@ static const Flag kFlags[] = {
     {"recompute", TEXT, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "512", "N", "most logits held at once"},
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
+    {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
@@ -151,11 +152,11 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     return "";
 }
 
-int options_run_flags(const Options* o, RunFlag flags[kMaxRunFlags]) {
+int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all) {
     int count = 0;
     for (int i = 0; i < kFlagCount; i++) {
-        if (!kFlags[i].defines_run || !(kFlags[i].commands & TRAIN)) continue;
-        check(count < kMaxRunFlags, "options_run_flags: more than %d", kMaxRunFlags);
+        if (!(kFlags[i].defines_run || all) || !(kFlags[i].commands & TRAIN)) continue;
+        check(count < kMaxRunFlags, "options_flags: more than %d", kMaxRunFlags);
         RunFlag* f = &flags[count++];
         f->name = kFlags[i].name;
         f->value = flag_text(o, &kFlags[i], f->text);

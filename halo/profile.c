@@ -2,6 +2,7 @@
 #include "profile.h"
 
 static const Ops* inner;
+static const Comm* inner_comm;
 
 // ---- notes
 typedef struct {
@@ -221,6 +222,29 @@ const Ops* profile_ops(const Ops* ops) {
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
     return &table;
+}
+
+static const char kWaiting[] = "waiting for ranks";
+static void wait_for_transfer(Transfer transfer) {
+    int from = begin();
+    inner_comm->wait(transfer);
+    end(kWaiting, from, 0);
+}
+
+const Comm* profile_comm(const Comm* comm, const Ops* ops) {
+    static Comm table;
+    inner = ops;
+    inner_comm = comm;
+    table = *comm;
+    table.wait = wait_for_transfer;
+    return &table;
+}
+
+double profile_waited_ms(void) {
+    double ms = 0;
+    for (int i = 0; i < note_count; i++)
+        if (!strcmp(families[notes[i].family].name, kWaiting)) ms += notes[i].ms;
+    return ms;
 }
 
 // ---- the table

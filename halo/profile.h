@@ -6,13 +6,16 @@
 #ifndef HALO_PROFILE_H
 #define HALO_PROFILE_H
 
-#include "ops.h"
+#include "comm.h"
 
 // What runs through the returned table is noted, until the program ends; `inner` does the work. One table at a time.
 C_API const Ops* profile_ops(const Ops* inner);
+// The same around the waits for transfers: what `ops` stands still in them is the family "waiting for ranks".
+C_API const Comm* profile_comm(const Comm* comm, const Ops* ops);
 // Noting starts, and ends; what was noted before is forgotten.
 C_API void profile_begin(void);
 C_API void profile_end(void);
+C_API double profile_waited_ms(void);   // in all that was noted
 
 typedef struct {
     double copy_gbs;       // bytes read and written by a copy

@@ -7,37 +7,51 @@
 static struct {
     int rank, ranks, timeout_seconds;
     void (*abort_job)(int exit_code);
+    DeviceProgress (*look)(void);
+    void (*volatile give_up)(void);
+    DeviceProgress device;   // when last looked at
     volatile int step, layer;
     const char* volatile phase;
     const char* volatile collective;
     volatile unsigned long changes;
-    volatile bool watching;
-    pthread_t thread;
-} here = {0, 1, 0, NULL, 0, -1, "start", NULL, 0, false, 0};
+    volatile bool watching, ending;
+    pthread_t thread, device_thread;
+} here = {0, 1, 0, NULL, NULL, NULL, {0, false, {0, -1, NULL, NULL}, NULL}, 0, -1, "start", NULL, 0, false, false, 0, 0};
+
+// A job that is being ended computes with what has not arrived: nothing of it may be printed or saved.
+static void change(void) {
+    here.changes++;
+    while (here.ending) pause();
+}
 
 void progress_step(int step) {
     here.step = step;
-    here.changes++;
+    change();
 }
 
 void progress_phase(const char* phase, int layer) {
     here.phase = phase;
     here.layer = layer;
-    here.changes++;
+    change();
 }
 
 void progress_collective(const char* collective) {
     here.collective = collective;
-    here.changes++;
+    change();
+}
+
+ProgressPlace progress_place(void) {
+    ProgressPlace p = {here.step, here.layer, here.phase, here.collective};
+    return p;
 }
 
 void progress_report(const char* why) {
-    char text[256], layer[32] = "";
-    const char* collective = here.collective;
-    if (here.layer >= 0) snprintf(layer, sizeof layer, ", layer %d", here.layer);
-    int n = snprintf(text, sizeof text, "train_llama3: rank %d of %d: step %d, %s%s, %s%s: %s\n", here.rank, here.ranks, here.step,
-                     here.phase, layer, collective ? "waiting for the other ranks in " : "outside of collectives",
-                     collective ? collective : "", why);
+    char text[512], layer[32] = "";
+    ProgressPlace p = here.device.busy ? here.device.at : progress_place();
+    if (p.layer >= 0) snprintf(layer, sizeof layer, ", layer %d", p.layer);
+    int n = snprintf(text, sizeof text, "train_llama3: rank %d of %d: step %d, %s%s, %s%s: %s\n", here.rank, here.ranks, p.step,
+                     p.phase, layer, p.collective ? "waiting for the other ranks in " : "outside of collectives",
+                     p.collective ? p.collective : "", why);
     if (write(2, text, (size_t)min_int(n, (int)sizeof text - 1)) < 0) return;   // nobody left to tell
 }
 
@@ -48,23 +62,42 @@ static void nap(int milliseconds) {
 
 enum { kLookMs = 200, kOthersReportMs = 2000 };
 
+static void end_job(const char* why) {
+    progress_report(why);
+    nap(kOthersReportMs);   // the other ranks' watchdogs say where they are
+    here.ending = true;
+    if (here.give_up) here.give_up();
+    here.abort_job(kExitHang);
+}
+
 static void* watch(void* unused) {
     (void)unused;
-    unsigned long seen = here.changes;
+    unsigned long seen = here.changes, finished = 0;
     double idle_ms = 0;
     while (here.watching) {
         nap(kLookMs);
         idle_ms += kLookMs;
-        if (here.changes != seen) {
+        DeviceProgress device = here.device;
+        if (device.error) end_job(device.error);
+        if (here.changes != seen || device.finished != finished) {
             seen = here.changes;
+            finished = device.finished;
             idle_ms = 0;
         }
         if (idle_ms < 1000.0 * here.timeout_seconds) continue;
         char why[64];
         snprintf(why, sizeof why, "no progress for %d s (--timeout)", here.timeout_seconds);
-        progress_report(why);
-        nap(kOthersReportMs);   // the other ranks' watchdogs say where they are
-        here.abort_job(kExitHang);
+        end_job(why);
+    }
+    return NULL;
+}
+
+// On a thread of its own: where a driver that waits for the device makes it wait too, the watchdog still runs.
+static void* watch_device(void* unused) {
+    (void)unused;
+    while (here.watching) {
+        here.device = here.look();
+        nap(kLookMs);
     }
     return NULL;
 }
@@ -79,8 +112,16 @@ void progress_watch(int rank, int ranks, int timeout_seconds, void (*abort_job)(
     check(pthread_create(&here.thread, NULL, watch, NULL) == 0, "the watchdog's thread could not be started");
 }
 
+void progress_watch_device(DeviceProgress (*look)(void), void (*give_up)(void)) {
+    if (!here.watching) return;
+    here.give_up = give_up;
+    here.look = look;
+    check(pthread_create(&here.device_thread, NULL, watch_device, NULL) == 0, "the watchdog's second thread could not be started");
+}
+
 void progress_stop_watching(void) {
     if (!here.watching) return;
     here.watching = false;
     pthread_join(here.thread, NULL);
+    if (here.look) pthread_join(here.device_thread, NULL);
 }

@@ -8,6 +8,13 @@
 
 enum { kMaxPiecesPerUnit = 6, kPieceAlign = 128 };   // values
 
+// Where a unit is whole.
+typedef struct {
+    char* data;
+    int unit;            // what lies there or is on its way; -1: none
+    Transfer transfer;   // that brings it, or takes it away; 0: the backend has waited for it
+} Place;
+
 struct Shard {
     Config c;
     const Ops* ops;
@@ -18,6 +25,7 @@ struct Shard {
     int spec_count;
     Piece* pieces;
     int count;
+    int* first_piece;         // (L + 3): of each unit; the last: count
     size_t local_values, full_values;
     bool owns_all;            // local is full: one rank, or zero 0
 
@@ -25,14 +33,19 @@ struct Shard {
     char* grads;              // full, in grad_fmt (zero 2 and 3: local)
     float* master;            // local
     char *m, *v;              // local, in state_fmt
-    // zero 2 and 3: where a unit is whole while the model works on it. One place each for the embedding, the tail and one layer.
-    char *gathered[3], *gathered_grads[3];
-    int holds[3];             // the unit whose weights lie there; -1: none
+    // Whole weights. Zero 3: the embedding, the tail, and `ring` layers (after them); zero 1 and 2: every unit, within `weights`
+    Place* places;
+    int ring;
+    // Where gradients are made alone: those of the micro-step, whole: the embedding, the tail, and grad_ring layers
+    Place* grad_places;
+    int grad_ring;
+    Transfer* reduced;        // (L + 2) that sums the gradients of a unit
     HqFsdp* codes;            // NULL: linears are gathered as weights
-    char* read_buffer;        // zero 3: the whole matrix that shard_read is being asked for
+    // Zero 3: the matrix of a layer that shard_read is being asked for, where it is whole, and memory for it if that is no other's.
     const Piece* read_piece;
+    char *read_place, *read_buffer;
     Unit unit;                // what acquire hands out
-    bool first_micro_step;
+    int step, micro_step;     // from 1; from 0
 };
 
 // ---- layout
@@ -49,10 +62,12 @@ static void lay_out(Shard* s) {
     s->spec_count = param_specs(&s->c, s->specs);
     s->owns_all = !sharded(&s->opt, comm);
     s->pieces = (Piece*)host_alloc(sizeof(Piece) * (size_t)kMaxPiecesPerUnit * (size_t)(s->c.L + 2));
+    s->first_piece = (int*)host_alloc(sizeof(int) * (size_t)(s->c.L + 3));
     uint64_t noise = 0;
     bool codes = !s->owns_all && s->opt.zero == 3 && fmt_bytes(s->opt.wire) == 1;
     for (int unit = 0; unit < s->c.L + 2; unit++) {
         size_t gathered = 0;
+        s->first_piece[unit] = s->count;
         for (int k = 0; k < kStacks; k++) {
             Stack stack = (Stack)k;
             StackSize size = stack_size(&s->c, stack);
@@ -80,36 +95,50 @@ static void lay_out(Shard* s) {
             if (p->gathered != kAsCodes) gathered += whole;
         }
     }
-}
-
-// The values of a unit's gathering place: its gradients' (all of it), and its weights' (what doesn't travel as codes).
-static size_t unit_values(const Shard* s, int unit, bool weights) {
-    size_t values = 0;
-    for (int i = 0; i < s->count; i++) {
-        const Piece* p = &s->pieces[i];
-        size_t next = i + 1 < s->count ? s->pieces[i + 1].full : s->full_values;
-        if (p->unit == unit && !(weights && p->gathered == kAsCodes)) values += next - p->full;
-    }
-    return values;
+    s->first_piece[s->c.L + 2] = s->count;
 }
 
 static bool gathers(const Shard* s) { return !s->owns_all && s->opt.zero == 3; }
 static bool reduces_each_micro_step(const Shard* s) { return s->opt.zero >= 2; }
+// Are a micro-step's gradients made alone, and then added to those before? Without stages 2 and 3 the first ones are made in place.
+static bool makes_alone(const Shard* s) { return reduces_each_micro_step(s) || (s->opt.grad_fmt == BF16 && s->opt.micro_steps > 1); }
+static bool makes_in_place(const Shard* s) { return !makes_alone(s) || (!reduces_each_micro_step(s) && s->micro_step == 0); }
 
-// The gathering place of a unit: embedding, any layer, tail.
-static int place_of(const Shard* s, int unit) { return unit == 0 ? 0 : unit == s->c.L + 1 ? 2 : 1; }
-static int unit_at(const Shard* s, int place) { return place == 0 ? 0 : place == 1 ? 1 : s->c.L + 1; }
+// ---- places: 0 is the embedding's, 1 the tail's; then come the layers'
+
+static int tail_of(const Shard* s) { return s->c.L + 1; }
+static int place_index(const Shard* s, int unit, int ring) { return unit == 0 ? 0 : unit == tail_of(s) ? 1 : 2 + (unit - 1) % ring; }
+static Place* place_of(const Shard* s, int unit) { return &s->places[place_index(s, unit, s->ring)]; }
+static Place* grad_place_of(const Shard* s, int unit) { return &s->grad_places[place_index(s, unit, s->grad_ring)]; }
+static int slot_of(const Shard* s, int unit) { return (unit - 1) % s->ring; }
+// Whole from its update to the next: it shares its place with no other.
+static bool stays_whole(const Shard* s, int unit) { return !gathers(s) || unit == 0 || unit == tail_of(s); }
+// A unit that has the place; all layers are of one size.
+static int unit_at(const Shard* s, int place) { return place == 0 ? 0 : place == 1 ? tail_of(s) : place - 1; }
+
+static size_t act_bytes(const Shard* s) { return fmt_bytes(s->ops->act); }
+static size_t grad_bytes(const Shard* s) { return fmt_bytes(s->opt.grad_fmt); }
+static size_t unit_start(const Shard* s, int unit) { return s->pieces[s->first_piece[unit]].full; }
+
+// The values of a unit in its place: its gradients' (all of it), and its weights' (what doesn't travel as codes).
+static size_t unit_values(const Shard* s, int unit, bool weights) {
+    size_t values = 0;
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+        size_t next = i + 1 < s->count ? s->pieces[i + 1].full : s->full_values;
+        if (!(weights && s->pieces[i].gathered == kAsCodes)) values += next - s->pieces[i].full;
+    }
+    return values;
+}
 
 static ShardBytes count_bytes(const Shard* s) {
     size_t act = fmt_bytes(s->ops->act), grad = fmt_bytes(s->opt.grad_fmt), state = fmt_bytes(s->opt.state_fmt);
     ShardBytes b = {0, 0, 0, 0};
     b.weights = (gathers(s) ? s->local_values : s->full_values) * act;
-    for (int place = 0; place < 3; place++) {
-        if (gathers(s)) b.gathered += unit_values(s, unit_at(s, place), true) * act;
-        if (s->opt.train && reduces_each_micro_step(s)) b.gathered += unit_values(s, unit_at(s, place), false) * grad;
-    }
-    if (gathers(s)) b.gathered += hqfsdp_bytes(&s->c, s->comm, s->pieces, s->count, s->opt.wire);
+    for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
+    if (gathers(s)) b.gathered += hqfsdp_bytes(&s->c, s->comm, s->pieces, s->count, s->opt.wire, s->ring);
     if (!s->opt.train) return b;
+    for (int place = 0; makes_alone(s) && place < 2 + s->grad_ring; place++)
+        b.gathered += unit_values(s, unit_at(s, place), false) * grad;
     b.gradients = (reduces_each_micro_step(s) ? s->local_values : s->full_values) * grad;
     b.optimizer = s->local_values * (2 * state + (s->opt.master && s->ops->act == BF16 ? sizeof(float) : 0));
     return b;
@@ -124,13 +153,19 @@ static void init(Shard* s, const Config* config, const Ops* ops, const Comm* com
     if (options.zero == kZeroAuto) s->opt.zero = comm->ranks > 1 ? 3 : 0;
     s->asked_zero = options.zero;
     lay_out(s);
+    s->ring = gathers(s) ? min_int(1 + options.prefetch, config->L) : config->L;
+    s->grad_ring = s->owns_all ? 1 : min_int(min_int(1 + options.prefetch, 2), config->L);
+}
+static void free_layout(Shard* s) {
+    free(s->pieces);
+    free(s->first_piece);
 }
 
 ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
     Shard s;
     init(&s, config, ops, comm, options);
     ShardBytes b = count_bytes(&s);
-    free(s.pieces);
+    free_layout(&s);
     return b;
 }
 
@@ -146,24 +181,34 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
         s->v = (char*)ops->alloc(state);
         if (options.master && ops->act == BF16) s->master = (float*)ops->alloc(s->local_values * sizeof(float));
     }
-    for (int place = 0; place < 3; place++) {
+    s->places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->ring));
+    s->grad_places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->grad_ring));
+    s->reduced = (Transfer*)host_alloc(sizeof(Transfer) * (size_t)(config->L + 2));
+    for (int place = 0; place < 2 + s->ring; place++) {
         int unit = unit_at(s, place);
-        s->holds[place] = -1;
-        if (gathers(s)) s->gathered[place] = (char*)ops->alloc(unit_values(s, unit, true) * fmt_bytes(ops->act));
-        if (options.train && reduces_each_micro_step(s))
-            s->gathered_grads[place] = (char*)ops->alloc(unit_values(s, unit, false) * fmt_bytes(options.grad_fmt));
+        s->places[place].unit = -1;
+        s->places[place].data = gathers(s) ? (char*)ops->alloc(unit_values(s, unit, true) * act_bytes(s))
+                                           : s->weights + unit_start(s, unit) * act_bytes(s);
     }
-    if (gathers(s) && fmt_bytes(options.wire) == 1) s->codes = hqfsdp_new(&s->c, ops, comm, s->pieces, s->count, options.wire);
+    for (int place = 0; options.train && makes_alone(s) && place < 2 + s->grad_ring; place++)
+        s->grad_places[place].data = (char*)ops->alloc(unit_values(s, unit_at(s, place), false) * grad_bytes(s));
+    if (gathers(s) && fmt_bytes(options.wire) == 1)
+        s->codes = hqfsdp_new(&s->c, ops, comm, s->pieces, s->count, options.wire, s->ring);
     return s;
 }
 
 void shard_free(Shard* s) {
-    void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->gathered[0], s->gathered[1], s->gathered[2],
-                             s->gathered_grads[0], s->gathered_grads[1], s->gathered_grads[2], s->read_buffer};
+    void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->read_buffer};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);
+    for (int place = 0; gathers(s) && place < 2 + s->ring; place++) s->ops->release(s->places[place].data);
+    for (int place = 0; place < 2 + s->grad_ring; place++)
+        if (s->grad_places[place].data) s->ops->release(s->grad_places[place].data);
     if (s->codes) hqfsdp_free(s->codes);
-    free(s->pieces);
+    free(s->places);
+    free(s->grad_places);
+    free(s->reduced);
+    free_layout(s);
     free(s);
 }
 
@@ -174,22 +219,15 @@ const Piece* shard_pieces(const Shard* s, int* count) {
 
 // ---- addresses
 
-static size_t act_bytes(const Shard* s) { return fmt_bytes(s->ops->act); }
-static size_t grad_bytes(const Shard* s) { return fmt_bytes(s->opt.grad_fmt); }
-
-static size_t unit_start(const Shard* s, int unit) {
-    for (int i = 0; i < s->count; i++)
-        if (s->pieces[i].unit == unit) return s->pieces[i].full;
-    die("shard: no unit %d", unit);
-}
-
 static char* whole_weights(const Shard* s, const Piece* p) {
-    if (!gathers(s)) return s->weights + p->full * act_bytes(s);
-    return s->gathered[place_of(s, p->unit)] + p->gathered * act_bytes(s);
+    size_t offset = gathers(s) ? p->gathered : p->full - unit_start(s, p->unit);
+    return place_of(s, p->unit)->data + offset * act_bytes(s);
 }
+// The whole matrix's sum over this rank's micro-steps; there is one with stages 0 and 1.
+static char* summed_grads(const Shard* s, const Piece* p) { return s->grads + p->full * grad_bytes(s); }
 static char* whole_grads(const Shard* s, const Piece* p) {
-    if (!reduces_each_micro_step(s)) return s->grads + p->full * grad_bytes(s);
-    return s->gathered_grads[place_of(s, p->unit)] + (p->full - unit_start(s, p->unit)) * grad_bytes(s);
+    if (makes_in_place(s)) return summed_grads(s, p);
+    return grad_place_of(s, p->unit)->data + (p->full - unit_start(s, p->unit)) * grad_bytes(s);
 }
 // This rank's share, where a whole matrix holds it and where the flat arrays do.
 static size_t share_offset(const Shard* s, const Piece* p) {
@@ -219,47 +257,99 @@ static void changed(void* self, const Linear* linear) {
         if (s->pieces[i].gathered == kAsCodes) hqfsdp_quantize(s->codes, linear, i, mat_of_own_rows(s, &s->pieces[i]));
 }
 
-static const Unit* acquire(void* self, int unit) {
-    Shard* s = (Shard*)self;
-    int place = place_of(s, unit);
-    bool gather = gathers(s) && s->holds[place] != unit;
-    memset(&s->unit, 0, sizeof s->unit);
-    s->unit.fresh = s->first_micro_step || reduces_each_micro_step(s);
-    for (int i = 0; i < s->count; i++) {
+static void wait_for(const Shard* s, Transfer* transfer) {
+    if (*transfer) s->comm->wait(*transfer);
+    *transfer = 0;
+}
+
+// The gathering of a unit, unless it is there or on its way.
+static void start_gather(Shard* s, int unit) {
+    Place* place = place_of(s, unit);
+    if (s->owns_all || place->unit == unit) return;
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
-        if (p->unit != unit) continue;
+        if (p->gathered == kAsCodes) hqfsdp_gather(s->codes, i, slot_of(s, unit));
+        else s->comm->all_gather(whole_weights(s, p), own_weights(s, p), (size_t)p->share * p->cols * act_bytes(s));
+    }
+    place->unit = unit;
+    place->transfer = s->comm->start();
+}
+
+// The weights are about to change, or have changed: nothing is whole any more. Who reads what is changed has done so: a transfer that
+// nobody has waited for is waited for here.
+static void forget_gathered(Shard* s) {
+    for (int i = 0; i < 2 + s->ring; i++) {
+        wait_for(s, &s->places[i].transfer);
+        s->places[i].unit = -1;
+    }
+    s->read_piece = NULL;
+}
+
+static const Unit* acquire(void* self, int unit, Pass pass) {
+    Shard* s = (Shard*)self;
+    start_gather(s, unit);
+    // What comes next has its place already: the layer that was there is behind the model.
+    for (int ahead = 1; ahead < s->ring; ahead++) {
+        int next = unit + (pass == FORWARD ? ahead : -ahead);
+        if (next >= 1 && next <= s->c.L) start_gather(s, next);
+    }
+    if (unit == s->c.L && pass == FORWARD && s->ring > 1) start_gather(s, tail_of(s));
+    wait_for(s, &place_of(s, unit)->transfer);
+    if (pass == BACKWARD) wait_for(s, &grad_place_of(s, unit)->transfer);
+    memset(&s->unit, 0, sizeof s->unit);
+    s->unit.fresh = s->micro_step == 0 || makes_alone(s);
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+        const Piece* p = &s->pieces[i];
         bool norm = p->cols == 1;
         int rows = norm ? 1 : p->rows, cols = norm ? p->rows : p->cols;
         if (s->opt.train) s->unit.g[p->stack] = mat(whole_grads(s, p), rows, cols, s->opt.grad_fmt);
         if (p->gathered == kAsCodes) {
-            s->unit.q[p->stack] = hqfsdp_gather(s->codes, i, gather);
+            s->unit.q[p->stack] = hqfsdp_operand(s->codes, i, slot_of(s, unit), pass);
             s->unit.quantized = true;
-            continue;
+        } else {
+            s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
         }
-        if (gather) s->comm->all_gather(whole_weights(s, p), own_weights(s, p), (size_t)p->share * p->cols * act_bytes(s));
-        s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
     }
-    s->holds[place] = unit;
     return &s->unit;
 }
 
 static void release(void* self, int unit) { (void)self, (void)unit; }
 
+// Of a piece's gradients, as this micro-step adds to them. The ranks of stages 0 and 1 each have a sum of their own.
+static Noise grad_noise(const Shard* s, const Piece* p) {
+    uint64_t rank = reduces_each_micro_step(s) ? 0 : (uint64_t)s->comm->rank;
+    Noise noise = {s->opt.seed, (uint64_t)s->step << 32 | (uint64_t)s->micro_step << 12 | rank, p->noise_offset};
+    return noise;
+}
+
+// The gradients of a unit over all ranks, as far as the stage keeps them.
+static void start_reduce(Shard* s, int unit, bool add) {
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+        const Piece* p = &s->pieces[i];
+        size_t values = (size_t)p->share * p->cols;
+        Noise noise = grad_noise(s, p);
+        char* whole = reduces_each_micro_step(s) ? whole_grads(s, p) : summed_grads(s, p);
+        if (s->owns_all) s->comm->all_reduce(whole, values, s->opt.grad_fmt);
+        else s->comm->reduce_scatter(own_grads(s, p), whole, values, s->opt.grad_fmt, add, &noise);
+    }
+    s->reduced[unit] = s->comm->start();
+}
+
 static void reduce(void* self, int unit) {
     Shard* s = (Shard*)self;
-    if (!reduces_each_micro_step(s)) return;
-    for (int i = 0; i < s->count; i++) {
+    bool add = s->micro_step > 0;
+    if (makes_in_place(s)) return;
+    if (reduces_each_micro_step(s) && !s->owns_all) {
+        start_reduce(s, unit, add);
+        grad_place_of(s, unit)->transfer = s->reduced[unit];
+        return;
+    }
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
-        if (p->unit != unit) continue;
-        size_t values = (size_t)p->share * p->cols;
-        bool add = !s->first_micro_step;
-        if (!s->owns_all) {
-            s->comm->reduce_scatter(own_grads(s, p), whole_grads(s, p), values, s->opt.grad_fmt, add);
-            continue;
-        }
-        Mat own = mat(own_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        Mat fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        if (add) s->ops->add(own, fresh, NULL);
+        char* sum = reduces_each_micro_step(s) ? own_grads(s, p) : summed_grads(s, p);
+        Mat own = mat(sum, p->rows, p->cols, s->opt.grad_fmt), fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
+        Noise noise = grad_noise(s, p);
+        if (add) s->ops->add(own, fresh, &noise);
         else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
 }
@@ -271,20 +361,23 @@ UnitSource shard_units(Shard* s) {
 
 // ---- an optimizer step
 
-void shard_begin_step(Shard* s) { s->first_micro_step = true; }
-void shard_end_micro_step(Shard* s) { s->first_micro_step = false; }
+void shard_begin_step(Shard* s, int step) {
+    s->step = step;
+    s->micro_step = 0;
+}
+void shard_end_micro_step(Shard* s) { s->micro_step++; }
 
+// From the last unit to the first, as the backward pass completes them.
 void shard_finish_gradients(Shard* s, FinishGradient finish, void* self) {
     progress_phase("reducing gradients", -1);
-    for (int i = 0; i < s->count; i++) {
-        const Piece* p = &s->pieces[i];
-        char* whole = s->comm->ranks > 1 && s->opt.zero < 2 ? whole_grads(s, p) : NULL;
-        if (whole) {
-            size_t values = (size_t)p->share * p->cols;
-            if (s->owns_all) s->comm->all_reduce(whole, values, s->opt.grad_fmt);
-            else s->comm->reduce_scatter(own_grads(s, p), whole, values, s->opt.grad_fmt, false);
+    bool once = s->comm->ranks > 1 && !reduces_each_micro_step(s);
+    for (int unit = tail_of(s); once && unit >= 0; unit--) start_reduce(s, unit, false);
+    for (int unit = tail_of(s); unit >= 0; unit--) {
+        wait_for(s, &s->reduced[unit]);
+        for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+            const Piece* p = &s->pieces[i];
+            if (p->own > 0) finish(self, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), p->stack);
         }
-        if (p->own > 0) finish(self, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), p->stack);
     }
 }
 
@@ -294,11 +387,14 @@ void shard_sum_squares(Shard* s, float* total) {
         const Piece* p = &s->pieces[i];
         if (p->own > 0) s->ops->sum_squares(total, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt));
     }
-    if (!s->owns_all) s->comm->all_reduce_sum(total, 1);
+    if (s->owns_all) return;
+    s->comm->all_reduce(total, 1, F32);
+    s->comm->wait(s->comm->start());
 }
 
 void shard_update(Shard* s, AdamW hyper) {
     progress_phase("update", -1);
+    forget_gathered(s);
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
         AdamW a = hyper;
@@ -313,19 +409,12 @@ void shard_update(Shard* s, AdamW hyper) {
         a.weight_decay = p->decay ? hyper.weight_decay : 0;
         a.noise.offset = p->noise_offset;
         if (a.n) s->ops->adamw(&a);
+        // On its way while the next units are updated.
+        if (i + 1 == s->first_piece[p->unit + 1] && stays_whole(s, p->unit)) start_gather(s, p->unit);
     }
-    shard_state_restored(s);
 }
 
-void shard_state_restored(Shard* s) {
-    for (int place = 0; place < 3; place++) s->holds[place] = -1;
-    s->read_piece = NULL;
-    if (s->owns_all || gathers(s)) return;
-    for (int i = 0; i < s->count; i++) {
-        const Piece* p = &s->pieces[i];
-        s->comm->all_gather(whole_weights(s, p), own_weights(s, p), (size_t)p->share * p->cols * act_bytes(s));
-    }
-}
+void shard_state_restored(Shard* s) { forget_gathered(s); }
 
 static int state_arrays(const Shard* s, StateArray arrays[kMaxStateArrays]) {
     size_t state = s->local_values * fmt_bytes(s->opt.state_fmt);
@@ -338,7 +427,13 @@ static int state_arrays(const Shard* s, StateArray arrays[kMaxStateArrays]) {
     return count;
 }
 
-int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) { return state_arrays(s, arrays); }
+int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) {
+    for (int unit = 0; !gathers(s) && unit <= tail_of(s); unit++) {   // the weights that it is about are whole
+        start_gather(s, unit);
+        wait_for(s, &place_of(s, unit)->transfer);
+    }
+    return state_arrays(s, arrays);
+}
 
 // The layout that rank `rank` of `ranks` has; the caller frees its pieces.
 static Shard layout_of(const Shard* s, int rank, int ranks, Comm* comm) {
@@ -356,7 +451,7 @@ int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]
     Comm comm;
     Shard other = layout_of(s, 0, ranks, &comm);
     int count = state_arrays(&other, arrays);
-    free(other.pieces);
+    free_layout(&other);
     return count;
 }
 
@@ -387,7 +482,7 @@ void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offse
         if (begin < stop)
             s->ops->upload((char*)arrays[index].data + (target + begin), (const char*)src + (begin - offset), stop - begin);
     }
-    free(from.pieces);
+    free_layout(&from);
 }
 
 // ---- weights in and out
@@ -442,6 +537,7 @@ void shard_load(Shard* s, ReadRows read, void* self) {
         for (int done = 0; done < p->own; done += at_once) {
             int rows = min_int(at_once, p->own - done);
             size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
+            progress_phase("loading weights", p->unit == tail_of(s) ? -1 : p->unit - 1);
             read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
             if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
             if (narrows) narrow(half, buffer, values);
@@ -453,18 +549,27 @@ void shard_load(Shard* s, ReadRows read, void* self) {
     shard_state_restored(s);
 }
 
-// The whole matrix of a piece, wherever it is: with zero 3 gathered into a buffer of its own, since a unit's place may hold
-// codes. A matrix is read in many calls; it is gathered at the first.
+// The whole matrix of a piece, wherever it is. With zero 3 a layer's place may hold codes: its matrices are gathered one by one, to
+// where gradients are made in training, so that a model that can be trained can be written too. A matrix is read in many calls; it
+// is gathered at the first.
 static const char* readable(Shard* s, const Piece* p) {
-    if (!gathers(s)) return whole_weights(s, p);
-    size_t bytes = (size_t)p->share * p->cols * act_bytes(s);
-    if (s->read_piece != p) {
-        if (s->read_buffer) s->ops->release(s->read_buffer);
-        s->read_buffer = (char*)s->ops->alloc(bytes * (size_t)s->comm->ranks);
-        s->comm->all_gather(s->read_buffer, own_weights(s, p), bytes);
-        s->read_piece = p;
+    if (stays_whole(s, p->unit)) {
+        start_gather(s, p->unit);
+        wait_for(s, &place_of(s, p->unit)->transfer);
+        return whole_weights(s, p);
     }
-    return s->read_buffer;
+    if (s->read_piece == p) return s->read_place;
+    Place* grads = grad_place_of(s, p->unit);
+    size_t bytes = (size_t)p->share * p->cols * act_bytes(s), whole = bytes * (size_t)s->comm->ranks;
+    if (s->read_buffer) s->ops->release(s->read_buffer);
+    bool fits = grads->data && whole <= unit_values(s, p->unit, false) * grad_bytes(s);
+    s->read_buffer = fits ? NULL : (char*)s->ops->alloc(whole);
+    s->read_place = fits ? grads->data : s->read_buffer;
+    s->read_piece = p;
+    wait_for(s, &grads->transfer);
+    s->comm->all_gather(s->read_place, own_weights(s, p), bytes);
+    s->comm->wait(s->comm->start());
+    return s->read_place;
 }
 
 void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst) {

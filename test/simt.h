@@ -5,6 +5,7 @@
 //   waiting     __syncthreads, and operations in which the lanes of a warp meet (shuffles, votes, mma): `simt_meet`
 //   memory      __shared__ is static to the OS thread, which runs one block at a time; device memory is host memory
 //   a cluster   its blocks run at the same time, each on an OS thread of its own, and meet at the cluster's barrier
+//   streams     are threads (simt_streams.h); a launch, a copy and an event are work that one of them does later
 //
 // What it finds: threads that wait for others that never come, lanes that meet in different operations or outside their mask,
 // blocks that read another's shared memory before it is written or after its block has ended (if it shows: it is NaN by then),
@@ -415,6 +416,10 @@ template <typename T> static inline T __reduce_add_sync(unsigned mask, T x) {
     return simt_combine(mask, x, [](T a, T b) { return (T)(a + b); });
 }
 
+// ---- streams
+typedef enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
+#include "simt_streams.h"
+
 // ---- launching
 static inline void* simt_shared() { return simt_block->shared; }
 #define SHARED(type, name) type* name = (type*)simt_shared()
@@ -568,18 +573,20 @@ static inline void simt_run_grid(const char* kernel, int cluster, dim3 grid, dim
 }
 
 template <typename... Parameters, typename... Arguments>
-static inline void simt_launch(const char* name, int cluster, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
-                               Arguments&&... arguments) {
+static inline void simt_launch(cudaStream_t stream, const char* name, int cluster, dim3 grid, dim3 block, size_t shared_bytes,
+                               void (*kernel)(Parameters...), Arguments&&... arguments) {
     typedef std::tuple<std::decay_t<Parameters>...> Copies;
     struct Call {
         void (*kernel)(Parameters...);
         Copies copies;
     } call = {kernel, Copies(std::forward<Arguments>(arguments)...)};
-    simt_run_grid(name, cluster, grid, block, shared_bytes, [](void* p) { std::apply(((Call*)p)->kernel, ((Call*)p)->copies); }, &call);
+    void (*body)(void*) = [](void* p) { std::apply(((Call*)p)->kernel, ((Call*)p)->copies); };
+    simt_enqueue(stream, [=]() mutable { simt_run_grid(name, cluster, grid, block, shared_bytes, body, &call); });
 }
-#define LAUNCH(kernel, grid, block, shared_bytes, ...) simt_launch(#kernel, 0, (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
+#define LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...) \
+    simt_launch((stream), #kernel, 0, (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
 #define LAUNCH_CLUSTERS(kernel, cluster, grid, block, shared_bytes, ...) \
-    simt_launch(#kernel, (cluster), (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
+    simt_launch(cuda_stream(), #kernel, (cluster), (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
 
 // ---- atomics: blocks run on several OS threads. None on floats: their order would show in the bits.
 template <typename T, typename New>
@@ -659,10 +666,7 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     return out;
 }
 
-// ---- the runtime, on host memory; everything has happened when a call returns
-typedef enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
-typedef struct SimtStream* cudaStream_t;
-typedef struct SimtEvent* cudaEvent_t;
+// ---- the runtime, on host memory
 typedef enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
 typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout } cudaFuncAttribute;
 typedef enum {
@@ -673,10 +677,23 @@ typedef enum {
     cudaDevAttrClusterLaunch = 120
 } cudaDeviceAttr;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+typedef struct {
+    struct { char bytes[16]; } uuid;
+} cudaDeviceProp;
 
 static inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : "emulated error"; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline cudaError_t cudaGetDeviceCount(int* count) { *count = 1; return cudaSuccess; }
+// $SIMT_GPUS of them, 1 if that is unset.
+static inline cudaError_t cudaGetDeviceCount(int* count) {
+    const char* gpus = getenv("SIMT_GPUS");
+    *count = gpus ? atoi(gpus) : 1;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+    memset(properties, 0, sizeof *properties);
+    properties->uuid.bytes[0] = (char)device;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -693,14 +710,18 @@ static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
     return posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMalloc(p, bytes); }
-static inline cudaError_t cudaFree(void* p) { free(p); return cudaSuccess; }
-static inline cudaError_t cudaFreeHost(void* p) { free(p); return cudaSuccess; }
-static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-    if (bytes) memmove(to, from, bytes);
+static inline cudaError_t cudaFree(void* p) {
+    cudaDeviceSynchronize();
+    free(p);
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-    if (bytes) memset(p, value, bytes);
+static inline cudaError_t cudaFreeHost(void* p) { free(p); return cudaSuccess; }
+static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t s) {
+    simt_enqueue(s, [=] { if (bytes) memmove(to, from, bytes); });
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t s) {
+    simt_enqueue(s, [=] { if (bytes) memset(p, value, bytes); });
     return cudaSuccess;
 }
 template <typename T>
@@ -708,17 +729,11 @@ static inline cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t
     memcpy((char*)&symbol + offset, from, bytes);
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = NULL; return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { *e = NULL; return cudaSuccess; }
-static inline cudaError_t cudaEventCreate(cudaEvent_t* e) { *e = NULL; return cudaSuccess; }
-static inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { *ms = 0; return cudaSuccess; }
-static inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) { *left = *all = (size_t)1 << 40; return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
+    *left = (size_t)1 << 40;
+    *all = *left + ((size_t)1 << 30);
+    return cudaSuccess;
+}
 template <typename Kernel>
 static inline cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
 template <typename Kernel>

@@ -219,7 +219,7 @@ static void resume_refused_case(void) {
                    {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
                    {"--pack", "pack = no|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
                    {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend = cpu_bf16|cpu_f32"},
-                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 256|1"},
+                   {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 512|1"},
                    {"--head-dtype fp8", "head-dtype = bf16|fp8"}};
     for (int i = 0; i < COUNT(changes); i++) {
         char *more = text_of("--save-every 5 --resume %s", changes[i].flags), *flags = train_flags(out, more);

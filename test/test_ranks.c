@@ -1,26 +1,101 @@
-// CPU ranks under mpirun: 1, 2, 3 and 4 of them train the same bits for every ZeRO stage, with weights gathered as they are and
-// as codes; a rank that dies or hangs ends the job and is named; ranks that disagree are told so.
+// Ranks under mpirun: 1, 2, 3 and 4 of them train the same bits for every ZeRO stage, with weights gathered as they are and as
+// codes, however many layers are gathered ahead; a rank that dies or hangs ends the job and is named; ranks that disagree are told so.
+//
+// On CPU ranks; on emulated GPUs, where the streams are threads and one of them is slowed down at a time (simt_streams.h, simt_nccl.h),
+// so that a missing wait shows; and on GPUs where the machine has two.
 #include "program.h"
 
 #include <signal.h>
 
-enum { kRows = 12 };   // of a global batch
+#include "../halo/ops.h"
 
-// Trains the tiny model in micro-batches of one row, dealt out to `ranks`, and returns the run's folder.
-static char* train_on(int ranks, const char* name, const char* more) {
-    char prefix[160], *out = scratch_path(name);
-    snprintf(prefix, sizeof prefix, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ",
-             ranks);
-    launcher = ranks > 1 ? prefix : "";
-    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps 4 --lr 1e-2 "
-                          "--backend cpu --out %s --log %s %s", model_dir, data_path, kRows / ranks, out, out, more);
+typedef struct {
+    const char *name, *binary, *backend;
+    int most_ranks, rows, steps;   // rows of a global batch
+} Machine;
+static Machine machine;
+static char* emulated_binary;   // beside this one
+
+static void on_cpu(void) {
+    const char* named = getenv("TRAIN_LLAMA3");
+    Machine m = {"cpu", named && *named ? named : "./train_llama3", "cpu", 4, 12, 4};
+    machine = m;
+    binary = m.binary;
+}
+// False, and a skip line, without them.
+static bool on_emulated_gpus(void) {
+    on_cpu();
+    Machine m = {"emulated", emulated_binary, "cuda", 3, 6, 2};
+    if (access(emulated_binary, X_OK)) {
+        skip("ranks on emulated GPUs: %s is not there", emulated_binary);
+        return false;
+    }
+    setenv("SIMT_GPUS", "4", 1);
+    machine = m;
+    binary = m.binary;
+    return true;
+}
+static bool on_gpus(void) {
+    int gpus = 0;
+#if defined(HALO_CUDA) && defined(HALO_NCCL)
+    gpus = cuda_device_count();
+#endif
+    on_cpu();
+    Machine m = {"gpu", machine.binary, "cuda", min_int(gpus, 4), 12, 4};
+    if (gpus < 2) {
+        skip("ranks on GPUs: this machine has %d that NCCL can use", gpus);
+        return false;
+    }
+    machine = m;
+    return true;
+}
+
+// The tiny model of program.h with more layers than are gathered at once.
+static char *deep_dir, *tied_dir;
+static char* replaced(const char* text, const char* from, const char* to) {
+    const char* at = strstr(text, from);
+    check(at, "%s: not in the text", from);
+    return text_of("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}
+static void make_models(void) {
+    make_inputs();
+    if (deep_dir) return;
+    deep_dir = scratch_path("deep");
+    tied_dir = scratch_path("tied");
+    char* deep = replaced(kConfig, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 5");
+    char* tied = replaced(deep, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    char* const dirs[] = {deep_dir, tied_dir};
+    char* const configs[] = {deep, tied};
+    for (int i = 0; i < COUNT(dirs); i++) {
+        empty_dir(dirs[i]);
+        put_text(dirs[i], "config.json", configs[i]);
+        put_text(dirs[i], "tokenizer_config.json", kTokenizerConfig);
+        write_tokenizer(dirs[i]);
+        free(configs[i]);
+    }
+}
+
+static char* mpirun(int ranks) {
+    return ranks > 1 ? text_of("mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ", ranks)
+                     : host_strdup("");
+}
+
+// Trains a tiny model in micro-batches of one row, dealt out to `ranks`, and returns the run's folder.
+static char* train(const char* model, int ranks, const char* name, const char* more) {
+    char *prefix = mpirun(ranks), *out = scratch_path(name);
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 "
+                          "--backend %s --out %s --log %s %s", model, data_path, machine.rows / ranks, machine.steps, machine.backend, out,
+                          out, more);
+    launcher = prefix;
     Run r = run(flags);
-    ok(r.code == 0, "%s: exit %d %s", name, r.code, r.code ? r.err : "");
+    ok(r.code == 0, "%s %s: exit %d %s", machine.name, name, r.code, r.code ? r.err : "");
+    launcher = "";
     free_run(r);
     free(flags);
-    launcher = "";
+    free(prefix);
     return out;
 }
+static char* train_on(int ranks, const char* name, const char* more) { return train(deep_dir, ranks, name, more); }
 
 // The losses of log.jsonl, one after the other; the gradient norm is summed in another order and may differ in its last digit.
 static char* losses_of(const char* dir) {
@@ -34,51 +109,90 @@ static char* losses_of(const char* dir) {
     return losses;
 }
 
-static void invariance_case(void) {
-    make_inputs();
-    const char* const recipes[] = {"--level bf16", "--level halo2 --dtype int8", "--level halo1 --dtype fp6 --head-dtype fp8"};
-    const struct {
-        int ranks;
-        const char* flags;
-    } runs[] = {{1, "--zero 2"}, {2, "--zero 3"}, {2, "--zero 2"}, {3, "--zero 3 --qfsdp --quant-stats 3"}, {4, "--zero 3 --quant-stats 4"},
-              {4, "--zero 3 --qfsdp"}};
-    for (int r = 0; r < COUNT(recipes); r++) {
-        char* flags = text_of("%s --zero 3", recipes[r]);
-        char *alone = train_on(1, "alone", flags), *want = losses_of(alone);
+// One rank's losses and weights, and then those of each run.
+typedef struct {
+    int ranks;
+    const char *flags, *slow;   // slow: the emulated stream; NULL: none
+} RankRun;
+static void same_bits(const char* model, const char* recipe, const RankRun* runs, int count) {
+    char* flags = text_of("%s --zero 3", recipe);
+    char *alone = train(model, 1, "alone", flags), *want = losses_of(alone);
+    free(flags);
+    for (int i = 0; i < count; i++) {
+        if (runs[i].ranks > machine.most_ranks) continue;
+        flags = text_of("%s %s", recipe, runs[i].flags);
+        setenv("SIMT_SLOW", runs[i].slow ? runs[i].slow : "none", 1);
+        char *out = train(model, runs[i].ranks, "several", flags), *got = losses_of(out);
+        ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
+           "%s %d rank%s, %s%s%s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
+           runs[i].ranks > 1 ? "s" : "", flags, runs[i].slow ? ", slow stream " : "", runs[i].slow ? runs[i].slow : "");
+        char* log = log_of(out);
+        bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
+        bool codes = strstr(runs[i].flags, "--qfsdp") != NULL;
+        if (strstr(flags, "--quant-stats")) ok(seen && weights_seen == !codes, "and rank 0 tells of its linears, of their weights where it has them");
+        free(log);
+        empty_dir(out);
+        free(got);
+        free(out);
         free(flags);
-        for (int i = 0; i < COUNT(runs); i++) {
-            bool codes = strstr(runs[i].flags, "--qfsdp") != NULL;
-            if (codes && r == 0) continue;   // nothing is quantized
-            flags = text_of("%s %s", recipes[r], runs[i].flags);
-            char *out = train_on(runs[i].ranks, "several", flags), *got = losses_of(out);
-            ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
-               "%d rank%s, %s: losses and weights of one rank, bit for bit", runs[i].ranks, runs[i].ranks > 1 ? "s" : "", flags);
-            char* log = log_of(out);
-            bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
-            if (strstr(flags, "--quant-stats")) ok(seen && weights_seen == !codes, "and rank 0 tells of its linears, of their weights where it has them");
-            free(log);
-            empty_dir(out);
-            free(got);
-            free(out);
-            free(flags);
-        }
-        empty_dir(alone);
-        free(want);
-        free(alone);
     }
+    empty_dir(alone);
+    free(want);
+    free(alone);
+}
+
+static const RankRun kPlainRuns[] = {{1, "--zero 2", NULL},
+                                     {2, "--zero 3", NULL},
+                                     {2, "--zero 2", NULL},
+                                     {2, "--zero 3 --prefetch 0", NULL},
+                                     {3, "--zero 3 --prefetch 2", NULL},
+                                     {4, "--zero 3", NULL},
+                                     {4, "--zero 2 --prefetch 0", NULL}};
+static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
+                                     {2, "--qfsdp --prefetch 4", NULL},
+                                     {3, "--qfsdp --quant-stats 3", NULL},
+                                     {4, "--zero 3 --prefetch 0 --quant-stats 4", NULL},
+                                     {4, "--qfsdp --prefetch 0", NULL},
+                                     {4, "--qfsdp --prefetch 2 --recompute block", NULL}};
+
+static void bits(void) {
+    make_models();
+    same_bits(deep_dir, "--level bf16", kPlainRuns, COUNT(kPlainRuns));
+    same_bits(tied_dir, "--level bf16", kPlainRuns + 3, 2);
+    same_bits(deep_dir, "--level halo2 --dtype int8", kCodedRuns, COUNT(kCodedRuns));
+    same_bits(deep_dir, "--level halo1 --dtype fp6 --head-dtype fp8", kCodedRuns, COUNT(kCodedRuns));
+}
+static void cpu_bits_case(void) {
+    on_cpu();
+    bits();
+}
+static void gpu_bits_case(void) {
+    if (on_gpus()) bits();
+}
+
+// The streams in the order of their creation: NCCL's, that of the sums, the backend's.
+static const RankRun kEmulatedPlainRuns[] = {{2, "--zero 3", "0"}, {2, "--zero 3", "1"}, {2, "--zero 3 --prefetch 2", "2"},
+                                             {2, "--zero 2", "0"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "0"}};
+static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL}};
+static void emulated_bits_case(void) {
+    if (!on_emulated_gpus()) return;
+    make_models();
+    same_bits(deep_dir, "--level bf16", kEmulatedPlainRuns, COUNT(kEmulatedPlainRuns));
+    same_bits(deep_dir, "--level halo1 --dtype fp6", kEmulatedCodedRuns, COUNT(kEmulatedCodedRuns));
+    same_bits(tied_dir, "--level halo0 --dtype fp8", kEmulatedCodedRuns + 2, 1);
 }
 
 // Stages that sum whole gradients once a step take another order: the same to rounding.
-static void other_stages_case(void) {
-    make_inputs();
-    char *alone = train_on(1, "alone", "--backend cpu-f32 --zero 3"), *want = losses_of(alone);
+static void other_stages(double tolerance) {
+    make_models();
+    char *alone = train_on(1, "alone", "--zero 3"), *want = losses_of(alone);
     for (int zero = 0; zero < 2; zero++)
-        for (int ranks = 2; ranks <= 3; ranks++) {
-            char *flags = text_of("--backend cpu-f32 --zero %d", zero), *out = train_on(ranks, "several", flags), *got = losses_of(out);
+        for (int ranks = 2; ranks <= min_int(3, machine.most_ranks); ranks++) {
+            char *flags = text_of("--zero %d", zero), *out = train_on(ranks, "several", flags), *got = losses_of(out);
             double worst = 0;
             char *a = want, *b = got;
-            for (int step = 0; step < 4; step++) worst = fmax(worst, fabs(strtod(a, &a) / strtod(b, &b) - 1));
-            ok(worst < 1e-6, "%d ranks, --zero %d: the losses of one rank to %.1e", ranks, zero, worst);
+            for (int step = 0; step < machine.steps; step++) worst = fmax(worst, fabs(strtod(a, &a) / strtod(b, &b) - 1));
+            ok(worst < tolerance, "%s %d ranks, --zero %d: the losses of one rank to %.1e", machine.name, ranks, zero, worst);
             empty_dir(out);
             free(got);
             free(out);
@@ -89,9 +203,22 @@ static void other_stages_case(void) {
     free(alone);
 }
 
+static void cpu_stages_case(void) {
+    on_cpu();
+    machine.backend = "cpu-f32";
+    other_stages(1e-6);
+}
+// In BF16 a last digit of a weight may turn.
+static void emulated_stages_case(void) {
+    if (on_emulated_gpus()) other_stages(1e-3);
+}
+static void gpu_stages_case(void) {
+    if (on_gpus()) other_stages(1e-3);
+}
+
 // A checkpoint of two or four ranks, taken up by other numbers of ranks.
-static void resume_case(void) {
-    make_inputs();
+static void resume(void) {
+    make_models();
     const char* const kinds[] = {"--level halo2 --dtype int8 --qfsdp", "--level bf16 --master bf16-sr --zero 2"};
     const struct {
         int saved, resumed;
@@ -100,11 +227,12 @@ static void resume_case(void) {
         char *whole = train_on(2, "whole", kinds[k]), *saving = text_of("%s --save-every 2", kinds[k]);
         char* resuming = text_of("%s --resume", kinds[k]);
         for (int i = 0; i < COUNT(runs); i++) {
+            if (max_int(runs[i].saved, runs[i].resumed) > machine.most_ranks) continue;
             char *cut = train_on(runs[i].saved, "cut", saving), *model = path_join(cut, "model.safetensors");
             file_remove(model);
             free(train_on(runs[i].resumed, "cut", resuming));
-            ok(same_files(whole, cut, "model.safetensors"), "saved by %d ranks, continued by %d, %s: bit for bit", runs[i].saved,
-               runs[i].resumed, kinds[k]);
+            ok(same_files(whole, cut, "model.safetensors"), "%s saved by %d ranks, continued by %d, %s: bit for bit", machine.name,
+               runs[i].saved, runs[i].resumed, kinds[k]);
             empty_dir(cut);
             free(model);
             free(cut);
@@ -116,19 +244,28 @@ static void resume_case(void) {
     }
 }
 
-// One of three ranks gets the signal once the training runs.
+static void cpu_resume_case(void) {
+    on_cpu();
+    resume();
+}
+static void gpu_resume_case(void) {
+    if (on_gpus()) resume();
+}
+
+// The last of the ranks gets the signal once the training runs.
 static Run with_signal(int signal_number, const char* timeout) {
+    int ranks = min_int(3, machine.most_ranks);
     char* pid_file = scratch_path("pids");
     // The ranks write their process ids before they become the program.
     shell("rm -f", pid_file);
-    char* line = text_of("mpirun --allow-run-as-root --oversubscribe -np 3 sh -c 'echo $$ >>%s; exec \"$0\" \"$@\"' ", pid_file);
+    char* line = text_of("mpirun --allow-run-as-root --oversubscribe -np %d sh -c 'echo $$ >>%s; exec \"$0\" \"$@\"' ", ranks, pid_file);
     launcher = line;
-    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --steps 2000000 --warmup 0 --lr 1e-4 --timeout %s",
-                          model_dir, data_path, timeout);
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --steps 2000000 --warmup 0 --lr 1e-4 "
+                          "--backend %s --timeout %s", deep_dir, data_path, machine.backend, timeout);
     pid_t child = start(flags);
     launcher = "";
     int pid = 0;
-    for (int tries = 0; tries < 200; tries++) {
+    for (int tries = 0; tries < 1200; tries++) {
         usleep(50 * 1000);
         char* printed;
         read_stream("stdout", &printed);
@@ -137,7 +274,7 @@ static Run with_signal(int signal_number, const char* timeout) {
         if (!running) continue;
         char* pids = file_read(pid_file, NULL);
         char* last = pids;
-        for (int i = 0; i < 2; i++) last = strchr(last, '\n') + 1;
+        for (int i = 1; i < ranks; i++) last = strchr(last, '\n') + 1;
         pid = atoi(last);
         free(pids);
         break;
@@ -152,36 +289,62 @@ static Run with_signal(int signal_number, const char* timeout) {
     return r;
 }
 
-static void lost_ranks_case(void) {
-    make_inputs();
+static void lost_ranks(void) {
+    make_models();
     Run killed = with_signal(SIGKILL, "60");
-    ok(killed.code != 0 && strstr(killed.err, "of 3: step ") && strstr(killed.err, "another rank has died"),
-       "a killed rank ends the job (exit %d), and the others say where they were", killed.code);
+    ok(killed.code != 0 && strstr(killed.err, ": step ") && strstr(killed.err, "another rank has died"),
+       "%s a killed rank ends the job (exit %d), and the others say where they were", machine.name, killed.code);
     free_run(killed);
     Run stopped = with_signal(SIGSTOP, "2");
     ok(stopped.code == 3 && strstr(stopped.err, "no progress for 2 s") && strstr(stopped.err, "waiting for the other ranks in "),
-       "a rank that hangs ends the job after --timeout (exit %d)", stopped.code);
+       "%s a rank that hangs ends the job after --timeout (exit %d)", machine.name, stopped.code);
     free_run(stopped);
 }
+static void cpu_lost_case(void) {
+    on_cpu();
+    lost_ranks();
+}
+static void emulated_lost_case(void) {
+    if (on_emulated_gpus()) lost_ranks();
+}
+static void gpu_lost_case(void) {
+    if (on_gpus()) lost_ranks();
+}
 
-static void disagreement_case(void) {
-    make_inputs();
-    // The ranks' shells give rank 1 another learning rate.
-    launcher = "mpirun --allow-run-as-root --oversubscribe -np 2 sh -c '\"$0\" \"$@\" --lr $((OMPI_COMM_WORLD_RANK + 1))' ";
-    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32", model_dir, data_path);
+// Ranks that can't run together say why: `shell` runs the program of each rank ("$0" "$@").
+static void refused(int ranks, const char* shell_line, const char* words) {
+    launcher = text_of("mpirun --allow-run-as-root --oversubscribe -np %d sh -c '%s' ", ranks, shell_line);
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --backend %s", deep_dir, data_path, machine.backend);
     Run r = run(flags);
+    ok(r.code != 0 && strstr(r.err, words), "%s ranks are told: %s", machine.name, words);
+    if (!strstr(r.err, words)) printf("  they were told: %s\n", r.err);
+    free((char*)launcher);
     launcher = "";
-    ok(r.code != 0 && strstr(r.err, "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'"),
-       "ranks with different flags are told which");
     free_run(r);
     free(flags);
 }
 
-static const Case cases[] = {{"ranks.invariance", invariance_case},
-                             {"ranks.other_stages", other_stages_case},
-                             {"ranks.resume", resume_case},
-                             {"ranks.lost", lost_ranks_case},
-                             {"ranks.disagreement", disagreement_case}};
+static void cpu_refused_case(void) {
+    on_cpu();
+    make_models();
+    refused(2, "\"$0\" \"$@\" --lr $((OMPI_COMM_WORLD_RANK + 1))", "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'");
+    refused(2, "\"$0\" \"$@\" --prefetch $OMPI_COMM_WORLD_RANK", "rank 1 disagrees with rank 0: it has '--prefetch 1', rank 0 has '--prefetch 0'");
+}
+static void emulated_refused_case(void) {
+    if (!on_emulated_gpus()) return;
+    make_models();
+    refused(3, "SIMT_GPUS=2 \"$0\" \"$@\"", "3 ranks, but 2 GPUs: start one rank a GPU");
+    refused(2, "[ $OMPI_COMM_WORLD_RANK = 0 ] || cpu=\"--backend cpu\"; \"$0\" \"$@\" $cpu",
+            "1 of 2 ranks run on a GPU: start the others where there is one too");
+}
+
+static const Case cases[] = {{"cpu.bits", cpu_bits_case},         {"cpu.stages", cpu_stages_case},
+                             {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
+                             {"cpu.refused", cpu_refused_case},   {"emulated.bits", emulated_bits_case},
+                             {"emulated.stages", emulated_stages_case}, {"emulated.lost", emulated_lost_case},
+                             {"emulated.refused", emulated_refused_case}, {"gpu.bits", gpu_bits_case},
+                             {"gpu.stages", gpu_stages_case},     {"gpu.resume", gpu_resume_case},
+                             {"gpu.lost", gpu_lost_case}};
 
 static void no_mpi(void) { skip("ranks: no mpirun on this machine"); }
 static const Case skipped[] = {{"ranks", no_mpi}};
@@ -189,5 +352,7 @@ static const Case skipped[] = {{"ranks", no_mpi}};
 int main(int argc, char** argv) {
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);   // for the ranks: MPI leaves memory of its own behind
     bool mpi = system("command -v mpirun >/dev/null 2>&1") == 0;
+    const char* slash = strrchr(argv[0], '/');
+    emulated_binary = text_of("%.*ssimt_train_llama3", slash ? (int)(slash + 1 - argv[0]) : 0, argv[0]);
     return mpi ? program_main("test_ranks", cases, COUNT(cases), argc, argv) : test_main(skipped, COUNT(skipped), argc, argv);
 }

@@ -44,6 +44,8 @@ static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src
 static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
 static void cpu_sync(void) {}
 static size_t cpu_free_bytes(void) { return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+static size_t cpu_total_bytes(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+static size_t cpu_workspace_bytes(void) { return 0; }
 
 // ---- time: work is done when a call returns
 static struct timespec* marks;
@@ -73,6 +75,8 @@ const Ops CPU_OPS = {
     cpu_zero,
     cpu_sync,
     cpu_free_bytes,
+    cpu_total_bytes,
+    cpu_workspace_bytes,
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,

@@ -16,9 +16,9 @@
 #include "../../test/simt.h"
 #else
 #include <cuda_runtime.h>
-#define LAUNCH(kernel, grid, block, shared_bytes, ...)                                     \
+#define LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                          \
     do {                                                                                   \
-        kernel<<<(grid), (block), (shared_bytes), cuda_stream()>>>(__VA_ARGS__);           \
+        kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                \
         cuda_ok(cudaGetLastError(), "launch of " #kernel);                                 \
     } while (0)
 // A grid of clusters, each of `cluster` blocks that run together and read each other's shared memory.
@@ -34,6 +34,7 @@
 
 // The stream that all of the backend's work runs on (ops.cu).
 cudaStream_t cuda_stream();
+#define LAUNCH(kernel, grid, block, shared_bytes, ...) LAUNCH_ON(cuda_stream(), kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 static inline void cuda_ok(cudaError_t status, const char* what) {
     check(status == cudaSuccess, "CUDA: %s: %s", what, cudaGetErrorString(status));

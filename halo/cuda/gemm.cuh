@@ -17,6 +17,14 @@ enum {
     kGemmInt8Longest = 131071      // K * 128 * 128 < 2^31
 };
 
+static size_t gemm_workspace_bytes() {
+#ifdef HALO_SIMT
+    return 0;
+#else
+    return lt_workspace_bytes();
+#endif
+}
+
 static bool gemm_rows_aligned(const void* data, int ld, Fmt fmt) {
     return (uintptr_t)data % 16 == 0 && (size_t)ld * fmt_bytes(fmt) % 16 == 0;
 }

@@ -53,6 +53,8 @@ static void lt_start() {
     for (int i = 0; i < 2; i++) cuda_ok(cudaMalloc((void**)&lt.vectors[i], kLtVectorRows * sizeof(float)), "memory for vectors of scales");
 }
 
+static size_t lt_workspace_bytes() { return kLtWorkspaceBytes + 2 * kLtVectorRows * sizeof(float); }
+
 static cudaDataType_t lt_type(Fmt fmt) {
     switch (fmt) {
         case F32: return CUDA_R_32F;

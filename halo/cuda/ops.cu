@@ -123,12 +123,15 @@ static void cuda_copy(void* dst, const void* src, size_t bytes) {
 }
 static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0, bytes, cuda_stream()), "zero"); }
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
-static size_t cuda_free_bytes(void) {
-    size_t left = 0, all = 0;
+static size_t cuda_memory(bool all) {
+    size_t left = 0, total = 0;
     cuda_stream();
-    cuda_ok(cudaMemGetInfo(&left, &all), "free memory");
-    return left;
+    cuda_ok(cudaMemGetInfo(&left, &total), "free memory");
+    return all ? total : left;
 }
+static size_t cuda_free_bytes(void) { return cuda_memory(false); }
+static size_t cuda_total_bytes(void) { return cuda_memory(true); }
+static size_t cuda_workspace_bytes(void) { return kSumBlocksMax * sizeof(float) + gemm_workspace_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;
@@ -161,6 +164,8 @@ const Ops cuda_ops = {
     cuda_zero,
     cuda_sync,
     cuda_free_bytes,
+    cuda_total_bytes,
+    cuda_workspace_bytes,
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Llama-3-8B on the GPUs of one host, random weights and tokens, T = 1024, everything in BF16 outside of the products (--master bf16-sr,
+# BF16 gradients and optimizer state), so that PyTorch FSDP2 holds the same. Prints every run's lines and a short table last.
+#
+#   dev/scaling.sh            all three:
+#   dev/scaling.sh gpus       a cut model on 1, 2, 4, ... GPUs, 16k tokens per GPU and step: the scaling
+#   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
+#   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py)
+#
+# In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
+# RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
+batches=${BATCHES:-1 2 4 8 16} steps=${STEPS:-5} cut=${CUT:-16} layers=${LAYERS:-32} recipes=${RECIPES:-bf16 halo0-fp8 halo2-int8}
+more=${MORE:-} mpirun=${MPIRUN:-mpirun --bind-to none}
+[ "$(id -u)" -ne 0 ] || mpirun="$mpirun --allow-run-as-root"
+export OMP_WAIT_POLICY=passive
+table=$(mktemp)
+trap 'rm -f "$table"' EXIT
+
+# Activations to make again, so that the others fit beside half of the model, its gradients and its optimizer state in 80 GB.
+recompute() {   # layers, rows
+    if [ $(($1 * $2)) -le 128 ]; then echo none; elif [ $(($1 * $2)) -le 256 ]; then echo norm-act; else echo block; fi
+}
+
+# One run and its row: what | GPUs | tokens per GPU | ms | tok/s per GPU | waiting ms | GB sent | GiB taken (of planned)
+ours() {   # name, recipe, GPUs, layers, rows, recompute
+    local start="" qfsdp="" out
+    if [ "$3" -gt 1 ]; then
+        start="$mpirun -np $3"
+        [ "$2" = bf16 ] || qfsdp=--qfsdp
+    fi
+    out=$(OMP_NUM_THREADS=$(($(nproc) / $3)) $start ./train_llama3 bench --preset llama3-8b --layers "$4" --recipe "$2" $qfsdp --batch "$5" \
+        --seq 1024 --recompute "$6" --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --steps "$steps" $more 2>&1)
+    echo "-- $1, $2 on $3 GPUs, $4 layers, $5 x 1024 tokens a GPU, recompute $6"
+    echo "$out" | grep -E '^(memory per rank|bench|memory|ranks|train_llama3)' || echo "$out" | tail -n 3
+    echo "$out" | awk -v what="$1 $2" -v gpus="$3" -v rows="$5" '
+        /^bench:/  { ms = $2; rate = $6 / gpus }
+        /^ranks:/  { waiting = $2; for (i = 1; i < NF; i++) if ($i == "GB") sent = $(i - 1) }
+        /^memory:/ { taken = $2; planned = $5 }
+        END { if (ms) printf "%-24s %4d %7d %9.1f %9.0f %9s %8s %7.1f %7.1f\n", what, gpus, 1024 * rows, ms, rate,
+                             waiting == "" ? "-" : waiting, sent == "" ? "-" : sent, taken, planned
+              else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' >>"$table"
+}
+
+torch() {   # layers, rows, recompute
+    local checkpointing="" out
+    [ "$3" = none ] || checkpointing=--checkpointing
+    out=$(python3 -m torch.distributed.run --standalone --nproc-per-node "$gpus" dev/fsdp_baseline.py --layers "$1" --batch "$2" --steps "$steps" \
+        $checkpointing 2>&1)
+    echo "-- FSDP2 on $gpus GPUs, $1 layers, $2 x 1024 tokens a GPU $checkpointing"
+    echo "$out" | grep '^fsdp2:' || echo "$out" | grep -v '^$' | tail -n 3
+    echo "$out" | awk -v gpus="$gpus" -v rows="$2" '
+        /^fsdp2:/ { ms = $2; rate = $6 / gpus; peak = $8 }
+        END { if (ms) printf "%-24s %4d %7d %9.1f %9.0f %9s %8s %7.1f %7s\n", "PyTorch FSDP2", gpus, 1024 * rows, ms, rate, "-", "-", peak, "-"
+              else printf "%-24s %4d %7d did not run\n", "PyTorch FSDP2", gpus, 1024 * rows }' >>"$table"
+}
+
+for part in ${*:-gpus batches torch}; do
+    case $part in
+        gpus)
+            for recipe in $recipes; do
+                for ((n = 1; n <= gpus; n *= 2)); do ours "$cut layers" "$recipe" $n "$cut" 16 norm-act; done
+            done ;;
+        batches)
+            for rows in $batches; do
+                for recipe in $recipes; do ours all "$recipe" "$gpus" "$layers" "$rows" "$(recompute "$layers" "$rows")"; done
+            done ;;
+        torch) for rows in $batches; do torch "$layers" "$rows" "$(recompute "$layers" "$rows")"; done ;;
+        *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch" >&2; exit 2 ;;
+    esac
+done
+echo
+printf '%-24s %4s %7s %9s %9s %9s %8s %7s %7s\n' run GPUs tokens ms tok/s/GPU 'wait ms' 'GB sent' GiB planned
+cat "$table"

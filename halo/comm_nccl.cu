@@ -1,0 +1,394 @@
+// GPU ranks: NCCL for what lies on the GPUs; MPI for what lies on the hosts, and for how the ranks find each other.
+//
+// Two streams beside the backend's, of the highest priority. On `wire` NCCL's operations run one after the other; on `sums` what
+// has arrived is added up while the next slice is on its way. The order of ncclReduceScatter's sums depends on how NCCL connects the
+// GPUs, which comm.h rules out: here every rank receives the other ranks' parts of its slice and one kernel adds them in rank
+// order. A rank sends as many bytes as in a ring.
+//
+//   staging   two halves; in each a lane for every other rank, which holds a slice of what that rank sends
+//   transfer  an event behind the backend's work at its start, one behind itself, and the host's place then: the watchdog asks the
+//             events how far the GPU is
+//
+// Compiled by nvcc, or with -x c++ -DHALO_SIMT against emulations of the GPU and of NCCL (test/simt.h, test/simt_nccl.h).
+#include <signal.h>
+
+#include <atomic>
+
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
+
+#include "comm.h"
+#include "cuda/rank_sums.cuh"
+#include "progress.h"
+
+#ifdef HALO_SIMT
+#include "../test/simt_nccl.h"
+#else
+#include <nccl.h>
+#endif
+
+#ifdef HALO_SIMT
+enum { kHalfBytes = 4 << 10 };    // a tiny model's gradients take many slices
+#else
+enum { kHalfBytes = 64 << 20 };   // 0.25 ms of an NVLink: long beside what starting a slice costs
+#endif
+enum {
+    kOperations = 32,         // of one kind in a transfer
+    kTransfers = 1024,        // more than are ever waited for
+    kBlockValues = 128,       // a slice of an all_reduce is a multiple of them
+    kGiveUpSeconds = 5        // for NCCL to stop what it does
+};
+
+typedef struct {
+    void* out;
+    const void* in;
+    size_t bytes;
+} Gather;
+// out (count) <- [out +] the sum over ranks of their `in`, from rank * step on. step is count, or 0: all of `in`, on every rank.
+typedef struct {
+    char* out;
+    const char* in;
+    size_t count, step;
+    Fmt fmt;
+    bool add, stochastic;
+    Noise noise;              // of out
+} Sum;
+typedef struct {
+    float* x;
+    int n;
+} Maximum;
+typedef struct {
+    cudaEvent_t ready, done;
+    ProgressPlace place;
+} Record;
+// Neighbouring values of a sum within a slice.
+typedef struct {
+    const Sum* sum;
+    size_t first, count;
+    size_t lane_offset;   // bytes
+} Segment;
+
+static struct {
+    Comm table;               // MPI's, with NCCL's collectives
+    void (*finish_mpi)(void);
+    ncclComm_t comm;
+    int device;
+    cudaStream_t wire, sums;
+    char* staging;            // (2, kHalfBytes)
+    size_t lane_bytes;
+    cudaEvent_t arrived[2], summed[2];   // of each half: its last slice
+    int half;                 // the next to be filled
+    double sent;              // bytes
+
+    // collected for the next transfer
+    Gather gathers[kOperations];
+    Sum sum[kOperations];
+    Maximum maxima[kOperations];
+    int gather_count, sum_count, maximum_count;
+    const char* collective;
+
+    Record records[kTransfers];          // of transfer t: t % kTransfers
+    std::atomic<Transfer> started;
+    Transfer finished;        // the watchdog's
+} gpu;
+
+// ---- errors
+
+// A peer or the network is lost: the others are told as the watchdog tells them.
+static void nccl_ok(ncclResult_t status, const char* what) {
+    if (status == ncclSuccess) return;
+    char why[384];
+    snprintf(why, sizeof why, "NCCL: %s: %s (%.200s)", what, ncclGetErrorString(status), ncclGetLastError(gpu.comm));
+    if (status != ncclRemoteError && status != ncclSystemError) die("%s", why);
+    progress_report(why);
+    gpu.table.abort_job(kExitHang);
+}
+
+// ---- the watchdog's view; on its thread
+
+static DeviceProgress look() {
+    static char error[256];
+    DeviceProgress d;
+    memset(&d, 0, sizeof d);
+    (void)cudaSetDevice(gpu.device);
+    ncclResult_t status = ncclSuccess;
+    if (ncclCommGetAsyncError(gpu.comm, &status) == ncclSuccess && status != ncclSuccess && status != ncclInProgress) {
+        snprintf(error, sizeof error, "NCCL: %s (%.200s)", ncclGetErrorString(status), ncclGetLastError(gpu.comm));
+        d.error = error;
+    }
+    Transfer started = gpu.started.load();
+    if (started - gpu.finished >= kTransfers) gpu.finished = started - kTransfers + 1;   // their records are others' by now
+    const Record* next = NULL;
+    while (gpu.finished < started) {
+        next = &gpu.records[(gpu.finished + 1) % kTransfers];
+        if (cudaEventQuery(next->done) == cudaErrorNotReady) break;   // any other error is the main thread's to find
+        gpu.finished++;
+    }
+    d.finished = gpu.finished;
+    d.busy = gpu.finished < started;
+    if (!d.busy) return d;
+    d.at = next->place;
+    if (cudaEventQuery(next->ready) == cudaErrorNotReady) d.at.collective = NULL;   // still at the backend's work before it
+    return d;
+}
+
+static void exit_stuck(int signal_number) {
+    (void)signal_number;
+    _exit(kExitHang);
+}
+static void give_up() {
+    signal(SIGALRM, exit_stuck);
+    alarm(kGiveUpSeconds);
+    (void)cudaSetDevice(gpu.device);
+    (void)ncclCommAbort(gpu.comm);
+    alarm(0);
+}
+
+// ---- sums
+
+// Receives a slice into the next half, and adds it up.
+static void run_slice(const Segment* segments, int count) {
+    int rank = gpu.table.rank, ranks = gpu.table.ranks, half = gpu.half;
+    char* staging = gpu.staging + (size_t)half * kHalfBytes;
+    cuda_ok(cudaStreamWaitEvent(gpu.wire, gpu.summed[half], 0), "a half of the staging memory");
+    nccl_ok(ncclGroupStart(), "a group");
+    for (int i = 0; i < count; i++) {
+        const Segment* g = &segments[i];
+        size_t value = fmt_bytes(g->sum->fmt), bytes = g->count * value;
+        for (int k = 1; k < ranks; k++) {
+            int to = (rank + k) % ranks, from = (rank + ranks - k) % ranks;
+            const char* part = g->sum->in + (g->sum->step * (size_t)to + g->first) * value;
+            char* lane = staging + (size_t)(from - (from > rank)) * gpu.lane_bytes + g->lane_offset;
+            nccl_ok(ncclSend(part, bytes, ncclInt8, to, gpu.comm, gpu.wire), "send");
+            nccl_ok(ncclRecv(lane, bytes, ncclInt8, from, gpu.comm, gpu.wire), "receive");
+            gpu.sent += (double)bytes;
+        }
+    }
+    nccl_ok(ncclGroupEnd(), "send and receive");
+    cuda_ok(cudaEventRecord(gpu.arrived[half], gpu.wire), "an event");
+    cuda_ok(cudaStreamWaitEvent(gpu.sums, gpu.arrived[half], 0), "a slice");
+    for (int i = 0; i < count; i++) {
+        const Segment* g = &segments[i];
+        size_t value = fmt_bytes(g->sum->fmt);
+        char* out = g->sum->out + g->first * value;
+        const char *own = g->sum->in + (g->sum->step * (size_t)rank + g->first) * value, *others = staging + g->lane_offset;
+        if (g->sum->fmt == F32) {
+            RankValues<float> in = {(const float*)own, (const float*)others, gpu.lane_bytes / value, rank, ranks};
+            add_ranks(gpu.sums, (float*)out, in, g->count, g->sum->add, NULL);
+        } else {
+            RankValues<bf16> in = {(const bf16*)own, (const bf16*)others, gpu.lane_bytes / value, rank, ranks};
+            Noise noise = g->sum->noise;
+            noise.offset += g->first;
+            add_ranks(gpu.sums, (bf16*)out, in, g->count, g->sum->add, g->sum->stochastic ? &noise : NULL);
+        }
+    }
+    cuda_ok(cudaEventRecord(gpu.summed[half], gpu.sums), "an event");
+    gpu.half = 1 - half;
+}
+
+// Slices as large as a lane, filled from one sum after the other.
+static void run_sums() {
+    Segment segments[kOperations];
+    int count = 0;
+    size_t used = 0;
+    for (int i = 0; i < gpu.sum_count; i++) {
+        const Sum* s = &gpu.sum[i];
+        size_t value = fmt_bytes(s->fmt);
+        for (size_t first = 0; first < s->count;) {
+            size_t room = (gpu.lane_bytes - used) / value, left = s->count - first;
+            Segment g = {s, first, left < room ? left : room, used};
+            segments[count++] = g;
+            first += g.count;
+            used += round_up(g.count * value, kArenaAlign);
+            if (used < gpu.lane_bytes) continue;
+            run_slice(segments, count);
+            count = 0;
+            used = 0;
+        }
+    }
+    if (count > 0) run_slice(segments, count);
+}
+
+static void run_gathers() {
+    nccl_ok(ncclGroupStart(), "a group");
+    for (int i = 0; i < gpu.gather_count; i++) {
+        const Gather* g = &gpu.gathers[i];
+        nccl_ok(ncclAllGather(g->in, g->out, g->bytes, ncclInt8, gpu.comm, gpu.wire), "all-gather");
+        gpu.sent += (double)g->bytes * (gpu.table.ranks - 1);
+    }
+    for (int i = 0; i < gpu.maximum_count; i++) {   // magnitudes as integers: NaN above all (numfmt.h)
+        const Maximum* m = &gpu.maxima[i];
+        nccl_ok(ncclAllReduce(m->x, m->x, (size_t)m->n, ncclUint32, ncclMax, gpu.comm, gpu.wire), "all-reduce");
+        gpu.sent += 2.0 * (double)sizeof(float) * m->n * (gpu.table.ranks - 1) / gpu.table.ranks;
+    }
+    nccl_ok(ncclGroupEnd(), "all-gather");
+}
+
+// ---- collecting, starting, waiting
+
+static void collects(int count, const char* collective) {
+    check(count < kOperations, "%s: more than %d of them in a transfer", collective, kOperations);
+    gpu.collective = collective;
+}
+
+static void gpu_all_gather(void* out, const void* in, size_t bytes) {
+    collects(gpu.gather_count, "all_gather");
+    Gather g = {out, in, bytes};
+    gpu.gathers[gpu.gather_count++] = g;
+}
+
+static void collect_sum(void* out, const void* in, size_t count, size_t step, Fmt fmt, bool add, const Noise* noise) {
+    check(fmt == F32 || fmt == BF16, "a sum over ranks in %s", fmt_name(fmt));
+    Sum s = {(char*)out, (const char*)in, count, step, fmt, add, noise != NULL, noise ? *noise : Noise{}};
+    gpu.sum[gpu.sum_count++] = s;
+}
+static void gpu_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise) {
+    collects(gpu.sum_count, "reduce_scatter");
+    collect_sum(out, in, count, count, fmt, add, add && fmt == BF16 ? noise : NULL);
+}
+
+// Each rank sums its slice and the slices are gathered; what is left over, less than a block a rank, every rank sums whole.
+static void gpu_all_reduce(void* x, size_t count, Fmt fmt) {
+    size_t ranks = (size_t)gpu.table.ranks, value = fmt_bytes(fmt), slice = count / ranks / kBlockValues * kBlockValues;
+    if (slice > 0) {
+        char* own = (char*)x + (size_t)gpu.table.rank * slice * value;
+        gpu_all_gather(x, own, slice * value);
+        collects(gpu.sum_count, "all_reduce");
+        collect_sum(own, x, slice, slice, fmt, false, NULL);
+    }
+    collects(gpu.sum_count, "all_reduce");
+    char* rest = (char*)x + ranks * slice * value;
+    if (count > ranks * slice) collect_sum(rest, rest, count - ranks * slice, 0, fmt, false, NULL);
+}
+
+static void gpu_all_reduce_max(float* x, int n) {
+    collects(gpu.maximum_count, "all_reduce_max");
+    Maximum m = {x, n};
+    gpu.maxima[gpu.maximum_count++] = m;
+}
+
+static Transfer gpu_start() {
+    Transfer number = gpu.started.load() + 1;
+    Record* r = &gpu.records[number % kTransfers];
+    progress_collective(gpu.collective);
+    r->place = progress_place();
+    cuda_ok(cudaEventRecord(r->ready, cuda_stream()), "an event");
+    cuda_ok(cudaStreamWaitEvent(gpu.wire, r->ready, 0), "the backend's work");
+    cudaStream_t last = gpu.wire;
+    if (gpu.sum_count > 0) {
+        run_sums();
+        last = gpu.sums;
+        cuda_ok(cudaEventRecord(r->done, last), "an event");
+    }
+    if (gpu.gather_count > 0 || gpu.maximum_count > 0) {
+        if (last == gpu.sums) cuda_ok(cudaStreamWaitEvent(gpu.wire, r->done, 0), "sums");
+        run_gathers();
+        last = gpu.wire;
+        cuda_ok(cudaEventRecord(r->done, last), "an event");
+    }
+    gpu.gather_count = gpu.sum_count = gpu.maximum_count = 0;
+    gpu.started.store(number);
+    progress_collective(NULL);
+    return number;
+}
+
+static void gpu_wait(Transfer transfer) {
+    check(gpu.started.load() - transfer < kTransfers, "transfer %lu: waited for after %lu", transfer, gpu.started.load());
+    cuda_ok(cudaStreamWaitEvent(cuda_stream(), gpu.records[transfer % kTransfers].done, 0), "a transfer");
+}
+
+static double gpu_sent_bytes() { return gpu.sent; }
+
+// ---- start and end
+
+// The GPU of this rank: by its number on its host, or the one that a launcher has left visible to it.
+static int pick_device() {
+    MPI_Comm host;
+    int rank, ranks, gpus = cuda_device_count();
+    char name[256] = "";
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    MPI_Comm_rank(host, &rank);
+    MPI_Comm_size(host, &ranks);
+    gethostname(name, sizeof name - 1);
+    int device = rank % gpus;
+    cudaDeviceProp properties;
+    cuda_ok(cudaGetDeviceProperties(&properties, device), "properties of a GPU");
+    enum { kIdBytes = sizeof properties.uuid };
+    char* ids = (char*)host_alloc((size_t)kIdBytes * (size_t)ranks);
+    MPI_Allgather(&properties.uuid, kIdBytes, MPI_BYTE, ids, kIdBytes, MPI_BYTE, host);
+    for (int r = 0; r < ranks; r++)
+        if (r != rank && !memcmp(ids + (size_t)r * kIdBytes, &properties.uuid, kIdBytes))
+            user_error("host %s: %d ranks, but %d GPU%s: start one rank a GPU (mpirun -np, or --map-by ppr:%d:node on several hosts)", name,
+                       ranks, gpus, gpus > 1 ? "s" : "", gpus);
+    free(ids);
+    MPI_Comm_free(&host);
+    return device;
+}
+
+// The first transfers make NCCL connect the ranks, and take its memory; their sums are known.
+static void greet() {
+    int ranks = gpu.table.ranks, count = 2 * ranks * kBlockValues + 1;
+    size_t bytes = sizeof(float) * (size_t)(count + 1);
+    float *x = (float*)cuda_ops.alloc(bytes), *host = (float*)host_alloc(bytes);
+    for (int i = 0; i <= count; i++) host[i] = (float)(gpu.table.rank + i % 7);
+    cuda_ops.upload(x, host, bytes);
+    gpu_all_reduce(x, (size_t)count, F32);
+    gpu_all_reduce_max(x + count, 1);
+    gpu_wait(gpu_start());
+    cuda_ops.download(host, x, bytes);
+    for (int i = 0; i <= count; i++) {
+        int want = i < count ? ranks * (ranks - 1) / 2 + ranks * (i % 7) : ranks - 1 + i % 7;
+        check(host[i] == (float)want, "NCCL: value %d over %d ranks is %g, not %d", i, ranks, (double)host[i], want);
+    }
+    cuda_ops.release(x);
+    free(host);
+}
+
+static void gpu_finish() {
+    cuda_ok(cudaDeviceSynchronize(), "the last transfers");
+    nccl_ok(ncclCommDestroy(gpu.comm), "end");
+    gpu.finish_mpi();
+}
+
+const Comm* comm_nccl(const Comm* mpi) {
+    gpu.table = *mpi;
+    gpu.finish_mpi = mpi->finish;
+    gpu.device = pick_device();
+    cuda_ok(cudaSetDevice(gpu.device), "this rank's GPU");
+    int lowest, highest;
+    cuda_ok(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities");
+    cuda_ok(cudaStreamCreateWithPriority(&gpu.wire, cudaStreamNonBlocking, highest), "a stream");
+    cuda_ok(cudaStreamCreateWithPriority(&gpu.sums, cudaStreamNonBlocking, highest), "a stream");
+    for (int half = 0; half < 2; half++) {
+        cuda_ok(cudaEventCreateWithFlags(&gpu.arrived[half], cudaEventDisableTiming), "an event");
+        cuda_ok(cudaEventCreateWithFlags(&gpu.summed[half], cudaEventDisableTiming), "an event");
+    }
+    for (int i = 0; i < kTransfers; i++) {
+        cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].ready, cudaEventDisableTiming), "an event");
+        cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].done, cudaEventDisableTiming), "an event");
+    }
+    gpu.staging = (char*)cuda_ops.alloc(2 * (size_t)kHalfBytes);
+    gpu.lane_bytes = (size_t)kHalfBytes / (size_t)(mpi->ranks - 1) / kArenaAlign * kArenaAlign;
+
+    ncclUniqueId id;
+    if (mpi->rank == 0) nccl_ok(ncclGetUniqueId(&id), "an address (see NCCL_SOCKET_IFNAME)");
+    mpi->host_broadcast(&id, sizeof id);
+    progress_collective("the start of NCCL");
+    nccl_ok(ncclCommInitRank(&gpu.comm, mpi->ranks, id, mpi->rank), "start (NCCL_DEBUG=INFO says more)");
+    progress_collective(NULL);
+
+    gpu.table.name = "nccl";
+    gpu.table.staging_bytes = 2 * (size_t)kHalfBytes;
+    gpu.table.all_gather = gpu_all_gather;
+    gpu.table.reduce_scatter = gpu_reduce_scatter;
+    gpu.table.all_reduce = gpu_all_reduce;
+    gpu.table.all_reduce_max = gpu_all_reduce_max;
+    gpu.table.start = gpu_start;
+    gpu.table.wait = gpu_wait;
+    gpu.table.sent_bytes = gpu_sent_bytes;
+    gpu.table.finish = gpu_finish;
+    progress_watch_device(look, give_up);
+    greet();
+    gpu.sent = 0;
+    return &gpu.table;
+}
