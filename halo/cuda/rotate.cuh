@@ -1,10 +1,11 @@
 // Hadamard rotations of a matrix from the right (features) or from the left (tokens), and its largest magnitude.
 //
-// bf16 runs on tensor cores: rotate_features.cuh, rotate_tokens.cuh. What they leave over, and F32: rotate_exact.cuh. Where the values
+// bf16 runs on tensor cores: rotate_features.cuh, rotate_tokens.cuh, rotate_dense.cuh. What they leave over, and F32: rotate_exact.cuh. Where the values
 // go, a matrix, codes or only their maximum, is a sink of any of these kernels (rotate_sinks.cuh). absmax reads 2 bytes an element of bf16.
 #ifndef HALO_CUDA_ROTATE_CUH
 #define HALO_CUDA_ROTATE_CUH
 
+#include "rotate_dense.cuh"
 #include "rotate_features.cuh"
 #include "rotate_tokens.cuh"
 
@@ -65,7 +66,7 @@ static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int b
 
 static void run_rotate_job(const RotateJob& job) {
     if (max_int(job.x.rows, job.y.rows) == 0 || job.x.cols == 0) return;
-    if (rotate_features(job) || rotate_tokens(job) || rotate_exact(job)) return;
+    if (rotate_features(job) || rotate_tokens(job) || rotate_dense(job) || rotate_exact(job)) return;
     if (job.axis == ROTATE_COLS) rotate_long_rows(job);
     else rotate_long_columns(job);
 }
