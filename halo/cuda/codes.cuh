@@ -75,6 +75,17 @@ __device__ inline uint2 code_octet(const Values<8>& x) {
     return make_uint2(code_quad<kFmt>(x.v[0], x.v[1], x.v[2], x.v[3]), code_quad<kFmt>(x.v[4], x.v[5], x.v[6], x.v[7]));
 }
 
+// The same with the format known at run time only; all threads agree on it.
+__device__ inline uint2 code_octet(const Values<8>& x, Fmt fmt) {
+    switch (fmt) {
+        case INT8: return code_octet<INT8>(x);
+        case FP8_E4M3: return code_octet<FP8_E4M3>(x);
+        case FP8_E5M2: return code_octet<FP8_E5M2>(x);
+        case FP6_E3M2: return code_octet<FP6_E3M2>(x);
+        default: return code_octet<FP6_E2M3>(x);
+    }
+}
+
 // One value of any format of codes.
 __device__ inline void store_code(void* to, size_t at, float x, Fmt fmt) {
     if (fmt == F32) ((float*)to)[at] = x;

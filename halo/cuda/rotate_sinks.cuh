@@ -66,19 +66,19 @@ struct StoreSink {
     }
 };
 
-template <Fmt kFmt>
 struct CodeSink {
     Rows<uint8_t> codes;
+    Fmt fmt;
     float scale;
     Quantizer quantizer;
     float factor;     // of codes, of the unscaled values
-    __device__ void begin() { factor = scale * begin_codes(quantizer, kFmt); }
+    __device__ void begin() { factor = scale * begin_codes(quantizer, fmt); }
     __device__ size_t at(int row, int col) const { return (size_t)row * codes.ld + col; }
     __device__ size_t ld() const { return codes.ld; }
     __device__ void put(size_t place, Values<8> v) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v.v[i] *= factor;
-        *(uint2*)(codes.data + place) = code_octet<kFmt>(v);
+        *(uint2*)(codes.data + place) = code_octet(v, fmt);
     }
     __device__ void finish() {}
 };
@@ -101,15 +101,7 @@ struct AnySink {
     __device__ void put_codes(size_t place, Values<8> v) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v.v[i] = __fmul_rn(v.v[i], inverse);
-        uint2 codes;
-        switch (y.fmt) {
-            case INT8: codes = code_octet<INT8>(v); break;
-            case FP8_E4M3: codes = code_octet<FP8_E4M3>(v); break;
-            case FP8_E5M2: codes = code_octet<FP8_E5M2>(v); break;
-            case FP6_E3M2: codes = code_octet<FP6_E3M2>(v); break;
-            default: codes = code_octet<FP6_E2M3>(v);
-        }
-        *(uint2*)((uint8_t*)y.data + place) = codes;
+        *(uint2*)((uint8_t*)y.data + place) = code_octet(v, y.fmt);
     }
     template <int kWidth> __device__ void put(size_t place, Values<kWidth> v) {
 #pragma unroll
@@ -149,18 +141,13 @@ static inline AnySink any_sink(const RotateJob& job) {
     return sink;
 }
 
-// launch(sink) with the sink that the job's output needs; false if it is none of octets in a format that recipes rotate to.
+// launch(sink) with the sink that the job's output needs; false if that is not of octets, or F32.
 template <typename Launch>
 static bool with_sink(const RotateJob& job, const Launch& launch) {
     if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0});
     if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0});
     if (job.y.fmt == F32 || job.y.cols % 8 || job.y.ld % 8 || (uintptr_t)job.y.data % 8) return false;
-    switch (job.y.fmt) {
-        case INT8: return launch(CodeSink<INT8>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
-        case FP8_E4M3: return launch(CodeSink<FP8_E4M3>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
-        case FP6_E3M2: return launch(CodeSink<FP6_E3M2>{rows_of<uint8_t>(job.y), job.scale, job.quantizer, 1});
-        default: return false;
-    }
+    return launch(CodeSink{rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1});
 }
 
 #endif
