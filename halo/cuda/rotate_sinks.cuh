@@ -4,6 +4,7 @@
 //   at(row, col), ld()    a place, as the number of its value, and the distance from row to row
 //   put(place, v)         values from there on
 //   finish()              once a thread, at the end; all threads of the block
+//   kStores               what put has been given is in memory, or on its way, when put returns
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
 
@@ -33,6 +34,7 @@ __device__ inline float raised(float largest, float x) {
 }
 
 struct MaxSink {
+    enum { kStores = false };
     float scale;      // 1 / sqrt(n)
     float* absmax;    // raised
     float largest;
@@ -47,6 +49,7 @@ struct MaxSink {
 };
 
 struct StoreSink {
+    enum { kStores = true };
     Rows<bf16> y;
     float scale;
     float* absmax;    // raised unless NULL
@@ -67,6 +70,7 @@ struct StoreSink {
 };
 
 struct CodeSink {
+    enum { kStores = true };
     Rows<uint8_t> codes;
     Fmt fmt;
     float scale;

@@ -148,7 +148,10 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
             }
         }
 #if HALO_CLUSTERS
-        if (kCluster) cluster_arrive_relaxed();
+        if (kCluster) {   // of what a sink stores nothing is still being read; else the release sees to it
+            if (Sink::kStores) cluster_arrive_relaxed();
+            else cluster_arrive();
+        }
 #endif
     }
 #if HALO_CLUSTERS
