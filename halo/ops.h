@@ -233,7 +233,7 @@ typedef struct Ops {
     // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own
     // maxima. NO_SCALE casts. A rotated x takes PER_TENSOR: it turns in FP32, and codes are of those values; for ROTATE_ROWS q and x
     // may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
-    // lies within rounding (2^-11 of itself at most) of a tie.
+    // lies within 2^-14 of the maximum of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
 
     // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
