@@ -847,6 +847,7 @@ enum { kBenchWarmup = 2, kProfileSteps = 2 };
 static double bench_step(Session* s, Trainer* t, int step) {
     const Options* o = &s->o;
     double start = seconds_now();
+    progress_step(step);
     shard_begin_step(s->shard);
     for (int a = 0; a < o->accum; a++) {
         batch_random(&t->batch, s->config.V, (uint64_t)step * (uint64_t)o->accum + (uint64_t)a);
