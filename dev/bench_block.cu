@@ -71,7 +71,7 @@ static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatc
     step();
     shard_end_micro_step(shard);
     r.loss = mean(losses, BT);
-    Mat g = shard_units(shard).acquire(shard, 1)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
+    Mat g = shard_units(shard).acquire(shard, 1, BACKWARD)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
     cuda_ops.copy(got.data, g.data, mat_bytes(g));
     model_finish_gradients(model, got, S_GATE_UP);
     if (!plain->data) *plain = got;
