@@ -92,7 +92,7 @@ static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->rank
 
 static ShardOptions shard_options(const Session* s, bool train) {
     int zero = s->o.zero == kAuto ? kZeroAuto : s->o.zero;
-    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, s->o.prefetch, F32};
+    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, s->o.prefetch, s->o.accum, (uint64_t)s->o.seed, F32};
     if (!train) return shard;
     if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
     shard.grad_fmt = state_fmt(s->o.grad_dtype);
@@ -493,7 +493,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
     progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
-    shard_begin_step(s->shard);
+    shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
@@ -848,7 +848,7 @@ static double bench_step(Session* s, Trainer* t, int step) {
     const Options* o = &s->o;
     double start = seconds_now();
     progress_step(step);
-    shard_begin_step(s->shard);
+    shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
         batch_random(&t->batch, s->config.V, (uint64_t)step * (uint64_t)o->accum + (uint64_t)a);
         model_train_step(t->model, &t->batch.arrays, 1.0f / ((float)t->batch.scored * (float)o->accum * (float)s->comm->ranks), t->losses);

@@ -51,7 +51,7 @@ typedef struct {
     double ms, loss, cosine, model_gib, all_gib;
 } Result;
 
-static const ShardOptions kStorage = {0, false, BF16, BF16, true, F32};   // all BF16, one rank
+static const ShardOptions kStorage = {0, false, BF16, BF16, true, 0, 1, 1, F32};   // all BF16, one rank
 
 // `plain`: the bf16 recipe's gradient, kept by the first call.
 static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatch* batch, Mat* plain) {
@@ -66,12 +66,12 @@ static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatc
     model_weights_changed(model);
     float* losses = (float*)cuda_ops.alloc(sizeof(float) * (size_t)BT);
 
-    shard_begin_step(shard);
+    shard_begin_step(shard, 1);
     auto step = [&] { model_train_step(model, &batch->arrays, 1.0f / (float)batch->scored, losses); };
     step();
     shard_end_micro_step(shard);
     r.loss = mean(losses, BT);
-    Mat g = shard_units(shard).acquire(shard, 1)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
+    Mat g = shard_units(shard).acquire(shard, 1, BACKWARD)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
     cuda_ops.copy(got.data, g.data, mat_bytes(g));
     model_finish_gradients(model, got, S_GATE_UP);
     if (!plain->data) *plain = got;

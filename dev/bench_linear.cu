@@ -1,5 +1,5 @@
-// One linear layer under each recipe, forward and backward: the paper's Figure 4. Llama-3-8B's four linears on 8192 tokens, through
-// linear.h as the model calls it.
+// One linear layer under each recipe, forward and backward: the paper's Figure 4. Llama-3-8B's four linears on 8192 tokens, and lm_head
+// on a piece of them under the recipes that it takes, through linear.h as the model calls it.
 //
 //   timed    the codes of X, Y, then dX and dW, which adds to a gradient in BF16; and what the producer of X (RMSNorm, for `down`
 //            SwiGLU) takes longer for finding the maximum, of the rotated X where that is quantized. Attention, the producer of `o`, finds
@@ -21,8 +21,9 @@ static const struct {
 } kBenched[] = {{"qkv", {4096, 3, {4096, 1024, 1024}}, FROM_RMSNORM},
                 {"o", {4096, 1, {4096}}, FROM_ATTENTION},
                 {"gate_up", {4096, 2, {14336, 14336}}, FROM_RMSNORM},
-                {"down", {14336, 1, {4096}}, FROM_SWIGLU}};
-enum { kBenchedCount = sizeof kBenched / sizeof kBenched[0] };
+                {"down", {14336, 1, {4096}}, FROM_SWIGLU},
+                {"lm_head", {4096, 1, {128256}}, FROM_RMSNORM}};
+enum { kBenchedCount = sizeof kBenched / sizeof kBenched[0], kHead = kBenchedCount - 1, kHeadTokens = 2048 };
 
 // haloi casts without scales: its cosines only have to show that the products were made.
 static const struct {
@@ -31,6 +32,8 @@ static const struct {
 } kRecipes[] = {{"bf16", 0.999999},      {"halo0-fp8", 0.998},      {"halo1-fp6", 0.985},      {"halo2-int8", 0.999},  {"haloi-int8", 0.8},
                 {"haloi-fp8", 0.8},      {"switchback-int8", 0.999}, {"switchback-fp8", 0.998}, {"jetfire-int8", 0.999}};
 enum { kRecipeCount = sizeof kRecipes / sizeof kRecipes[0] };
+
+static bool takes(int linear, const char* recipe) { return linear != kHead || !strcmp(recipe, "bf16") || !strcmp(recipe, "halo0-fp8"); }
 
 // A linear with everything around it.
 typedef struct {
@@ -119,19 +122,21 @@ static Result bench(int index, const Recipe* recipe, int tokens, const Bench* pl
 }
 
 int main(int argc, char** argv) {
-    int tokens = argc > 1 ? atoi(argv[1]) : 8192;
-    check(tokens > 0, "bench_linear: \"%s\" is no number of tokens", argv[1]);
+    int all_tokens = argc > 1 ? atoi(argv[1]) : 8192;
+    check(all_tokens > 0, "bench_linear: \"%s\" is no number of tokens", argv[1]);
     Result results[kRecipeCount][kBenchedCount];
     bool right = true;
     for (int i = 0; i < kBenchedCount; i++) {
+        int tokens = i == kHead ? min_int(all_tokens, kHeadTokens) : all_tokens;
         Bench plain = bench_new(i, recipe_find("bf16"), tokens);
         forward_backward(&plain, &plain.in, 0);
         for (int r = 0; r < kRecipeCount; r++) {
+            if (!takes(i, kRecipes[r].recipe)) continue;
             Result* result = &results[r][i];
             *result = bench(i, recipe_find(kRecipes[r].recipe), tokens, &plain);
             const double* c = result->cosine;
             bool fine = c[0] >= kRecipes[r].least_cosine && c[1] >= kRecipes[r].least_cosine && c[2] >= kRecipes[r].least_cosine;
-            printf("%-8s %6d x %5d x %5d | %-15s | %8.1f us | %.2fx of bf16 | %7.1f us once a step | cosine Y %.5f dX %.5f dW %.5f%s\n",
+            printf("%-8s %6d x %6d x %5d | %-15s | %8.1f us | %.2fx of bf16 | %7.1f us once a step | cosine Y %.5f dX %.5f dW %.5f%s\n",
                    kBenched[i].name, tokens, linear_N(kBenched[i].shape), kBenched[i].shape.K, kRecipes[r].recipe, result->us,
                    results[0][i].us / result->us, result->step_us, c[0], c[1], c[2], fine ? "" : "  WRONG");
             fflush(stdout);
@@ -141,12 +146,17 @@ int main(int argc, char** argv) {
     }
     printf("\n%-15s", "x of bf16");
     for (int i = 0; i < kBenchedCount; i++) printf(" %8s", kBenched[i].name);
-    printf(" %8s\n", "all four");
+    printf(" %8s\n", "layer");
     for (int r = 0; r < kRecipeCount; r++) {
         double plain_us = 0, us = 0;
         printf("%-15s", kRecipes[r].recipe);
         for (int i = 0; i < kBenchedCount; i++) {
+            if (!takes(i, kRecipes[r].recipe)) {
+                printf(" %8s", "-");
+                continue;
+            }
             printf(" %8.2f", results[0][i].us / results[r][i].us);
+            if (i == kHead) continue;
             plain_us += results[0][i].us;
             us += results[r][i].us;
         }

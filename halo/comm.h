@@ -22,8 +22,9 @@ typedef struct {
     // out (ranks, bytes) <- every rank's in (bytes); `in` may be this rank's place in out.
     void (*all_gather)(void* out, const void* in, size_t bytes);
     // out (count) <- [out +] in of rank 0 + in of rank 1 + ..., this rank's slice of each `in` (ranks, count), F32 or BF16; out may
-    // be that slice of in. With `add`, a rank's sum over micro-steps has the order in which one rank alone would take it.
-    void (*reduce_scatter)(void* out, const void* in, size_t count, Fmt fmt, bool add);
+    // be that slice of in. With `add`, a rank's sum over micro-steps has the order in which one rank alone would take it, and BF16 is
+    // rounded stochastically unless noise is NULL.
+    void (*reduce_scatter)(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise);
     void (*all_reduce)(void* x, size_t count, Fmt fmt);   // the sum, on every rank
     void (*all_reduce_max)(float* x, int n);   // of magnitudes
     Transfer (*start)(void);

@@ -4,6 +4,7 @@
 
 #include "comm.h"
 #include "progress.h"
+#include "rng.h"
 
 static Comm mpi;
 static void* staging;            // grows to the largest piece
@@ -44,22 +45,23 @@ static float value(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
 }
 
-static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add) {
+static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add, const Noise* noise) {
     for (size_t i = 0; i < count; i++) {
         float sum = add ? value(out, i, fmt) : 0;
         for (int r = 0; r < mpi.ranks; r++) sum += value(pieces, (size_t)r * count + i, fmt);
         if (fmt == F32) ((float*)out)[i] = sum;
-        else ((uint16_t*)out)[i] = bf16_from_f32(sum);
+        else if (!noise) ((uint16_t*)out)[i] = bf16_from_f32(sum);
+        else ((uint16_t*)out)[i] = bf16_from_f32_stochastic(sum, noise_of_value(noise->seed, noise->offset + i, kGradNoise, noise->stream));
     }
 }
 
-static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add) {
+static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise) {
     size_t bytes = count * fmt_bytes(fmt);
     check(bytes <= kSliceBytes, "reduce_scatter: %zu bytes a rank", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("reduce_scatter", MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     count_sent(bytes);
-    sum_in_rank_order(out, pieces, count, fmt, add);
+    sum_in_rank_order(out, pieces, count, fmt, add, add ? noise : NULL);
 }
 
 static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
@@ -68,7 +70,7 @@ static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("all_reduce", MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     count_sent(bytes);
-    sum_in_rank_order(x, pieces, count, fmt, false);
+    sum_in_rank_order(x, pieces, count, fmt, false, NULL);
 }
 
 // The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).

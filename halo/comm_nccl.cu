@@ -50,7 +50,8 @@ typedef struct {
     const char* in;
     size_t count, step;
     Fmt fmt;
-    bool add;
+    bool add, stochastic;
+    Noise noise;              // of out
 } Sum;
 typedef struct {
     float* x;
@@ -173,10 +174,12 @@ static void run_slice(const Segment* segments, int count) {
         const char *own = g->sum->in + (g->sum->step * (size_t)rank + g->first) * value, *others = staging + g->lane_offset;
         if (g->sum->fmt == F32) {
             RankValues<float> in = {(const float*)own, (const float*)others, gpu.lane_bytes / value, rank, ranks};
-            add_ranks(gpu.sums, (float*)out, in, g->count, g->sum->add);
+            add_ranks(gpu.sums, (float*)out, in, g->count, g->sum->add, NULL);
         } else {
             RankValues<bf16> in = {(const bf16*)own, (const bf16*)others, gpu.lane_bytes / value, rank, ranks};
-            add_ranks(gpu.sums, (bf16*)out, in, g->count, g->sum->add);
+            Noise noise = g->sum->noise;
+            noise.offset += g->first;
+            add_ranks(gpu.sums, (bf16*)out, in, g->count, g->sum->add, g->sum->stochastic ? &noise : NULL);
         }
     }
     cuda_ok(cudaEventRecord(gpu.summed[half], gpu.sums), "an event");
@@ -234,14 +237,14 @@ static void gpu_all_gather(void* out, const void* in, size_t bytes) {
     gpu.gathers[gpu.gather_count++] = g;
 }
 
-static void collect_sum(void* out, const void* in, size_t count, size_t step, Fmt fmt, bool add) {
+static void collect_sum(void* out, const void* in, size_t count, size_t step, Fmt fmt, bool add, const Noise* noise) {
     check(fmt == F32 || fmt == BF16, "a sum over ranks in %s", fmt_name(fmt));
-    Sum s = {(char*)out, (const char*)in, count, step, fmt, add};
+    Sum s = {(char*)out, (const char*)in, count, step, fmt, add, noise != NULL, noise ? *noise : Noise{}};
     gpu.sum[gpu.sum_count++] = s;
 }
-static void gpu_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add) {
+static void gpu_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise) {
     collects(gpu.sum_count, "reduce_scatter");
-    collect_sum(out, in, count, count, fmt, add);
+    collect_sum(out, in, count, count, fmt, add, add && fmt == BF16 ? noise : NULL);
 }
 
 // Each rank sums its slice and the slices are gathered; what is left over, less than a block a rank, every rank sums whole.
@@ -251,11 +254,11 @@ static void gpu_all_reduce(void* x, size_t count, Fmt fmt) {
         char* own = (char*)x + (size_t)gpu.table.rank * slice * value;
         gpu_all_gather(x, own, slice * value);
         collects(gpu.sum_count, "all_reduce");
-        collect_sum(own, x, slice, slice, fmt, false);
+        collect_sum(own, x, slice, slice, fmt, false, NULL);
     }
     collects(gpu.sum_count, "all_reduce");
     char* rest = (char*)x + ranks * slice * value;
-    if (count > ranks * slice) collect_sum(rest, rest, count - ranks * slice, 0, fmt, false);
+    if (count > ranks * slice) collect_sum(rest, rest, count - ranks * slice, 0, fmt, false, NULL);
 }
 
 static void gpu_all_reduce_max(float* x, int n) {

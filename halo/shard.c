@@ -36,7 +36,7 @@ struct Shard {
     // Whole weights. Zero 3: the embedding, the tail, and `ring` layers (after them); zero 1 and 2: every unit, within `weights`
     Place* places;
     int ring;
-    // Zero 2 and 3: whole gradients of the micro-step: the embedding, the tail, and grad_ring layers
+    // Where gradients are made alone: those of the micro-step, whole: the embedding, the tail, and grad_ring layers
     Place* grad_places;
     int grad_ring;
     Transfer* reduced;        // (L + 2) that sums the gradients of a unit
@@ -45,7 +45,7 @@ struct Shard {
     const Piece* read_piece;
     char *read_place, *read_buffer;
     Unit unit;                // what acquire hands out
-    bool first_micro_step;
+    int step, micro_step;     // from 1; from 0
 };
 
 // ---- layout
@@ -100,6 +100,9 @@ static void lay_out(Shard* s) {
 
 static bool gathers(const Shard* s) { return !s->owns_all && s->opt.zero == 3; }
 static bool reduces_each_micro_step(const Shard* s) { return s->opt.zero >= 2; }
+// Are a micro-step's gradients made alone, and then added to those before? Without stages 2 and 3 the first ones are made in place.
+static bool makes_alone(const Shard* s) { return reduces_each_micro_step(s) || (s->opt.grad_fmt == BF16 && s->opt.micro_steps > 1); }
+static bool makes_in_place(const Shard* s) { return !makes_alone(s) || (!reduces_each_micro_step(s) && s->micro_step == 0); }
 
 // ---- places: 0 is the embedding's, 1 the tail's; then come the layers'
 
@@ -134,7 +137,7 @@ static ShardBytes count_bytes(const Shard* s) {
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
     if (gathers(s)) b.gathered += hqfsdp_bytes(&s->c, s->comm, s->pieces, s->count, s->opt.wire, s->ring);
     if (!s->opt.train) return b;
-    for (int place = 0; reduces_each_micro_step(s) && place < 2 + s->grad_ring; place++)
+    for (int place = 0; makes_alone(s) && place < 2 + s->grad_ring; place++)
         b.gathered += unit_values(s, unit_at(s, place), false) * grad;
     b.gradients = (reduces_each_micro_step(s) ? s->local_values : s->full_values) * grad;
     b.optimizer = s->local_values * (2 * state + (s->opt.master && s->ops->act == BF16 ? sizeof(float) : 0));
@@ -187,7 +190,7 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
         s->places[place].data = gathers(s) ? (char*)ops->alloc(unit_values(s, unit, true) * act_bytes(s))
                                            : s->weights + unit_start(s, unit) * act_bytes(s);
     }
-    for (int place = 0; options.train && reduces_each_micro_step(s) && place < 2 + s->grad_ring; place++)
+    for (int place = 0; options.train && makes_alone(s) && place < 2 + s->grad_ring; place++)
         s->grad_places[place].data = (char*)ops->alloc(unit_values(s, unit_at(s, place), false) * grad_bytes(s));
     if (gathers(s) && fmt_bytes(options.wire) == 1)
         s->codes = hqfsdp_new(&s->c, ops, comm, s->pieces, s->count, options.wire, s->ring);
@@ -220,8 +223,10 @@ static char* whole_weights(const Shard* s, const Piece* p) {
     size_t offset = gathers(s) ? p->gathered : p->full - unit_start(s, p->unit);
     return place_of(s, p->unit)->data + offset * act_bytes(s);
 }
+// The whole matrix's sum over this rank's micro-steps; there is one with stages 0 and 1.
+static char* summed_grads(const Shard* s, const Piece* p) { return s->grads + p->full * grad_bytes(s); }
 static char* whole_grads(const Shard* s, const Piece* p) {
-    if (!reduces_each_micro_step(s)) return s->grads + p->full * grad_bytes(s);
+    if (makes_in_place(s)) return summed_grads(s, p);
     return grad_place_of(s, p->unit)->data + (p->full - unit_start(s, p->unit)) * grad_bytes(s);
 }
 // This rank's share, where a whole matrix holds it and where the flat arrays do.
@@ -292,7 +297,7 @@ static const Unit* acquire(void* self, int unit, Pass pass) {
     wait_for(s, &place_of(s, unit)->transfer);
     if (pass == BACKWARD) wait_for(s, &grad_place_of(s, unit)->transfer);
     memset(&s->unit, 0, sizeof s->unit);
-    s->unit.fresh = s->first_micro_step || reduces_each_micro_step(s);
+    s->unit.fresh = s->micro_step == 0 || makes_alone(s);
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
         bool norm = p->cols == 1;
@@ -310,31 +315,41 @@ static const Unit* acquire(void* self, int unit, Pass pass) {
 
 static void release(void* self, int unit) { (void)self, (void)unit; }
 
+// Of a piece's gradients, as this micro-step adds to them. The ranks of stages 0 and 1 each have a sum of their own.
+static Noise grad_noise(const Shard* s, const Piece* p) {
+    uint64_t rank = reduces_each_micro_step(s) ? 0 : (uint64_t)s->comm->rank;
+    Noise noise = {s->opt.seed, (uint64_t)s->step << 32 | (uint64_t)s->micro_step << 12 | rank, p->noise_offset};
+    return noise;
+}
+
 // The gradients of a unit over all ranks, as far as the stage keeps them.
 static void start_reduce(Shard* s, int unit, bool add) {
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
         size_t values = (size_t)p->share * p->cols;
-        if (s->owns_all) s->comm->all_reduce(whole_grads(s, p), values, s->opt.grad_fmt);
-        else s->comm->reduce_scatter(own_grads(s, p), whole_grads(s, p), values, s->opt.grad_fmt, add);
+        Noise noise = grad_noise(s, p);
+        char* whole = reduces_each_micro_step(s) ? whole_grads(s, p) : summed_grads(s, p);
+        if (s->owns_all) s->comm->all_reduce(whole, values, s->opt.grad_fmt);
+        else s->comm->reduce_scatter(own_grads(s, p), whole, values, s->opt.grad_fmt, add, &noise);
     }
     s->reduced[unit] = s->comm->start();
 }
 
 static void reduce(void* self, int unit) {
     Shard* s = (Shard*)self;
-    bool add = !s->first_micro_step;
-    if (!reduces_each_micro_step(s)) return;
-    if (!s->owns_all) {
+    bool add = s->micro_step > 0;
+    if (makes_in_place(s)) return;
+    if (reduces_each_micro_step(s) && !s->owns_all) {
         start_reduce(s, unit, add);
         grad_place_of(s, unit)->transfer = s->reduced[unit];
         return;
     }
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
-        Mat own = mat(own_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        Mat fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        if (add) s->ops->add(own, fresh, NULL);
+        char* sum = reduces_each_micro_step(s) ? own_grads(s, p) : summed_grads(s, p);
+        Mat own = mat(sum, p->rows, p->cols, s->opt.grad_fmt), fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
+        Noise noise = grad_noise(s, p);
+        if (add) s->ops->add(own, fresh, &noise);
         else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
 }
@@ -346,8 +361,11 @@ UnitSource shard_units(Shard* s) {
 
 // ---- an optimizer step
 
-void shard_begin_step(Shard* s) { s->first_micro_step = true; }
-void shard_end_micro_step(Shard* s) { s->first_micro_step = false; }
+void shard_begin_step(Shard* s, int step) {
+    s->step = step;
+    s->micro_step = 0;
+}
+void shard_end_micro_step(Shard* s) { s->micro_step++; }
 
 // From the last unit to the first, as the backward pass completes them.
 void shard_finish_gradients(Shard* s, FinishGradient finish, void* self) {

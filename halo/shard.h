@@ -19,8 +19,9 @@
 // changes a bit.
 //
 // With zero 2 and 3 each micro-step's gradients are made alone and then added, in the order of the global batch: micro-step by
-// micro-step, and rank by rank within one. F32 gradients of CPU ranks are so the same bits whatever the number of ranks, for
-// one rank too. Without, the products add to what is there, which saves a pass.
+// micro-step, and rank by rank within one. F32 gradients are so the same bits whatever the number of ranks, for one rank too.
+// BF16 gradients of several micro-steps are added like that with every stage, since the sums are rounded stochastically.
+// Else the products add to what is there, which saves a pass.
 // With codes on the wire (hqfsdp.h), zero 3 gathers a layer's linears as codes.
 #ifndef HALO_SHARD_H
 #define HALO_SHARD_H
@@ -37,6 +38,8 @@ typedef struct {
     Fmt state_fmt;     // of m and v: F32 or BF16
     bool train;        // false: weights only
     int prefetch;      // layers that zero 3 gathers ahead of their use
+    int micro_steps;   // of an optimizer step
+    uint64_t seed;     // of gradients that are rounded stochastically
     Fmt wire;          // what zero 3 gathers of a linear: F32 or BF16: the weights; else their codes in this format (HQ-FSDP)
 } ShardOptions;
 
@@ -83,8 +86,8 @@ C_API void random_weights_read(void* self, int spec, int layer, int row0, int ro
 C_API void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst);
 
 // ---- an optimizer step
-C_API void shard_begin_step(Shard* s);      // gradients are fresh
-C_API void shard_end_micro_step(Shard* s);  // from now on they accumulate
+C_API void shard_begin_step(Shard* s, int step);   // gradients are fresh; step: from 1, names their noise
+C_API void shard_end_micro_step(Shard* s);         // from now on they accumulate
 // Completes the gradients of this rank's rows: sums over ranks, then `finish` on each (linear_finish_grad).
 typedef void (*FinishGradient)(void* self, Mat g, Stack stack);
 C_API void shard_finish_gradients(Shard* s, FinishGradient finish, void* self);

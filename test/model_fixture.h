@@ -52,11 +52,12 @@ static void read_hf_rows(void* self, int spec, int layer, int row0, int rows, fl
     hf_model_rows((const HfModel*)self, spec, layer, row0, rows, F32, dst);
 }
 
-__attribute__((unused))
-static TestModel test_model_with_head(const Config* config, const Ops* ops, const Recipe* recipe, const char* head, Recompute recompute,
-                                      int B, int T, ReadRows read, void* self) {
+// All gradients and states in FP32, one micro-step.
+static const ShardOptions kTestStorage = {0, true, F32, F32, true, 0, 1, 1, F32};
+
+static TestModel test_model_stored(ShardOptions shard, const Config* config, const Ops* ops, const Recipe* recipe, const char* head,
+                                   Recompute recompute, int B, int T, ReadRows read, void* self) {
     TestModel t = {*config, ops, NULL, NULL, NULL, B * T};
-    ShardOptions shard = {0, true, F32, F32, true, 0, F32};
     t.shard = shard_new(config, ops, comm_solo(), shard);
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
@@ -68,9 +69,14 @@ static TestModel test_model_with_head(const Config* config, const Ops* ops, cons
     return t;
 }
 __attribute__((unused))
+static TestModel test_model_with_head(const Config* config, const Ops* ops, const Recipe* recipe, const char* head, Recompute recompute,
+                                      int B, int T, ReadRows read, void* self) {
+    return test_model_stored(kTestStorage, config, ops, recipe, head, recompute, B, T, read, self);
+}
+__attribute__((unused))
 static TestModel test_model(const Config* config, const Ops* ops, const Recipe* recipe, Recompute recompute, int B, int T,
                             ReadRows read, void* self) {
-    return test_model_with_head(config, ops, recipe, "bf16", recompute, B, T, read, self);
+    return test_model_stored(kTestStorage, config, ops, recipe, "bf16", recompute, B, T, read, self);
 }
 
 __attribute__((unused))
@@ -94,7 +100,7 @@ static double mean_loss(const TestModel* t, int scored) {
 // Gradients of one batch, complete in the shard; returns the loss.
 __attribute__((unused))
 static double test_gradients(TestModel* t, const TestBatch* b) {
-    shard_begin_step(t->shard);
+    shard_begin_step(t->shard, 1);
     model_train_step(t->model, &b->arrays, 1.0f / (float)b->scored, t->losses);
     shard_end_micro_step(t->shard);
     shard_finish_gradients(t->shard, finish_test_gradient, t->model);

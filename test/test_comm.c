@@ -95,8 +95,8 @@ static void reduce_scatter_case(size_t count, Fmt fmt, bool add) {
     void *before = contribution(99, first, count, fmt), *in_place = (char*)in[0] + first * value;
     void* out = ops->alloc(count * value);
     ops->upload(out, before, count * value);
-    comm->reduce_scatter(in_place, in[0], count, fmt, false);
-    comm->reduce_scatter(out, in[1], count, fmt, add);
+    comm->reduce_scatter(in_place, in[0], count, fmt, false, NULL);
+    comm->reduce_scatter(out, in[1], count, fmt, add, NULL);
     comm->wait(comm->start());
     void *want[2] = {sums(NULL, first, count, fmt), sums(add ? before : NULL, first, count, fmt)};
     char what[96];
@@ -155,7 +155,7 @@ static void order_case(void) {
     for (int t = 0; t < kTransfers; t++) {
         // The backend's work before it: what is sent comes out of a copy, here from the transfer's neighbour.
         if (t) ops->copy(in[t], in[t - 1], bytes * ranks);
-        comm->reduce_scatter(out[t], in[t], count, F32, false);
+        comm->reduce_scatter(out[t], in[t], count, F32, false, NULL);
         transfer[t] = comm->start();
         if (t < 2) continue;
         comm->wait(transfer[t - 2]);

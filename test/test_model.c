@@ -484,7 +484,7 @@ static void accumulation_case(void) {
     TestModel a = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 2, T);
     TestModel b = random_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 1, T);
     test_gradients(&a, &whole);
-    shard_begin_step(b.shard);
+    shard_begin_step(b.shard, 1);
     for (int half = 0; half < 2; half++) {
         const int* tokens = whole.arrays.tokens + half * T;
         int labels[16];
@@ -508,6 +508,64 @@ static void accumulation_case(void) {
     free(whole.storage);
 }
 
+// All gradients of a step as floats, in the order in which the shard finishes them.
+typedef struct {
+    const Ops* ops;
+    float* values;
+    size_t count;
+} Gradients;
+static void collect_gradient(void* self, Mat g, Stack stack) {
+    Gradients* all = (Gradients*)self;
+    (void)stack;
+    size_t n = (size_t)g.rows * g.cols;
+    void* raw = host_alloc(mat_bytes(g));
+    all->values = (float*)host_grow(all->values, sizeof(float) * (all->count + n));
+    all->ops->download(raw, g.data, mat_bytes(g));
+    for (size_t i = 0; i < n; i++) all->values[all->count + i] = g.fmt == F32 ? ((float*)raw)[i] : f32_from_bf16(((uint16_t*)raw)[i]);
+    all->count += n;
+    free(raw);
+}
+
+// The sum of many small micro-steps of one batch.
+enum { kSmallSteps = 64 };
+static Gradients small_steps(const Config* c, const Ops* ops, Fmt grad_fmt, const TestBatch* b) {
+    RandomWeights random = {c, 7, 0.2f};
+    ShardOptions shard = {0, true, grad_fmt, F32, true, 0, kSmallSteps, 5, F32};
+    TestModel t = test_model_stored(shard, c, ops, recipe_find("bf16"), "bf16", RECOMPUTE_NONE, b->B, b->T, random_weights_read, &random);
+    shard_begin_step(t.shard, 1);
+    for (int step = 0; step < kSmallSteps; step++) {
+        model_train_step(t.model, &b->arrays, 1.0f / (float)b->scored / kSmallSteps, t.losses);
+        shard_end_micro_step(t.shard);
+    }
+    Gradients g = {ops, NULL, 0};
+    shard_finish_gradients(t.shard, collect_gradient, &g);
+    test_model_free(&t);
+    return g;
+}
+
+// BF16 gradients that add up over 64 equal micro-steps: to nearest, the later ones would be rounded away where the sum is a power of two
+// above them. Rounded stochastically the sum is F32's, within what 64 roundings cost and without bias, and the same bits twice.
+static void small_steps_case(void) {
+    Config c = small_config(true);
+    TestBatch b = random_batch(1, 24, c.V);
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends);
+    for (int k = 1; k < backend_count; k++) {
+        const char* name = backends[k]->name;
+        Gradients want = small_steps(&c, backends[k], F32, &b), got = small_steps(&c, backends[k], BF16, &b),
+                  again = small_steps(&c, backends[k], BF16, &b);
+        double along = 0, squares = 0, err = rel_err(got.values, want.values, want.count);
+        for (size_t i = 0; i < want.count; i++) along += (double)got.values[i] * want.values[i], squares += (double)want.values[i] * want.values[i];
+        ok(got.count == want.count && err > 0 && err < 0.02, "64 small micro-steps %s: BF16 gradients err by %.1e of F32's", name, err);
+        ok(fabs(along / squares - 1) < 1e-3, "64 small micro-steps %s: BF16 gradients are %.5f times F32's", name, along / squares);
+        ok(!memcmp(got.values, again.values, sizeof(float) * got.count), "64 small micro-steps %s: the same bits twice", name);
+        free(want.values);
+        free(got.values);
+        free(again.values);
+    }
+    free(b.storage);
+}
+
 static const Case cases[] = {{"model.logits", logits_case},
                              {"model.gradients", gradients_case},
                              {"model.adamw", adamw_case},
@@ -516,6 +574,7 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.quant_stats", quant_stats_case},
                              {"model.packing", packing_case},
                              {"model.fp8_head", fp8_head_case},
-                             {"model.accumulation", accumulation_case}};
+                             {"model.accumulation", accumulation_case},
+                             {"model.small_steps", small_steps_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

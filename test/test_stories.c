@@ -60,7 +60,7 @@ static void cross_entropies_case(void) {
 // reference's.
 static void greedy_on(const Stories* s, const Ops* ops, const int* ids, int count) {
     int given = 4, same = 0;   // BOS and "Once upon a"
-    ShardOptions options = {0, false, F32, F32, false, 0, F32};
+    ShardOptions options = {0, false, F32, F32, false, 0, 1, 1, F32};
     Shard* shard = shard_new(&s->config, ops, comm_solo(), options);
     shard_load(shard, read_hf_rows, s->source);
     Decoder* d = decoder_new(&s->config, ops, shard_units(shard), count);

@@ -4,7 +4,7 @@
 #ifndef HALO_CUDA_RANK_SUMS_CUH
 #define HALO_CUDA_RANK_SUMS_CUH
 
-#include "device.cuh"
+#include "stochastic.cuh"
 
 enum { kRankSumThreads = 256 };
 
@@ -16,8 +16,8 @@ struct RankValues {
     int rank, ranks;
 };
 
-template <int kWidth, typename T>
-__global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, RankValues<T> in, size_t groups, bool add) {
+template <int kWidth, bool kStochastic, typename T>
+__global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, RankValues<T> in, size_t groups, bool add, Noise noise) {
     size_t n = (size_t)blockIdx.x * kRankSumThreads + threadIdx.x;
     if (n >= groups) return;
     Values<kWidth> sum = {};
@@ -29,17 +29,21 @@ __global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, Rank
 #pragma unroll
         for (int i = 0; i < kWidth; i++) sum.v[i] += x.v[i];
     }
-    store_values(out + n * kWidth, sum);
+    if (kStochastic) store_stochastic(out + n * kWidth, sum, noise, n * kWidth, kGradNoise);
+    else store_values(out + n * kWidth, sum);
 }
 
-// out (count) <- [out +] the values of rank 0 + those of rank 1 + ...; out may be in.own.
+// out (count) <- [out +] the values of rank 0 + those of rank 1 + ..., rounded stochastically unless noise is NULL; out may be in.own.
 template <typename T>
-static void add_ranks(cudaStream_t stream, T* out, RankValues<T> in, size_t count, bool add) {
-    bool octets = is_octets(out, in.lane, count) && is_octets(in.own, in.lane, count) && is_octets(in.others, in.lane, count);
+static void add_ranks(cudaStream_t stream, T* out, RankValues<T> in, size_t count, bool add, const Noise* noise) {
+    bool octets = (!noise || noise->offset % kNoiseOctet == 0) && is_octets(out, in.lane, count) && is_octets(in.own, in.lane, count) && is_octets(in.others, in.lane, count);
     size_t groups = octets ? count / 8 : count, blocks = (groups + kRankSumThreads - 1) / kRankSumThreads;
     check(count > 0 && blocks < (size_t)1 << 31, "sum over ranks: %zu values", count);
-    if (octets) LAUNCH_ON(stream, (add_ranks_kernel<8, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add);
-    else LAUNCH_ON(stream, (add_ranks_kernel<1, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add);
+    Noise value = noise ? *noise : Noise{};
+    if (octets && noise) LAUNCH_ON(stream, (add_ranks_kernel<8, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
+    else if (octets) LAUNCH_ON(stream, (add_ranks_kernel<8, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
+    else if (noise) LAUNCH_ON(stream, (add_ranks_kernel<1, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
+    else LAUNCH_ON(stream, (add_ranks_kernel<1, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
 }
 
 #endif
