@@ -113,6 +113,21 @@ static double cosine_of(Mat a, Mat b) {
     cuda_ops.release(both.data);
     return quant_stats_cosine(squares);
 }
+// The last rows and columns of m, without gaps, in the host's memory: of a large matrix only what is looked at travels.
+static Mat host_corner(Mat m, int rows, int cols) {
+    Mat from = mat_cols(mat_rows(m, m.rows - rows, rows), m.cols - cols, cols), host = mat(NULL, rows, cols, m.fmt);
+    size_t bytes = fmt_bytes(m.fmt);
+    host.data = host_alloc(mat_bytes(host));
+    cuda_ok(cudaMemcpy2DAsync(host.data, cols * bytes, from.data, (size_t)m.ld * bytes, cols * bytes, (size_t)rows, cudaMemcpyDeviceToHost,
+                              cuda_stream()), "a corner");
+    cuda_ops.sync();
+    return host;
+}
+static float host_float(const float* x) {
+    float value;
+    cuda_ops.download(&value, x, sizeof value);
+    return value;
+}
 // A copy of m in the host's memory.
 static Mat on_host(Mat m) {
     Mat host = m;

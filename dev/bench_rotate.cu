@@ -1,6 +1,7 @@
-// Speed of rotations and of absmax: checks each shape against the CPU layers on some of its rows or columns, then times it.
-// One line per shape: what | us (median) | GB/s | x of the copy bandwidth measured in the same run. Bytes are those of reading the input
-// once and writing the output once.
+// Speed of rotations, of the maximum of a rotated matrix alone, and of producers that find it on their way out. Each shape is checked
+// first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer wrote. One line per
+// shape: what | us (median) | GB/s | x of the copy bandwidth measured in the same run. Bytes are those of reading the input once and
+// writing the output once.
 #include "bandwidth.cuh"
 
 #include <math.h>
@@ -14,20 +15,27 @@ typedef struct {
 
 // Llama-3's widths; other base orders; the token axis of 8 x 1024 tokens and around it; FP32 gradients on their way back.
 static const Shape kShapes[] = {
-    {ROTATE_COLS, 65536, 2048, 0, BF16, false},  {ROTATE_COLS, 32768, 3072, 0, BF16, false},  {ROTATE_COLS, 32768, 4096, 0, BF16, false},
-    {ROTATE_COLS, 16384, 8192, 0, BF16, false},  {ROTATE_COLS, 8192, 14336, 0, BF16, false},  {ROTATE_COLS, 8192, 16384, 0, BF16, false},
-    {ROTATE_COLS, 4096, 28672, 0, BF16, false},  {ROTATE_COLS, 262144, 576, 0, BF16, false},  {ROTATE_COLS, 65536, 1536, 0, BF16, false},
-    {ROTATE_COLS, 524288, 172, 0, BF16, false},  {ROTATE_COLS, 8192, 11008, 0, BF16, false},  {ROTATE_COLS, 8192, 14336, 0, BF16, true},
-    {ROTATE_ROWS, 8192, 4096, 0, BF16, false},   {ROTATE_ROWS, 8192, 14336, 0, BF16, false},  {ROTATE_ROWS, 4096, 14336, 0, BF16, false},
-    {ROTATE_ROWS, 2048, 28672, 0, BF16, false},  {ROTATE_ROWS, 6144, 14336, 0, BF16, false},  {ROTATE_ROWS, 16384, 4096, 0, BF16, false},
-    {ROTATE_ROWS, 8192, 14336, 256, BF16, false}, {ROTATE_COLS, 4096, 14336, 0, F32, true},   {ROTATE_COLS, 14336, 4096, 0, F32, true},
+    {ROTATE_COLS, 65536, 2048, 0, BF16, false},   {ROTATE_COLS, 32768, 3072, 0, BF16, false},  {ROTATE_COLS, 32768, 4096, 0, BF16, false},
+    {ROTATE_COLS, 16384, 8192, 0, BF16, false},   {ROTATE_COLS, 8192, 14336, 0, BF16, false},  {ROTATE_COLS, 8192, 16384, 0, BF16, false},
+    {ROTATE_COLS, 4096, 28672, 0, BF16, false},   {ROTATE_COLS, 262144, 576, 0, BF16, false},  {ROTATE_COLS, 65536, 1536, 0, BF16, false},
+    {ROTATE_COLS, 524288, 172, 0, BF16, false},   {ROTATE_COLS, 8192, 11008, 0, BF16, false},  {ROTATE_COLS, 8192, 14336, 0, BF16, true},
+    {ROTATE_ROWS, 8192, 4096, 0, BF16, false},    {ROTATE_ROWS, 8192, 14336, 0, BF16, false},  {ROTATE_ROWS, 8192, 28672, 0, BF16, false},
+    {ROTATE_ROWS, 4096, 14336, 0, BF16, false},   {ROTATE_ROWS, 2048, 28672, 0, BF16, false},  {ROTATE_ROWS, 6144, 14336, 0, BF16, false},
+    {ROTATE_ROWS, 16384, 4096, 0, BF16, false},   {ROTATE_ROWS, 8192, 14336, 256, BF16, false}, {ROTATE_COLS, 4096, 14336, 0, F32, true},
+    {ROTATE_COLS, 14336, 4096, 0, F32, true},
 };
+
+enum { kCorner = 24 };
+
+static float value_at(Mat m, int i, int j) {
+    size_t at = (size_t)i * m.ld + j;
+    return m.fmt == F32 ? ((float*)m.data)[at] : f32_from_bf16(((uint16_t*)m.data)[at]);
+}
 
 static bool agrees(Shape s, Mat y, Mat x) {
     bool from_right = s.axis == ROTATE_COLS;
-    int rows = from_right ? min_int(s.rows, 24) : s.rows, cols = from_right ? s.cols : min_int(s.cols, 24);
-    Mat from = mat_cols(mat_rows(x, 0, rows), 0, cols), to = mat_cols(mat_rows(y, 0, rows), 0, cols);
-    Mat got = on_host(to), input = on_host(from), plain = mat(host_alloc((size_t)rows * cols * 4), rows, cols, s.fmt);
+    int rows = from_right ? kCorner : s.rows, cols = from_right ? s.cols : kCorner;
+    Mat got = host_corner(y, rows, cols), input = host_corner(x, rows, cols), plain = mat(host_alloc((size_t)rows * cols * 4), rows, cols, s.fmt);
     Mat exact = mat(host_alloc((size_t)rows * cols * 4), rows, cols, F32);
     cpu_f32_ops.convert(exact, input);
     cpu_f32_ops.rotate(exact, exact, s.axis, s.transpose, s.block, NULL);
@@ -35,11 +43,7 @@ static bool agrees(Shape s, Mat y, Mat x) {
     double err = 0, plain_err = 0;
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < cols; j++) {
-            auto value = [&](Mat m) {
-                size_t at = (size_t)i * m.ld + j;
-                return m.fmt == F32 ? ((float*)m.data)[at] : f32_from_bf16(((uint16_t*)m.data)[at]);
-            };
-            double want = value(exact), d = value(got) - want, p = value(plain) - want;
+            double want = value_at(exact, i, j), d = value_at(got, i, j) - want, p = value_at(plain, i, j) - want;
             err += d * d;
             plain_err += p * p;
         }
@@ -51,32 +55,79 @@ static bool agrees(Shape s, Mat y, Mat x) {
     return sqrt(err) <= 2 * sqrt(plain_err);   // false for NaN; in FP32 both are 0
 }
 
-static bool bench(Shape s, double copy) {
-    Mat x = noise(s.rows, s.cols, s.fmt), y = zeros(s.rows, s.cols, s.fmt);
-    float* largest = (float*)cuda_ops.alloc(sizeof(float));
-    cuda_ops.rotate(y, x, s.axis, s.transpose, s.block, largest);
-    bool right = agrees(s, y, x);
-    double us = median_us([&] { cuda_ops.rotate(y, x, s.axis, s.transpose, s.block, largest); });
-    double gbs = 2.0 * mat_bytes(x) / us * 1e-3;
-    printf("rotate %s %6d x %5d block %3d %-4s%s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", s.axis == ROTATE_COLS ? "cols" : "rows", s.rows,
-           s.cols, s.block, fmt_name(s.fmt), s.transpose ? " ^T" : "   ", us, gbs, gbs / copy, right ? "" : "  WRONG");
-    if (s.axis == ROTATE_COLS && s.cols == 4096) {
-        us = median_us([&] { cuda_ops.absmax(largest, x); });
-        gbs = (double)mat_bytes(x) / us * 1e-3;
-        printf("absmax      %6d x %5d           %-4s    | %8.1f us | %6.0f GB/s | %.2f of copy\n", s.rows, s.cols, fmt_name(s.fmt), us, gbs,
-               gbs / copy);
-    }
-    cuda_ops.release(x.data);
-    cuda_ops.release(y.data);
-    cuda_ops.release(largest);
+// The maximum of FP32 values and that of the same values rounded to bf16.
+static bool same_maximum(float of_f32, float of_bf16) { return of_f32 > 0 && fabsf(of_f32 - of_bf16) <= of_f32 / 256; }
+
+static bool report(const char* what, const char* detail, int rows, int cols, Fmt fmt, double us, double bytes, double copy, bool right) {
+    double gbs = bytes / us * 1e-3;
+    printf("%-13s %6d x %5d %-4s %-9s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", what, rows, cols, fmt_name(fmt), detail, us, gbs, gbs / copy,
+           right ? "" : "  WRONG");
     return right;
 }
 
+static bool bench(Shape s, double copy) {
+    bool tokens = s.axis == ROTATE_ROWS;
+    char detail[16] = "";
+    if (s.block) snprintf(detail, sizeof detail, "block %d", s.block);
+    if (s.transpose) snprintf(detail, sizeof detail, "^T");
+    Mat x = noise(s.rows, s.cols, s.fmt), y = zeros(s.rows, s.cols, s.fmt), nowhere = mat(NULL, s.rows, s.cols, s.fmt);
+    float *written = (float*)cuda_ops.alloc(sizeof(float)), *alone = (float*)cuda_ops.alloc(sizeof(float));
+    cuda_ops.rotate(y, x, s.axis, s.transpose, s.block, written);
+    cuda_ops.rotate(nowhere, x, s.axis, s.transpose, s.block, alone);
+    bool right = agrees(s, y, x), right_maximum = same_maximum(host_float(alone), host_float(written));
+    double us = median_us([&] { cuda_ops.rotate(y, x, s.axis, s.transpose, s.block, NULL); });
+    report(tokens ? "rotate rows" : "rotate cols", detail, s.rows, s.cols, s.fmt, us, 2.0 * mat_bytes(x), copy, right);
+    if (s.fmt == BF16 && !s.transpose) {
+        us = median_us([&] { cuda_ops.rotate(nowhere, x, s.axis, s.transpose, s.block, alone); });
+        report(tokens ? "max of rows" : "max of cols", detail, s.rows, s.cols, s.fmt, us, (double)mat_bytes(x), copy, right_maximum);
+    }
+    if (!tokens && s.cols == 4096) {
+        us = median_us([&] { cuda_ops.absmax(written, x); });
+        report("absmax", "", s.rows, s.cols, s.fmt, us, (double)mat_bytes(x), copy, true);
+    }
+    cuda_ops.release(x.data);
+    cuda_ops.release(y.data);
+    cuda_ops.release(written);
+    cuda_ops.release(alone);
+    return right && right_maximum;
+}
+
+// rmsnorm and swiglu with no maximum, with that of y, and with that of y H.
+static bool bench_producers(int rows, int C, int F, double copy) {
+    bool all_right = true;
+    Mat x = noise(rows, C, BF16), delta = noise(rows, C, BF16), res = zeros(rows, C, BF16), h = zeros(rows, C, BF16), w = noise(1, C, BF16);
+    Mat gate_up = noise(rows, 2 * F, BF16), act = zeros(rows, F, BF16);
+    float *rstd = (float*)cuda_ops.alloc((size_t)rows * sizeof(float)), *found = (float*)cuda_ops.alloc(sizeof(float));
+    float* expected = (float*)cuda_ops.alloc(sizeof(float));
+    static const char* const asked[] = {"", "max", "max of yH"};
+    for (int kind = 0; kind < 3; kind++) {
+        Prep prep = {kind == 2, kind ? found : NULL};
+        auto check_maximum = [&](Mat y) {
+            cuda_ops.zero(expected, sizeof(float));
+            if (kind == 2) cuda_ops.rotate(mat(NULL, y.rows, y.cols, BF16), y, ROTATE_COLS, false, 0, expected);
+            else cuda_ops.absmax(expected, y);
+            bool right = !kind || same_maximum(host_float(found), host_float(expected));
+            all_right = all_right && right;
+            cuda_ops.zero(found, sizeof(float));
+            return right;
+        };
+        cuda_ops.zero(found, sizeof(float));
+        double us = median_us([&] { cuda_ops.rmsnorm_forward(h, rstd, res, x, delta, w, 1e-5f, prep); });
+        report("rmsnorm", asked[kind], rows, C, BF16, us, 4.0 * mat_bytes(h), copy, check_maximum(h));
+        us = median_us([&] { cuda_ops.swiglu_forward(act, gate_up, prep); });
+        report("swiglu", asked[kind], rows, F, BF16, us, 3.0 * mat_bytes(act), copy, check_maximum(act));
+    }
+    void* used[] = {x.data, delta.data, res.data, h.data, w.data, gate_up.data, act.data, rstd, found, expected};
+    for (void* p : used) cuda_ops.release(p);
+    return all_right;
+}
+
 int main() {
-    setvbuf(stdout, NULL, _IOLBF, 0);
     double copy = copy_gbs();
     printf("copy %.0f GB/s\n", copy);
     bool right = true;
     for (Shape s : kShapes) right = bench(s, copy) && right;
+    right = bench_producers(16384, 4096, 14336, copy) && right;
+    right = bench_producers(16384, 2048, 8192, copy) && right;
     return right ? 0 : 1;
 }

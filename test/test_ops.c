@@ -601,6 +601,9 @@ static void prep_case(void) {
     prep_shape(9, 48);
     prep_shape(5, 172);
     prep_shape(3, 4096);
+    prep_shape(2, 3072);
+    prep_shape(2, 5120);
+    prep_shape(2, 8192);
     prep_shape(2, 14336);
 }
 

@@ -168,6 +168,7 @@ static void rotate_many_tokens_case(void) {
     static const RotateShape shapes[] = {
         {ROTATE_ROWS, 2048, 2048, 16, 0, 0}, {ROTATE_ROWS, 4090, 4096, 8, 0, 0}, {ROTATE_ROWS, 6144, 6144, 8, 0, 0},
         {ROTATE_ROWS, 8192, 8180, 16, 0, 0}, {ROTATE_ROWS, 16384, 16380, 8, 0, 0}, {ROTATE_ROWS, 14336, 14336, 8, 0, 0},
+        {ROTATE_ROWS, 4096, 4096, 40, 2048, 8},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         rotate_one(shapes[s], BF16, s % 2 == 0);
@@ -300,6 +301,8 @@ static void rotated_codes_case(void) {
         {ROTATE_ROWS, 45, 48, 40, 16, 0},     {ROTATE_ROWS, 250, 256, 24, 0, 8},   {ROTATE_ROWS, 512, 512, 80, 256, 0},
         {ROTATE_ROWS, 1000, 1024, 40, 0, 16}, {ROTATE_ROWS, 1530, 1536, 16, 0, 0}, {ROTATE_ROWS, 2048, 2048, 24, 0, 0},
         {ROTATE_ROWS, 4096, 4096, 16, 0, 0},  {ROTATE_ROWS, 6144, 6144, 8, 0, 0},  {ROTATE_ROWS, 8190, 8192, 24, 0, 0},
+        {ROTATE_COLS, 11, 11, 8192, 0, 0},    {ROTATE_COLS, 90, 90, 576, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},
+        {ROTATE_ROWS, 3000, 3072, 48, 0, 0},  {ROTATE_ROWS, 5120, 5120, 16, 0, 0}, {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         for (int fmt = FP8_E4M3; fmt <= INT8; fmt++)

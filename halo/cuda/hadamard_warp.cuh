@@ -58,14 +58,14 @@ __device__ inline SplitPair split(float a, float b) {
 // the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products apart.
 // So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
 __device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs) {
-    float half[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-    mma_bf16(half[0], signs.first, x.pair[0], x.pair[1]);
-    mma_bf16(half[1], signs.first, x.pair[2], x.pair[3]);
+    float half[2][4];
+    mma_bf16_first(half[0], signs.first, x.pair[0], x.pair[1]);
+    mma_bf16_first(half[1], signs.first, x.pair[2], x.pair[3]);
 #pragma unroll
     for (int bit1 = 0; bit1 < 2; bit1++) {
         SplitPair b0 = split(half[0][2 * bit1], half[0][2 * bit1 + 1]), b1 = split(half[1][2 * bit1], half[1][2 * bit1 + 1]);
-        float sum[4] = {0, 0, 0, 0};
-        mma_bf16(sum, signs.second, b0.low, b1.low);
+        float sum[4];
+        mma_bf16_first(sum, signs.second, b0.low, b1.low);
         mma_bf16(sum, signs.second, b0.high, b1.high);
         v[2 * bit1] = sum[0];
         v[2 * bit1 + 1] = sum[1];
@@ -74,7 +74,8 @@ __device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinS
     }
 }
 
-// Butterflies between values of blocks whose numbers differ in one bit, for all bits below `together` (1, 2, 4 ... kBlocks).
+// Butterflies between values of blocks whose numbers differ in one bit, for all bits below `together` (1, 2, 4 ... kBlocks). a - b is
+// (a + b) - 2 b: in place, without a register for either sum.
 template <int kBlocks, int kEach>
 __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
 #pragma unroll
@@ -85,9 +86,8 @@ __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
             if (b & step) continue;
 #pragma unroll
             for (int i = 0; i < kEach; i++) {
-                float low = v[b][i], high = v[b + step][i];
-                v[b][i] = low + high;
-                v[b + step][i] = low - high;
+                v[b][i] += v[b + step][i];
+                v[b + step][i] = __fmaf_rn(-2.0f, v[b + step][i], v[b][i]);
             }
         }
     }
@@ -103,72 +103,83 @@ __device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (
 
 // ================================================================ across runs in shared memory
 
-// Where element e of an item in runs of 2^log2_run (at least 16) lies, in floats. Octets go in (or pairs of rows of 16), four neighbours
-// come out: 8 lanes 32 neighbouring elements, times 4 lanes two runs apart. The swizzle keeps all of it free of bank conflicts: it adds
-// bits of the row and of the run to bank bits that these lanes share. Four neighbours stay together, and multiples of eight runs leave
-// the swizzle alone.
+// Where the FP32 values of an item lie: runs of 2^log2_run elements (at least 16), element e being in run e >> log2_run. Octets go in
+// (or pairs of rows of 16), four neighbours come out: 8 lanes 32 neighbouring elements, times 4 lanes two runs apart. Four skipped
+// places a run and a swizzle keep all of it free of bank conflicts.
 struct Exchange {
     float* data;
     int log2_run;
-    __device__ int place(int e) const { return e ^ (e >> 5 & 1) * 12 ^ (e >> (log2_run + 1) & 3) << 3; }
-    __device__ void store_octet(int e, const float (&v)[8]) const {
-        int at = place(e);
-        *(float4*)(data + at) = make_float4(v[0], v[1], v[2], v[3]);
-        *(float4*)(data + (at ^ 4)) = make_float4(v[4], v[5], v[6], v[7]);
+    enum { kSkipped = 4 };
+    __host__ __device__ static size_t bytes(int elements, int log2_run) {
+        return ((size_t)elements + (size_t)(elements >> log2_run) * kSkipped) * sizeof(float);
     }
-    __device__ void store_pair(int e, float a, float b) const { *(float2*)(data + place(e)) = make_float2(a, b); }
-    __device__ float4 load(int at) const { return *(const float4*)(data + at); }
+    __device__ int stride() const { return (1 << log2_run) + kSkipped; }   // from run to run
+    __device__ bool swapped(int e) const { return e >> 5 & (log2_run >= 6); }   // shorter runs do without: they have no such bit
+    __device__ int place(int e) const { return (e ^ (swapped(e) ? 12 : 0)) + (e >> log2_run) * kSkipped; }
+    // lane: e / 8 % 32
+    __device__ void store_octet(int e, int lane, const float (&v)[8]) const {
+        bool swap = swapped(lane * 8);
+        float* at = data + (e ^ (swap ? 12 : 0)) + (e >> log2_run) * kSkipped;
+        *(float4*)at = make_float4(v[0], v[1], v[2], v[3]);
+        *(float4*)(at + (swap ? -4 : 4)) = make_float4(v[4], v[5], v[6], v[7]);
+    }
 };
 
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across. load(run) gives this lane's
-// positions 4 (lane / 4) ... + 3 of the group in that run, put(run, v) takes its positions 8 (lane % 4) ... + 7. first_step: where to
-// begin in the sum over runs, so that the blocks of a cluster begin at different ones.
+// Four neighbouring positions in two neighbouring runs.
+struct TwoRuns {
+    float4 even, odd;
+};
+
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across. load(run), for an even run, gives
+// this lane's positions 4 (lane / 4) ... + 3 of the group in that run and the next; put(run, v) takes its positions 8 (lane % 4) ... + 7,
+// and has to leave out runs from `order` on.
+// first_step: where to begin in the sum over runs, so that the blocks of a cluster begin at different ones.
 template <int kTiles, typename Load, typename Put>
 __device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, int first_step, const Load& load, const Put& put) {
     int lane = threadIdx.x % kWarp, tiles = (order + kFragment - 1) / kFragment;
-    float sum[kTiles][4][4] = {};   // [tile][position in four][mma]
-    for (int n = 0, step = first_step; n < tiles; n++, step = step + 1 == tiles ? 0 : step + 1) {
+    float sum[kTiles][4][4];   // [tile][position in four][mma]
+    auto add = [&](int step, bool first) {
         uint4 a[kTiles];
 #pragma unroll
-        for (int r = 0; r < kTiles; r++)
-            if (first_tile + r < tiles) a[r] = __ldg(fragments + ((size_t)(first_tile + r) * tiles + step) * kWarp + lane);
+        for (int r = 0; r < kTiles; r++)   // behind the last tile any does: what comes of it is not put
+            a[r] = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
         float v[2][2][4];   // [half of 16 runs][of two neighbours][position]
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                // Behind the last run the signs are zero; any value of this position does.
-                int run = step * kFragment + half * 8 + lane % 4 * 2 + odd;
-                float4 four = load(run < order ? run : lane % 4 * 2 + odd);
-                v[half][odd][0] = four.x; v[half][odd][1] = four.y; v[half][odd][2] = four.z; v[half][odd][3] = four.w;
-            }
+            int run = step * kFragment + half * 8 + lane % 4 * 2;
+            TwoRuns two = load(run < order ? run : lane % 4 * 2);   // behind the last run the signs are zero; any value of these positions does
+            v[half][0][0] = two.even.x; v[half][0][1] = two.even.y; v[half][0][2] = two.even.z; v[half][0][3] = two.even.w;
+            v[half][1][0] = two.odd.x; v[half][1][1] = two.odd.y; v[half][1][2] = two.odd.z; v[half][1][3] = two.odd.w;
         }
 #pragma unroll
         for (int t = 0; t < 4; t++) {
             SplitPair b0 = split(v[0][0][t], v[0][1][t]), b1 = split(v[1][0][t], v[1][1][t]);
 #pragma unroll
             for (int r = 0; r < kTiles; r++) {
-                if (first_tile + r >= tiles) break;
                 uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
-                mma_bf16(sum[r][t], sign, b0.low, b1.low);
+                if (first) mma_bf16_first(sum[r][t], sign, b0.low, b1.low);
+                else mma_bf16(sum[r][t], sign, b0.low, b1.low);
                 mma_bf16(sum[r][t], sign, b0.high, b1.high);
             }
         }
+    };
+    add(first_step, true);
+    for (int n = 1, step = first_step; n < tiles; n++) {
+        step = step + 1 == tiles ? 0 : step + 1;
+        add(step, false);
     }
     // Column n of product t is position 4 n + t: this lane's columns 2 (lane % 4) and the next are an octet.
 #pragma unroll
     for (int r = 0; r < kTiles; r++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int run = (first_tile + r) * kFragment + lane / 4 + half * 8;
-            if (run >= order) continue;
             Values<8> out;
 #pragma unroll
             for (int t = 0; t < 4; t++) {
                 out.v[t] = sum[r][t][2 * half];
                 out.v[4 + t] = sum[r][t][2 * half + 1];
             }
-            put(run, out);
+            put((first_tile + r) * kFragment + lane / 4 + half * 8, out);
         }
     }
 }

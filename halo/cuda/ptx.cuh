@@ -85,6 +85,17 @@ __device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
+// d = a b: no zeros to be written first.
+__device__ inline void mma_bf16_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    for (int i = 0; i < 4; i++) d[i] = 0;
+    mma_bf16(d, a, b0, b1);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+#endif
+}
 
 // INT8, m16n8k32: a register of A or B holds four neighbours along K where bf16 has two; the sums are exact.
 __device__ inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

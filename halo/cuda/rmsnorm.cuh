@@ -21,10 +21,11 @@ enum {
     kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
 };
 
-// ---- forward
-template <int kKeep>
-__global__ void __launch_bounds__(512) rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x,
-                                                             Rows<const bf16> delta, const bf16* w, int C, float eps, float* absmax) {
+// ---- forward. kTiles: 0, the maximum is that of y; else that of y H, summed across runs by so many tiles at a time.
+template <int kKeep, int kTiles>
+__global__ void __launch_bounds__(512)
+rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x, Rows<const bf16> delta, const bf16* w, int C, float eps,
+                       float* absmax, RowRuns runs) {
     size_t t = blockIdx.x;
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     Packed<8> r[kKeep];
@@ -61,6 +62,10 @@ __global__ void __launch_bounds__(512) rmsnorm_forward_kernel(Rows<bf16> y, floa
     }
     float scale = 1.0f / sqrtf(block_sum(squares) / C + eps);
     if (threadIdx.x == 0) rstd[t] = scale;
+    SHARED(float, shared);
+    Exchange exchange = {shared, runs.log2_run};
+    WithinSigns signs;
+    if constexpr (kTiles > 0) signs = within_signs(0, runs.within_end);
     uint32_t largest = 0;
 #pragma unroll
     for (int k = 0; k < kKeep; k++) {
@@ -71,9 +76,22 @@ __global__ void __launch_bounds__(512) rmsnorm_forward_kernel(Rows<bf16> y, floa
         for (int i = 0; i < 8; i++) a.v[i] = a.v[i] * scale * weight.v[i];
         Packed<8> out = pack(a);
         store_packed(y[t] + c, out);
-        largest = max(largest, largest_bits(out));
+        if constexpr (kTiles > 0) {   // a warp holds 256 neighbours
+            float v[8];
+            hadamard_within(v, out, signs);
+            exchange.store_octet(c, threadIdx.x % kWarp, v);
+        } else {
+            largest = max(largest, largest_bits(out));
+        }
     }
-    if (absmax) raise_block_absmax(absmax, largest);
+    if constexpr (kTiles > 0) {
+        __syncthreads();
+        MaxSink sink = {runs.scale, absmax, 0};
+        rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
+        sink.finish();
+    } else {
+        if (absmax) raise_block_absmax(absmax, largest);
+    }
 }
 
 __global__ void __launch_bounds__(512) rmsnorm_forward_any_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x,
@@ -201,10 +219,18 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
 }
 
 // ---- launchers
-#define LAUNCH_RMSNORM_FORWARD(kernel, threads)                                                                            \
-    LAUNCH(kernel, y.rows, (threads), 0, rows_of<bf16>(y), rstd, rows_of<bf16>(res), rows_of<const bf16>(x),               \
-           rows_of<const bf16>(delta), (const bf16*)w.data, y.cols, eps, absmax)
+#define LAUNCH_RMSNORM_FORWARD(kernel, threads, shared_bytes, ...)                                                         \
+    LAUNCH(kernel, y.rows, (threads), (shared_bytes), rows_of<bf16>(y), rstd, rows_of<bf16>(res), rows_of<const bf16>(x),  \
+           rows_of<const bf16>(delta), (const bf16*)w.data, y.cols, eps, absmax, ##__VA_ARGS__)
 
+template <int kKeep, int kTiles>
+static void launch_rmsnorm_rotated(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int threads) {
+    static bool allowed;
+    if (!allowed) allow_shared(rmsnorm_forward_kernel<kKeep, kTiles>, shared_limit());
+    allowed = true;
+    LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<kKeep, kTiles>), threads_for(ceil_div(y.cols / 8, kKeep), threads),
+                           Exchange::bytes(y.cols, runs.log2_run), runs);
+}
 static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep) {
     int C = y.cols, octets = ceil_div(C, 8);
     check_bf16(y, y.rows, C, "rmsnorm_forward");
@@ -214,13 +240,18 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
         check_bf16(delta, y.rows, C, "rmsnorm_forward");
         check_bf16(res, y.rows, C, "rmsnorm_forward");
     }
-    float* absmax = prep.rotate ? NULL : prep.absmax;
     bool fast = is_octets(y) && is_octets(x) && is_octets(w) && C <= kNormForwardMax && (!delta.data || (is_octets(delta) && is_octets(res)));
-    if (!fast) LAUNCH_RMSNORM_FORWARD(rmsnorm_forward_any_kernel, threads_for(C, 512));
-    else if (octets <= 2 * 256) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<2>), threads_for(ceil_div(octets, 2), 256));
-    else if (octets <= 4 * 512) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<4>), threads_for(ceil_div(octets, 4), 512));
-    else LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<8>), threads_for(ceil_div(octets, 8), 512));
-    if (prep.rotate && prep.absmax) rotate(mat(NULL, y.rows, y.cols, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
+    RowRuns runs = {};
+    bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
+    float* absmax = rotates && !inside ? NULL : prep.absmax;
+    if (!fast) LAUNCH_RMSNORM_FORWARD(rmsnorm_forward_any_kernel, threads_for(C, 512), 0);
+    else if (inside && octets <= 2 * 256 && runs.order <= kFragment) launch_rmsnorm_rotated<2, 1>(y, rstd, res, x, delta, w, eps, absmax, runs, 256);
+    else if (inside && octets <= 2 * 256) launch_rmsnorm_rotated<2, 2>(y, rstd, res, x, delta, w, eps, absmax, runs, 256);
+    else if (inside) launch_rmsnorm_rotated<4, 2>(y, rstd, res, x, delta, w, eps, absmax, runs, 512);
+    else if (octets <= 2 * 256) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<2, 0>), threads_for(ceil_div(octets, 2), 256), 0, runs);
+    else if (octets <= 4 * 512) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<4, 0>), threads_for(ceil_div(octets, 4), 512), 0, runs);
+    else LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<8, 0>), threads_for(ceil_div(octets, 8), 512), 0, runs);
+    if (rotates && !inside) rotate(mat(NULL, y.rows, C, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
 // (ceil(BT / kNormRows), C) floats

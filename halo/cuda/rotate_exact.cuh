@@ -46,28 +46,34 @@ struct ExactItem {
 };
 
 // ---- an item in shared memory. One place in eight octets, or 32 values, is skipped: neighbours lie in different banks, and so do
-// units eight (32) apart.
+// units eight (32) apart. Not where runs are shorter than that: they are then `stride` places apart all the same.
 template <int kWidth> struct ExactUnits;
 template <> struct ExactUnits<8> {
     float4 *low, *high;
-    __host__ __device__ static int places(int units) { return units + units / 8 + 1; }
-    static size_t bytes(int elements) { return (size_t)places(elements / 8) * 2 * sizeof(float4); }
-    __device__ ExactUnits(char* shared, int elements) : low((float4*)shared), high(low + places(elements / 8)) {}
-    __device__ Values<8> load(int unit) const {
-        float4 a = low[unit + unit / 8], b = high[unit + unit / 8];
+    int skip;   // the places skipped before a unit are unit >> skip
+    __host__ __device__ static int skip_of(int run) { return run >= 8 * 8 ? 3 : 31; }
+    __host__ __device__ static int places(int elements, int run) { return elements / 8 + (elements / 8 >> skip_of(run)) + 1; }
+    static size_t bytes(int elements, int run) { return (size_t)places(elements, run) * 2 * sizeof(float4); }
+    __device__ ExactUnits(char* shared, int elements, int run) : low((float4*)shared), high(low + places(elements, run)), skip(skip_of(run)) {}
+    __device__ int place(int unit) const { return unit + (unit >> skip); }
+    __device__ Values<8> at(int place) const {
+        float4 a = low[place], b = high[place];
         return Values<8>{{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
     }
     __device__ void store(int unit, const Values<8>& x) const {
-        low[unit + unit / 8] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
-        high[unit + unit / 8] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
+        low[place(unit)] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
+        high[place(unit)] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
     }
 };
 template <> struct ExactUnits<1> {
     float* value;
-    static size_t bytes(int elements) { return ((size_t)elements + elements / 32 + 1) * sizeof(float); }
-    __device__ ExactUnits(char* shared, int) : value((float*)shared) {}
-    __device__ Values<1> load(int unit) const { return Values<1>{{value[unit + unit / 32]}}; }
-    __device__ void store(int unit, const Values<1>& x) const { value[unit + unit / 32] = x.v[0]; }
+    int skip;
+    __host__ __device__ static int skip_of(int run) { return run >= 32 ? 5 : 31; }
+    static size_t bytes(int elements, int run) { return ((size_t)elements + (size_t)(elements >> skip_of(run)) + 1) * sizeof(float); }
+    __device__ ExactUnits(char* shared, int, int run) : value((float*)shared), skip(skip_of(run)) {}
+    __device__ int place(int unit) const { return unit + (unit >> skip); }
+    __device__ Values<1> at(int place) const { return Values<1>{{value[place]}}; }
+    __device__ void store(int unit, const Values<1>& x) const { value[place(unit)] = x.v[0]; }
 };
 
 __device__ inline void butterfly(float& a, float& b) {
@@ -77,16 +83,15 @@ __device__ inline void butterfly(float& a, float& b) {
 }
 
 // kRadix units 2^log2_stride apart, for each of the item's groups of them: butterflies of the bits [inner_from, inner_end) within a unit,
-// then of stride 1, 2, ... kRadix/2 times the distance. take(unit, values) gets what comes out.
-template <int kWidth, int kRadix, typename Take>
-__device__ inline void exact_butterflies(const ExactUnits<kWidth>& units, int count, int log2_stride, int inner_from, int inner_end,
-                                         const Take& take) {
+// then of stride 1, 2, ... kRadix/2 times the distance.
+template <int kWidth, int kRadix>
+__device__ inline void exact_butterflies(const ExactUnits<kWidth>& units, int count, int log2_stride, int inner_from, int inner_end) {
     int stride = 1 << log2_stride;
     for (int group = threadIdx.x; group < count / kRadix; group += blockDim.x) {
         int first = (group >> log2_stride) * (stride * kRadix) + (group & (stride - 1));
         Values<kWidth> v[kRadix];
 #pragma unroll
-        for (int i = 0; i < kRadix; i++) v[i] = units.load(first + i * stride);
+        for (int i = 0; i < kRadix; i++) v[i] = units.at(units.place(first + i * stride));
 #pragma unroll
         for (int bit = 0; 1 << bit < kWidth; bit++) {
             if (bit < inner_from || bit >= inner_end) continue;
@@ -104,7 +109,7 @@ __device__ inline void exact_butterflies(const ExactUnits<kWidth>& units, int co
                 for (int j = 0; j < kWidth; j++)
                     if (!(i & step)) butterfly(v[i].v[j], v[i + step].v[j]);
 #pragma unroll
-        for (int i = 0; i < kRadix; i++) take(first + i * stride, v[i]);
+        for (int i = 0; i < kRadix; i++) units.store(first + i * stride, v[i]);
     }
 }
 
@@ -114,7 +119,7 @@ template <int kWidth, typename X>
 __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink sink, Rows<const X> x, ExactItem item) {
     SHARED(char, shared);
     constexpr int kUnitBits = kWidth == 8 ? 3 : 0, kPassBits = kWidth == 8 ? 3 : 5;
-    ExactUnits<kWidth> units(shared, item.elements);
+    ExactUnits<kWidth> units(shared, item.elements, 1 << item.log2_run);
     int count = item.elements / kWidth;
     for (int first = threadIdx.x; first < count; first += blockDim.x * kExactLoads) {
         Values<kWidth> v[kExactLoads];
@@ -135,39 +140,36 @@ __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink 
     auto put = [&](int unit, const Values<kWidth>& v) {
         int row, col;
         item.template locate<kWidth>(unit, &row, &col);
-        if (row < item.y_rows && col < item.cols) sink.put(row, col, v);
+        if (row < item.y_rows && col < item.cols) sink.put(sink.at(row, col), v);
     };
-    auto keep = [&](int unit, const Values<kWidth>& v) { units.store(unit, v); };
     int bit = max(item.first_bit, kUnitBits), inner_from = item.first_bit, inner_end = min(item.log2_run, kUnitBits);
-    auto pass = [&](int bits, const auto& take) {
+    while (bit < item.log2_run || inner_from < inner_end) {
+        int bits = max(0, min(kPassBits, item.log2_run - bit)), log2_stride = bit - kUnitBits;
         switch (bits) {
-            case 0: exact_butterflies<kWidth, 1>(units, count, 0, inner_from, inner_end, take); break;
-            case 1: exact_butterflies<kWidth, 2>(units, count, bit - kUnitBits, inner_from, inner_end, take); break;
-            case 2: exact_butterflies<kWidth, 4>(units, count, bit - kUnitBits, inner_from, inner_end, take); break;
-            case 3: exact_butterflies<kWidth, 8>(units, count, bit - kUnitBits, inner_from, inner_end, take); break;
-            case 4: if constexpr (kPassBits >= 4) exact_butterflies<kWidth, 16>(units, count, bit - kUnitBits, 0, 0, take); break;
-            default: if constexpr (kPassBits >= 5) exact_butterflies<kWidth, 32>(units, count, bit - kUnitBits, 0, 0, take);
+            case 0: exact_butterflies<kWidth, 1>(units, count, 0, inner_from, inner_end); break;
+            case 1: exact_butterflies<kWidth, 2>(units, count, log2_stride, inner_from, inner_end); break;
+            case 2: exact_butterflies<kWidth, 4>(units, count, log2_stride, inner_from, inner_end); break;
+            case 3: exact_butterflies<kWidth, 8>(units, count, log2_stride, inner_from, inner_end); break;
+            case 4: if constexpr (kPassBits >= 4) exact_butterflies<kWidth, 16>(units, count, log2_stride, 0, 0); break;
+            default: if constexpr (kPassBits >= 5) exact_butterflies<kWidth, 32>(units, count, log2_stride, 0, 0);
         }
         bit += bits;
         inner_end = inner_from;   // done
-    };
-    int last = item.K0 == 1 ? min(kPassBits, max(item.log2_run - bit, 0)) : 0;   // bits of the pass that ends the transform
-    int end = item.log2_run - last;
-    while (bit < end || (item.K0 > 1 && inner_from < inner_end)) {
-        pass(max(0, min(kPassBits, end - bit)), keep);
         __syncthreads();
     }
     if (item.K0 == 1) {
-        pass(last, put);
+        for (int unit = threadIdx.x; unit < count; unit += blockDim.x) put(unit, units.at(units.place(unit)));
     } else {   // +-1 times a value is exact: a fused multiply-add is the addition of hadamard.h
         int run = 1 << (item.log2_run - kUnitBits), positions = count / item.K0;   // in units
         for (int n = threadIdx.x; n < positions * (item.K0 / kExactSums); n += blockDim.x) {
             int position = n % positions, first = n / positions * kExactSums;
-            int unit = position / run * (item.K0 * run) + position % run;
+            int unit = position / run * (item.K0 * run) + position % run, place = units.place(unit);
+            const float4* signs = (const float4*)(item.signs + first);
             Values<kWidth> sum[kExactSums] = {};
-            for (int j = 0; j < item.K0; j++) {
-                Values<kWidth> v = units.load(unit + j * run);
-                float4 sign = __ldg((const float4*)(item.signs + j * item.K0 + first));
+#pragma unroll 2
+            for (int j = 0; j < item.K0; j++, place += run + (run >> units.skip), signs += item.K0 / 4) {
+                Values<kWidth> v = units.at(place);
+                float4 sign = __ldg(signs);
                 const float weight[kExactSums] = {sign.x, sign.y, sign.z, sign.w};
 #pragma unroll
                 for (int i = 0; i < kExactSums; i++)
@@ -188,8 +190,9 @@ template <int kWidth, typename X>
 static bool launch_rotate_exact(const RotateJob& job) {
     bool from_right = job.axis == ROTATE_COLS;
     int K0 = hadamard_base_order(job.n), rows = max_int(job.x.rows, job.y.rows), W = from_right ? 1 : kWidth, vectors = 1;
-    if ((size_t)job.n * W * sizeof(float) > shared_limit() || ExactUnits<kWidth>::bytes(job.n * W) > shared_limit()) return false;
-    if (job.n / K0 * W % kWidth) return false;
+    int run = job.n / K0;
+    if ((size_t)job.n * W * sizeof(float) > shared_limit() || ExactUnits<kWidth>::bytes(job.n * W, run * W) > shared_limit()) return false;
+    if (run * W % kWidth) return false;
     while (!from_right && W < kExactWidest && W < job.x.cols && (size_t)job.n * W * 2 <= kExactElements) W *= 2;
     while (job.step == 1 && vectors * (from_right ? 1 : job.n) < rows && (size_t)vectors * job.n * W * 2 <= kExactElements) vectors *= 2;
     ExactItem item = {};
@@ -213,7 +216,7 @@ static bool launch_rotate_exact(const RotateJob& job) {
         allow_shared(rotate_exact_kernel<kWidth, X>, shared_limit());
         allowed = true;
     }
-    LAUNCH((rotate_exact_kernel<kWidth, X>), items, threads, ExactUnits<kWidth>::bytes(item.elements), any_sink(job), rows_of<const X>(job.x),
+    LAUNCH((rotate_exact_kernel<kWidth, X>), items, threads, ExactUnits<kWidth>::bytes(item.elements, 1 << item.log2_run), any_sink(job), rows_of<const X>(job.x),
            item);
     return true;
 }

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kRotateWarpThreads) rotate_warp_kernel(Sink si
         Values<8> out;
 #pragma unroll
         for (int i = 0; i < 8; i++) out.v[i] = v[b][i];
-        if (locate(b, &row, &col)) sink.put(row, col, out);
+        if (locate(b, &row, &col)) sink.put(sink.at(row, col), out);
     }
     sink.finish();
 }
@@ -68,83 +68,125 @@ static bool launch_rotate_warp(const RotateJob& job) {
 // ================================================================ through shared memory
 enum { kRotateThreads = 256, kRotateMostThreads = 512, kRotateGroup = 4, kRotateElements = 8192 };
 
-// `vectors` rows of order n: element e = vector n + position. A run is 2^log2_run of them, the matrix across is of the given order.
-struct FeatureItem {
-    Divisor octets_across;   // n / 8
-    int n, vectors, rows, items;
-    int log2_run, within_end, together, order;   // bits [0, within_end) are transformed within 256s
+// How rows of order n are cut: runs of 2^log2_run elements, whose lowest within_end bits are transformed within 256s and the others by
+// additions between `together` 256s; then the matrix across runs.
+struct RowRuns {
+    int n, log2_run, within_end, together, order;
     const uint4* fragments;
+    float scale;   // 1 / sqrt(n)
+};
+
+// The blocks of 256 elements of whole rows, four at a time, into the exchange. octets(block) is this lane's octet of one.
+template <typename Octets>
+__device__ inline void rows_within(const Exchange& exchange, const RowRuns& runs, const WithinSigns& signs, int blocks, const Octets& octets) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    for (int group = warp; group * kRotateGroup < blocks; group += warps) {
+        Packed<8> x[kRotateGroup];
+        float v[kRotateGroup][8];
+        octets(group * kRotateGroup, x);
+        hadamard_blocks(v, x, signs, runs.together);
+#pragma unroll
+        for (int b = 0; b < kRotateGroup; b++) {
+            int block = group * kRotateGroup + b;
+            if (block < blocks) exchange.store_octet(block * 256 + lane * 8, lane, v[b]);
+        }
+    }
+}
+
+// `vectors` rows in the exchange, from `first_row` of `rows` on, across their runs and to the sink.
+template <int kTiles, typename Sink>
+__device__ inline void rows_across(Sink& sink, const Exchange& exchange, const RowRuns& runs, int vectors, int first_row, int rows) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    int run = 1 << runs.log2_run, groups = vectors * run / kWarp;   // of 32 positions of the runs
+    for (int group = warp, tile = 0;; group += warps) {
+        for (; group >= groups; group -= groups) tile += kTiles;    // the next rows of the matrix across
+        if (tile * kFragment >= runs.order) break;
+        int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
+        const float* from = exchange.data + exchange.place((in >> runs.log2_run) * runs.n + (in & (run - 1)));
+        int row = first_row + (out >> runs.log2_run), inside = row < rows ? runs.order : 0;
+        size_t place = sink.at(row, out & (run - 1));
+        auto load = [&](int g) {
+            const float* at = from + g * exchange.stride();
+            return TwoRuns{*(const float4*)at, *(const float4*)(at + exchange.stride())};
+        };
+        auto put = [&](int g, const Values<8>& v) {
+            if (g < inside) sink.put(place + g * run, v);
+        };
+        hadamard_across<kTiles>(runs.fragments, runs.order, tile, 0, load, put);
+    }
+}
+
+// Items of `vectors` rows.
+struct FeatureItem {
+    RowRuns runs;
+    Divisor octets_across;   // n / 8
+    int vectors, rows, items;
+    bool dense;              // the rows of x follow each other without gaps
     bool ahead;              // is there room for the next item?
 };
 
 template <int kTiles, typename Sink>
 __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
     SHARED(float, shared);
-    Exchange exchange = {shared, item.log2_run};
-    int elements = item.vectors * item.n, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    bf16* arriving = (bf16*)(shared + elements);
+    Exchange exchange = {shared, item.runs.log2_run};
+    int n = item.runs.n, elements = item.vectors * n, blocks = elements / 256, lane = threadIdx.x % kWarp;
+    bf16* arriving = (bf16*)((char*)shared + Exchange::bytes(elements, item.runs.log2_run));
 
-    auto source = [&](int i, int octet, bool* inside) {
-        int vector = (int)item.octets_across.quotient(octet), row = i * item.vectors + vector;
-        *inside = octet * 8 < elements && row < item.rows;
-        return *inside ? x[row] + (octet - vector * (int)item.octets_across.d) * 8 : x.data;
-    };
     auto fetch = [&](int i) {
-        for (int octet = threadIdx.x; octet * 8 < elements; octet += blockDim.x) {
-            bool inside;
-            const bf16* from = source(i, octet, &inside);
-            cp_async16(arriving + octet * 8, from, inside);
+        int rows = item.dense ? 1 : item.vectors, octets = item.dense ? elements / 8 : n / 8;
+        int inside = min(item.vectors, item.rows - i * item.vectors) * (n / 8);   // octets
+        const bf16* from = x[i * item.vectors];
+        for (int r = 0; r < rows; r++, from += x.ld) {
+#pragma unroll 4
+            for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
+                cp_async16(arriving + (r * octets + octet) * 8, from + octet * 8, r * octets + octet < inside);
         }
         cp_async_commit();
     };
 
     if (item.ahead) fetch(blockIdx.x);
     sink.begin();
-    WithinSigns signs = within_signs(0, item.within_end);
+    WithinSigns signs = within_signs(0, item.runs.within_end);
     for (int i = blockIdx.x; i < item.items; i += gridDim.x) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here, and the last one has left the exchange
-        for (int group = warp; group * kRotateGroup * 256 < elements; group += warps) {
-            Packed<8> octets[kRotateGroup];
-            float v[kRotateGroup][8];
+        rows_within(exchange, item.runs, signs, blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
 #pragma unroll
-            for (int b = 0; b < kRotateGroup; b++) {
-                int octet = (group * kRotateGroup + b) * kWarp + lane;
-                bool inside = octet * 8 < elements;
-                const bf16* from = item.ahead ? arriving + octet * 8 : source(i, octet, &inside);
-                octets[b] = Packed<8>{{0, 0, 0, 0}};
-                if (inside) octets[b] = load_packed<8>(from);
+            for (int b = 0; b < kRotateGroup; b++) {   // behind the last block any does: it is not stored
+                int octet = min(first + b, blocks - 1) * kWarp + lane;
+                if (item.ahead) {
+                    octets[b] = load_packed<8>(arriving + octet * 8);
+                } else {
+                    int vector = (int)item.octets_across.quotient(octet), row = i * item.vectors + vector;
+                    octets[b] = Packed<8>{{0, 0, 0, 0}};
+                    if (row < item.rows) octets[b] = load_packed<8>(x[row] + (octet - vector * (int)item.octets_across.d) * 8);
+                }
             }
-            hadamard_blocks(v, octets, signs, item.together);
-#pragma unroll
-            for (int b = 0; b < kRotateGroup; b++) {
-                int e = ((group * kRotateGroup + b) * kWarp + lane) * 8;
-                if (e < elements) exchange.store_octet(e, v[b]);
-            }
-        }
+        });
         __syncthreads();   // from here on nothing of the item's x is read: y may be x
         if (item.ahead && i + (int)gridDim.x < item.items) fetch(i + gridDim.x);
-
-        int run = 1 << item.log2_run, chunks = (item.order + kFragment * kTiles - 1) / (kFragment * kTiles);
-        int units = elements / item.order / kWarp * chunks;   // 32 positions of the runs, and some rows of the matrix across
-        for (int unit = warp; unit < units; unit += warps) {
-            int first = unit / chunks * kWarp, in = first + lane / 4 * 4, out = first + lane % 4 * 8;
-            int vector = in >> item.log2_run, row = i * item.vectors + (out >> item.log2_run), col = out & (run - 1);
-            int from = vector * item.n + (in & (run - 1)) + lane % 4 * 2 * run, even = exchange.place(from), odd = exchange.place(from + run);
-            auto load = [&](int g) { return exchange.load((g & 1 ? odd : even) + (g & ~7) * run); };
-            auto put = [&](int g, const Values<8>& v) {
-                if (row < item.rows) sink.put(row, col + g * run, v);
-            };
-            hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, 0, load, put);
-        }
+        rows_across<kTiles>(sink, exchange, item.runs, item.vectors, i * item.vectors, item.rows);
     }
     sink.finish();
 }
 
 // ---- launchers
+// Cuts rows of order n, with up to 2^added bits by additions between 256s; false if they are not for this.
+static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
+    int K0 = hadamard_base_order(n), run = K0 ? n / K0 : 0;
+    if (run < 16 || (K0 == 1 && run < 16 * 16)) return false;
+    int outer = max_int(0, floor_log2(run) - 8), doublings = K0 == 1 ? max_int(4, outer - added) : max_int(0, outer - added), order = K0 << doublings;
+    if (doublings >= kAcrossDoublings || (doublings && order > kAcrossMost)) return false;
+    run >>= doublings;
+    RowRuns r = {n, floor_log2(run), min_int(8, floor_log2(run)), max_int(1, run / 256), order,
+                 rotate_signs()->across[hadamard_base_index(K0)][doublings][!transpose], (float)(1 / sqrt((double)n))};
+    *runs = r;
+    return true;
+}
+
 template <int kTiles>
 static bool launch_rotate_features(const RotateJob& job, FeatureItem item, size_t bytes) {
-    int groups = ceil_div(item.n * item.vectors, 256 * kRotateGroup);
+    int groups = ceil_div(job.n * item.vectors, 256 * kRotateGroup);
     int threads = min_int(bytes * 2 > shared_limit() ? kRotateMostThreads : kRotateThreads, groups * kWarp);
     return with_sink(job, [&](auto sink) {
         int blocks = resident_clusters(rotate_features_kernel<kTiles, decltype(sink)>, 1, threads, bytes);
@@ -156,28 +198,26 @@ static bool launch_rotate_features(const RotateJob& job, FeatureItem item, size_
 
 // False if the shape is not for tensor cores.
 static bool rotate_features(const RotateJob& job) {
-    int n = job.n, K0 = hadamard_base_order(n), run = n / K0;
-    if (job.axis != ROTATE_COLS || job.x.fmt != BF16 || !is_octets(job.x) || run < (K0 == 1 ? 8 : 16)) return false;
-    if (K0 == 1 && n <= 4096) return n <= 2048 ? launch_rotate_warp<8>(job) : launch_rotate_warp<16>(job);
-
-    // Of the run's bits, 8 are done within 256 elements, two by additions between 256s, and the others across.
-    int outer = max_int(0, floor_log2(run) - 8), doublings = K0 == 1 ? max_int(4, outer - 2) : max_int(0, outer - 2);
-    int order = K0 << doublings, vectors = 1;
-    if (doublings >= kAcrossDoublings || (doublings && order > kAcrossMost)) return false;
-    run >>= doublings;
-    // Whole groups of 32 positions, and enough for every warp; the next item beside this one if that leaves room for a second block, or
-    // if there is none anyway.
+    int n = job.n, vectors = 1;
+    if (job.axis != ROTATE_COLS || job.x.fmt != BF16 || !is_octets(job.x) || n < 8) return false;
+    if (hadamard_base_order(n) == 1 && n <= 4096) return n <= 2048 ? launch_rotate_warp<8>(job) : launch_rotate_warp<16>(job);
+    FeatureItem item = {};
+    if (!row_runs(n, 2, job.transpose, &item.runs)) return false;
+    // Whole 256s and groups of 32 positions, and enough for every warp; the next item beside this one if there is room.
     auto elements = [&] { return (size_t)vectors * (size_t)n; };
-    while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)order % kWarp) vectors *= 2;
-    FeatureItem item = {divisor(n / 8), n, vectors, job.x.rows, ceil_div(job.x.rows, vectors), floor_log2(run), min_int(8, floor_log2(run)),
-                        max_int(1, run / 256), order, rotate_signs()->across[hadamard_base_index(K0)][doublings][!job.transpose], true};
-    size_t bytes = elements() * (sizeof(float) + sizeof(bf16));
-    if (bytes > shared_limit()) {
-        item.ahead = false;
-        bytes = elements() * sizeof(float);
-    }
+    while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)item.runs.order % kWarp) vectors *= 2;
+    size_t bytes = Exchange::bytes(vectors * n, item.runs.log2_run);
+    item.octets_across = divisor(n / 8);
+    item.vectors = vectors;
+    item.rows = job.x.rows;
+    item.items = ceil_div(job.x.rows, vectors);
+    item.dense = job.x.ld == n;
+    item.ahead = bytes + elements() * sizeof(bf16) <= shared_limit();
+    if (item.ahead) bytes += elements() * sizeof(bf16);
     if (bytes > shared_limit()) return false;
-    return order <= 2 * kFragment ? launch_rotate_features<2>(job, item, bytes) : launch_rotate_features<4>(job, item, bytes);
+    if (item.runs.order <= kFragment) return launch_rotate_features<1>(job, item, bytes);
+    if (item.runs.order <= 2 * kFragment) return launch_rotate_features<2>(job, item, bytes);
+    return launch_rotate_features<4>(job, item, bytes);
 }
 
 #endif

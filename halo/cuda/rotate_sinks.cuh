@@ -1,7 +1,8 @@
 // Where rotated values go: into a matrix, to codes, or nowhere but to their maximum. A kernel gives its sink octets (or single values)
 // of the rotated matrix, in FP32 and not yet scaled by 1 / sqrt(n):
 //   begin()               once a thread, before the first
-//   put(row, col, v)      values from column `col` on
+//   at(row, col), ld()    a place, as the number of its value, and the distance from row to row
+//   put(place, v)         values from there on
 //   finish()              once a thread, at the end; all threads of the block
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
@@ -36,7 +37,9 @@ struct MaxSink {
     float* absmax;    // raised
     float largest;
     __device__ void begin() { largest = 0; }
-    template <int kWidth> __device__ void put(int, int, const Values<kWidth>& v) {
+    __device__ size_t at(int, int) const { return 0; }
+    __device__ size_t ld() const { return 0; }
+    template <int kWidth> __device__ void put(size_t, const Values<kWidth>& v) {
 #pragma unroll
         for (int i = 0; i < kWidth; i++) largest = raised(largest, v.v[i]);
     }
@@ -49,12 +52,14 @@ struct StoreSink {
     float* absmax;    // raised unless NULL
     uint32_t largest;
     __device__ void begin() { largest = 0; }
-    __device__ void put(int row, int col, Values<8> v) {
+    __device__ size_t at(int row, int col) const { return (size_t)row * y.ld + col; }
+    __device__ size_t ld() const { return y.ld; }
+    __device__ void put(size_t place, Values<8> v) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v.v[i] *= scale;
         Packed<8> rounded = pack(v);
         if (absmax) largest = max(largest, largest_bits(rounded));
-        store_packed(y[row] + col, rounded);
+        store_packed(y.data + place, rounded);
     }
     __device__ void finish() {
         if (absmax) raise_block_absmax(absmax, largest);
@@ -68,10 +73,12 @@ struct CodeSink {
     Quantizer quantizer;
     float factor;     // of codes, of the unscaled values
     __device__ void begin() { factor = scale * begin_codes(quantizer, kFmt); }
-    __device__ void put(int row, int col, Values<8> v) {
+    __device__ size_t at(int row, int col) const { return (size_t)row * codes.ld + col; }
+    __device__ size_t ld() const { return codes.ld; }
+    __device__ void put(size_t place, Values<8> v) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v.v[i] *= factor;
-        *(uint2*)(codes[row] + col) = code_octet<kFmt>(v);
+        *(uint2*)(codes.data + place) = code_octet<kFmt>(v);
     }
     __device__ void finish() {}
 };
@@ -89,10 +96,9 @@ struct AnySink {
         largest = 0;
         inverse = quantizer.absmax ? begin_codes(quantizer, y.fmt) : 1.0f;
     }
-    __device__ void put_codes(int row, int col, const Values<1>& v) {
-        store_code(y.data, (size_t)row * y.ld + col, __fmul_rn(v.v[0], inverse), y.fmt);
-    }
-    __device__ void put_codes(int row, int col, Values<8> v) {
+    __device__ size_t at(int row, int col) const { return (size_t)row * y.ld + col; }
+    __device__ void put_codes(size_t place, const Values<1>& v) { store_code(y.data, place, __fmul_rn(v.v[0], inverse), y.fmt); }
+    __device__ void put_codes(size_t place, Values<8> v) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v.v[i] = __fmul_rn(v.v[i], inverse);
         uint2 codes;
@@ -103,20 +109,19 @@ struct AnySink {
             case FP6_E3M2: codes = code_octet<FP6_E3M2>(v); break;
             default: codes = code_octet<FP6_E2M3>(v);
         }
-        *(uint2*)((uint8_t*)y.data + (size_t)row * y.ld + col) = codes;
+        *(uint2*)((uint8_t*)y.data + place) = codes;
     }
-    template <int kWidth> __device__ void put(int row, int col, Values<kWidth> v) {
+    template <int kWidth> __device__ void put(size_t place, Values<kWidth> v) {
 #pragma unroll
         for (int i = 0; i < kWidth; i++) v.v[i] = __fmul_rn(v.v[i], scale);
-        size_t at = (size_t)row * y.ld + col;
         if (y.data && quantizer.absmax) {
-            put_codes(row, col, v);
+            put_codes(place, v);
         } else if (y.data && y.fmt == BF16) {
             Packed<kWidth> rounded = pack(v);
-            store_packed((bf16*)y.data + at, rounded);
+            store_packed((bf16*)y.data + place, rounded);
             largest = max(largest, largest_bits(rounded));
         } else {
-            if (y.data) store_values((float*)y.data + at, v);
+            if (y.data) store_values((float*)y.data + place, v);
 #pragma unroll
             for (int i = 0; i < kWidth; i++) largest = max(largest, f32_bits(v.v[i]) & 0x7fffffffu);
         }

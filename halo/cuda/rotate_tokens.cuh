@@ -9,7 +9,7 @@
 // quarters of the rate of codes (3 bytes) at 3 TB/s and half of that of a maximum. Smaller items need no cluster.
 //
 //   within   a block's tokens arrive as 16-byte halves of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
-//            by the 16 x 16 signs of the lowest 4 bits, exactly; additions between 16s do up to 4 more: runs of up to 256 tokens.
+//            by the 16 x 16 signs of the lowest 4 bits, exactly; additions between 16s do up to 4 more: runs of 16 to 256 tokens.
 //   across   as for features, over runs of 256 tokens: order 32 for 8192.
 // Two blocks of 96 KB a multiprocessor, each with its next item on its way from memory while it sums this one: 4 bytes an element of
 // shared memory for FP32, 2 for what is on its way. Instructions an element: 1 to load, 5 within, 0.5 to store, 6 across, and the sink.
@@ -38,15 +38,13 @@ struct TokenItem {
     int x_rows, y_rows, cols;
 };
 
-// Where a run lies in the cluster, and what its number adds to the swizzle (Exchange::place).
-struct RunPlace {
-#if HALO_CLUSTERS
-    ClusterAddress run;
-#endif
-    int swizzle;
-};
-
 __host__ __device__ inline int token_rows(int local) { return (local + kTokenChunk - 1) / kTokenChunk * kTokenChunk; }
+
+#if HALO_CLUSTERS
+typedef ClusterAddress RunAddress;   // of a run's first position
+#else
+typedef uint32_t RunAddress;
+#endif
 
 template <int kTiles, bool kCluster, typename Sink>
 __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item) {
@@ -56,18 +54,16 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
     SHARED(float, shared);
     Exchange exchange = {shared, item.log2_run};
     int rows = token_rows(item.local), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    bf16* arriving = (bf16*)(shared + item.local * kTokenColumns);   // (rows, 2 halves of 8 columns)
-    RunPlace* places = (RunPlace*)(arriving + rows * kTokenColumns);
-    int rank = 0, run = 1 << item.log2_run;
+    bf16* arriving = (bf16*)((char*)shared + Exchange::bytes(rows * kTokenColumns, item.log2_run));   // (rows, 2 halves of 8 columns)
+    RunAddress* runs = (RunAddress*)(arriving + rows * kTokenColumns);
+    int rank = 0, run = 1 << item.log2_run, run_bits = item.log2_run - 4, tokens = 1 << run_bits;
 #if HALO_CLUSTERS
     if (kCluster) {
         rank = cluster_rank();
-        for (int g = threadIdx.x; g < item.order; g += blockDim.x) {
-            int owner = g / item.runs, here = g - owner * item.runs;
-            places[g].run = cluster_address(shared + here * run, owner);
-            places[g].swizzle = exchange.place(here * run) - here * run;
-        }
+        for (int g = threadIdx.x; g < item.order; g += blockDim.x)
+            runs[g] = cluster_address(shared + g % item.runs * exchange.stride(), g / item.runs);
     }
+    int first_step = rank % ((item.order + kFragment - 1) / kFragment);   // of the sum across
 #endif
 
     // The halves of four rows lie swapped, so that eight rows of a half are free of bank conflicts.
@@ -75,19 +71,20 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
     auto first_row = [&](int i) { return i / item.items_across * item.vectors * item.n; };
     auto first_col = [&](int i) { return i % item.items_across * kTokenColumns; };
     auto fetch = [&](int i) {
-        int row = first_row(i) + rank * item.local, col = first_col(i) + threadIdx.x % 2 * 8;
-        for (int token = threadIdx.x / 2; token < rows; token += blockDim.x / 2) {
-            bool inside = token < item.local && row + token < item.x_rows && col < item.cols;
-            cp_async16(half_of(token, threadIdx.x % 2), inside ? x[row + token] + col : x.data, inside);
-        }
+        int token = threadIdx.x / 2, half = threadIdx.x % 2, step = blockDim.x / 2, col = first_col(i) + half * 8;
+        int row = first_row(i) + rank * item.local, inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
+        const bf16* from = x[row + token] + col;
+        bf16* to = half_of(token, half);   // `step` is a multiple of 8
+#pragma unroll 4
+        for (; token < rows; token += step, from += step * x.ld, to += step * kTokenColumns) cp_async16(to, from, token < inside);
         cp_async_commit();
     };
 
-    int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks, run_bits = item.log2_run - 4;   // of tokens
+    int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
     fetch(first);
     sink.begin();
     uint32_t signs[4];
-    partial_hadamard(signs, (1u << min(run_bits, 4)) - 1);
+    partial_hadamard(signs, 15);
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here, and the last one has left this block's exchange
@@ -96,23 +93,24 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
 #endif
         for (int unit = warp; unit < rows / kTokenChunk * 2; unit += warps) {
             int chunk = unit / 2 * kTokenChunk, half = unit % 2;
-            float v[16][4] = {};
+            const bf16* from = half_of(chunk + lane, half);
+            float v[16][4];
 #pragma unroll
             for (int b = 0; b < 16; b += 2) {
                 uint32_t operand[4];
-                ldmatrix<true>(operand, half_of(chunk + b * 16 + lane, half));
-                mma_bf16(v[b], signs, operand[0], operand[1]);
-                mma_bf16(v[b + 1], signs, operand[2], operand[3]);
+                ldmatrix<true>(operand, from + b * 16 * kTokenColumns);
+                mma_bf16_first(v[b], signs, operand[0], operand[1]);
+                mma_bf16_first(v[b + 1], signs, operand[2], operand[3]);
             }
-            add_blocks(v, 1 << max(run_bits - 4, 0));
+            add_blocks(v, 1 << (run_bits - 4));
+            // 16 tokens belong to one run, and 8 leave the swizzle as it is.
+            int e = (chunk + lane / 4) * kTokenColumns + half * 8 + lane % 4 * 2;
+            float* to = shared + exchange.place(e);
 #pragma unroll
             for (int b = 0; b < 16; b++) {
-#pragma unroll
-                for (int below = 0; below < 2; below++) {
-                    int token = chunk + b * 16 + lane / 4 + below * 8;
-                    if (token < item.local)
-                        exchange.store_pair(token * kTokenColumns + half * 8 + lane % 4 * 2, v[b][2 * below], v[b][2 * below + 1]);
-                }
+                float* at = to + b * 16 * kTokenColumns + (b >> (run_bits - 4)) * Exchange::kSkipped;
+                *(float2*)at = make_float2(v[b][0], v[b][1]);
+                *(float2*)(at + 8 * kTokenColumns) = make_float2(v[b][2], v[b][3]);
             }
         }
 #if HALO_CLUSTERS
@@ -122,28 +120,31 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
         // From here on nothing of the item's x is read: y may be x.
         if (i + step < item.items) fetch(i + step);
 
-        int chunks = (item.order + kFragment * kTiles - 1) / (kFragment * kTiles), units = item.vectors * run / kWarp * chunks;
-        for (int unit = warp * item.blocks + rank; unit < units; unit += warps * item.blocks) {
-            int from = unit / chunks * kWarp, in = from + lane / 4 * 4, out = from + lane % 4 * 8;
-            int vector = in >> item.log2_run, position = in & (run - 1), tokens = run / kTokenColumns;
-            int row = first_row(i) + (out >> item.log2_run) * item.n + (out & (run - 1)) / kTokenColumns;
-            int col = first_col(i) + out % kTokenColumns;
+        int first_token = first_row(i), first_column = first_col(i), groups = item.vectors * run / kWarp;   // of 32 positions: two tokens
+        for (int group = warp * item.blocks + rank, tile = 0;; group += warps * item.blocks) {
+            for (; group >= groups; group -= groups) tile += kTiles;   // the next rows of the matrix across
+            if (tile * kFragment >= item.order) break;
+            int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
+            int row = first_token + (out >> item.log2_run) * item.n + (out & (run - 1)) / kTokenColumns;
+            int col = first_column + out % kTokenColumns;
+            int inside = col < item.cols ? min(item.order, (item.y_rows - row + tokens - 1) >> run_bits) : 0;   // runs
+            size_t place = sink.at(row, col);
             auto put = [&](int g, const Values<8>& values) {
-                if (row + g * tokens < item.y_rows && col < item.cols) sink.put(row + g * tokens, col, values);
+                if (g < inside) sink.put(place + g * (tokens * sink.ld()), values);
             };
             if (kCluster) {
 #if HALO_CLUSTERS
-                int place = exchange.place(position);
-                auto load = [&](int g) {
-                    RunPlace there = places[g];
-                    return cluster_load(there.run + sizeof(float) * (place ^ there.swizzle));
-                };
-                hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, rank % ((item.order + 15) / 16), load, put);
+                int from = exchange.place(in) * (int)sizeof(float);   // one vector: a position of run 0
+                auto load = [&](int g) { return TwoRuns{cluster_load(runs[g] + from), cluster_load(runs[g + 1] + from)}; };
+                hadamard_across<kTiles>(item.fragments, item.order, tile, first_step, load, put);
 #endif
             } else {
-                int base = (vector * item.order + lane % 4 * 2) * run + position, even = exchange.place(base), odd = exchange.place(base + run);
-                auto load = [&](int g) { return exchange.load((g & 1 ? odd : even) + (g & ~7) * run); };
-                hadamard_across<kTiles>(item.fragments, item.order, unit % chunks * kTiles, 0, load, put);
+                const float* from = shared + exchange.place((in >> item.log2_run) * (item.order * run) + (in & (run - 1)));
+                auto load = [&](int g) {
+                    const float* at = from + g * exchange.stride();
+                    return TwoRuns{*(const float4*)at, *(const float4*)(at + exchange.stride())};
+                };
+                hadamard_across<kTiles>(item.fragments, item.order, tile, 0, load, put);
             }
         }
 #if HALO_CLUSTERS
@@ -176,10 +177,10 @@ static bool launch_rotate_tokens(const RotateJob& job, TokenItem item, int threa
 static bool rotate_tokens(const RotateJob& job) {
     int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
     if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
-    // Across: the base order, or 16, and what exceeds 8 bits within.
+    // Across: the base order, or 16 (so that 16 tokens fill a product: 256 are one run of 16), and what exceeds 8 bits within.
     if (K0 == 1) doublings = 4;
     while (run >> doublings > kTokenChunk) doublings++;
-    if (doublings >= kAcrossDoublings || run >> doublings == 0 || (doublings && K0 << doublings > kAcrossMost)) return false;
+    if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
     run >>= doublings;
 
     TokenItem item = {};
@@ -202,14 +203,14 @@ static bool rotate_tokens(const RotateJob& job) {
     } else if (!divide(kTokenLocal) && !divide(kTokenLocalMost)) {
         return false;
     }
-    while (run * kTokenColumns * item.vectors % kWarp || (item.blocks == 1 && item.vectors * n * 2 <= kTokenLocal && item.vectors * n < rows))
-        item.vectors *= 2;
+    while (item.blocks == 1 && item.vectors * n * 2 <= kTokenLocal && item.vectors * n < rows) item.vectors *= 2;
     item.runs = item.order / item.blocks;
     item.local = item.vectors * n / item.blocks;
     item.items_across = ceil_div(job.x.cols, kTokenColumns);
     item.items = item.items_across * ceil_div(rows, item.vectors * n);
-    size_t bytes = (size_t)item.local * kTokenColumns * sizeof(float) + (size_t)token_rows(item.local) * kTokenColumns * sizeof(bf16);
-    if (item.blocks > 1) bytes += (size_t)item.order * sizeof(RunPlace);
+    int arriving = token_rows(item.local) * kTokenColumns;
+    size_t bytes = Exchange::bytes(arriving, item.log2_run) + (size_t)arriving * sizeof(bf16);
+    if (item.blocks > 1) bytes += (size_t)item.order * sizeof(RunAddress);
     if (bytes > shared_limit()) return false;
     int threads = bytes * 2 > shared_limit() ? kTokenMostThreads : kTokenThreads;
     bool few = item.order <= 2 * kFragment;

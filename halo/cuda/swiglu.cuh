@@ -2,8 +2,8 @@
 //   dgate = dy * up * sigma * (1 + g (1 - sigma))      dup = dy * silu(g)
 //
 // Bytes per element of (BT, F): forward 6 (read 4, write 2), backward 10 (read 6, write 4). At 3 TB/s and BT = 16k, F = 14336:
-// forward 470 us, backward 780 us. The maximum of what is written comes with it; that of the
-// rotated values is a pass of its own.
+// forward 470 us, backward 780 us. The maximum of what is written comes with it, and so does that of y H: a block that holds its row in
+// shared memory needs no second pass over it.
 #ifndef HALO_CUDA_SWIGLU_CUH
 #define HALO_CUDA_SWIGLU_CUH
 
@@ -28,6 +28,39 @@ __global__ void __launch_bounds__(256) swiglu_forward_kernel(Rows<bf16> y, Rows<
         largest = max(largest, largest_bits(rounded));
     }
     if (absmax) raise_block_absmax(absmax, largest);
+}
+
+// *sink.absmax is raised to the largest |y H|. A block takes a row: what is stored is transformed within 256s, and summed across runs
+// through 4 bytes of shared memory an element; three blocks a multiprocessor hide each other's barrier.
+template <int kTiles>
+__global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kernel(Rows<bf16> y, Rows<const bf16> gate_up, MaxSink sink,
+                                                                                   RowRuns runs) {
+    SHARED(float, shared);
+    Exchange exchange = {shared, runs.log2_run};
+    int F = runs.n, lane = threadIdx.x % kWarp, blocks = F / 256;
+    const bf16 *gate = gate_up[blockIdx.x], *up = gate + F;
+    bf16* out = y[blockIdx.x];
+    rows_within(exchange, runs, within_signs(0, runs.within_end), blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
+        Packed<8> gates[kRotateGroup], ups[kRotateGroup];
+#pragma unroll
+        for (int b = 0; b < kRotateGroup; b++) {   // behind the last block it again
+            int f = min(first + b, blocks - 1) * 256 + lane * 8;
+            gates[b] = load_packed<8>(gate + f);
+            ups[b] = load_packed<8>(up + f);
+        }
+#pragma unroll
+        for (int b = 0; b < kRotateGroup; b++) {
+            Values<8> g = unpack(gates[b]), u = unpack(ups[b]);
+#pragma unroll
+            for (int i = 0; i < 8; i++) g.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
+            octets[b] = pack(g);
+            store_packed(out + min(first + b, blocks - 1) * 256 + lane * 8, octets[b]);
+        }
+    });
+    __syncthreads();
+    sink.begin();
+    rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
+    sink.finish();
 }
 
 // Each thread reads all that it will overwrite: dgate_up may be gate_up. absmax: of dgate, of dup.
@@ -63,13 +96,27 @@ static void launch_swiglu_forward(Mat y, Mat gate_up, float* absmax) {
     LAUNCH((swiglu_forward_kernel<kWidth>), y.rows, threads_for(ceil_div(y.cols, kWidth), 256), 0, rows_of<bf16>(y),
            rows_of<const bf16>(gate_up), y.cols, absmax);
 }
+template <int kTiles>
+static void launch_swiglu_forward_rotated(Mat y, Mat gate_up, float* absmax, RowRuns runs, size_t bytes) {
+    static bool allowed;
+    if (!allowed) allow_shared(swiglu_forward_rotated_kernel<kTiles>, shared_limit());
+    allowed = true;
+    MaxSink sink = {runs.scale, absmax, 0};
+    LAUNCH((swiglu_forward_rotated_kernel<kTiles>), y.rows, kRotateThreads, bytes, rows_of<bf16>(y), rows_of<const bf16>(gate_up), sink, runs);
+}
 static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     check_bf16(y, y.rows, y.cols, "swiglu_forward");
     check_bf16(gate_up, y.rows, 2 * y.cols, "swiglu_forward");
-    float* absmax = prep.rotate ? NULL : prep.absmax;
-    if (is_octets(y) && is_octets(gate_up)) launch_swiglu_forward<8>(y, gate_up, absmax);
-    else launch_swiglu_forward<1>(y, gate_up, absmax);
-    if (prep.rotate && prep.absmax) rotate(mat(NULL, y.rows, y.cols, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
+    bool octets = is_octets(y) && is_octets(gate_up), rotates = prep.rotate && prep.absmax;
+    RowRuns runs;
+    if (rotates && octets && y.cols % 256 == 0 && row_runs(y.cols, 2, false, &runs)) {
+        size_t bytes = Exchange::bytes(y.cols, runs.log2_run);
+        if (bytes <= shared_limit() && runs.order <= kFragment) return launch_swiglu_forward_rotated<1>(y, gate_up, prep.absmax, runs, bytes);
+        if (bytes <= shared_limit()) return launch_swiglu_forward_rotated<2>(y, gate_up, prep.absmax, runs, bytes);
+    }
+    if (octets) launch_swiglu_forward<8>(y, gate_up, rotates ? NULL : prep.absmax);
+    else launch_swiglu_forward<1>(y, gate_up, rotates ? NULL : prep.absmax);
+    if (rotates) rotate(mat(NULL, y.rows, y.cols, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
 template <int kWidth>
