@@ -581,22 +581,27 @@ static void log_evaluation(StepLog* log, const char* path, int step, Evaluation 
 // Bytes a rank needs on the backend.
 typedef struct {
     ShardBytes shard;
-    size_t model, staging, together;   // staging: what ranks and the backend hold for themselves
+    ModelBytes model;
+    size_t staging, together;   // staging: what ranks and the backend hold for themselves
 } MemoryPlan;
 
 static MemoryPlan plan_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
-    size_t model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
+    ModelBytes model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
     size_t staging = s->comm->staging_bytes + s->ops->workspace_bytes();
-    MemoryPlan plan = {b, model, staging, b.weights + b.gradients + b.optimizer + b.gathered + model + staging};
+    MemoryPlan plan = {b, model, staging, b.weights + b.gradients + b.optimizer + b.gathered + model_bytes_together(model) + staging};
     return plan;
 }
 
 static void print_memory(const Session* s) {
     MemoryPlan p = plan_memory(s);
-    printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  activations and scratch %.3f  "
-           "staging %.3f  together %.3f\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer), gib(p.shard.gathered),
-           gib(p.model), gib(p.staging), gib(p.together));
+    size_t left = s->ops->free_bytes() + p.staging;   // which is taken already
+    printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  codes %.3f  activations %.3f  scratch %.3f  "
+           "staging %.3f  together %.3f of %.3f free\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer),
+           gib(p.shard.gathered), gib(p.model.codes), gib(p.model.activations), gib(p.model.scratch), gib(p.staging), gib(p.together), gib(left));
+    if (p.together > left)
+        user_error("%.1f GiB are needed, and %.1f are free: a smaller --batch or --seq, --recompute block, or --master bf16-sr --grad-dtype bf16 "
+                   "--state-dtype bf16 take less; so do more ranks", gib(p.together), gib(left));
 }
 
 static void print_start(const Session* s) {
@@ -847,6 +852,7 @@ enum { kBenchWarmup = 2, kProfileSteps = 2 };
 static double bench_step(Session* s, Trainer* t, int step) {
     const Options* o = &s->o;
     double start = seconds_now();
+    progress_step(step);
     shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
         batch_random(&t->batch, s->config.V, (uint64_t)step * (uint64_t)o->accum + (uint64_t)a);

@@ -59,7 +59,7 @@ static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatc
     int BT = batch->B * batch->T;
     ModelOptions options = {batch->B, batch->T, true, RECOMPUTE_NONE, (size_t)256 << 20, 0, recipe_find("bf16"), false};
     ShardBytes bytes = shard_bytes(c, &cuda_ops, comm_solo(), kStorage);
-    size_t of_model = model_bytes(c, &cuda_ops, recipe, false, options);
+    size_t of_model = model_bytes_together(model_bytes(c, &cuda_ops, recipe, false, options));
     r.model_gib = (double)of_model / (1 << 30);
     r.all_gib = (double)(of_model + bytes.weights + bytes.gradients + bytes.optimizer) / (1 << 30);
     Model* model = model_new(c, &cuda_ops, recipe, shard_units(shard), options);
@@ -71,7 +71,7 @@ static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatc
     step();
     shard_end_micro_step(shard);
     r.loss = mean(losses, BT);
-    Mat g = shard_units(shard).acquire(shard, 1)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
+    Mat g = shard_units(shard).acquire(shard, 1, BACKWARD)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
     cuda_ops.copy(got.data, g.data, mat_bytes(g));
     model_finish_gradients(model, got, S_GATE_UP);
     if (!plain->data) *plain = got;

@@ -116,7 +116,7 @@ static bool bench_reduce(const char* what, Fmt fmt, double of_nccl) {
     auto reduce = [&] {
         size_t offset = 0, own = 0;
         for (Shape s : kBlock) {
-            comm->reduce_scatter(out + own, in + offset, share_values(s), fmt, false);
+            comm->reduce_scatter(out + own, in + offset, share_values(s), fmt, false, NULL);
             offset += round_up(share_values(s) * (size_t)comm->ranks, 128) * value;
             own += round_up(share_values(s), 128) * value;
         }
@@ -198,7 +198,7 @@ static void bench_products(double of_nccl, bool with_engines) {
         comm->wait(t);
     });
     double reducing = slowest_us([&] {
-        comm->reduce_scatter(out, in, bytes / 2 / (size_t)comm->ranks / 256 * 256, BF16, false);
+        comm->reduce_scatter(out, in, bytes / 2 / (size_t)comm->ranks / 256 * 256, BF16, false, NULL);
         Transfer t = comm->start();
         products();
         comm->wait(t);

@@ -164,7 +164,23 @@ static void place_head_input(Model* m, Arena* arena, Arena* maxima) {
     m->head_maxima = arena_take(maxima, measure_maxima.used);
 }
 
-static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
+static void place_backward(Model* m, Arena* arena, const LinearShape shapes[kLinears]) {
+    const Config* c = &m->c;
+    const Ops* ops = m->ops;
+    Fmt act = ops->act;
+    Attn shape = {m->opt.B, m->opt.T, c->NH, c->NKV, c->HD, NULL, NULL};
+    size_t attention = ops->attention_scratch(shape), rmsnorm = ops->rmsnorm_scratch(m->BT, c->C);
+    m->dres = take_mat(arena, m->BT, c->C, act);
+    m->dh = take_mat(arena, m->BT, c->C, act);
+    m->datt = take_mat(arena, m->BT, c->NH * c->HD, act);
+    m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
+    m->dact = take_mat(arena, m->BT, c->F, act);
+    m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
+    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L, m->linear.rotated_rows);
+}
+
+// Returns what the pieces take.
+static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     Fmt act = ops->act;
@@ -184,27 +200,22 @@ static void place_model(Model* m, Arena* arena, const Recipe* recipe) {
     m->weight_maxima = (float*)weights.base;
     m->input_maxima_bytes = measure_inputs.used;
     m->weight_maxima_bytes = measure_weights.used;
+    size_t start = arena->used;
     place_head_input(m, arena, &inputs);
     place_blocks(m, arena, &inputs);
-    place_weights(m, arena, &weights);
-
-    m->branch = take_mat(arena, m->BT, c->C, act);
     m->res = take_mat(arena, m->BT, c->C, act);
     m->h = take_mat(arena, m->BT, c->C, act);
     m->rstd = take_floats(arena, m->BT);
+    ModelBytes bytes = {arena->used - start, 0, 0};
+    place_weights(m, arena, &weights);
+    bytes.codes = arena->used - start - bytes.activations;
+
+    m->branch = take_mat(arena, m->BT, c->C, act);
     m->logits = take_mat(arena, rows, c->V, act);
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
-    if (!m->opt.train) return;
-
-    Attn shape = {m->opt.B, m->opt.T, c->NH, c->NKV, c->HD, NULL, NULL};
-    size_t attention = ops->attention_scratch(shape), rmsnorm = ops->rmsnorm_scratch(m->BT, c->C);
-    m->dres = take_mat(arena, m->BT, c->C, act);
-    m->dh = take_mat(arena, m->BT, c->C, act);
-    m->datt = take_mat(arena, m->BT, c->NH * c->HD, act);
-    m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
-    m->dact = take_mat(arena, m->BT, c->F, act);
-    m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
-    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L, m->linear.rotated_rows);
+    if (m->opt.train) place_backward(m, arena, shapes);
+    bytes.scratch = arena->used - bytes.activations - bytes.codes;
+    return bytes;
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
@@ -223,21 +234,21 @@ static void model_shape(Model* m, const Config* config, const Ops* ops, bool qua
     m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)config->L);
 }
 
-size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options) {
+ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options) {
     Model m;
     model_shape(&m, config, ops, quantized_units, options);
     Arena measure = {NULL, 0};
-    place_model(&m, &measure, recipe);
+    ModelBytes bytes = place_model(&m, &measure, recipe);
     free(m.blocks);
     free(m.weights);
-    return measure.used;
+    return bytes;
 }
 
 Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, UnitSource units, ModelOptions options) {
     Model* m = (Model*)host_alloc(sizeof(Model));
     model_shape(m, config, ops, units.quantized, options);
     m->units = units;
-    m->memory = ops->alloc(model_bytes(config, ops, recipe, units.quantized, options));
+    m->memory = ops->alloc(model_bytes_together(model_bytes(config, ops, recipe, units.quantized, options)));
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
     m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);

@@ -115,7 +115,13 @@ C_API Model* model_new(const Config* config, const Ops* ops, const Recipe* recip
 C_API void model_free(Model* m);
 // Bytes on the backend for activations and scratch (prepared weights included, unless the units come quantized); the same
 // layout code as model_new.
-C_API size_t model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options);
+typedef struct {
+    size_t activations;   // what the forward pass leaves for the backward pass
+    size_t codes;         // prepared weights
+    size_t scratch;       // everything else
+} ModelBytes;
+C_API ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options);
+static inline size_t model_bytes_together(ModelBytes b) { return b.activations + b.codes + b.scratch; }
 // The stacked matrices of a linear.
 C_API LinearShape stack_shape(const Config* config, Stack stack);
 

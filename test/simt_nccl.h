@@ -121,6 +121,7 @@ static inline bool simt_move(ncclComm_t comm, SimtMessage* m) {
 static inline void simt_run_group(SimtGroup& g) {
     for (size_t left = g.messages.size(); left > 0;) {
         bool busy[2][kSimtMaxRanks] = {}, moved = false;
+        if (g.comm->aborted) return;
         left = 0;
         for (SimtMessage& m : g.messages) {
             bool whole = m.done == sizeof m.header + m.header[0];
@@ -132,7 +133,6 @@ static inline void simt_run_group(SimtGroup& g) {
             if (m.done < sizeof m.header + m.header[0]) busy[m.send][m.peer] = true, left++;
         }
         if (!moved && left > 0) usleep(kSimtPollUs);
-        if (g.comm->aborted) return;
     }
     for (std::function<void()>& f : g.after) f();
 }

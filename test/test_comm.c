@@ -2,6 +2,7 @@
 // are two. Started alone this program starts itself under mpirun; each rank knows what all ranks bring, rank 0 reports.
 #include "../halo/comm.h"
 #include "../halo/progress.h"
+#include "../halo/rng.h"
 #include "test.h"
 
 #if defined(HALO_CUDA) && defined(HALO_NCCL) && !defined(HALO_SIMT)
@@ -55,8 +56,8 @@ static size_t differing(const void* x, const void* want, size_t bytes) {
     return wrong;
 }
 
-// Sums of values [first, first + count) of all ranks, after `start` (NULL: nothing).
-static void* sums(const void* start, size_t first, size_t count, Fmt fmt) {
+// Sums of values [first, first + count) of all ranks, after `start` (NULL: nothing), rounded with `noise` unless that is NULL.
+static void* sums(const void* start, size_t first, size_t count, Fmt fmt, const Noise* noise) {
     void* x = host_alloc(count * fmt_bytes(fmt));
     for (size_t i = 0; i < count; i++) {
         float sum = start ? got(start, i, fmt) : 0;
@@ -65,7 +66,8 @@ static void* sums(const void* start, size_t first, size_t count, Fmt fmt) {
             put(&one, 0, fmt, brought(r, first + i));
             sum += got(&one, 0, fmt);
         }
-        put(x, i, fmt, sum);
+        if (fmt == F32 || !noise) put(x, i, fmt, sum);
+        else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(sum, noise_of_value(noise->seed, noise->offset + i, kGradNoise, noise->stream));
     }
     return x;
 }
@@ -96,9 +98,10 @@ static void reduce_scatter_case(size_t count, Fmt fmt, bool add) {
     void* out = ops->alloc(count * value);
     ops->upload(out, before, count * value);
     comm->reduce_scatter(in_place, in[0], count, fmt, false, NULL);
-    comm->reduce_scatter(out, in[1], count, fmt, add, NULL);
+    Noise noise = {7, 3, first};   // of what is added up in BF16
+    comm->reduce_scatter(out, in[1], count, fmt, add, &noise);
     comm->wait(comm->start());
-    void *want[2] = {sums(NULL, first, count, fmt), sums(add ? before : NULL, first, count, fmt)};
+    void *want[2] = {sums(NULL, first, count, fmt, NULL), sums(add ? before : NULL, first, count, fmt, add ? &noise : NULL)};
     char what[96];
     snprintf(what, sizeof what, "reduce_scatter of %zu %s%s", count, fmt_name(fmt), add ? ", added" : "");
     report(differing(in_place, want[0], count * value) + differing(out, want[1], count * value), what);
@@ -112,7 +115,7 @@ static void reduce_scatter_case(size_t count, Fmt fmt, bool add) {
 
 static void all_reduce_case(size_t count, Fmt fmt) {
     size_t bytes = count * fmt_bytes(fmt);
-    void *x = on_backend(contribution(comm->rank, 0, count, fmt), bytes), *want = sums(NULL, 0, count, fmt);
+    void *x = on_backend(contribution(comm->rank, 0, count, fmt), bytes), *want = sums(NULL, 0, count, fmt, NULL);
     comm->all_reduce(x, count, fmt);
     comm->wait(comm->start());
     char what[96];
@@ -163,7 +166,7 @@ static void order_case(void) {
     }
     comm->wait(transfer[kTransfers - 2]);
     comm->wait(transfer[kTransfers - 1]);
-    void* want = sums(NULL, (size_t)comm->rank * count, count, F32);
+    void* want = sums(NULL, (size_t)comm->rank * count, count, F32, NULL);
     for (int t = 0; t < kTransfers; t++) {
         wrong += differing(out[t], want, bytes);
         ops->release(in[t]);
@@ -189,7 +192,8 @@ static int on_a_rank(const char* backend) {
     const size_t counts[] = {1, 3, 129, 1024, 20011, kHasGpus && !strcmp(backend, "cuda") ? 17000000 : 5000};
     for (int i = 0; i < COUNT(counts); i++) {
         reduce_scatter_case(counts[i], F32, i % 2);
-        reduce_scatter_case(counts[i], BF16, !(i % 2));
+        reduce_scatter_case(counts[i], BF16, false);
+        reduce_scatter_case(counts[i], BF16, true);
         all_reduce_case(counts[i], i % 2 ? F32 : BF16);
         all_reduce_case(counts[i] * 3 + 1, i % 2 ? BF16 : F32);
     }
@@ -246,7 +250,7 @@ static void ranks_case(void) {
     for (int ranks = 2; ranks <= gpus && ranks <= 8; ranks *= 2) run_ranks(ranks, "cuda", "none");
 }
 #endif
-static void no_mpi(void) { skip("collectives: no mpirun on this machine"); }
+static void no_mpi(void) { skip("collectives: no MPI on this machine"); }
 
 static const Case cases[] = {{"comm.ranks", ranks_case}};
 static const Case skipped[] = {{"comm.ranks", no_mpi}};
@@ -255,6 +259,10 @@ int main(int argc, char** argv) {
     if (argc == 3 && !strcmp(argv[1], "ranks")) return on_a_rank(argv[2]);
     self = argv[0];
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);   // for the ranks: MPI leaves memory of its own behind
+#ifdef HALO_MPI
     bool mpi = system("command -v mpirun >/dev/null 2>&1") == 0;
+#else
+    bool mpi = false;
+#endif
     return test_main(mpi ? cases : skipped, 1, argc, argv);
 }

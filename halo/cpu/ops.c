@@ -43,7 +43,15 @@ static void cpu_release(void* p) { free(p); }
 static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src, bytes); }
 static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
 static void cpu_sync(void) {}
-static size_t cpu_free_bytes(void) { return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+static size_t cpu_free_bytes(void) {
+    FILE* f = fopen("/proc/meminfo", "r");   // "MemAvailable:": what is free, and what caches would give up
+    char line[128];
+    size_t kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib ? kib << 10 : (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+}
 static size_t cpu_total_bytes(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
 static size_t cpu_workspace_bytes(void) { return 0; }
 
