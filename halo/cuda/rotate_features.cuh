@@ -137,9 +137,14 @@ __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sin
         int inside = min(item.vectors, item.rows - i * item.vectors) * (n / 8);   // octets
         const bf16* from = x[i * item.vectors];
         for (int r = 0; r < rows; r++, from += x.ld) {
-#pragma unroll 4
-            for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
-                cp_async16(arriving + (r * octets + octet) * 8, from + octet * 8, r * octets + octet < inside);
+            bf16* to = arriving + r * octets * 8;
+            if (inside >= (r + 1) * octets) {
+                int first = threadIdx.x, step = blockDim.x;
+                cp_async_many(to + first * 8, from + first * 8, step * 16, step * 16, (octets - first + step - 1) / step);
+            } else {
+                for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
+                    cp_async16(to + octet * 8, from + octet * 8, r * octets + octet < inside);
+            }
         }
         cp_async_commit();
     };

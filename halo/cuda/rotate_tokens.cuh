@@ -75,8 +75,11 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
         int row = first_row(i) + rank * item.local, inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
         const bf16* from = x[row + token] + col;
         bf16* to = half_of(token, half);   // `step` is a multiple of 8
-#pragma unroll 4
-        for (; token < rows; token += step, from += step * x.ld, to += step * kTokenColumns) cp_async16(to, from, token < inside);
+        if (inside >= rows) {
+            cp_async_many(to, from, step * kTokenColumns * 2, step * x.ld * 2, rows / step);
+        } else {
+            for (; token < rows; token += step, from += step * x.ld, to += step * kTokenColumns) cp_async16(to, from, token < inside);
+        }
         cp_async_commit();
     };
 
