@@ -112,7 +112,10 @@ static int resident_clusters(Kernel kernel, int cluster, int threads, size_t sha
         count *= gpu_device().multiprocessors;
     } else {
         ClusterLaunch launch(cluster, cluster, threads, shared_bytes, 0);
-        cuda_ok(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config), "clusters of the device");
+        if (cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config) != cudaSuccess) {   // no such clusters here
+            cudaGetLastError();
+            count = 0;
+        }
     }
     return known[shape] = count;
 }

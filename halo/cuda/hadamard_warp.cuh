@@ -74,12 +74,12 @@ __device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinS
     }
 }
 
-// Butterflies between values of blocks whose numbers differ in one bit, for all bits below `together` (1, 2, 4 ... kBlocks). a - b is
-// (a + b) - 2 b: in place, without a register for either sum.
-template <int kBlocks, int kEach>
+// Butterflies between values of blocks whose numbers differ in one bit, for all bits from kFirst to below `together` (1, 2, 4 ... kBlocks).
+// a - b is (a + b) - 2 b: in place, without a register for either sum.
+template <int kFirst = 1, int kBlocks, int kEach>
 __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
 #pragma unroll
-    for (int step = 1; step < kBlocks; step *= 2) {
+    for (int step = kFirst; step < kBlocks; step *= 2) {
         if (step >= together) return;
 #pragma unroll
         for (int b = 0; b < kBlocks; b++) {

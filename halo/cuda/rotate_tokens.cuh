@@ -9,10 +9,12 @@
 // quarters of the rate of codes (3 bytes) at 3 TB/s and half of that of a maximum. Smaller items need no cluster.
 //
 //   within   a block's tokens arrive as 16-byte halves of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
-//            by the 16 x 16 signs of the lowest 4 bits, exactly; additions between 16s do up to 4 more: runs of 16 to 256 tokens.
+//            by signs, exactly: 64 tokens by the 64 x 64 of the lowest 6 bits. Additions between 64s do up to 2 more: runs of up to 256
+//            tokens. Runs of 16 and 32 have products of 16 and additions.
 //   across   as for features, over runs of 256 tokens: order 32 for 8192.
 // Two blocks of 96 KB a multiprocessor, each with its next item on its way from memory while it sums this one: 4 bytes an element of
-// shared memory for FP32, 2 for what is on its way. Instructions an element: 1 to load, 5 within, 0.5 to store, 6 across, and the sink.
+// shared memory for FP32, 2 for what is on its way. Instructions an element: 0.75 to load, 5 within and to
+// store, 10 across, and the sink.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -86,8 +88,9 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
     int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
     fetch(first);
     sink.begin();
-    uint32_t signs[4];
-    partial_hadamard(signs, 15);
+    uint32_t plus[4], minus[4];   // the signs of 16 tokens, and their opposites
+    partial_hadamard(plus, 15);
+    for (int i = 0; i < 4; i++) minus[i] = plus[i] ^ 0x80008000u;
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here, and the last one has left this block's exchange
@@ -99,13 +102,24 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
             const bf16* from = half_of(chunk + lane, half);
             float v[16][4];
 #pragma unroll
-            for (int b = 0; b < 16; b += 2) {
-                uint32_t operand[4];
-                ldmatrix<true>(operand, from + b * 16 * kTokenColumns);
-                mma_bf16_first(v[b], signs, operand[0], operand[1]);
-                mma_bf16_first(v[b + 1], signs, operand[2], operand[3]);
+            for (int quad = 0; quad < 16; quad += 4) {   // 64 tokens
+                uint32_t operand[2][4];
+                ldmatrix<true>(operand[0], from + quad * 16 * kTokenColumns);
+                ldmatrix<true>(operand[1], from + (quad + 2) * 16 * kTokenColumns);
+#pragma unroll
+                for (int out = 0; out < 4; out++) {
+                    if (run_bits < 6) {
+                        mma_bf16_first(v[quad + out], plus, operand[out / 2][out % 2 * 2], operand[out / 2][out % 2 * 2 + 1]);
+                        continue;
+                    }
+                    mma_bf16_first(v[quad + out], plus, operand[0][0], operand[0][1]);
+                    mma_bf16(v[quad + out], out & 1 ? minus : plus, operand[0][2], operand[0][3]);
+                    mma_bf16(v[quad + out], out & 2 ? minus : plus, operand[1][0], operand[1][1]);
+                    mma_bf16(v[quad + out], (out ^ out >> 1) & 1 ? minus : plus, operand[1][2], operand[1][3]);
+                }
             }
-            add_blocks(v, 1 << (run_bits - 4));
+            if (run_bits < 6) add_blocks(v, 1 << (run_bits - 4));
+            else add_blocks<4>(v, 1 << (run_bits - 4));
             // 16 tokens belong to one run, and 8 leave the swizzle as it is.
             int e = (chunk + lane / 4) * kTokenColumns + half * 8 + lane % 4 * 2;
             float* to = shared + exchange.place(e);
@@ -164,8 +178,14 @@ __global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink s
 }
 
 // ---- launchers
+// False if no such cluster fits the device.
 template <int kTiles, bool kCluster>
-static bool launch_rotate_tokens(const RotateJob& job, TokenItem item, int threads, size_t bytes) {
+static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
+    int arriving = token_rows(item.local) * kTokenColumns;
+    size_t bytes = Exchange::bytes(arriving, item.log2_run) + (size_t)arriving * sizeof(bf16);
+    if (kCluster) bytes += (size_t)item.order * sizeof(RunAddress);
+    if (bytes > shared_limit()) return false;
+    int threads = bytes * 2 > shared_limit() ? kTokenMostThreads : kTokenThreads;
     return with_sink(job, [&](auto sink) {
         int clusters = resident_clusters(rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>, item.blocks, threads, bytes);
         if (clusters == 0) return false;
@@ -191,7 +211,6 @@ static bool rotate_tokens(const RotateJob& job) {
 
     TokenItem item = {};
     item.n = n;
-    item.vectors = item.blocks = 1;
     item.order = K0 << doublings;
     item.log2_run = floor_log2(run * kTokenColumns);
     item.fragments = rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose];
@@ -199,29 +218,23 @@ static bool rotate_tokens(const RotateJob& job) {
     item.y_rows = job.y.rows;
     item.cols = job.x.cols;
     // The fewest blocks that leave each its share: of 1024 tokens, or else of 2048.
-    auto divide = [&](int most) {
-        for (item.blocks = 1; item.blocks < kMostClusterBlocks; item.blocks++)
-            if (item.order % item.blocks == 0 && n / item.blocks <= most) return true;
-        return item.order % item.blocks == 0 && n / item.blocks <= most;
-    };
-    if (!gpu_device().clusters) {
-        if (n > kTokenLocalMost) return false;
-    } else if (!divide(kTokenLocal) && !divide(kTokenLocalMost)) {
-        return false;
+    int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
+    for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
+        for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
+            if (item.order % item.blocks || n / item.blocks > share) continue;
+            item.vectors = 1;
+            while (item.blocks == 1 && item.vectors * n * 2 <= share && item.vectors * n < rows) item.vectors *= 2;
+            item.runs = item.order / item.blocks;
+            item.local = item.vectors * n / item.blocks;
+            item.items_across = ceil_div(job.x.cols, kTokenColumns);
+            item.items = item.items_across * ceil_div(rows, item.vectors * n);
+            bool few = item.order <= 2 * kFragment, fits;
+            if (item.blocks > 1) fits = few ? launch_rotate_tokens<2, true>(job, item) : launch_rotate_tokens<4, true>(job, item);
+            else fits = few ? launch_rotate_tokens<2, false>(job, item) : launch_rotate_tokens<4, false>(job, item);
+            if (fits) return true;
+        }
     }
-    while (item.blocks == 1 && item.vectors * n * 2 <= kTokenLocal && item.vectors * n < rows) item.vectors *= 2;
-    item.runs = item.order / item.blocks;
-    item.local = item.vectors * n / item.blocks;
-    item.items_across = ceil_div(job.x.cols, kTokenColumns);
-    item.items = item.items_across * ceil_div(rows, item.vectors * n);
-    int arriving = token_rows(item.local) * kTokenColumns;
-    size_t bytes = Exchange::bytes(arriving, item.log2_run) + (size_t)arriving * sizeof(bf16);
-    if (item.blocks > 1) bytes += (size_t)item.order * sizeof(RunAddress);
-    if (bytes > shared_limit()) return false;
-    int threads = bytes * 2 > shared_limit() ? kTokenMostThreads : kTokenThreads;
-    bool few = item.order <= 2 * kFragment;
-    if (item.blocks > 1) return few ? launch_rotate_tokens<2, true>(job, item, threads, bytes) : launch_rotate_tokens<4, true>(job, item, threads, bytes);
-    return few ? launch_rotate_tokens<2, false>(job, item, threads, bytes) : launch_rotate_tokens<4, false>(job, item, threads, bytes);
+    return false;
 }
 
 #endif
