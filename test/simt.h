@@ -300,7 +300,7 @@ static inline void simt_cluster_wait() {
     }
     self->arrived = false;
 }
-static inline const char* simt_cluster_address(const void* p, int rank) {
+static inline char* simt_cluster_address(const void* p, int rank) {
     SimtBlock* b = simt_block;
     size_t offset = (size_t)((const char*)p - b->shared);
     check(b->cluster && rank >= 0 && rank < b->cluster->blocks && offset < b->shared_bytes, "%s: byte %zu of shared memory of block %d of a cluster",

@@ -130,12 +130,31 @@ struct TwoRuns {
     float4 even, odd;
 };
 
+// The sums across of 32 positions, [tile][position in four][mma]: column n of product t is position 4 n + t, so that this lane's columns
+// 2 (lane % 4) and the next are an octet.
+template <int kTiles, typename Put>
+__device__ inline void put_octets(const float (&sum)[kTiles][4][4], int first_tile, const Put& put) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int r = 0; r < kTiles; r++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            Values<8> out;
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                out.v[t] = sum[r][t][2 * half];
+                out.v[4 + t] = sum[r][t][2 * half + 1];
+            }
+            put((first_tile + r) * kFragment + lane / 4 + half * 8, out);
+        }
+    }
+}
+
 // 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across. load(run), for an even run, gives
 // this lane's positions 4 (lane / 4) ... + 3 of the group in that run and the next; put(run, v) takes its positions 8 (lane % 4) ... + 7,
 // and has to leave out runs from `order` on.
-// first_step: where to begin in the sum over runs, so that the blocks of a cluster begin at different ones.
 template <int kTiles, typename Load, typename Put>
-__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, int first_step, const Load& load, const Put& put) {
+__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, const Load& load, const Put& put) {
     int lane = threadIdx.x % kWarp, tiles = (order + kFragment - 1) / kFragment;
     float sum[kTiles][4][4];   // [tile][position in four][mma]
     auto add = [&](int step, bool first) {
@@ -163,25 +182,9 @@ __device__ inline void hadamard_across(const uint4* fragments, int order, int fi
             }
         }
     };
-    add(first_step, true);
-    for (int n = 1, step = first_step; n < tiles; n++) {
-        step = step + 1 == tiles ? 0 : step + 1;
-        add(step, false);
-    }
-    // Column n of product t is position 4 n + t: this lane's columns 2 (lane % 4) and the next are an octet.
-#pragma unroll
-    for (int r = 0; r < kTiles; r++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            Values<8> out;
-#pragma unroll
-            for (int t = 0; t < 4; t++) {
-                out.v[t] = sum[r][t][2 * half];
-                out.v[4 + t] = sum[r][t][2 * half + 1];
-            }
-            put((first_tile + r) * kFragment + lane / 4 + half * 8, out);
-        }
-    }
+    add(0, true);
+    for (int step = 1; step < tiles; step++) add(step, false);
+    put_octets<kTiles>(sum, first_tile, put);
 }
 
 #endif

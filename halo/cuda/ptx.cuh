@@ -54,9 +54,49 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-// ---- mma.sync: d[0..3] += a b
-__device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef HALO_SIMT
+// FP16 is one more small float, with infinities.
+static const SmallFloat kSimtHalf = {10, 15, 65504.0f};
+static inline float simt_f32_from_f16(uint16_t h) {
+    float sign = h & 0x8000u ? -1.0f : 1.0f;
+    if ((h & 0x7c00u) == 0x7c00u) return h & 0x3ffu ? NAN : sign * INFINITY;
+    return sign * small_float_magnitude(h & 0x7fffu, kSimtHalf);
+}
+static inline uint16_t simt_f16_from_f32(float x) {
+    uint32_t sign = f32_bits(x) >> 16 & 0x8000u;
+    if (!(fabsf(x) < 65520.0f)) return (uint16_t)(sign | (x == x ? 0x7c00u : 0x7e00u));
+    return (uint16_t)(sign | small_float_magnitude_code(small_float_round(x, kSimtHalf), kSimtHalf));
+}
+#endif
+// Two values rounded to FP16, `low` in the lower half; infinity beyond 65519.
+__device__ inline uint32_t pack_f16(float low, float high) {
+#ifdef HALO_SIMT
+    return (uint32_t)simt_f16_from_f32(low) | (uint32_t)simt_f16_from_f32(high) << 16;
+#else
+    uint32_t packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+#endif
+}
+// The larger magnitudes of two pairs of bf16, with any sign; a NaN may lose.
+__device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
+#ifdef HALO_SIMT
+    return max(a & 0x7fffu, b & 0x7fffu) | max(a & 0x7fff0000u, b & 0x7fff0000u);
+#else
+    uint32_t larger;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860
+    asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+#else
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a & 0x7fff7fffu), "r"(b & 0x7fff7fffu));
+#endif
+    return larger;
+#endif
+}
+
+// ---- mma.sync: d[0..3] += a b, of bf16 or FP16
+#ifdef HALO_SIMT
+template <float (*kValue)(uint16_t)>
+static inline void simt_mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     struct Lane {
         float* d;
         const uint32_t* a;
@@ -67,9 +107,8 @@ __device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, u
         for (int i = 0; i < kWarp; i++) {
             int r = i / 4, c = i % 4 * 2;
             for (int half = 0; half < 2; half++) {
-                for (int j = 0; j < 4; j++)
-                    A[r + j % 2 * 8][c + j / 2 * 8 + half] = f32_from_bf16((uint16_t)(lane[i]->a[j] >> 16 * half));
-                for (int j = 0; j < 2; j++) B[c + j * 8 + half][r] = f32_from_bf16((uint16_t)(lane[i]->b[j] >> 16 * half));
+                for (int j = 0; j < 4; j++) A[r + j % 2 * 8][c + j / 2 * 8 + half] = kValue((uint16_t)(lane[i]->a[j] >> 16 * half));
+                for (int j = 0; j < 2; j++) B[c + j * 8 + half][r] = kValue((uint16_t)(lane[i]->b[j] >> 16 * half));
             }
         }
         for (int i = 0; i < kWarp; i++) {
@@ -79,10 +118,31 @@ __device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, u
             }
         }
     });
+}
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define MMA_K16(format, d, a, b0, b1)                                                                                                   \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." format "." format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
+                 "{%0, %1, %2, %3};"                                                                                                    \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define MMA_K16_FIRST(format, d, a, b0, b1)                                                                                             \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." format "." format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
+                 "{%10, %10, %10, %10};"                                                                                                \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f))
+#endif
+__device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    simt_mma<f32_from_bf16>(d, a, b0, b1);
+#else
+    MMA_K16("bf16", d, a, b0, b1);
+#endif
+}
+__device__ inline void mma_f16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    simt_mma<simt_f32_from_f16>(d, a, b0, b1);
+#else
+    MMA_K16("f16", d, a, b0, b1);
 #endif
 }
 // d = a b: no zeros to be written first.
@@ -91,9 +151,15 @@ __device__ inline void mma_bf16_first(float* d, const uint32_t (&a)[4], uint32_t
     for (int i = 0; i < 4; i++) d[i] = 0;
     mma_bf16(d, a, b0, b1);
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+    MMA_K16_FIRST("bf16", d, a, b0, b1);
+#endif
+}
+__device__ inline void mma_f16_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef HALO_SIMT
+    for (int i = 0; i < 4; i++) d[i] = 0;
+    mma_f16(d, a, b0, b1);
+#else
+    MMA_K16_FIRST("f16", d, a, b0, b1);
 #endif
 }
 
@@ -159,6 +225,21 @@ __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
     else
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+#endif
+}
+
+// The opposite, not transposed: r[i] is this lane's pair of matrix i.
+__device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
+#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+#else
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        unsigned long long to = __shfl_sync(0xffffffffu, (unsigned long long)(uintptr_t)row, 8 * i + lane / 4);
+        *(uint32_t*)((bf16*)(uintptr_t)to + lane % 4 * 2) = r[i];
+    }
 #endif
 }
 
@@ -237,6 +318,11 @@ __device__ inline void cp_async_many(void* dst, const void* src, int to_step, si
     if (count & 1) cp_async16(to + (count & 2) * to_step, from + (count & 2) * from_step);
 }
 
+// ---- a named barrier of some of a block's threads (0 is __syncthreads)
+#ifndef HALO_SIMT
+__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+#endif
+
 // ---- flags between blocks. A release makes visible whatever the block wrote before the barrier in front of it.
 __device__ inline unsigned load_acquire(const unsigned* p) {
 #ifdef HALO_SIMT
@@ -255,8 +341,8 @@ __device__ inline void store_release(unsigned* p, unsigned x) {
 #endif
 }
 
-// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there; the two may be apart.
-// A release makes what the thread wrote to shared memory visible to those that wait; `relaxed` orders only the arrival itself.
+// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there. A release makes what the
+// thread wrote visible to those that wait, by a fence of the whole GPU; `relaxed` orders nothing but the arrival itself.
 #if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define HALO_CLUSTERS 1
 typedef uint32_t ClusterAddress;   // bytes of shared memory of any block of the cluster
@@ -274,23 +360,29 @@ __device__ inline ClusterAddress cluster_address(const void* p, int rank) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
     return there;
 }
-__device__ inline float4 cluster_load(ClusterAddress from) {
-    float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(from) : "memory");
+__device__ inline uint2 cluster_load(ClusterAddress from) {
+    uint2 v;
+    asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
     return v;
+}
+__device__ inline int cluster_load_int(ClusterAddress from) {
+    int x;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+    return x;
 }
 #elif defined(HALO_SIMT)
 #define HALO_CLUSTERS 1
-typedef const char* ClusterAddress;
+typedef char* ClusterAddress;
 static inline int cluster_rank() { return simt_block->rank; }
 static inline void cluster_arrive() { simt_cluster_arrive(); }
 static inline void cluster_arrive_relaxed() { simt_cluster_arrive(); }
 static inline void cluster_wait() { simt_cluster_wait(); }
 static inline ClusterAddress cluster_address(const void* p, int rank) { return simt_cluster_address(p, rank); }
-static inline float4 cluster_load(ClusterAddress from) {
-    check((uintptr_t)from % 16 == 0, "%s: 16 bytes of a cluster's shared memory at %p", simt_block->kernel, (const void*)from);
-    return *(const float4*)from;
+static inline uint2 cluster_load(ClusterAddress from) {
+    check((uintptr_t)from % 8 == 0, "%s: 8 bytes of a cluster's shared memory at %p", simt_block->kernel, (const void*)from);
+    return *(const uint2*)from;
 }
+static inline int cluster_load_int(ClusterAddress from) { return *(const int*)from; }
 #else
 #define HALO_CLUSTERS 0
 #endif
@@ -298,6 +390,14 @@ static inline float4 cluster_load(ClusterAddress from) {
 // What all threads of the cluster did before is visible to all after.
 __device__ inline void cluster_sync() {
     cluster_arrive();
+    cluster_wait();
+}
+// What each thread of the cluster wrote to its own block's shared memory is there for all others after, and what they read has been read.
+// The blocks' barriers see to it, since shared memory has no copies, without the fence of a release. Nothing is said of global memory, or
+// of writes to other blocks.
+__device__ inline void cluster_sync_shared() {
+    __syncthreads();
+    cluster_arrive_relaxed();
     cluster_wait();
 }
 #endif
@@ -347,8 +447,7 @@ __device__ inline void tma_load_2d(void* dst, const CUtensorMap* map, int column
                      shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
 }
 
-// ---- warps: named barriers of some of a block's threads, and moving registers between warpgroups
-__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// ---- warps: named barriers without waiting, and moving registers between warpgroups
 __device__ inline void named_barrier_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

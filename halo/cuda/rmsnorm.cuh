@@ -86,7 +86,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
     }
     if constexpr (kTiles > 0) {
         __syncthreads();
-        MaxSink sink = {runs.scale, absmax, 0};
+        MaxSink sink = {runs.scale, absmax, 0, 0, 1};
         rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
         sink.finish();
     } else {

@@ -112,7 +112,7 @@ __device__ inline void rows_across(Sink& sink, const Exchange& exchange, const R
         auto put = [&](int g, const Values<8>& v) {
             if (g < inside) sink.put(place + g * run, v);
         };
-        hadamard_across<kTiles>(runs.fragments, runs.order, tile, 0, load, put);
+        hadamard_across<kTiles>(runs.fragments, runs.order, tile, load, put);
     }
 }
 

@@ -2,9 +2,9 @@
 // of the rotated matrix, in FP32 and not yet scaled by 1 / sqrt(n):
 //   begin()               once a thread, before the first
 //   at(row, col), ld()    a place, as the number of its value, and the distance from row to row
+//   unit(u)               what is put from now on is in units of u (1 at first)
 //   put(place, v)         values from there on
 //   finish()              once a thread, at the end; all threads of the block
-//   kStores               what put has been given is in memory, or on its way, when put returns
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
 
@@ -34,32 +34,46 @@ __device__ inline float raised(float largest, float x) {
 }
 
 struct MaxSink {
-    enum { kStores = false };
     float scale;      // 1 / sqrt(n)
     float* absmax;    // raised
-    float largest;
-    __device__ void begin() { largest = 0; }
+    float largest, in_units, units;   // the largest magnitude before `units`, and since
+    __device__ void begin() {
+        largest = in_units = 0;
+        units = 1;
+    }
+    __device__ void unit(float u) {
+        largest = raised(largest, in_units * units);
+        in_units = 0;
+        units = u;
+    }
     __device__ size_t at(int, int) const { return 0; }
     __device__ size_t ld() const { return 0; }
     template <int kWidth> __device__ void put(size_t, const Values<kWidth>& v) {
 #pragma unroll
-        for (int i = 0; i < kWidth; i++) largest = raised(largest, v.v[i]);
+        for (int i = 0; i < kWidth; i++) in_units = raised(in_units, v.v[i]);
     }
-    __device__ void finish() { raise_block_absmax(absmax, f32_bits(largest * scale) & 0x7fffffffu); }
+    __device__ void finish() {
+        unit(1);
+        raise_block_absmax(absmax, f32_bits(largest * scale) & 0x7fffffffu);
+    }
 };
 
 struct StoreSink {
-    enum { kStores = true };
     Rows<bf16> y;
     float scale;
     float* absmax;    // raised unless NULL
     uint32_t largest;
-    __device__ void begin() { largest = 0; }
+    float factor;     // of the unscaled values
+    __device__ void begin() {
+        largest = 0;
+        factor = scale;
+    }
+    __device__ void unit(float u) { factor = scale * u; }
     __device__ size_t at(int row, int col) const { return (size_t)row * y.ld + col; }
     __device__ size_t ld() const { return y.ld; }
     __device__ void put(size_t place, Values<8> v) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) v.v[i] *= scale;
+        for (int i = 0; i < 8; i++) v.v[i] *= factor;
         Packed<8> rounded = pack(v);
         if (absmax) largest = max(largest, largest_bits(rounded));
         store_packed(y.data + place, rounded);
@@ -70,13 +84,13 @@ struct StoreSink {
 };
 
 struct CodeSink {
-    enum { kStores = true };
     Rows<uint8_t> codes;
     Fmt fmt;
     float scale;
     Quantizer quantizer;
-    float factor;     // of codes, of the unscaled values
-    __device__ void begin() { factor = scale * begin_codes(quantizer, fmt); }
+    float per_unit, factor;   // codes of an unscaled value, and of a unit
+    __device__ void begin() { factor = per_unit = scale * begin_codes(quantizer, fmt); }
+    __device__ void unit(float u) { factor = per_unit * u; }
     __device__ size_t at(int row, int col) const { return (size_t)row * codes.ld + col; }
     __device__ size_t ld() const { return codes.ld; }
     __device__ void put(size_t place, Values<8> v) {
@@ -148,10 +162,10 @@ static inline AnySink any_sink(const RotateJob& job) {
 // launch(sink) with the sink that the job's output needs; false if that is not of octets, or F32.
 template <typename Launch>
 static bool with_sink(const RotateJob& job, const Launch& launch) {
-    if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0});
-    if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0});
+    if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0, 0, 1});
+    if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0, 1});
     if (job.y.fmt == F32 || job.y.cols % 8 || job.y.ld % 8 || (uintptr_t)job.y.data % 8) return false;
-    return launch(CodeSink{rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1});
+    return launch(CodeSink{rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1, 1});
 }
 
 #endif

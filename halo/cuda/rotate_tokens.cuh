@@ -1,20 +1,27 @@
-// H x of columns of bf16 on tensor cores (hadamard_warp.cuh): the token axis.
+// H x of columns of bf16 on tensor cores: the token axis.
 //
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
-// An item is a strip of 16 columns, 32 bytes of each row: the least that memory moves. 8192 tokens of it are 512 KB of FP32, so a
-// cluster of up to eight blocks shares an item (sm_90 and later): each loads and transforms 1024 tokens of its own, and after a
-// barrier sums a share of the positions across the runs of all blocks, from where they lie. Of a cluster of S blocks each value crosses
-// between multiprocessors (S - 1) / S times: 3.5 bytes an element at S = 8, which at 2.6 TB/s is 0.75e12 elements a second, three
-// quarters of the rate of codes (3 bytes) at 3 TB/s and half of that of a maximum. Smaller items need no cluster.
+// An item is a strip of 16 columns, 32 bytes of each row: the least that memory moves. 8192 tokens of it are 256 KB, so a cluster of up
+// to eight blocks shares an item (sm_90 and later): each loads and transforms 1024 tokens of its own, and after a barrier sums a share
+// of the positions across the runs of all blocks, from where they lie. Of a cluster of S blocks each value crosses between
+// multiprocessors (S - 1) / S times in FP16: 1.75 bytes an element at S = 8. Smaller items need no cluster.
 //
 //   within   a block's tokens arrive as 16-byte halves of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
-//            by signs, exactly: 64 tokens by the 64 x 64 of the lowest 6 bits. Additions between 64s do up to 2 more: runs of up to 256
-//            tokens. Runs of 16 and 32 have products of 16 and additions.
-//   across   as for features, over runs of 256 tokens: order 32 for 8192.
-// Two blocks of 96 KB a multiprocessor, each with its next item on its way from memory while it sums this one: 4 bytes an element of
-// shared memory for FP32, 2 for what is on its way. Instructions an element: 0.75 to load, 5 within and to
-// store, 10 across, and the sink.
+//            by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to 256 tokens. A
+//            warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, in place of what has arrived.
+//   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192.
+//
+// FP16's range: 256 tokens of 16 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
+// of two that keeps all possible sums below 2^15: it is part of the signs within. The signs across carry each chunk's exponent relative
+// to the largest, whose unit goes to the sink. So the one rounding is of 2^-12 of each value, whatever the magnitudes. A NaN or an
+// infinity goes its way as in FP32, while finite columns of its chunk may lose theirs.
+//
+// 64 KB a block, so that three fit a multiprocessor: 1024 tokens, and the next item on its way from memory while this one is summed; or
+// 2048 tokens, and other blocks at work while the next item arrives. Orders beyond 32 have two a multiprocessor, for the registers.
+//
+// Instructions an element at 8192 tokens: 1.2 to load, 5.4 within, 1.3 for the signs and 2.1 across, 1.5 for barriers and addresses, and
+// the sink: 1 (maximum), 2.5 (bf16), 4.5 (INT8). With 2048 tokens a block 2 less.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -24,179 +31,352 @@
 enum {
     kTokenColumns = 16,       // of an item
     kTokenChunk = 256,        // tokens that a warp transforms at once, of 8 columns
-    kTokenThreads = 256, kTokenMostThreads = 512,
-    kTokenLocal = 1024,       // tokens of a block, so that two blocks fit a multiprocessor,
-    kTokenLocalMost = 2048,   //   or one
+    kTokenThreads = 256, kTokenWarps = kTokenThreads / kWarp,
+    kTokenFetch = 128,        // tokens that a warp fetches at once
+    kTokenRoom = 2048,        // tokens in a block's shared memory: of two items if they have half of it, else of one
+    kTokenLocal = 1024,       // tokens of a block where there are blocks enough; 2048: half as many blocks a cluster
+    kTokenSignTiles = 4,      // signs across of up to 64 x 64 are copied to shared memory
+    kTokenLeastExponent = 14, // of a chunk: smaller ones would ask for factors that bf16 does not have
     kMostClusterBlocks = 8
 };
 
-// `vectors` runs of n tokens, one after the other in a column. Run g of `order` is 2^log2_run elements (tokens times columns) long;
-// each of the cluster's blocks holds `runs` neighbouring ones.
+// `vectors` runs of n tokens, one after the other in a column. Run g of `order` is 2^run_bits tokens long; each of the cluster's blocks
+// holds `runs` neighbouring ones, an even number.
 struct TokenItem {
     int n, vectors, local;      // local: tokens of a block
-    int log2_run, order, runs;
+    int run_bits, order, runs;
     const uint4* fragments;
-    int blocks, items, items_across;
+    int blocks, items;
+    Divisor items_across;
     int x_rows, y_rows, cols;
 };
 
-__host__ __device__ inline int token_rows(int local) { return (local + kTokenChunk - 1) / kTokenChunk * kTokenChunk; }
-
+// A block's shared memory: `buffers` items in bf16 and then FP16, and beside them what the across needs to know of its runs.
+// Eight values are skipped behind a run, and the halves of four rows in eight lie swapped: so eight rows of a half, and four columns of
+// a row in each of four runs two apart, are free of bank conflicts.
 #if HALO_CLUSTERS
 typedef ClusterAddress RunAddress;   // of a run's first position
 #else
 typedef uint32_t RunAddress;
 #endif
+struct TokenLayout {
+    int chunks, buffers, elements, padded;   // chunks of a block; elements of a buffer; runs, up to whole fragments
+    int signs, signs_end, within, exponents, of_half, scales, bytes;   // where each begins
+    explicit TokenLayout(const TokenItem& item) {
+        chunks = (item.local + kTokenChunk - 1) / kTokenChunk;
+        buffers = chunks * kTokenChunk * 2 <= kTokenRoom ? 2 : 1;
+        elements = chunks * kTokenChunk * kTokenColumns + (chunks * kTokenChunk >> item.run_bits) * 8;
+        padded = (item.order + kFragment - 1) / kFragment * kFragment;
+        int tiles = padded / kFragment;
+        signs = buffers * elements * (int)sizeof(bf16);   // a copy, if it is not large: waiting for a cluster empties the L1 cache
+        signs_end = signs + (tiles <= kTokenSignTiles ? tiles * tiles * kWarp * (int)sizeof(uint4) : 0);
+        within = signs_end + (item.blocks > 1 ? (padded / 2 + max_int(padded, kWarp)) * (int)sizeof(RunAddress) : 0);   // the signs
+        exponents = within + kWarp * (int)sizeof(uint32_t);                                         // of the chunks of an item and the next
+        of_half = exponents + 2 * chunks * (int)sizeof(int);                                        // of the halves of chunks
+        scales = of_half + 2 * chunks * (int)sizeof(int);                                           // each warp's, of the runs, in FP16
+        bytes = scales + kTokenWarps * padded * (int)sizeof(uint16_t);
+    }
+};
 
-template <int kTiles, bool kCluster, typename Sink>
-__global__ void __launch_bounds__(kTokenMostThreads) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item) {
+// FP16's 2^-down, as bits; zero if it has none.
+__device__ inline uint32_t half_power(int down) {
+    return down < 15 ? (uint32_t)(15 - down) << 10 : down < 25 ? 1u << (24 - down) : 0;
+}
+
+// Four neighbouring positions in two neighbouring runs, in FP16.
+struct TwoHalfRuns {
+    uint2 even, odd;
+};
+
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, as hadamard_across of FP32.
+// scales: of the runs, two to a word, zero from `order` on, where load() may give any value of these positions. kTiles 1 and 2 are all tiles.
+template <int kTiles, typename Load, typename Put>
+__device__ inline void hadamard_across_halves(const uint4* fragments, const uint32_t* scales, int order, int first_tile, int first_step,
+                                              const Load& load, const Put& put) {
+    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment;
+    float sum[kTiles][4][4];   // [tile][position in four][mma]
+    auto load_step = [&](TwoHalfRuns (&two)[2], int step) {   // [half of 16 runs]
+        two[0] = load(step * kFragment + lane % 4 * 2);
+        two[1] = load(step * kFragment + 8 + lane % 4 * 2);
+    };
+    auto add = [&](const TwoHalfRuns (&two)[2], int step, bool first) {
+        uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
+        uint32_t sign[kTiles][4];
+#pragma unroll
+        for (int r = 0; r < kTiles; r++) {   // behind the last tile any does: what comes of it is not put
+            uint4 a = fragments[(min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane];
+            sign[r][0] = (a.x & 0x80008000u) | scale[0];
+            sign[r][1] = (a.y & 0x80008000u) | scale[0];
+            sign[r][2] = (a.z & 0x80008000u) | scale[1];
+            sign[r][3] = (a.w & 0x80008000u) | scale[1];
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            unsigned which = t % 2 ? 0x7632 : 0x5410;
+            uint32_t b0 = t < 2 ? __byte_perm(two[0].even.x, two[0].odd.x, which) : __byte_perm(two[0].even.y, two[0].odd.y, which);
+            uint32_t b1 = t < 2 ? __byte_perm(two[1].even.x, two[1].odd.x, which) : __byte_perm(two[1].even.y, two[1].odd.y, which);
+#pragma unroll
+            for (int r = 0; r < kTiles; r++) {
+                if (first) mma_f16_first(sum[r][t], sign[r], b0, b1);
+                else mma_f16(sum[r][t], sign[r], b0, b1);
+            }
+        }
+    };
+    TwoHalfRuns two[2];
+    load_step(two, first_step);
+    if constexpr (kTiles == 2) {   // the second step is on its way during the first
+        TwoHalfRuns last[2];
+        load_step(last, 1 - first_step);
+        add(two, first_step, true);
+        add(last, 1 - first_step, false);
+    } else {
+        add(two, first_step, true);
+        for (int n = 1, step = first_step; n < tiles; n++) {
+            step = step + 1 == tiles ? 0 : step + 1;
+            load_step(two, step);
+            add(two, step, false);
+        }
+    }
+    put_octets<kTiles>(sum, first_tile, put);
+}
+
+struct Corner {   // of an item
+    int row, col;
+};
+
+// Where a half of a token's columns lies in a buffer.
+__device__ inline int token_place(int token, int half, int run_bits) {
+    return token * kTokenColumns + (token >> run_bits) * 8 + (half ^ (token >> 2 & 1)) * 8;
+}
+
+// 256 tokens of 8 columns, in place, by a warp; its neighbour has the other half. Returns with the exponent of all 16 columns.
+// kRunBits: 8, or any number of them (0). all_signs: of 16 tokens, each lane's; the sign bits of pair r from
+// bits 15 - r and 31 - r on. They come from memory because some pairs are equal, and the compiler would copy those again and again.
+template <int kRunBits>
+__device__ inline int tokens_within(bf16* buffer, int* of_half, int chunk, int half, int any_bits, const uint32_t* all_signs) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, run_bits = kRunBits ? kRunBits : any_bits;
+    auto skipped = [&](int tokens) { return (tokens >> run_bits) * 8; };
+    uint32_t in[8][4];   // of 32 tokens each
+    const bf16* from = buffer + token_place(chunk * kTokenChunk + lane, half, run_bits);
+#pragma unroll
+    for (int i = 0; i < 8; i++) ldmatrix<true>(in[i], from + i * 32 * kTokenColumns + skipped(i * 32));
+    uint32_t pair = in[0][0];
+#pragma unroll
+    for (int i = 1; i < 32; i++) pair = larger_pair_bf16(pair, in[i / 4][i % 4]);
+    int exponent = __reduce_max_sync(0xffffffffu, (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu));
+    if (lane == 0) of_half[chunk * 2 + half] = exponent;
+    named_barrier_sync(1 + warp / 2, 2 * kWarp);
+    exponent = max(max(exponent, of_half[chunk * 2 + 1 - half]), (int)kTokenLeastExponent);
+
+    uint32_t plus[4], minus[4], signs = all_signs[lane], power = (uint32_t)(268 - run_bits - exponent);   // sums are below 2^(run_bits + exponent - 126)
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        plus[r] = (signs << r & 0x80008000u) | power << 7 | power << 23;
+        minus[r] = plus[r] ^ 0x80008000u;
+    }
+    bf16* to = buffer + token_place(chunk * kTokenChunk + lane / 16 * 64 + lane % 16, half, run_bits);
+#pragma unroll
+    for (int out = 0; out < 4; out++) {   // the 16 tokens of each 64
+        float v[4][4];
+#pragma unroll
+        for (int quad = 0; quad < 4; quad++) {
+            auto block = [&](int k) { return &in[quad * 2 + k / 2][k % 2 * 2]; };   // operand of 16 tokens
+            auto add = [&](int k, const uint32_t (&a)[4]) { mma_bf16(v[quad], a, block(k)[0], block(k)[1]); };
+            if (run_bits > 5) {
+                // Each sum begins with another block: beginnings in common would be kept, in registers that are not there.
+                mma_bf16_first(v[quad], (out ^ out >> 1) & 1 ? minus : plus, block(out)[0], block(out)[1]);
+                add(out ^ 1, out & 2 ? minus : plus);
+                add(out ^ 2, out & 1 ? minus : plus);
+                add(out ^ 3, plus);
+            } else if (run_bits == 5) {
+                mma_bf16_first(v[quad], plus, block(out & 2)[0], block(out & 2)[1]);
+                add(out | 1, out & 1 ? minus : plus);
+            } else {
+                mma_bf16_first(v[quad], plus, block(out)[0], block(out)[1]);
+            }
+        }
+        if (run_bits > 6) add_blocks(v, 1 << (run_bits - 6));
+#pragma unroll
+        for (int two = 0; two < 2; two++) {   // of 64s
+            uint32_t halves[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) halves[r] = pack_f16(v[two * 2 + r / 2][r % 2 * 2], v[two * 2 + r / 2][r % 2 * 2 + 1]);
+            stmatrix(to + (out * 16 + two * 128) * kTokenColumns + skipped(out * 16) + skipped(two * 128), halves);
+        }
+    }
+    return exponent;
+}
+
+// kRunBits: 8, or any number of them (0).
+template <int kTiles, bool kCluster, int kRunBits, typename Sink>
+__global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item,
+                                                                                           TokenLayout layout) {
 #if !HALO_CLUSTERS
     if (kCluster) __trap();
 #endif
-    SHARED(float, shared);
-    Exchange exchange = {shared, item.log2_run};
-    int rows = token_rows(item.local), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    bf16* arriving = (bf16*)((char*)shared + Exchange::bytes(rows * kTokenColumns, item.log2_run));   // (rows, 2 halves of 8 columns)
-    RunAddress* runs = (RunAddress*)(arriving + rows * kTokenColumns);
-    int rank = 0, run = 1 << item.log2_run, run_bits = item.log2_run - 4, tokens = 1 << run_bits;
+    SHARED(char, shared);
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, rank = 0;
+    int run_bits = kRunBits ? kRunBits : item.run_bits, tokens = 1 << run_bits, run_stride = tokens * kTokenColumns + 8, rows = layout.chunks * kTokenChunk;
+    int* exponents = (int*)(shared + layout.exponents);
+    int* of_half = (int*)(shared + layout.of_half);
+    uint32_t* signs = (uint32_t*)(shared + layout.within);
+    uint16_t* scales = (uint16_t*)(shared + layout.scales) + warp * layout.padded;
+    auto sync = [&] {   // of all blocks that share an item
 #if HALO_CLUSTERS
+        if (kCluster) cluster_sync_shared();
+#endif
+        if (!kCluster) __syncthreads();
+    };
+    uint4* copied = (uint4*)(shared + layout.signs);
+    int copies = (layout.signs_end - layout.signs) / (int)sizeof(uint4);
+    for (int f = threadIdx.x; f < copies; f += kTokenThreads) copied[f] = item.fragments[f];
+    const uint4* fragments = kTiles <= 2 || copies ? copied : item.fragments;
+#if HALO_CLUSTERS
+    RunAddress* pairs = (RunAddress*)(shared + layout.signs_end);   // where each two runs begin
+    RunAddress* run_exponents = pairs + layout.padded / 2;          // and the exponent of each run's chunk
     if (kCluster) {
         rank = cluster_rank();
-        for (int g = threadIdx.x; g < item.order; g += blockDim.x)
-            runs[g] = cluster_address(shared + g % item.runs * exchange.stride(), g / item.runs);
+        for (int g = threadIdx.x; g < max(layout.padded, (int)kWarp); g += kTokenThreads) {
+            int block = g < item.order ? g / item.runs : 0, inside = g < item.order ? g - block * item.runs : 0;
+            if (g % 2 == 0 && g < layout.padded) pairs[g / 2] = cluster_address((bf16*)shared + inside * run_stride, block);
+            run_exponents[g] = cluster_address(exponents + (inside << run_bits) / kTokenChunk, block);
+        }
     }
-    int first_step = rank % ((item.order + kFragment - 1) / kFragment);   // of the sum across
+    int first_step = rank % (layout.padded / kFragment);   // of the sum across: the blocks begin at different ones
 #endif
 
-    // The halves of four rows lie swapped, so that eight rows of a half are free of bank conflicts.
-    auto half_of = [&](int token, int half) { return arriving + (token * 2 + (half ^ (token >> 2 & 1))) * 8; };
-    auto first_row = [&](int i) { return i / item.items_across * item.vectors * item.n; };
-    auto first_col = [&](int i) { return i % item.items_across * kTokenColumns; };
-    auto fetch = [&](int i) {
-        int token = threadIdx.x / 2, half = threadIdx.x % 2, step = blockDim.x / 2, col = first_col(i) + half * 8;
-        int row = first_row(i) + rank * item.local, inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
-        const bf16* from = x[row + token] + col;
-        bf16* to = half_of(token, half);   // `step` is a multiple of 8
-        if (inside >= rows) {
-            cp_async_many(to, from, step * kTokenColumns * 2, step * x.ld * 2, rows / step);
-        } else {
-            for (; token < rows; token += step, from += step * x.ld, to += step * kTokenColumns) cp_async16(to, from, token < inside);
+    auto locate = [&](int i) {
+        int down = (int)item.items_across.quotient(i);
+        return Corner{down * item.vectors * item.n, (i - down * (int)item.items_across.d) * kTokenColumns};
+    };
+    auto fetch = [&](Corner corner, bf16* buffer) {
+        int half = lane % 2, col = corner.col + half * 8, row = corner.row + rank * item.local;
+        int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
+        int step = kTokenColumns * kTokenColumns * (int)sizeof(bf16) + (run_bits == 4 ? 16 : 0);   // of 16 tokens
+        for (int token = warp * kTokenFetch + lane / 2; token < rows; token += kTokenWarps * kTokenFetch) {
+            const bf16* from = x[row + token] + col;
+            if (token - lane / 2 + kTokenFetch <= inside && (kRunBits == 8 || (run_bits != 5 && run_bits != 6))) {
+                cp_async_many(buffer + token_place(token, half, run_bits), from, step, 16 * x.ld * sizeof(bf16), kTokenFetch / 16);
+            } else {
+                for (int t = token; t < token - lane / 2 + kTokenFetch; t += 16, from += 16 * x.ld)
+                    cp_async16(buffer + token_place(t, half, run_bits), from, t < inside);
+            }
         }
         cp_async_commit();
     };
 
+    uint32_t fragment[4], packed = 0;
+    partial_hadamard(fragment, 15);
+    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
+    if (warp == 0) signs[lane] = packed;
+
     int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
-    fetch(first);
+    Corner corner = locate(first);
+    fetch(corner, (bf16*)shared);
     sink.begin();
-    uint32_t plus[4], minus[4];   // the signs of 16 tokens, and their opposites
-    partial_hadamard(plus, 15);
-    for (int i = 0; i < 4; i++) minus[i] = plus[i] ^ 0x80008000u;
-    for (int i = first; i < item.items; i += step) {
+    for (int i = first, odd = 0; i < item.items; i += step, odd ^= 1) {
+        int at = layout.buffers == 2 ? odd * layout.elements : 0;
+        bf16* buffer = (bf16*)shared + at;
         cp_async_wait<0>();
-        __syncthreads();   // the item is here, and the last one has left this block's exchange
+        __syncthreads();   // the item is here
+        for (int unit = warp; unit < 2 * layout.chunks; unit += kTokenWarps) {
+            int exponent = tokens_within<kRunBits>(buffer, of_half, unit / 2, unit % 2, run_bits, signs);
+            if (unit % 2 == 0 && lane == 0) exponents[odd * layout.chunks + unit / 2] = exponent;
+        }
+        sync();
+        // From here on nothing of the item's x is read: y may be x. And nobody reads what lies in the other buffer.
+        bool more = i + step < item.items;
+        Corner next = locate(i + step);
+        if (more && layout.buffers == 2) fetch(next, (bf16*)shared + (layout.elements - at));
+
+        // The runs' scales, and the unit of their sums.
+        auto rescale = [&](int vector) {
+            auto exponent_of = [&](int g) {
 #if HALO_CLUSTERS
-        if (kCluster && i != first) cluster_wait();   //   and no other block reads it
+                if (kCluster) return cluster_load_int(run_exponents[g] + odd * layout.chunks * (int)sizeof(int));
 #endif
-        for (int unit = warp; unit < rows / kTokenChunk * 2; unit += warps) {
-            int chunk = unit / 2 * kTokenChunk, half = unit % 2;
-            const bf16* from = half_of(chunk + lane, half);
-            float v[16][4];
-#pragma unroll
-            for (int quad = 0; quad < 16; quad += 4) {   // 64 tokens
-                uint32_t operand[2][4];
-                ldmatrix<true>(operand[0], from + quad * 16 * kTokenColumns);
-                ldmatrix<true>(operand[1], from + (quad + 2) * 16 * kTokenColumns);
-#pragma unroll
-                for (int out = 0; out < 4; out++) {
-                    if (run_bits < 6) {
-                        mma_bf16_first(v[quad + out], plus, operand[out / 2][out % 2 * 2], operand[out / 2][out % 2 * 2 + 1]);
-                        continue;
-                    }
-                    mma_bf16_first(v[quad + out], plus, operand[0][0], operand[0][1]);
-                    mma_bf16(v[quad + out], out & 1 ? minus : plus, operand[0][2], operand[0][3]);
-                    mma_bf16(v[quad + out], out & 2 ? minus : plus, operand[1][0], operand[1][1]);
-                    mma_bf16(v[quad + out], (out ^ out >> 1) & 1 ? minus : plus, operand[1][2], operand[1][3]);
+                return exponents[odd * layout.chunks + (vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
+            };
+            int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // this lane's run, one after the other
+#pragma unroll 1
+            for (int g = kWarp + lane; kTiles > 2 && g < item.order; g += kWarp) largest = max(largest, exponent_of(g));
+            largest = __reduce_max_sync(0xffffffffu, largest);
+#pragma unroll 1
+            for (int g = lane; g < layout.padded; g += kWarp) {
+                if (kTiles > 2) last = exponent_of(g);
+                scales[g] = (uint16_t)(g < item.order ? half_power(largest - last) : 0);
+            }
+            __syncwarp();
+            sink.unit(f32_from_bits((uint32_t)(largest + run_bits - 14) << 23));   // 2^(largest + run_bits - 141)
+        };
+        int scaled = -1;   // the vector
+        if (kCluster) rescale(scaled = 0);
+        for (int tile = 0; tile * kFragment < item.order; tile += kTiles) {
+            for (int group = warp * item.blocks + rank; group < item.vectors * tokens / 2; group += kTokenWarps * item.blocks) {   // 32 positions
+                int vector = kCluster ? 0 : group * 2 >> run_bits, pair = kCluster ? group * 2 : group * 2 & (tokens - 1);   // of tokens
+                if (vector != scaled) rescale(scaled = vector);
+                int in = token_place(pair + lane / 16, lane / 8 % 2, 30) + lane / 4 % 2 * 4;
+                int row = corner.row + vector * item.n + pair + lane % 4 / 2, col = corner.col + lane % 2 * 8;
+                int inside = col < item.cols ? min(item.order, (item.y_rows - row + tokens - 1) >> run_bits) : 0;   // runs
+                size_t to = sink.at(row, col);
+                auto put = [&](int g, const Values<8>& values) {
+                    if (g < inside) sink.put(to + g * (tokens * sink.ld()), values);
+                };
+                if (kCluster) {
+#if HALO_CLUSTERS
+                    int from = (at + in) * (int)sizeof(bf16);
+                    auto load = [&](int g) {
+                        ClusterAddress even = pairs[g / 2] + from;
+                        return TwoHalfRuns{cluster_load(even), cluster_load(even + run_stride * (int)sizeof(bf16))};
+                    };
+                    hadamard_across_halves<kTiles>(fragments, (const uint32_t*)scales, item.order, tile, first_step, load, put);
+#endif
+                } else {
+                    const bf16* from = buffer + vector * item.order * run_stride + in;
+                    auto load = [&](int g) {
+                        const bf16* even = from + min(g, item.order - 2) * run_stride;
+                        return TwoHalfRuns{*(const uint2*)even, *(const uint2*)(even + run_stride)};
+                    };
+                    hadamard_across_halves<kTiles>(fragments, (const uint32_t*)scales, item.order, tile, 0, load, put);
                 }
             }
-            if (run_bits < 6) add_blocks(v, 1 << (run_bits - 4));
-            else add_blocks<4>(v, 1 << (run_bits - 4));
-            // 16 tokens belong to one run, and 8 leave the swizzle as it is.
-            int e = (chunk + lane / 4) * kTokenColumns + half * 8 + lane % 4 * 2;
-            float* to = shared + exchange.place(e);
-#pragma unroll
-            for (int b = 0; b < 16; b++) {
-                float* at = to + b * 16 * kTokenColumns + (b >> (run_bits - 4)) * Exchange::kSkipped;
-                *(float2*)at = make_float2(v[b][0], v[b][1]);
-                *(float2*)(at + 8 * kTokenColumns) = make_float2(v[b][2], v[b][3]);
-            }
         }
-#if HALO_CLUSTERS
-        if (kCluster) cluster_sync();
-#endif
-        if (!kCluster) __syncthreads();
-        // From here on nothing of the item's x is read: y may be x.
-        if (i + step < item.items) fetch(i + step);
-
-        int first_token = first_row(i), first_column = first_col(i), groups = item.vectors * run / kWarp;   // of 32 positions: two tokens
-        for (int group = warp * item.blocks + rank, tile = 0;; group += warps * item.blocks) {
-            for (; group >= groups; group -= groups) tile += kTiles;   // the next rows of the matrix across
-            if (tile * kFragment >= item.order) break;
-            int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
-            int row = first_token + (out >> item.log2_run) * item.n + (out & (run - 1)) / kTokenColumns;
-            int col = first_column + out % kTokenColumns;
-            int inside = col < item.cols ? min(item.order, (item.y_rows - row + tokens - 1) >> run_bits) : 0;   // runs
-            size_t place = sink.at(row, col);
-            auto put = [&](int g, const Values<8>& values) {
-                if (g < inside) sink.put(place + g * (tokens * sink.ld()), values);
-            };
-            if (kCluster) {
-#if HALO_CLUSTERS
-                int from = exchange.place(in) * (int)sizeof(float);   // one vector: a position of run 0
-                auto load = [&](int g) { return TwoRuns{cluster_load(runs[g] + from), cluster_load(runs[g + 1] + from)}; };
-                hadamard_across<kTiles>(item.fragments, item.order, tile, first_step, load, put);
-#endif
-            } else {
-                const float* from = shared + exchange.place((in >> item.log2_run) * (item.order * run) + (in & (run - 1)));
-                auto load = [&](int g) {
-                    const float* at = from + g * exchange.stride();
-                    return TwoRuns{*(const float4*)at, *(const float4*)(at + exchange.stride())};
-                };
-                hadamard_across<kTiles>(item.fragments, item.order, tile, 0, load, put);
-            }
+        if (layout.buffers == 1) {
+            sync();   // all have read the buffer
+            if (more) fetch(next, (bf16*)shared);
         }
-#if HALO_CLUSTERS
-        if (kCluster) {   // of what a sink stores nothing is still being read; else the release sees to it
-            if (Sink::kStores) cluster_arrive_relaxed();
-            else cluster_arrive();
-        }
-#endif
+        corner = next;
     }
-#if HALO_CLUSTERS
-    if (kCluster) cluster_wait();   // others may still read this block's exchange
-#endif
+    if (layout.buffers == 2) sync();   // others may still read this block's
     sink.finish();
 }
 
 // ---- launchers
 // False if no such cluster fits the device.
-template <int kTiles, bool kCluster>
-static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
-    int arriving = token_rows(item.local) * kTokenColumns;
-    size_t bytes = Exchange::bytes(arriving, item.log2_run) + (size_t)arriving * sizeof(bf16);
-    if (kCluster) bytes += (size_t)item.order * sizeof(RunAddress);
+template <int kTiles, bool kCluster, int kRunBits>
+static bool launch_rotate_tokens_of(const RotateJob& job, const TokenItem& item) {
+    TokenLayout layout(item);
+    size_t bytes = (size_t)layout.bytes;
     if (bytes > shared_limit()) return false;
-    int threads = bytes * 2 > shared_limit() ? kTokenMostThreads : kTokenThreads;
     return with_sink(job, [&](auto sink) {
-        int clusters = resident_clusters(rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>, item.blocks, threads, bytes);
+        int clusters = resident_clusters(rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>, item.blocks, kTokenThreads, bytes);
         if (clusters == 0) return false;
         int blocks = min_int(item.items, clusters) * item.blocks;
         if constexpr (kCluster)
-            LAUNCH_CLUSTERS((rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>), item.blocks, blocks, threads, bytes, sink,
-                            rows_of<const bf16>(job.x), item);
+            LAUNCH_CLUSTERS((rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>), item.blocks, blocks, kTokenThreads, bytes, sink,
+                            rows_of<const bf16>(job.x), item, layout);
         else
-            LAUNCH((rotate_tokens_kernel<kTiles, kCluster, decltype(sink)>), blocks, threads, bytes, sink, rows_of<const bf16>(job.x), item);
+            LAUNCH((rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>), blocks, kTokenThreads, bytes, sink, rows_of<const bf16>(job.x), item,
+                   layout);
         return true;
     });
+}
+
+template <int kTiles>
+static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
+    if (item.blocks == 1) return launch_rotate_tokens_of<kTiles, false, 0>(job, item);
+    if (item.run_bits != 8) return launch_rotate_tokens_of<kTiles, true, 0>(job, item);
+    return launch_rotate_tokens_of<kTiles, true, 8>(job, item);
 }
 
 // False if the shape is not for tensor cores, or does not fit.
@@ -212,26 +392,26 @@ static bool rotate_tokens(const RotateJob& job) {
     TokenItem item = {};
     item.n = n;
     item.order = K0 << doublings;
-    item.log2_run = floor_log2(run * kTokenColumns);
+    item.run_bits = floor_log2(run);
     item.fragments = rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose];
     item.x_rows = job.x.rows;
     item.y_rows = job.y.rows;
     item.cols = job.x.cols;
-    // The fewest blocks that leave each its share: of 1024 tokens, or else of 2048.
+    // The fewest blocks that leave each its share, or else twice that.
     int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
-    for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
+    for (int share = kTokenLocal; share <= kTokenRoom; share *= 2) {
         for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
-            if (item.order % item.blocks || n / item.blocks > share) continue;
+            if (item.order % (2 * item.blocks) || n / item.blocks > share) continue;   // two neighbouring runs are in one block
             item.vectors = 1;
             while (item.blocks == 1 && item.vectors * n * 2 <= share && item.vectors * n < rows) item.vectors *= 2;
             item.runs = item.order / item.blocks;
             item.local = item.vectors * n / item.blocks;
-            item.items_across = ceil_div(job.x.cols, kTokenColumns);
-            item.items = item.items_across * ceil_div(rows, item.vectors * n);
-            bool few = item.order <= 2 * kFragment, fits;
-            if (item.blocks > 1) fits = few ? launch_rotate_tokens<2, true>(job, item) : launch_rotate_tokens<4, true>(job, item);
-            else fits = few ? launch_rotate_tokens<2, false>(job, item) : launch_rotate_tokens<4, false>(job, item);
-            if (fits) return true;
+            item.items_across = divisor(ceil_div(job.x.cols, kTokenColumns));
+            item.items = (int)item.items_across.d * ceil_div(rows, item.vectors * n);
+            bool launched = item.order <= kFragment       ? launch_rotate_tokens<1>(job, item)
+                            : item.order <= 2 * kFragment ? launch_rotate_tokens<2>(job, item)
+                                                          : launch_rotate_tokens<4>(job, item);
+            if (launched) return true;
         }
     }
     return false;
