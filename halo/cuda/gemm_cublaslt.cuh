@@ -30,6 +30,7 @@ static void lt_ok(cublasStatus_t status, const char* what) {
 struct LtKey {
     int M, N, K, lda, ldb, ldc;
     int a_fmt, b_fmt, c_fmt, a_transposed, b_transposed, row_scales, a_align, b_align, c_align;
+    int multiprocessors;
 };
 struct LtPlan {
     LtKey key;
@@ -78,8 +79,8 @@ static bool lt_takes(const Gemm& g) {
 }
 
 // ---- plans
-static uint32_t lt_align(const void* p) {
-    uint32_t align = 256;
+static int lt_align(const void* p) {
+    int align = 256;
     while ((uintptr_t)p % align) align /= 2;
     return align;
 }
@@ -92,7 +93,10 @@ static LtKey lt_key(const Gemm& g) {
     k.a_fmt = (int)lt_type(g.a.fmt), k.b_fmt = (int)lt_type(g.b.fmt), k.c_fmt = (int)g.c_fmt;
     k.a_transposed = g.a.transposed, k.b_transposed = g.b.transposed;
     k.row_scales = g.a.scale_step || g.b.scale_step;
-    k.a_align = (int)lt_align(g.a.data), k.b_align = (int)lt_align(g.b.data), k.c_align = (int)lt_align(g.c);
+    k.a_align = k.b_align = k.c_align = 256;
+    // FP8 comes here only at multiples of 16 bytes, and its algorithms want no more: the heuristic's choice then holds wherever it lies.
+    if (!lt_is_fp8(g.a.fmt)) k.a_align = lt_align(g.a.data), k.b_align = lt_align(g.b.data), k.c_align = lt_align(g.c);
+    k.multiprocessors = g.multiprocessors;
     return k;
 }
 
@@ -118,6 +122,7 @@ static void lt_describe(LtPlan* plan, const Gemm& g) {
     lt_set(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, g.b.transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
     lt_set(plan->product, CUBLASLT_MATMUL_DESC_TRANSB, g.a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     if (lt_is_fp8(g.a.fmt)) lt_set(plan->product, CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)1);
+    if (g.multiprocessors < gpu_device().multiprocessors) lt_set(plan->product, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, (int32_t)g.multiprocessors);
     if (plan->key.row_scales) {
         lt_set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
         lt_set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
@@ -236,11 +241,13 @@ static LtPlan* lt_plan(const Gemm& g) {
 static bool gemm_cublaslt(const Gemm& g) {
     if (!lt_takes(g)) return false;
     lt_start();
-    const LtPlan* plan = lt_plan(g);
+    LtPlan* plan = lt_plan(g);
     if (!plan->works) return false;
     if (lt_is_fp8(g.a.fmt)) lt_set_scales(plan, g);
-    lt_ok(lt_run(plan, g, g.c, &plan->algo), "product");
-    return true;
+    cublasStatus_t status = lt_run(plan, g, g.c, &plan->algo);
+    plan->works = status != CUBLAS_STATUS_NOT_SUPPORTED;   // by the algorithm, whatever the heuristic said
+    if (plan->works) lt_ok(status, "product");
+    return plan->works;
 }
 
 #endif
