@@ -38,7 +38,7 @@ cudaStream_t cuda_stream();
 // leave these free until as many ms of products have been started. A product fills every multiprocessor with one block that has a
 // fixed share of the tiles; a block that finds no place would begin its share when the others have done theirs.
 void cuda_leave_room(double ms);
-enum { kRoomBeside = 20, kTransferBlocks = 16 };   // the blocks that NCCL may use, and a few for sums
+enum { kTransferBlocks = 16, kRoomBeside = 28 };   // the blocks that NCCL may use; with them what it takes to add up as fast
 #define LAUNCH(kernel, grid, block, shared_bytes, ...) LAUNCH_ON(cuda_stream(), kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 static inline void cuda_ok(cudaError_t status, const char* what) {
