@@ -38,7 +38,6 @@ enum {
     kBlockValues = 128,       // a slice of an all_reduce is a multiple of them
     kGiveUpSeconds = 5        // for NCCL to stop what it does
 };
-static const double kRoomTime = 1.25;   // of a transfer beside products, of its time alone
 
 typedef struct {
     void* out;
@@ -80,7 +79,6 @@ static struct {
     cudaEvent_t arrived[2], summed[2];   // of each half: its last slice
     int half;                 // the next to be filled
     double sent;              // bytes
-    double bytes_per_ms;      // of a transfer that has the GPUs to itself; 0: not measured yet
 
     // collected for the next transfer
     Gather gathers[kOperations];
@@ -271,7 +269,6 @@ static void gpu_all_reduce_max(float* x, int n) {
 
 static Transfer gpu_start() {
     Transfer number = gpu.started.load() + 1;
-    double sent_before = gpu.sent;
     Record* r = &gpu.records[number % kTransfers];
     progress_collective(gpu.collective);
     r->place = progress_place();
@@ -291,7 +288,6 @@ static Transfer gpu_start() {
     }
     gpu.gather_count = gpu.sum_count = gpu.maximum_count = 0;
     gpu.started.store(number);
-    if (gpu.bytes_per_ms > 0) cuda_leave_room(kRoomTime * (gpu.sent - sent_before) / gpu.bytes_per_ms);
     progress_collective(NULL);
     return number;
 }
@@ -348,19 +344,6 @@ static void greet() {
     free(host);
 }
 
-// How fast a transfer is: the staging memory's, gathered.
-static void measure_rate() {
-    size_t share = 2 * (size_t)kHalfBytes / (size_t)gpu.table.ranks / kArenaAlign * kArenaAlign;
-    auto gather = [&] {
-        gpu_all_gather(gpu.staging, gpu.staging + (size_t)gpu.table.rank * share, share);
-        gpu_wait(gpu_start());
-        return cuda_ops.mark();
-    };
-    int from = gather(), to = gather();
-    gpu.bytes_per_ms = (double)share * (gpu.table.ranks - 1) / cuda_ops.marked_ms(from, to);
-    cuda_ops.forget_marks();
-}
-
 static void gpu_finish() {
     cuda_ok(cudaDeviceSynchronize(), "the last transfers");
     nccl_ok(ncclCommDestroy(gpu.comm), "end");
@@ -391,9 +374,7 @@ const Comm* comm_nccl(const Comm* mpi) {
     if (mpi->rank == 0) nccl_ok(ncclGetUniqueId(&id), "an address (see NCCL_SOCKET_IFNAME)");
     mpi->host_broadcast(&id, sizeof id);
     progress_collective("the start of NCCL");
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.maxCTAs = kTransferBlocks;
-    nccl_ok(ncclCommInitRankConfig(&gpu.comm, mpi->ranks, id, mpi->rank, &config), "start (NCCL_DEBUG=INFO says more)");
+    nccl_ok(ncclCommInitRank(&gpu.comm, mpi->ranks, id, mpi->rank), "start (NCCL_DEBUG=INFO says more)");
     progress_collective(NULL);
 
     gpu.table.name = "nccl";
@@ -408,7 +389,6 @@ const Comm* comm_nccl(const Comm* mpi) {
     gpu.table.finish = gpu_finish;
     progress_watch_device(look, give_up);
     greet();
-    measure_rate();
     gpu.sent = 0;
     return &gpu.table;
 }

@@ -73,11 +73,7 @@ static inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     close(file);
     return ncclSuccess;
 }
-typedef struct {
-    int maxCTAs;
-} ncclConfig_t;
-#define NCCL_CONFIG_INITIALIZER {0}
-static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t*) {
+static inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
     check(ranks <= kSimtMaxRanks, "%d ranks are more than %d emulated ones", ranks, (int)kSimtMaxRanks);
     int file = shm_open(id.internal, O_RDWR, 0600);
     if (file < 0) return ncclSystemError;

@@ -34,11 +34,6 @@
 
 // The stream that all of the backend's work runs on (ops.cu).
 cudaStream_t cuda_stream();
-// Kernels of another stream are about to run beside the backend's work for about `ms`, on kRoomBeside multiprocessors: large products
-// leave these free until as many ms of products have been started. A product fills every multiprocessor with one block that has a
-// fixed share of the tiles; a block that finds no place would begin its share when the others have done theirs.
-void cuda_leave_room(double ms);
-enum { kTransferBlocks = 16, kRoomBeside = 28 };   // the blocks that NCCL may use; with them what it takes to add up as fast
 #define LAUNCH(kernel, grid, block, shared_bytes, ...) LAUNCH_ON(cuda_stream(), kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 static inline void cuda_ok(cudaError_t status, const char* what) {

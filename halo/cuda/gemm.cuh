@@ -25,19 +25,6 @@ static size_t gemm_workspace_bytes() {
 #endif
 }
 
-// ---- room for what runs beside (device.cuh)
-static double room_ms;
-void cuda_leave_room(double ms) { room_ms += ms; }
-
-// The multiprocessors that a product may fill. Small ones do not fill them all.
-static int gemm_multiprocessors(const Gemm& g) {
-    const double kFlopsPerMs[2] = {1.2e12, 0.65e12};   // an H100's, of products of bytes and of others
-    int all = gpu_device().multiprocessors;
-    if (room_ms <= 0 || (size_t)tiles_over(g.M, 128) * tiles_over(g.N, 128) < (size_t)all || all < 2 * kRoomBeside) return all;
-    room_ms -= 2.0 * g.M * g.N * g.K / kFlopsPerMs[fmt_bytes(g.a.fmt) > 1];
-    return all - kRoomBeside;
-}
-
 static bool gemm_rows_aligned(const void* data, int ld, Fmt fmt) {
     return (uintptr_t)data % 16 == 0 && (size_t)ld * fmt_bytes(fmt) % 16 == 0;
 }
@@ -88,7 +75,6 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     bool int8 = g.a.fmt == INT8 && g.b.fmt == INT8;
     check(!int8 || g.K <= kGemmInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kGemmInt8Longest);
     if (g.M == 0 || g.N == 0) return;
-    g.multiprocessors = gemm_multiprocessors(g);
 #ifndef HALO_SIMT
     if (int8 && gemm_int8_sm90(g)) return;
     if (gemm_cublaslt(g)) return;

@@ -215,7 +215,7 @@ static void gemm_int8_sm90_launch(const Gemm& g) {
     if (!prepared) allow_shared(gemm_int8_sm90_kernel<kC>, kWgSharedBytes);
     prepared = true;
     int tiles = tiles_over(g.M, kWgCluster * kWgTileM) * tiles_over(g.N, kWgTileN);
-    int clusters = min_int(tiles, g.multiprocessors / kWgCluster);
+    int clusters = min_int(tiles, gpu_device().multiprocessors / kWgCluster);
     LAUNCH((gemm_int8_sm90_kernel<kC>), clusters * kWgCluster, kWgThreads, kWgSharedBytes, wg_tensor_map(g.a, g.K, kWgTileM),
            wg_tensor_map(g.b, g.K, kWgTileN / kWgCluster), g);
 }

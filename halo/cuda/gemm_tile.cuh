@@ -29,7 +29,6 @@ struct Gemm {
     Fmt c_fmt;
     bool c_aligned;             // every row of c starts at a multiple of 16 bytes
     float beta;
-    int multiprocessors;        // to be filled
 };
 
 __host__ __device__ inline int tiles_over(int n, int tile) { return (n - 1) / tile + 1; }
