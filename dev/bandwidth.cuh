@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(kCopyThreads) copy_kernel(uint4* y, const uint
         if (first + (size_t)i * kCopyThreads < n) y[first + (size_t)i * kCopyThreads] = v[i];
 }
 
-// Bytes read and written per second by a copy of 512 MiB, in GB/s.
-static double copy_gbs() {
-    size_t bytes = (size_t)512 << 20, n = bytes / sizeof(uint4);
+// Bytes read and written per second, in GB/s, by a copy that moves so many: 1 GiB, or as many as a layer does. What starting and ending
+// a kernel costs, a small copy pays too.
+static double copy_gbs(double moved = 1 << 30) {
+    size_t n = std::max((size_t)1, (size_t)(moved / 2 / sizeof(uint4))), bytes = n * sizeof(uint4);
     void *x = cuda_ops.alloc(bytes), *y = cuda_ops.alloc(bytes);
     unsigned grid = (unsigned)((n + kCopyThreads * kCopyLoads - 1) / (kCopyThreads * kCopyLoads));
     double us = median_us([&] { LAUNCH(copy_kernel, grid, kCopyThreads, 0, (uint4*)y, (const uint4*)x, n); });

@@ -1,6 +1,7 @@
 // Speed of everything that moves memory: embedding, norms, rotary embedding, SwiGLU, cross entropy, sums and AdamW, on Llama-3-8B's and
 // 1B's shapes. Each is checked first: the last rows of what it writes, against both CPU backends by the rule of the tests (error against
-// cpu_f32 at most twice that of cpu_bf16). Then one line: what | shape | us (median) | GB/s | x of the copy bandwidth of the same run.
+// cpu_f32 at most twice that of cpu_bf16). Then one line: what | shape | us (median) | GB/s | x of the copy bandwidth of the same run | x of
+// that of a copy that moves as many bytes.
 // Bytes are those of reading every input once and writing every output once.
 //
 //   bench_layers [tokens ...]     default 8192 16384
@@ -96,7 +97,8 @@ static void bench(const Bench& b) {
     Mats mats;
     for (const Item& item : b.items) mats.push_back(item.m);
     double us = median_us([&] { b.run(&cuda_ops, mats); }), gbs = b.bytes / us * 1e-3;
-    printf("%-36s %6d x %6d | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", b.what, b.rows, b.cols, us, gbs, gbs / copy, right ? "" : "  WRONG");
+    printf("%-36s %6d x %6d | %8.1f us | %6.0f GB/s | %.2f of copy | %.2f of one as large%s\n", b.what, b.rows, b.cols, us, gbs, gbs / copy,
+           gbs / copy_gbs(b.bytes), right ? "" : "  WRONG");
     fflush(stdout);
     for (Mat m : mats) cuda_ops.release(m.data);
     all_right = all_right && right;

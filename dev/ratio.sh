@@ -10,7 +10,8 @@
 #     8b-fp8    Llama-3-8B cut to 8 layers, B 8: halo0 in FP8 against PyTorch with FP8 linears
 #     1b-fp8    Llama-3.2-1B, B 16, accum 8: halo0 in FP8 against BF16
 #
-# What each program prints goes to stderr, the table to stdout. PYTHON and TRAIN_LLAMA3 name other binaries.
+# What each program prints goes to stderr, the table to stdout. PYTHON and TRAIN_LLAMA3 name other binaries; MORE holds further flags for
+# ours, such as --profile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=${TRAIN_LLAMA3:-./train_llama3} python=${PYTHON:-python3}
@@ -34,7 +35,7 @@ ours() {   # size, layers, batch, accum, other flags
     [ "$1" = 8b ] || preset=llama3.2-1b
     [ "$4" = 1 ] || steps=4
     measure '^bench: ' "$program" bench --preset $preset --layers "$2" --batch "$3" --accum "$4" --seq 1024 --steps $steps \
-        --master bf16-sr --grad-dtype bf16 --state-dtype bf16 "${@:5}"
+        --master bf16-sr --grad-dtype bf16 --state-dtype bf16 ${MORE:-} "${@:5}"
 }
 theirs() { measure '^pytorch ' "$python" dev/pytorch_step.py "$1" "$2" "$3" 1024 "$4"; }   # size, layers, batch, dtype
 

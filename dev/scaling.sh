@@ -3,7 +3,8 @@
 # BF16 gradients and optimizer state), so that PyTorch FSDP2 holds the same. Prints every run's lines and a short table last.
 #
 #   dev/scaling.sh            all three:
-#   dev/scaling.sh gpus       a cut model on 1, 2, 4, ... GPUs, 16k tokens per GPU and step: the scaling
+#   dev/scaling.sh gpus       a cut model on 1, 2, 4, ... GPUs, 16k tokens per GPU and step: the scaling. One GPU is every GPU for itself at
+#                             the same time, and the slowest of them: ranks wait for the slowest too
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
 #   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py)
 #
@@ -16,8 +17,8 @@ batches=${BATCHES:-1 2 4 8 16} steps=${STEPS:-5} cut=${CUT:-16} layers=${LAYERS:
 more=${MORE:-} mpirun=${MPIRUN:-mpirun --bind-to none}
 [ "$(id -u)" -ne 0 ] || mpirun="$mpirun --allow-run-as-root"
 export OMP_WAIT_POLICY=passive
-table=$(mktemp)
-trap 'rm -f "$table"' EXIT
+table=$(mktemp) alone=$(mktemp -d)
+trap 'rm -rf "$table" "$alone"' EXIT
 
 # Activations to make again, so that the others fit beside half of the model, its gradients and its optimizer state in 80 GB.
 recompute() {   # layers, rows
@@ -26,13 +27,19 @@ recompute() {   # layers, rows
 
 # One run and its row: what | GPUs | tokens per GPU | ms | tok/s per GPU | waiting ms | GB sent | GiB taken (of planned)
 ours() {   # name, recipe, GPUs, layers, rows, recompute
-    local start="" qfsdp="" out
+    local out flags="--preset llama3-8b --layers $4 --recipe $2 --batch $5 --seq 1024 --recompute $6 --master bf16-sr --grad-dtype bf16
+        --state-dtype bf16 --steps $steps $more"
     if [ "$3" -gt 1 ]; then
-        start="$mpirun -np $3"
-        [ "$2" = bf16 ] || qfsdp=--qfsdp
+        [ "$2" = bf16 ] || flags="$flags --qfsdp"
+        out=$(OMP_NUM_THREADS=$(($(nproc) / $3)) $mpirun -np "$3" ./train_llama3 bench $flags 2>&1)
+    else
+        for ((gpu = 0; gpu < gpus; gpu++)); do
+            CUDA_VISIBLE_DEVICES=$gpu OMP_NUM_THREADS=$(($(nproc) / gpus)) ./train_llama3 bench $flags >"$alone/$gpu" 2>&1 &
+        done
+        wait
+        slowest=$(grep -H '^bench:' "$alone"/* | sort -t ' ' -k 2 -g | tail -n 1 | cut -d : -f 1)
+        out=$(cat "${slowest:-$alone/0}")
     fi
-    out=$(OMP_NUM_THREADS=$(($(nproc) / $3)) $start ./train_llama3 bench --preset llama3-8b --layers "$4" --recipe "$2" $qfsdp --batch "$5" \
-        --seq 1024 --recompute "$6" --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --steps "$steps" $more 2>&1)
     echo "-- $1, $2 on $3 GPUs, $4 layers, $5 x 1024 tokens a GPU, recompute $6"
     echo "$out" | grep -E '^(memory per rank|bench|memory|ranks|train_llama3)' || echo "$out" | tail -n 3
     echo "$out" | awk -v what="$1 $2" -v gpus="$3" -v rows="$5" '

@@ -8,6 +8,8 @@ typedef struct {
     uint8_t* codes_t;    // each matrix's (K, N) one after the other
 } Place;
 
+enum { kScalePlace = 4 };   // scales start at multiples of 16 bytes: cuBLASLt's products need it
+
 struct HqFsdp {
     const Config* config;
     const Ops* ops;
@@ -17,7 +19,8 @@ struct HqFsdp {
     Fmt fmt;
     const Linear* linear;    // that made the codes
     uint8_t** codes;         // (count): this rank's share of each piece, (share, ld); what goes over the wire
-    float *maxima, *scales;  // (count, kMaxParts)
+    float* maxima;           // (count, kMaxParts)
+    float* scales;           // (count, kMaxParts, kScalePlace): the first of each counts
     Place place[kStacks];
     void* memory;
 };
@@ -33,7 +36,7 @@ static size_t wire_bytes(Fmt fmt, size_t codes) { return packs(fmt) ? codes / 4 
 static void place_all(HqFsdp* h, Arena* arena) {
     const Comm* comm = h->comm;
     h->maxima = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
-    h->scales = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
+    h->scales = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts * kScalePlace);
     bool placed[kStacks] = {false};
     for (int i = 0; i < h->count; i++) {
         const Piece* p = &h->pieces[i];
@@ -94,6 +97,9 @@ void hqfsdp_free(HqFsdp* h) {
     forget(h);
 }
 
+static float* maximum_of(const HqFsdp* h, int piece, int part) { return h->maxima + (size_t)piece * kMaxParts + part; }
+static float* scale_of(const HqFsdp* h, int piece, int part) { return h->scales + ((size_t)piece * kMaxParts + part) * kScalePlace; }
+
 // This rank's rows of one matrix of the stack: `rows` of own_rows from `first` on; none if it owns none of that matrix.
 typedef struct {
     int first, rows;
@@ -112,7 +118,7 @@ void hqfsdp_absmax(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
     LinearShape shape = stack_shape(h->config, p->stack);
     h->linear = linear;
     for (int part = 0; part < shape.parts; part++) {
-        float* absmax = h->maxima + (size_t)piece * kMaxParts + part;
+        float* absmax = maximum_of(h, piece, part);
         OwnPart own = own_part(p, shape, part);
         h->ops->zero(absmax, sizeof(float));
         if (own.rows) linear_rows_absmax(linear, absmax, mat_rows(own_rows, own.first, own.rows));
@@ -132,10 +138,9 @@ void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
     uint8_t* codes = packs(h->fmt) ? h->place[p->stack].unpacked : h->codes[piece];
     for (int part = 0; part < shape.parts; part++) {
         OwnPart own = own_part(p, shape, part);
-        size_t at = (size_t)piece * kMaxParts + part;
         // Every rank needs every scale, also of a matrix it owns no row of.
-        linear_rows_codes(linear, codes + (size_t)own.first * row_bytes * (own.rows > 0), h->scales + at,
-                          mat_rows(own_rows, own.rows ? own.first : 0, own.rows), h->maxima + at);
+        linear_rows_codes(linear, codes + (size_t)own.first * row_bytes * (own.rows > 0), scale_of(h, piece, part),
+                          mat_rows(own_rows, own.rows ? own.first : 0, own.rows), maximum_of(h, piece, part));
     }
     Mat share = {codes, p->share, p->cols, linear_code_ld(p->cols), h->fmt};
     if (packs(h->fmt)) h->ops->pack_fp6(h->codes[piece], share);
@@ -160,7 +165,7 @@ WeightOperand hqfsdp_operand(HqFsdp* h, int piece, int slot, Pass pass) {
     memset(&operand, 0, sizeof operand);
     for (int part = 0; part < shape.parts; part++) {
         int N = shape.N[part], K = shape.K;
-        QMat q = linear_code_operand(h->linear, codes, codes_t, h->scales + (size_t)piece * kMaxParts + part, N, K);
+        QMat q = linear_code_operand(h->linear, codes, codes_t, scale_of(h, piece, part), N, K);
         if (codes_t) {
             h->ops->transpose_codes(q.codes_t, q.codes);
             codes_t += round_up(code_bytes(K, N), kArenaAlign);

@@ -5,19 +5,26 @@ set -u
 build=${BUILD:-build/release}
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 [ -n "$sanitizer" ] || { echo "sanitize: compute-sanitizer was not found; it comes with the CUDA toolkit"; exit 1; }
-failed=0
-run() {
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+run() {   # tool, binary, cases; beside the others
     tool=$1 binary=$2
     shift 2
     log=$build/test/$binary.$tool.log
     start=$SECONDS
-    if "$sanitizer" --tool "$tool" --error-exitcode 9 "$build/test/$binary" "$@" >"$log" 2>&1; then result=clean; else result=FAILED failed=1; fi
-    echo "$tool $binary $*: $result, $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/=* //') ($((SECONDS - start)) s)"
-    [ "$result" = clean ] || grep -E '=========|^FAIL' "$log" | head -n 20
+    result=FAILED
+    "$sanitizer" --tool "$tool" --error-exitcode 9 "$build/test/$binary" "$@" >"$log" 2>&1 &&
+        grep -qE '^[1-9][0-9]* passed, 0 failed' "$log" && result=clean
+    {
+        echo "$tool $binary $*: $result, $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/=* //') ($((SECONDS - start)) s)"
+        [ "$result" = clean ] || grep -E '=========|^FAIL' "$log" | head -n 20
+    } >"$results/$tool.$binary"
 }
 for tool in memcheck racecheck; do
-    run $tool test_ops embed rmsnorm rope attention swiglu prep backward_maxima cross_entropy sums wire adamw
-    run $tool test_quantize rotate.cols rotate.rows absmax quantize.shapes
-    run $tool test_gemm gemm.beta gemm.aligned
+    run $tool test_ops embed rmsnorm rope attention swiglu prep backward_maxima cross_entropy sums wire adamw &
+    run $tool test_quantize rotate.cols rotate.rows rotate.many_tokens absmax quantize.shapes quantize.rotated &
+    run $tool test_gemm gemm.beta gemm.aligned &
 done
-exit $failed
+wait
+cat "$results"/*
+! grep -q FAILED "$results"/*

@@ -37,6 +37,8 @@ static double input_scale(const Input* in, int row, int k) {
     return in->scale[row / 32 * ceil_div(in->K, 32) + k / 32];
 }
 
+enum { kScalesBefore = 1 };
+static int scales_before;   // others in the same memory: 0 or kScalesBefore
 static Input make_input(int rows, int K, Kind kind) {
     Input in = {plain_side(mat(NULL, kind.transposed ? K : rows, kind.transposed ? rows : K, kind.fmt), kind.transposed),
                 (double*)host_alloc((size_t)rows * K * sizeof(double)), rows, K, NULL, NULL};
@@ -65,9 +67,9 @@ static Input make_input(int rows, int K, Kind kind) {
     }
     int scales = scale_count(rows, K, kind.gran);
     if (scales) {
-        in.scale = (float*)host_alloc((size_t)scales * sizeof(float));
+        in.scale = (float*)host_alloc((size_t)(kScalesBefore + scales) * sizeof(float)) + kScalesBefore;
         for (int i = 0; i < scales; i++) in.scale[i] = (float)(0.01 + test_uniform());
-        in.side.scale = (float*)put(in.scale, (size_t)scales * sizeof(float));
+        in.side.scale = (float*)put(in.scale - scales_before, (size_t)(scales_before + scales) * sizeof(float)) + scales_before;
     }
     in.side.m.data = put(in.data, mat_bytes(in.side.m));
     for (int i = 0; i < rows; i++)
@@ -77,10 +79,10 @@ static Input make_input(int rows, int K, Kind kind) {
 
 static void free_input(Input* in) {
     ops->release(in->side.m.data);
-    if (in->scale) ops->release((void*)in->side.scale);
+    if (in->scale) ops->release((void*)(in->side.scale - scales_before));
     free(in->value);
     free(in->data);
-    free(in->scale);
+    if (in->scale) free(in->scale - kScalesBefore);
 }
 
 typedef struct {
@@ -214,6 +216,7 @@ static void aligned_case(void) {
     static const Kind row = {FP8_E4M3, PER_ROW, false, false}, tensor = {FP8_E4M3, PER_TENSOR, false, false};
     product_case(144, 304, 208, row, tensor, BF16, 0);
     product_case(144, 304, 208, row, row, F32, 1);
+    for (scales_before = kScalesBefore; scales_before; scales_before = 0) product_case(144, 304, 208, tensor, tensor, BF16, 1);
     product_case(144, 304, 208, kKinds[2], kKinds[3], F32, 0);
     product_case(144, 304, 208, kKinds[3], kKinds[2], BF16, 1);
     guard = kOddGuard;

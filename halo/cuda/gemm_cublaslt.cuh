@@ -66,11 +66,13 @@ static cudaDataType_t lt_type(Fmt fmt) {
 }
 static bool lt_is_fp8(Fmt fmt) { return fmt == FP8_E5M2 || fmt_is_fp8_coded(fmt); }
 
+static bool lt_reads(const GemmSide& s) { return s.aligned && (uintptr_t)s.scale % 16 == 0; }   // of FP8; of scales it does not say so
+
 // What is worth asking cuBLASLt.
 static bool lt_takes(const Gemm& g) {
     if (g.a.block_scale || g.b.block_scale) return false;
     if (lt_is_fp8(g.a.fmt) && lt_is_fp8(g.b.fmt))
-        return gpu_device().capability >= 89 && g.a.aligned && g.b.aligned && g.c_aligned && g.K % 16 == 0 && g.N % 16 == 0 &&
+        return gpu_device().capability >= 89 && lt_reads(g.a) && lt_reads(g.b) && g.c_aligned && g.K % 16 == 0 && g.N % 16 == 0 &&
                g.M <= kLtVectorRows && g.N <= kLtVectorRows;
     if (g.a.scale || g.b.scale) return false;
     if (g.a.fmt == BF16 && g.b.fmt == BF16) return true;
