@@ -2,26 +2,25 @@
 //
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
-// An item is a strip of 16 columns, 32 bytes of each row: the least that memory moves. 8192 tokens of it are 256 KB, so a cluster of up
-// to eight blocks shares an item (sm_90 and later): each loads and transforms 1024 tokens of its own, and after a barrier sums a share
-// of the positions across the runs of all blocks, from where they lie. Of a cluster of S blocks each value crosses between
-// multiprocessors (S - 1) / S times in FP16: 1.75 bytes an element at S = 8. Smaller items need no cluster.
+// An item is a strip of 32 columns, 64 bytes of each row: strips of 16 take 1.2 times as long, and more where results are written, since
+// memory moves 64 bytes at a time. 8192 tokens of it are 512 KB, so a cluster of up to eight blocks shares an item (sm_90 and later): each
+// loads and transforms 1024 tokens of its own, and after a barrier sums a share of the positions across the runs of all blocks, from where
+// they lie. Of a cluster of S blocks each value crosses between multiprocessors (S - 1) / S times in FP16: 1.75 bytes an element at
+// S = 8. Smaller items need no cluster.
 //
-//   within   a block's tokens arrive as 16-byte halves of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
+//   within   a block's tokens arrive as 16-byte pieces of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
 //            by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to 256 tokens. A
 //            warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, in place of what has arrived.
 //   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192.
 //
-// FP16's range: 256 tokens of 16 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
+// FP16's range: 256 tokens of 32 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
 // of two that keeps all possible sums below 2^15: it is part of the signs within. The signs across carry each chunk's exponent relative
 // to the largest, whose unit goes to the sink. So the one rounding is of 2^-12 of each value, whatever the magnitudes. A NaN or an
 // infinity goes its way as in FP32, while finite columns of its chunk may lose theirs.
 //
-// 64 KB a block, so that three fit a multiprocessor: 1024 tokens, and the next item on its way from memory while this one is summed; or
-// 2048 tokens, and other blocks at work while the next item arrives. Orders beyond 32 have two a multiprocessor, for the registers.
-//
-// Instructions an element at 8192 tokens: 1.2 to load, 5.4 within, 1.3 for the signs and 2.1 across, 1.5 for barriers and addresses, and
-// the sink: 1 (maximum), 2.5 (bf16), 4.5 (INT8). With 2048 tokens a block 2 less.
+// 64 KB a block, so that three fit a multiprocessor and others are at work while the next item arrives. (Two buffers a block and half as
+// many tokens or blocks are no faster.) Orders beyond 32 have two, for the registers. What is left above the floor are barriers and the
+// way from memory: instructions are issued in a quarter of the cycles.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -29,12 +28,13 @@
 #include "rotate_exact.cuh"
 
 enum {
-    kTokenColumns = 16,       // of an item
+    kTokenColumns = 32,       // of an item
+    kTokenOctets = kTokenColumns / 8,
     kTokenChunk = 256,        // tokens that a warp transforms at once, of 8 columns
     kTokenThreads = 256, kTokenWarps = kTokenThreads / kWarp,
     kTokenFetch = 128,        // tokens that a warp fetches at once
-    kTokenRoom = 2048,        // tokens in a block's shared memory: of two items if they have half of it, else of one
-    kTokenLocal = 1024,       // tokens of a block where there are blocks enough; 2048: half as many blocks a cluster
+    kTokenLocal = 1024,       // tokens of a block, so that three blocks fit a multiprocessor,
+    kTokenLocalMost = 2048,   //   or one
     kTokenSignTiles = 4,      // signs across of up to 64 x 64 are copied to shared memory
     kTokenLeastExponent = 14, // of a chunk: smaller ones would ask for factors that bf16 does not have
     kMostClusterBlocks = 8
@@ -51,29 +51,29 @@ struct TokenItem {
     int x_rows, y_rows, cols;
 };
 
-// A block's shared memory: `buffers` items in bf16 and then FP16, and beside them what the across needs to know of its runs.
-// Eight values are skipped behind a run, and the halves of four rows in eight lie swapped: so eight rows of a half, and four columns of
-// a row in each of four runs two apart, are free of bank conflicts.
+// A block's shared memory: an item in bf16 and then FP16, and beside it what the across needs to know of its runs. Eight values are
+// skipped behind a run, and the octets of two rows in eight lie in one of four orders: so eight rows of an octet, and four columns of a
+// row in each of four runs two apart, are free of bank conflicts.
 #if HALO_CLUSTERS
 typedef ClusterAddress RunAddress;   // of a run's first position
 #else
 typedef uint32_t RunAddress;
 #endif
 struct TokenLayout {
-    int chunks, buffers, elements, padded;   // chunks of a block; elements of a buffer; runs, up to whole fragments
-    int signs, signs_end, within, exponents, of_half, scales, bytes;   // where each begins
+    int chunks, padded;       // chunks of a block; runs, up to whole fragments
+    int signs, signs_end, within, exponents, of_octet, scales, bytes;   // where each begins
     explicit TokenLayout(const TokenItem& item) {
         chunks = (item.local + kTokenChunk - 1) / kTokenChunk;
-        buffers = chunks * kTokenChunk * 2 <= kTokenRoom ? 2 : 1;
-        elements = chunks * kTokenChunk * kTokenColumns + (chunks * kTokenChunk >> item.run_bits) * 8;
+        int rows = chunks * kTokenChunk;
         padded = (item.order + kFragment - 1) / kFragment * kFragment;
         int tiles = padded / kFragment;
-        signs = buffers * elements * (int)sizeof(bf16);   // a copy, if it is not large: waiting for a cluster empties the L1 cache
+        signs = (rows * kTokenColumns + (rows >> item.run_bits) * 8) * (int)sizeof(bf16);
+        // A copy of the signs across, if it is not large: waiting for a cluster empties the L1 cache.
         signs_end = signs + (tiles <= kTokenSignTiles ? tiles * tiles * kWarp * (int)sizeof(uint4) : 0);
         within = signs_end + (item.blocks > 1 ? (padded / 2 + max_int(padded, kWarp)) * (int)sizeof(RunAddress) : 0);   // the signs
-        exponents = within + kWarp * (int)sizeof(uint32_t);                                         // of the chunks of an item and the next
-        of_half = exponents + 2 * chunks * (int)sizeof(int);                                        // of the halves of chunks
-        scales = of_half + 2 * chunks * (int)sizeof(int);                                           // each warp's, of the runs, in FP16
+        exponents = within + kWarp * (int)sizeof(uint32_t);                                         // of the chunks
+        of_octet = exponents + (int)round_up((size_t)chunks, 4) * (int)sizeof(int);   // of 8 columns of the chunks
+        scales = of_octet + kTokenOctets * chunks * (int)sizeof(int);                 // each warp's, of the runs, in FP16
         bytes = scales + kTokenWarps * padded * (int)sizeof(uint16_t);
     }
 };
@@ -144,29 +144,30 @@ struct Corner {   // of an item
     int row, col;
 };
 
-// Where a half of a token's columns lies in a buffer.
-__device__ inline int token_place(int token, int half, int run_bits) {
-    return token * kTokenColumns + (token >> run_bits) * 8 + (half ^ (token >> 2 & 1)) * 8;
+// Where 8 of a token's columns lie.
+__device__ inline int token_place(int token, int octet, int run_bits) {
+    return token * kTokenColumns + (token >> run_bits) * 8 + (octet ^ (token >> 1 & 3)) * 8;
 }
 
-// 256 tokens of 8 columns, in place, by a warp; its neighbour has the other half. Returns with the exponent of all 16 columns.
+// 256 tokens of 8 columns, in place, by a warp; its neighbours have the others. Returns with the exponent of all 32 columns.
 // kRunBits: 8, or any number of them (0). all_signs: of 16 tokens, each lane's; the sign bits of pair r from
 // bits 15 - r and 31 - r on. They come from memory because some pairs are equal, and the compiler would copy those again and again.
 template <int kRunBits>
-__device__ inline int tokens_within(bf16* buffer, int* of_half, int chunk, int half, int any_bits, const uint32_t* all_signs) {
+__device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int octet, int any_bits, const uint32_t* all_signs) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, run_bits = kRunBits ? kRunBits : any_bits;
     auto skipped = [&](int tokens) { return (tokens >> run_bits) * 8; };
     uint32_t in[8][4];   // of 32 tokens each
-    const bf16* from = buffer + token_place(chunk * kTokenChunk + lane, half, run_bits);
+    const bf16* from = buffer + token_place(chunk * kTokenChunk + lane, octet, run_bits);
 #pragma unroll
     for (int i = 0; i < 8; i++) ldmatrix<true>(in[i], from + i * 32 * kTokenColumns + skipped(i * 32));
     uint32_t pair = in[0][0];
 #pragma unroll
     for (int i = 1; i < 32; i++) pair = larger_pair_bf16(pair, in[i / 4][i % 4]);
     int exponent = __reduce_max_sync(0xffffffffu, (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu));
-    if (lane == 0) of_half[chunk * 2 + half] = exponent;
-    named_barrier_sync(1 + warp / 2, 2 * kWarp);
-    exponent = max(max(exponent, of_half[chunk * 2 + 1 - half]), (int)kTokenLeastExponent);
+    if (lane == 0) of_octet[chunk * kTokenOctets + octet] = exponent;
+    named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
+    uint4 all = *(const uint4*)(of_octet + chunk * kTokenOctets);
+    exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kTokenLeastExponent);
 
     uint32_t plus[4], minus[4], signs = all_signs[lane], power = (uint32_t)(268 - run_bits - exponent);   // sums are below 2^(run_bits + exponent - 126)
 #pragma unroll
@@ -174,7 +175,7 @@ __device__ inline int tokens_within(bf16* buffer, int* of_half, int chunk, int h
         plus[r] = (signs << r & 0x80008000u) | power << 7 | power << 23;
         minus[r] = plus[r] ^ 0x80008000u;
     }
-    bf16* to = buffer + token_place(chunk * kTokenChunk + lane / 16 * 64 + lane % 16, half, run_bits);
+    bf16* to = buffer + token_place(chunk * kTokenChunk + lane / 16 * 64 + lane % 16, octet, run_bits);
 #pragma unroll
     for (int out = 0; out < 4; out++) {   // the 16 tokens of each 64
         float v[4][4];
@@ -217,8 +218,9 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
     SHARED(char, shared);
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, rank = 0;
     int run_bits = kRunBits ? kRunBits : item.run_bits, tokens = 1 << run_bits, run_stride = tokens * kTokenColumns + 8, rows = layout.chunks * kTokenChunk;
+    bf16* buffer = (bf16*)shared;
     int* exponents = (int*)(shared + layout.exponents);
-    int* of_half = (int*)(shared + layout.of_half);
+    int* of_octet = (int*)(shared + layout.of_octet);
     uint32_t* signs = (uint32_t*)(shared + layout.within);
     uint16_t* scales = (uint16_t*)(shared + layout.scales) + warp * layout.padded;
     auto sync = [&] {   // of all blocks that share an item
@@ -249,17 +251,18 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         int down = (int)item.items_across.quotient(i);
         return Corner{down * item.vectors * item.n, (i - down * (int)item.items_across.d) * kTokenColumns};
     };
-    auto fetch = [&](Corner corner, bf16* buffer) {
-        int half = lane % 2, col = corner.col + half * 8, row = corner.row + rank * item.local;
+    auto fetch = [&](Corner corner) {
+        int octet = lane % kTokenOctets, col = corner.col + octet * 8, row = corner.row + rank * item.local;
         int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
-        int step = kTokenColumns * kTokenColumns * (int)sizeof(bf16) + (run_bits == 4 ? 16 : 0);   // of 16 tokens
-        for (int token = warp * kTokenFetch + lane / 2; token < rows; token += kTokenWarps * kTokenFetch) {
+        for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
+            int token = first + lane / kTokenOctets;
             const bf16* from = x[row + token] + col;
-            if (token - lane / 2 + kTokenFetch <= inside && (kRunBits == 8 || (run_bits != 5 && run_bits != 6))) {
-                cp_async_many(buffer + token_place(token, half, run_bits), from, step, 16 * x.ld * sizeof(bf16), kTokenFetch / 16);
+            if (first + kTokenFetch <= inside && (kRunBits == 8 || run_bits >= 7)) {   // 128 tokens of one run
+                cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
+                              kTokenFetch / 8);
             } else {
-                for (int t = token; t < token - lane / 2 + kTokenFetch; t += 16, from += 16 * x.ld)
-                    cp_async16(buffer + token_place(t, half, run_bits), from, t < inside);
+                for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
+                    cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
             }
         }
         cp_async_commit();
@@ -272,30 +275,25 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
 
     int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
     Corner corner = locate(first);
-    fetch(corner, (bf16*)shared);
+    fetch(corner);
     sink.begin();
-    for (int i = first, odd = 0; i < item.items; i += step, odd ^= 1) {
-        int at = layout.buffers == 2 ? odd * layout.elements : 0;
-        bf16* buffer = (bf16*)shared + at;
+    for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here
-        for (int unit = warp; unit < 2 * layout.chunks; unit += kTokenWarps) {
-            int exponent = tokens_within<kRunBits>(buffer, of_half, unit / 2, unit % 2, run_bits, signs);
-            if (unit % 2 == 0 && lane == 0) exponents[odd * layout.chunks + unit / 2] = exponent;
+        for (int unit = warp; unit < kTokenOctets * layout.chunks; unit += kTokenWarps) {
+            int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
+            int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
+            if (octet == 0 && lane == 0) exponents[chunk] = exponent;
         }
-        sync();
-        // From here on nothing of the item's x is read: y may be x. And nobody reads what lies in the other buffer.
-        bool more = i + step < item.items;
-        Corner next = locate(i + step);
-        if (more && layout.buffers == 2) fetch(next, (bf16*)shared + (layout.elements - at));
+        sync();   // from here on nothing of the item's x is read: y may be x
 
         // The runs' scales, and the unit of their sums.
         auto rescale = [&](int vector) {
             auto exponent_of = [&](int g) {
 #if HALO_CLUSTERS
-                if (kCluster) return cluster_load_int(run_exponents[g] + odd * layout.chunks * (int)sizeof(int));
+                if (kCluster) return cluster_load_int(run_exponents[g]);
 #endif
-                return exponents[odd * layout.chunks + (vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
+                return exponents[(vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
             };
             int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // this lane's run, one after the other
 #pragma unroll 1
@@ -312,11 +310,12 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         int scaled = -1;   // the vector
         if (kCluster) rescale(scaled = 0);
         for (int tile = 0; tile * kFragment < item.order; tile += kTiles) {
-            for (int group = warp * item.blocks + rank; group < item.vectors * tokens / 2; group += kTokenWarps * item.blocks) {   // 32 positions
-                int vector = kCluster ? 0 : group * 2 >> run_bits, pair = kCluster ? group * 2 : group * 2 & (tokens - 1);   // of tokens
+            // 32 positions of the runs: the columns of a token of each.
+            for (int group = warp * item.blocks + rank; group < item.vectors * tokens; group += kTokenWarps * item.blocks) {
+                int vector = kCluster ? 0 : group >> run_bits, token = group & (tokens - 1);
                 if (vector != scaled) rescale(scaled = vector);
-                int in = token_place(pair + lane / 16, lane / 8 % 2, 30) + lane / 4 % 2 * 4;
-                int row = corner.row + vector * item.n + pair + lane % 4 / 2, col = corner.col + lane % 2 * 8;
+                int in = token_place(token, lane / 8, 30) + lane / 4 % 2 * 4;
+                int row = corner.row + vector * item.n + token, col = corner.col + lane % 4 * 8;
                 int inside = col < item.cols ? min(item.order, (item.y_rows - row + tokens - 1) >> run_bits) : 0;   // runs
                 size_t to = sink.at(row, col);
                 auto put = [&](int g, const Values<8>& values) {
@@ -324,7 +323,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
                 };
                 if (kCluster) {
 #if HALO_CLUSTERS
-                    int from = (at + in) * (int)sizeof(bf16);
+                    int from = in * (int)sizeof(bf16);
                     auto load = [&](int g) {
                         ClusterAddress even = pairs[g / 2] + from;
                         return TwoHalfRuns{cluster_load(even), cluster_load(even + run_stride * (int)sizeof(bf16))};
@@ -341,13 +340,10 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
                 }
             }
         }
-        if (layout.buffers == 1) {
-            sync();   // all have read the buffer
-            if (more) fetch(next, (bf16*)shared);
-        }
-        corner = next;
+        sync();   // all have read this block's
+        corner = locate(i + step);
+        if (i + step < item.items) fetch(corner);
     }
-    if (layout.buffers == 2) sync();   // others may still read this block's
     sink.finish();
 }
 
@@ -399,7 +395,7 @@ static bool rotate_tokens(const RotateJob& job) {
     item.cols = job.x.cols;
     // The fewest blocks that leave each its share, or else twice that.
     int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
-    for (int share = kTokenLocal; share <= kTokenRoom; share *= 2) {
+    for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
         for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
             if (item.order % (2 * item.blocks) || n / item.blocks > share) continue;   // two neighbouring runs are in one block
             item.vectors = 1;
