@@ -33,7 +33,7 @@ measure() {   # pattern of the line, command ...
 ours() {   # size, layers, batch, accum, other flags
     local preset=llama3-8b steps=10
     [ "$1" = 8b ] || preset=llama3.2-1b
-    [ "$4" = 1 ] || steps=4
+    [ "$4" = 1 ] || steps=3
     measure '^bench: ' "$program" bench --preset $preset --layers "$2" --batch "$3" --accum "$4" --seq 1024 --steps $steps \
         --master bf16-sr --grad-dtype bf16 --state-dtype bf16 ${MORE:-} "${@:5}"
 }
