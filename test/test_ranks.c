@@ -182,6 +182,17 @@ static void emulated_bits_case(void) {
     same_bits(tied_dir, "--level halo0 --dtype fp8", kEmulatedCodedRuns + 2, 1);
 }
 
+// An evaluation between two steps gathers more often than transfers are remembered (comm_nccl.cu): nothing of the first step may be
+// waited for in the second.
+static void emulated_evaluation_case(void) {
+    if (!on_emulated_gpus()) return;
+    make_models();
+    char* flags = text_of("--zero 3 --val %s --eval-every 1", data_path);
+    RankRun run = {2, flags, NULL};
+    same_bits(deep_dir, "--level bf16", &run, 1);
+    free(flags);
+}
+
 // Stages that sum whole gradients once a step take another order: the same to rounding.
 static void other_stages(double tolerance) {
     make_models();
@@ -341,6 +352,7 @@ static void emulated_refused_case(void) {
 static const Case cases[] = {{"cpu.bits", cpu_bits_case},         {"cpu.stages", cpu_stages_case},
                              {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
                              {"cpu.refused", cpu_refused_case},   {"emulated.bits", emulated_bits_case},
+                             {"emulated.evaluation", emulated_evaluation_case},
                              {"emulated.stages", emulated_stages_case}, {"emulated.lost", emulated_lost_case},
                              {"emulated.refused", emulated_refused_case}, {"gpu.bits", gpu_bits_case},
                              {"gpu.stages", gpu_stages_case},     {"gpu.resume", gpu_resume_case},
