@@ -215,11 +215,6 @@ void shard_free(Shard* s) {
     free(s);
 }
 
-const Piece* shard_pieces(const Shard* s, int* count) {
-    *count = s->count;
-    return s->pieces;
-}
-
 // ---- addresses
 
 static char* whole_weights(const Shard* s, const Piece* p) {
@@ -323,8 +318,6 @@ static const Unit* acquire(void* self, int unit, Pass pass) {
     return &s->unit;
 }
 
-static void release(void* self, int unit) { (void)self, (void)unit; }
-
 // Of a piece's gradients, as this micro-step adds to them. The ranks of stages 0 and 1 each have a sum of their own.
 static Noise grad_noise(const Shard* s, const Piece* p) {
     uint64_t rank = reduces_each_micro_step(s) ? 0 : (uint64_t)s->comm->rank;
@@ -365,7 +358,7 @@ static void reduce(void* self, int unit) {
 }
 
 UnitSource shard_units(Shard* s) {
-    UnitSource u = {s, s->codes != NULL, changed, acquire, release, reduce};
+    UnitSource u = {s, s->codes != NULL, changed, acquire, reduce};
     return u;
 }
 
