@@ -67,7 +67,7 @@ static const Rotation kRotateNone = {ROTATE_NONE, 0};
 typedef struct {
     Mat codes;      // (rows, cols)
     Mat codes_t;    // (cols, rows): the same codes for a product that contracts the rows; data NULL if there is none
-    float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); NULL for NO_SCALE
+    float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); not read for NO_SCALE
     Gran gran;
 } QMat;
 

@@ -1,4 +1,4 @@
-// One table: every training scheme is a row of data, six operands of three products (DESIGN section 2):
+// One table: every training scheme is a row of data, six operands of three products. The halo levels are those of arXiv 2501.02625:
 //   F: Y = X W^T     E: dX = dY W     G: dW = dY^T X
 #ifndef HALO_RECIPE_H
 #define HALO_RECIPE_H

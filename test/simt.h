@@ -404,8 +404,6 @@ static inline T simt_combine(unsigned mask, T value, Combine combine) {
 static inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return simt_combine(mask, predicate ? 1u << simt_lane() : 0u, [](unsigned a, unsigned b) { return a | b; });
 }
-static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 template <typename T> static inline T __reduce_max_sync(unsigned mask, T x) {
     return simt_combine(mask, x, [](T a, T b) { return a > b ? a : b; });
 }

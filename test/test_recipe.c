@@ -1,4 +1,4 @@
-// The recipe table: every row against DESIGN's table of levels, every rule against a row that breaks it, and looking up.
+// The recipe table: every row against HALO's table of levels (arXiv 2501.02625), every rule against a row that breaks it, and looking up.
 #include "../halo/recipe.h"
 #include "test.h"
 
