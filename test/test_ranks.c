@@ -7,7 +7,7 @@
 
 #include <signal.h>
 
-#include "../halo/ops.h"
+#include "backends.h"
 
 typedef struct {
     const char *name, *binary, *backend;
@@ -36,18 +36,17 @@ static bool on_emulated_gpus(void) {
     return true;
 }
 static bool on_gpus(void) {
-    int gpus = 0;
-#if defined(HALO_CUDA) && defined(HALO_NCCL)
-    gpus = cuda_device_count();
-#endif
     on_cpu();
+#if defined(HALO_CUDA) && defined(HALO_NCCL)
+    int gpus = cuda_device_count();
     Machine m = {"gpu", machine.binary, "cuda", min_int(gpus, 4), 12, 4};
-    if (gpus < 2) {
-        skip("ranks on GPUs: this machine has %d that NCCL can use", gpus);
-        return false;
-    }
     machine = m;
-    return true;
+    if (gpus >= 2) return true;
+    too_few_gpus("ranks on GPUs", gpus);
+#else
+    skip("ranks on GPUs: built without NCCL");
+#endif
+    return false;
 }
 
 // The tiny model of program.h with more layers than are gathered at once.
