@@ -12,12 +12,16 @@
 # NVCC= MPICC= ...    override what was found; an empty value builds without it
 # MARCH=x86-64-v3     the CPU to build for (default: this one)
 # STATIC=1            jansson, PCRE2 and xxHash linked into the binaries, to take them to a machine without
-# ARCH=sm_90a         the GPU architecture to build for (default: the machine's, else sm_90a)
+# ARCH=sm_90a         the GPU architecture to build for (default: that of this machine's first GPU, else sm_90a)
 
 CC      ?= gcc
 NVCC    ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc))
 MPICC   ?= $(shell command -v mpicc 2>/dev/null)
-ARCH    ?= sm_90a
+ifndef ARCH
+# From Hopper on with what only this architecture has (the a).
+ARCH    := $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+             awk -F. 'NR == 1 && $$1 + 0 >= 8 { print "sm_" $$1 $$2 ($$1 >= 9 ? "a" : "") }'),sm_90a)
+endif
 MARCH   ?= native
 ARCHS    = sm_80 sm_89 sm_90a sm_100a sm_120a
 
@@ -47,7 +51,13 @@ HALO_NCCL  := $(and $(HALO_MPI),$(wildcard halo/comm_nccl.cu),$(wildcard $(CUDA_
 DEFINES    += -DHALO_CUDA $(if $(HALO_NCCL),-DHALO_NCCL)
 LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -lrt -ldl $(if $(HALO_NCCL),-lnccl) -lstdc++
 endif
-FOUND = nvcc: $(or $(NVCC),none) | MPI: $(or $(MPICC),none) | NCCL: $(or $(HALO_NCCL),none)
+FOUND = nvcc: $(or $(NVCC),none) | MPI: $(or $(MPICC),none) | NCCL: $(or $(HALO_NCCL),none)$(if $(HALO_CUDA), | GPU code: $(ARCH))
+
+# What objects and binaries are made with: they are made anew when that changes, say when nvcc was installed since.
+COMPILED_WITH = $(CC) $(CFLAGS) $(DEFINES) $(MPI_CFLAGS) $(NVCC) $(ARCH) $(CXX)
+CONFIG   = $(BUILD)/compiled_with
+LINKED   = $(BUILD)/linked_with
+write_if_new = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 
 # ---- sources
 SOURCES  = $(wildcard halo/*.c halo/cpu/*.c data/*.c)
@@ -73,9 +83,14 @@ BENCHES += $(CUDA_BENCHES:%.cu=$(BUILD)/%)
 endif
 DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.c))
 
-.PHONY: all test demo bench kernels help found clean train_llama3
+.PHONY: all test demo bench kernels help found clean train_llama3 always
 .SECONDARY:
 all: found train_llama3
+
+$(CONFIG): always
+	$(call write_if_new,$(COMPILED_WITH))
+$(LINKED): always
+	$(call write_if_new,$(LDLIBS))
 
 found:
 	@echo "$(FOUND)"
@@ -90,28 +105,28 @@ train_llama3: $(BUILD)/train_llama3
 $(BUILD)/train_llama3: $(BUILD)/train_llama3.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(LIB): $(OBJECTS)
+$(LIB): $(OBJECTS) $(LINKED)
 	@rm -f $@
-	$(Q)ar rcs $@ $^
+	$(Q)ar rcs $@ $(OBJECTS)
 
 # The program is C: on a machine without a GPU the C compiler takes the same file.
 PROGRAM_CC = $(if $(HALO_CUDA),$(NVCC) -std=c++17 -g -O3 -arch=$(ARCH),$(CC) $(CFLAGS) -x c)
-$(BUILD)/train_llama3.o: train_llama3.cu
+$(BUILD)/train_llama3.o: train_llama3.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(PROGRAM_CC) $(DEFINES) -MMD -MP -c $< -o $@
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(CC) $(CFLAGS) $(DEFINES) $(if $(findstring comm_mpi,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
-$(BUILD)/halo/cpu/ops_bf16.o: halo/cpu/ops.c
+$(BUILD)/halo/cpu/ops_bf16.o: halo/cpu/ops.c $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(CC) $(CFLAGS) $(DEFINES) -DHALO_CPU_BF16 -MMD -MP -c $< -o $@
 
-$(BUILD)/%.o: %.cu
+$(BUILD)/%.o: %.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $<'
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
@@ -126,25 +141,25 @@ $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 
 SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT $(if $(HALO_MPI),-DHALO_MPI -DHALO_NCCL)
 SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++
-$(BUILD)/simt/ops.o: halo/cuda/ops.cu
+$(BUILD)/simt/ops.o: halo/cuda/ops.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
 	$(Q)$(SIMT_CXX) -c $< -o $@
-$(BUILD)/simt/comm_nccl.o: halo/comm_nccl.cu
+$(BUILD)/simt/comm_nccl.o: halo/comm_nccl.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
 	$(Q)$(SIMT_CXX) $(MPI_CFLAGS) -c $< -o $@
-$(BUILD)/simt/comm.o: halo/comm.c
+$(BUILD)/simt/comm.o: halo/comm.c $(CONFIG)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
-$(BUILD)/simt/train_llama3.o: train_llama3.cu
+$(BUILD)/simt/train_llama3.o: train_llama3.cu $(CONFIG)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -x c -c $< -o $@
 SIMT_RANKS   = $(patsubst %,$(BUILD)/simt/%.o,ops comm $(if $(HALO_MPI),comm_nccl))
 $(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_RANKS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
-$(BUILD)/simt/test_%.o: test/test_%.c
+$(BUILD)/simt/test_%.o: test/test_%.c $(CONFIG)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
 $(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(SIMT_RANKS) $(LIB)
@@ -163,8 +178,11 @@ demo: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory run-benches
+GPU_COUNT = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+AS_ROOT   = $(if $(filter 0,$(shell id -u)),--allow-run-as-root)
 run-benches: $(BUILD)/train_llama3 $(BENCHES)
-	@for b in $(BENCHES); do echo "== $${b##*/}"; $$b || exit 1; done
+	@for b in $(BENCHES); do echo "== $${b##*/}"; \
+	  if [ $${b##*/} = bench_comm ]; then $(if $(filter-out 0 1,$(GPU_COUNT)),mpirun $(AS_ROOT) --bind-to none -np $(GPU_COUNT)) $$b; else $$b; fi || exit 1; done
 
 # valgrind knows no AVX-512. Children that end in an error message leave their memory behind: leaks are no errors there.
 LOADER_TESTS = $(addprefix $(BUILD)/test/test_,safetensors hf_model checkpoint tokenizer chat dataset)
@@ -190,7 +208,7 @@ KERNELS = $(foreach arch,$(ARCHS),$(KERNEL_FILES:%.cu=build/kernels/$(arch)/%.o)
 kernels:
 	@$(MAKE) --no-print-directory -j$(shell nproc) $(KERNELS)
 define KERNEL_RULE
-build/kernels/$(1)/%.o: %.cu
+build/kernels/$(1)/%.o: %.cu $(CONFIG)
 	@mkdir -p $$(@D)
 	@echo '  $(1) $$<'
 	$$(Q)$$(NVCC) -std=c++17 -O3 $(DEFINES) $(if $(HALO_NCCL),$(MPI_CFLAGS)) -gencode arch=compute_$(1:sm_%=%),code=$(1) -MMD -MP -c $$< -o $$@

@@ -111,6 +111,16 @@ static void load_weights(Session* s, bool train) {
     else shard_load(s->shard, random_weights_read, &random);
 }
 
+// Tokens of one optimizer step on all ranks are counted in ints, and a micro-step's number is 20 bits of its noise (shard.h).
+enum { kMostStepTokens = 1 << 30, kMostMicroSteps = 1 << 20 };
+static void check_global_batch(const Session* s) {
+    const Options* o = &s->o;
+    if ((double)o->batch * o->seq * o->accum * s->comm->ranks > kMostStepTokens)
+        user_error("--batch %d --seq %d --accum %d on %d rank%s: more than %d tokens an optimizer step", o->batch, o->seq, o->accum,
+                   s->comm->ranks, s->comm->ranks > 1 ? "s" : "", (int)kMostStepTokens);
+    if (o->accum > kMostMicroSteps) user_error("--accum %d: at most %d micro-steps", o->accum, (int)kMostMicroSteps);
+}
+
 static Session session_open(Options o) {
     Session s;
     memset(&s, 0, sizeof s);
@@ -119,6 +129,7 @@ static Session session_open(Options o) {
     s.comm = comm_start();
     progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
+    check_global_batch(&s);
     open_source(&s);
     return s;
 }
@@ -160,6 +171,9 @@ static ModelOptions model_options(const Session* s, bool train) {
     if (o->seq > s->config.max_T)
         user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
     if ((double)o->batch * o->seq > 1 << 24) user_error("--batch %d --seq %d: more than %d tokens a micro-step", o->batch, o->seq, 1 << 24);
+    if (train && s->recipe->ge.fmt == INT8 && o->batch * o->seq > kInt8Longest)
+        user_error("--batch %d --seq %d: recipe %s sums INT8 products over at most %d tokens; take a smaller --batch, and a larger --accum "
+                   "instead", o->batch, o->seq, s->recipe->name, (int)kInt8Longest);
     Recompute recompute = RECOMPUTE_NONE;
     if (train && !strcmp(o->recompute, "norm-act")) recompute = RECOMPUTE_NORM_ACT;
     if (train && !strcmp(o->recompute, "block")) recompute = RECOMPUTE_BLOCK;
@@ -174,18 +188,32 @@ static DataOptions data_options(const Session* s) {
     return d;
 }
 
-// Every rank has to run the same thing: what rank 0 runs is sent to the others, line by line comparable.
+// What a rank runs, a line a fact.
+enum { kFactBytes = 64 << 10 };
+typedef struct {
+    char text[kFactBytes];
+    size_t used;
+} Facts;
+__attribute__((format(printf, 2, 3)))
+static void state_fact(Facts* f, const char* format, ...) {
+    size_t room = kFactBytes - f->used;
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(f->text + f->used, room, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= room) user_error("the flags of this run have more than %d characters", (int)kFactBytes);
+    f->used += (size_t)n;
+}
+
+// Every rank has to run the same thing: what rank 0 runs is sent to the others.
 static void ranks_agree(const Session* s, const DataStats* data) {
-    enum { kBytes = 16384 };
-    char *mine = (char*)host_alloc(kBytes), *first = (char*)host_alloc(kBytes);
-    size_t used = 0;
+    Facts *mine = (Facts*)host_alloc(sizeof(Facts)), *first = (Facts*)host_alloc(sizeof(Facts));
     RunFlag flags[kMaxRunFlags];
     int flag_count = options_flags(&s->o, flags, true);
-    for (int i = 0; i < flag_count; i++)
-        used += (size_t)snprintf(mine + used, kBytes - used, "--%s %s\n", flags[i].name, flags[i].value);
+    for (int i = 0; i < flag_count; i++) state_fact(mine, "--%s %s\n", flags[i].name, flags[i].value);
     const Config* c = &s->config;
-    used += (size_t)snprintf(mine + used, kBytes - used, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C,
-                             c->L, c->NH, c->NKV, c->HD, c->F, c->rope_theta);
+    state_fact(mine, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F,
+               c->rope_theta);
     float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
     ParamSpec specs[kMaxParamSpecs];
     int count = param_specs(c, specs);
@@ -193,18 +221,18 @@ static void ranks_agree(const Session* s, const DataStats* data) {
         hf_model_rows(s->source, i, 0, 0, 1, F32, row);
         double sum = 0;
         for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
-        used += (size_t)snprintf(mine + used, kBytes - used, "the weights of %s: %.9g\n", specs[i].name, sum);
+        state_fact(mine, "the weights of %s: %.9g\n", specs[i].name, sum);
     }
-    used += (size_t)snprintf(mine + used, kBytes - used, "the data: %d examples, %zu tokens, %zu scored\n", data->examples,
-                             data->tokens, data->scored);
-    check(used < kBytes, "ranks_agree: %zu bytes", used);
-    memcpy(first, mine, kBytes);
-    s->comm->host_broadcast(first, kBytes);
-    for (char *a = first, *b = mine; *a; a = strchr(a, '\n') + 1, b = strchr(b, '\n') + 1) {
-        int na = (int)(strchr(a, '\n') - a), nb = (int)(strchr(b, '\n') - b);
+    state_fact(mine, "the data: %d examples, %zu tokens, %zu scored\n", data->examples, data->tokens, data->scored);
+    *first = *mine;
+    s->comm->host_broadcast(first, sizeof *first);
+    for (const char *a = first->text, *b = mine->text; *a || *b;) {
+        int na = (int)strcspn(a, "\n"), nb = (int)strcspn(b, "\n");
         if (na != nb || strncmp(a, b, (size_t)na))
             user_error("rank %d disagrees with rank 0: it has '%.*s', rank 0 has '%.*s'; start all ranks with the same model, data "
                        "and flags", s->comm->rank, nb, b, na, a);
+        a += na + 1;   // both have a line, the same one
+        b += nb + 1;
     }
     free(row);
     free(mine);
@@ -442,6 +470,8 @@ typedef struct {
     float *losses, *host_losses;   // (accum, BT)
 } Trainer;
 
+static size_t loss_bytes(const Options* o) { return sizeof(float) * (size_t)o->accum * (size_t)o->batch * (size_t)o->seq; }
+
 static Trainer trainer_new(const Session* s, int steps) {
     const Options* o = &s->o;
     Schedule schedule = !strcmp(o->schedule, "linear") ? SCHEDULE_LINEAR
@@ -449,13 +479,12 @@ static Trainer trainer_new(const Session* s, int steps) {
     int warmup = o->warmup == kAuto ? min_int(20, steps / 10) : o->warmup;
     OptimConfig optim = {(float)o->lr, warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
-    size_t loss_bytes = sizeof(float) * (size_t)o->accum * o->batch * o->seq;
     Trainer t;
     t.model = model_new(&s->config, s->ops, s->recipe, shard_units(s->shard), model_options(s, true));
     t.optim = optim_new(s->ops, optim);
     t.batch = batch_new(o->batch, o->seq);
-    t.losses = (float*)s->ops->alloc(loss_bytes);
-    t.host_losses = (float*)host_alloc(loss_bytes);
+    t.losses = (float*)s->ops->alloc(loss_bytes(o));
+    t.host_losses = (float*)host_alloc(loss_bytes(o));
     model_weights_changed(t.model);
     return t;
 }
@@ -503,7 +532,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
         sums[1] += t->batch.used;
     }
     update_weights(s, t, step);
-    s->ops->download(t->host_losses, t->losses, sizeof(float) * (size_t)o->accum * BT);
+    s->ops->download(t->host_losses, t->losses, loss_bytes(o));
     for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
     s->comm->host_sum(sums, 2);
     StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim), (size_t)sums[1]};
@@ -588,6 +617,7 @@ typedef struct {
 static MemoryPlan plan_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
     ModelBytes model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
+    model.scratch += loss_bytes(&s->o);
     size_t staging = s->comm->staging_bytes + s->ops->workspace_bytes();
     MemoryPlan plan = {b, model, staging, b.weights + b.gradients + b.optimizer + b.gathered + model_bytes_together(model) + staging};
     return plan;
@@ -595,7 +625,7 @@ static MemoryPlan plan_memory(const Session* s) {
 
 static void print_memory(const Session* s) {
     MemoryPlan p = plan_memory(s);
-    size_t left = s->ops->free_bytes() + p.staging;   // which is taken already
+    size_t left = s->ops->free_bytes() + s->comm->staging_bytes;   // which is taken already
     printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  codes %.3f  activations %.3f  scratch %.3f  "
            "staging %.3f  together %.3f of %.3f free\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer),
            gib(p.shard.gathered), gib(p.model.codes), gib(p.model.activations), gib(p.model.scratch), gib(p.staging), gib(p.together), gib(left));

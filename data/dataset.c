@@ -1,6 +1,7 @@
 // A data file as tokenized examples, and the order in which an epoch visits them: see dataset.h.
 #include "dataset.h"
 
+#include "../halo/progress.h"
 #include "../halo/rng.h"
 #include "record.h"
 
@@ -112,6 +113,7 @@ Dataset* dataset_load(const char* path, const Tokenizer* tokenizer, const DataOp
 #pragma omp parallel for schedule(dynamic, 16)
     for (int r = 0; r < list.count; r++) {
         const Record* record = &list.records[r];
+        progress_phase("tokenizing", -1);
         encoded[r] = record->plain ? encode_plain(tokenizer, options->chat, &record->turns[0], options->seq)
                                    : encode_conversation(tokenizer, record, options);
     }

@@ -1,6 +1,7 @@
 // Data files -> records: see record.h.
 #include "record.h"
 
+#include "../halo/progress.h"
 #include "csv.h"
 #include "files.h"
 #include "json.h"
@@ -58,6 +59,7 @@ static Record* new_record(RecordList* list, int turns, const char* joint) {
         check(list->count < 1 << 30, "more than 2^30 records in one file");
         list->records = (Record*)host_grow(list->records, (size_t)(list->count ? 2 * list->count : 1) * sizeof(Record));
     }
+    progress_phase("reading data", -1);
     Record* record = &list->records[list->count++];
     memset(record, 0, sizeof *record);
     record->turns = (Turn*)host_alloc((size_t)turns * sizeof(Turn));

@@ -1,6 +1,6 @@
 // Speed of the tokenizer on one core: checks that decoding gives the text back, then times loading, encoding and decoding.
 //
-//   bench_tokenizer DIR TEXT_FILE...      (DIR holds a tokenizer.json)
+//   bench_tokenizer [DIR TEXT_FILE...]      (DIR holds a tokenizer.json; default: data/demo's model and training data)
 // One line each: what | size | median time | rate.
 #include "../data/files.h"
 #include "../data/tokenizer.h"
@@ -20,12 +20,15 @@ static double median(double* seconds) {
 }
 
 int main(int argc, char** argv) {
-    if (argc < 3) user_error("usage: bench_tokenizer DIR TEXT_FILE...");
+    if (argc == 2) user_error("usage: bench_tokenizer [DIR TEXT_FILE...]");
+    const char* demo[] = {argv[0], "data/demo/model", "data/demo/train.jsonl"};
+    const char** names = argc > 2 ? (const char**)argv : demo;
+    int count = argc > 2 ? argc : 3;
     double load[kRuns], first[kRuns], again[kRuns], decode[kRuns];
     Text text = {NULL, 0, 0};
-    for (int i = 2; i < argc; i++) {
+    for (int i = 2; i < count; i++) {
         size_t bytes;
-        char* file = file_read(argv[i], &bytes);
+        char* file = file_read(names[i], &bytes);
         text_append(&text, file, bytes);
         free(file);
     }
@@ -33,7 +36,7 @@ int main(int argc, char** argv) {
     int size = 0;
     for (int run = 0; run < kRuns; run++) {
         double start = omp_get_wtime();
-        Tokenizer* t = tokenizer_load(argv[1]);
+        Tokenizer* t = tokenizer_load(names[1]);
         load[run] = omp_get_wtime() - start;
         TokenList list = {NULL, 0, 0};
         start = omp_get_wtime();

@@ -27,14 +27,15 @@
 #include <nccl.h>
 #endif
 
+// kTransfers: the records that are kept. Before that many more have been started a transfer is waited for, or never. Training lets the
+// most pass with --zero 3: the sums of a backward pass are waited for at its end, and it starts two transfers a layer.
 #ifdef HALO_SIMT
-enum { kHalfBytes = 4 << 10 };    // a tiny model's gradients take many slices
+enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // a tiny model's gradients take many slices, and its evaluation all records
 #else
-enum { kHalfBytes = 64 << 20 };   // 0.25 ms of an NVLink: long beside what starting a slice costs
+enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: long beside what starting a slice costs
 #endif
 enum {
     kOperations = 32,         // of one kind in a transfer
-    kTransfers = 1024,        // more than are ever waited for
     kBlockValues = 128,       // a slice of an all_reduce is a multiple of them
     kGiveUpSeconds = 5        // for NCCL to stop what it does
 };

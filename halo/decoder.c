@@ -91,7 +91,6 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
 
     const Unit* u = d->units.acquire(d->units.self, 0, FORWARD);
     ops->embed_forward(mat_rows(d->res, 0, n), u->w[S_EMBED], d->tokens);
-    d->units.release(d->units.self, 0);
     for (int l = 0; l < c->L; l++) {
         u = d->units.acquire(d->units.self, 1 + l, FORWARD);
         norm(d, n, l > 0, u->w[S_ATTN_NORM]);
@@ -103,11 +102,9 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
         product(d, gate_up, h, u->w[S_GATE_UP]);
         ops->swiglu_forward(act, gate_up, kPrepNone);
         product(d, branch, act, u->w[S_DOWN]);
-        d->units.release(d->units.self, 1 + l);
     }
     u = d->units.acquire(d->units.self, c->L + 1, FORWARD);
     norm(d, n, true, u->w[S_FINAL_NORM]);
-    d->units.release(d->units.self, c->L + 1);
     d->used += n;
 }
 
@@ -121,7 +118,6 @@ const float* decoder_feed(Decoder* d, const int* tokens, int count) {
     int unit = d->c.tied ? 0 : d->c.L + 1;
     const Unit* head = d->units.acquire(d->units.self, unit, FORWARD);
     product(d, d->logits, mat_rows(d->h, n - 1, 1), head->w[d->c.tied ? S_EMBED : S_HEAD]);
-    d->units.release(d->units.self, unit);
     size_t V = (size_t)d->c.V;
     d->ops->download(d->host_logits, d->logits.data, mat_bytes(d->logits));
     if (d->ops->act == BF16)   // widen in place, from the end

@@ -5,7 +5,7 @@
 // One `LinearShape` stacks the Hugging Face matrices that read the same input (q, k, v | gate, up) one above the other.
 // Each keeps its own scales, for W and for dY; when a product's operands carry no scale the stack is one matrix.
 //
-// Rotations (DESIGN section 2): X and W along K, dY along the tokens. What is contracted cancels, what survives is undone:
+// Rotations (HALO, arXiv 2501.02625): X and W along K, dY along the tokens. What is contracted cancels, what survives is undone:
 //   E with a rotated W leaves dX H, with a rotated dY leaves H_M dX;  G with a rotated X leaves dW H, which is linear, so
 //   gradients accumulate rotated and linear_finish_grad undoes it once per optimizer step.
 #ifndef HALO_LINEAR_H
@@ -69,7 +69,7 @@ C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, A
 // Lays out the prepared forms of W (N,K); nothing for a plain recipe.
 C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape);
 
-// ---- HQ-FSDP (DESIGN section 2): a rank rotates and quantizes the rows that it owns, and the codes are what is gathered.
+// ---- HQ-FSDP (arXiv 2501.02625): a rank rotates and quantizes the rows that it owns, and the codes are what is gathered.
 // Can W travel as codes: quantized per tensor, and the same for F and E?
 C_API bool linear_gathers_codes(const Recipe* r);
 C_API int linear_code_ld(int K);   // bytes from one row of codes to the next

@@ -398,7 +398,6 @@ static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
 // ---- whole model
 
 static const Unit* acquire(Model* m, int unit, Pass pass) { return m->units.acquire(m->units.self, unit, pass); }
-static void release(Model* m, int unit) { m->units.release(m->units.self, unit); }
 
 static const Unit* acquire_block(Model* m, int l, Pass pass) {
     const Unit* u = acquire(m, 1 + l, pass);
@@ -463,17 +462,14 @@ static void trunk_forward(Model* m, const Batch* batch) {
     m->ops->zero(m->input_maxima, m->input_maxima_bytes);
     const Unit* embedding = acquire(m, 0, FORWARD);
     m->ops->embed_forward(m->blocks[0].res1, embedding->w[S_EMBED], m->tokens);
-    release(m, 0);
     for (int l = 0; l < L; l++) {
         progress_phase("forward", l);
         const Unit* u = acquire_block(m, l, FORWARD);
         block_forward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u, &m->weights[l]);
-        release(m, 1 + l);
     }
     const Unit* tail = acquire(m, L + 1, FORWARD);
     m->ops->rmsnorm_forward(m->h, m->rstd, m->res, m->blocks[L - 1].res2, m->branch, tail->w[S_FINAL_NORM], m->c.norm_eps,
                             head_piece(m, 0).prep);
-    release(m, L + 1);
 }
 
 static const Unit* acquire_head(Model* m, Pass pass) {
@@ -482,7 +478,6 @@ static const Unit* acquire_head(Model* m, Pass pass) {
     m->head_prepared = true;
     return u;
 }
-static void release_head(Model* m) { release(m, head_unit(&m->c)); }
 
 static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
     linear_prepare_input(&p->linear, &p->in, p->h, p->prep);
@@ -497,7 +492,6 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, 0, false);
     }
-    release_head(m);
 }
 
 void model_logits(Model* m, const Batch* batch, float* out) {
@@ -515,7 +509,6 @@ void model_logits(Model* m, const Batch* batch, float* out) {
             for (size_t i = 0; i < count; i++) out[row * V + i] = f32_from_bf16(((uint16_t*)raw)[i]);
     }
     free(raw);
-    release_head(m);
 }
 
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
@@ -530,7 +523,6 @@ static void head_forward_backward(Model* m, float scale, float* loss) {
         linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, p.logits, &p.in,
                         head->w[stack], &m->head_weight, m->head_shape);
     }
-    release_head(m);
 }
 
 void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
@@ -546,7 +538,6 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     ops->zero(m->dres.data, mat_bytes(m->dres));
     ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
                           linear_grad_maxima(&m->linear));
-    release(m, L + 1);
     m->units.reduce(m->units.self, L + 1);
 
     for (int l = L - 1; l >= 0; l--) {
@@ -554,7 +545,6 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
         const Unit* u = acquire_block(m, l, BACKWARD);
         block_again(m, &m->blocks[l], u, &m->weights[l]);
         block_backward(m, &m->blocks[l], u, &m->weights[l]);
-        release(m, 1 + l);
         m->units.reduce(m->units.self, 1 + l);
     }
 
@@ -562,7 +552,6 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     Mat g = embedding->g[S_EMBED];
     if (embedding->fresh && !m->c.tied) ops->zero(g.data, mat_bytes(g));
     ops->embed_backward(g, m->dres, m->tokens, m->order);
-    release(m, 0);
     m->units.reduce(m->units.self, 0);
     m->observing = false;
 }

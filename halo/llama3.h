@@ -72,7 +72,7 @@ typedef struct {
 // may write gradients.
 typedef enum { FORWARD, BACKWARD } Pass;
 
-// Where units come from (shard.h). Every acquire is followed by a release; after the backward pass through a unit its
+// Where units come from (shard.h). A unit is the model's until it acquires the next one; after the backward pass through a unit its
 // gradients are complete for this micro-step and `reduce` is called.
 // `changed` follows every update of the weights: time to quantize what will be gathered as codes.
 typedef struct {
@@ -80,7 +80,6 @@ typedef struct {
     bool quantized;   // layers come as operands (Unit.quantized)
     void (*changed)(void* self, const Linear* linear);
     const Unit* (*acquire)(void* self, int unit, Pass pass);
-    void (*release)(void* self, int unit);
     void (*reduce)(void* self, int unit);
 } UnitSource;
 

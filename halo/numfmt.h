@@ -30,7 +30,7 @@ static inline const char* fmt_name(Fmt fmt) {
     return (unsigned)fmt < kFmtCount ? names[fmt] : "?";
 }
 
-// The largest magnitude a scale maps to (DESIGN section 2).
+// max(fmt): the largest magnitude a scale maps to.
 NUMFMT float fmt_max(Fmt fmt) {
     switch (fmt) {
         case INT8: return 127.0f;
@@ -156,8 +156,8 @@ NUMFMT uint8_t fp6_unpack_code(uint8_t six_bits, Fmt fp6) {
     return (uint8_t)((six_bits & 0x20u) << 2 | small_float_magnitude_code(value, small_float(FP8_E4M3)));
 }
 
-// ---- scales (DESIGN section 2). Comparing magnitudes as integers makes a NaN the largest of all, so that it reaches the
-// scale, the product and at last the loss instead of being rounded away.
+// ---- scales, those of HALO (arXiv 2501.02625). Comparing magnitudes as integers makes a NaN the largest of all, so that it
+// reaches the scale, the product and at last the loss instead of being rounded away.
 NUMFMT float larger_magnitude(float a, float b) {
     uint32_t ua = f32_bits(a) & 0x7fffffffu, ub = f32_bits(b) & 0x7fffffffu;
     return f32_from_bits(ua > ub ? ua : ub);

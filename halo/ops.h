@@ -67,7 +67,7 @@ static const Rotation kRotateNone = {ROTATE_NONE, 0};
 typedef struct {
     Mat codes;      // (rows, cols)
     Mat codes_t;    // (cols, rows): the same codes for a product that contracts the rows; data NULL if there is none
-    float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); NULL for NO_SCALE
+    float* scale;   // scale_count(rows, cols, gran): one | rows | (ceil(rows/32), ceil(cols/32)); not read for NO_SCALE
     Gran gran;
 } QMat;
 
@@ -94,6 +94,9 @@ static inline void check_qmat(QMat q, Mat x, Rotation rotation, Fmt fmt) {
     check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
     check(rotation.axis == ROTATE_NONE || q.gran == PER_TENSOR, "quantize: a rotated matrix takes one scale");
 }
+
+// The longest K of a product of INT8 codes, whose sums are 32-bit integers: K * 128 * 128 < 2^31.
+enum { kInt8Longest = 131071 };
 
 // One side of a product: m is (rows, K), or (K, rows) when `transposed`, which only F32 and BF16 allow.
 typedef struct {
@@ -177,7 +180,7 @@ typedef struct Ops {
     void (*sync)(void);
     size_t (*free_bytes)(void);       // what `alloc` could still give
     size_t (*total_bytes)(void);      // of the device, or the host
-    size_t (*workspace_bytes)(void);  // what the backend takes for itself in its first uses
+    size_t (*workspace_bytes)(void);  // what the backend takes for itself with its first products
     // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
     // `forget_marks` lets all marks be used anew.
     int (*mark)(void);

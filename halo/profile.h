@@ -2,7 +2,7 @@
 // what it has to move and to multiply, and with marks (ops.h) before and behind it.
 //
 // Floors: bytes over the copy bandwidth, each input read once and each output written once; multiplications over the rate of
-// the plain product. The larger of the two is a call's floor.
+// the plain product, or of a product of codes where they are of codes. The larger of the two is a call's floor.
 #ifndef HALO_PROFILE_H
 #define HALO_PROFILE_H
 

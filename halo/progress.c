@@ -20,7 +20,7 @@ static struct {
 
 // A job that is being ended computes with what has not arrived: nothing of it may be printed or saved.
 static void change(void) {
-    here.changes++;
+    __atomic_fetch_add(&here.changes, 1, __ATOMIC_RELAXED);
     while (here.ending) pause();
 }
 

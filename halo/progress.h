@@ -15,7 +15,7 @@ typedef struct {
     const char* collective;   // NULL: outside of them
 } ProgressPlace;
 
-// Each call counts as progress. Phases and collectives are literals; layer -1: none.
+// Each call counts as progress, on whatever thread. Phases and collectives are literals; layer -1: none.
 C_API void progress_step(int step);
 C_API void progress_phase(const char* phase, int layer);
 // Entered before a collective, left (NULL) behind it.

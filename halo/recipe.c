@@ -12,17 +12,18 @@
 #define BLOCKQ(fmt)  {fmt, PER_BLOCK32, false, CLIP_##fmt}   // one scale a block of 32 x 32
 #define CAST(fmt)    {fmt, NO_SCALE, false, 1.0f}            // as it is
 
+// A level's first row is in the format that it is meant for: what --dtype auto stands for.
 static const Recipe kRecipes[] = {
     //                  F: X            W               E: dY           W               G: dY           X
     {"bf16",            CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16)},
 
-    {"halo0-int8",      Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8)},
     {"halo0-fp8",       Q(FP8_E4M3),    Q(FP8_E4M3),    Q(FP8_E4M3),    Q(FP8_E4M3),    Q(FP8_E4M3),    Q(FP8_E4M3)},
+    {"halo0-int8",      Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8),        Q(INT8)},
     {"halo0-fp6",       Q(FP6_E3M2),    Q(FP6_E3M2),    Q(FP6_E3M2),    Q(FP6_E3M2),    Q(FP6_E3M2),    Q(FP6_E3M2)},
 
+    {"halo1-fp6",       HQ(FP6_E3M2),   HQ(FP6_E3M2),   Q(FP6_E3M2),    HQ(FP6_E3M2),   Q(FP6_E3M2),    HQ(FP6_E3M2)},
     {"halo1-int8",      HQ(INT8),       HQ(INT8),       Q(INT8),        HQ(INT8),       Q(INT8),        HQ(INT8)},
     {"halo1-fp8",       HQ(FP8_E4M3),   HQ(FP8_E4M3),   Q(FP8_E4M3),    HQ(FP8_E4M3),   Q(FP8_E4M3),    HQ(FP8_E4M3)},
-    {"halo1-fp6",       HQ(FP6_E3M2),   HQ(FP6_E3M2),   Q(FP6_E3M2),    HQ(FP6_E3M2),   Q(FP6_E3M2),    HQ(FP6_E3M2)},
 
     {"halo2-int8",      HQ(INT8),       HQ(INT8),       HQ(INT8),       HQ(INT8),       Q(INT8),        HQ(INT8)},
     {"halo2-fp8",       HQ(FP8_E4M3),   HQ(FP8_E4M3),   HQ(FP8_E4M3),   HQ(FP8_E4M3),   Q(FP8_E4M3),    HQ(FP8_E4M3)},
@@ -98,16 +99,23 @@ const Recipe* recipe_find(const char* name) {
     return NULL;
 }
 
+// Is this the row of the level in this dtype, or in any?
+static bool is_row(const Recipe* r, const char* level, const char* dtype) {
+    size_t n = strlen(level);
+    if (strncmp(r->name, level, n)) return false;
+    const char* rest = r->name + n;   // "" or "-int8"
+    if (!*rest) return !dtype || !strcmp(dtype, r->name);
+    return *rest == '-' && (!dtype || !strcmp(dtype, rest + 1));
+}
+
 const Recipe* recipe_pick(const char* level, const char* dtype) {
-    bool one_word = !dtype || !strcmp(dtype, "auto") || (!strcmp(level, "bf16") && !strcmp(dtype, "bf16"));
-    char name[64], names[512] = "";
-    if (one_word) snprintf(name, sizeof name, "%s", level);
-    else snprintf(name, sizeof name, "%s-%s", level, dtype);
-    const Recipe* found = recipe_find(name);
-    if (found) return found;
-    for (int i = 0; i < kRecipeCount; i++) {
+    int count;
+    const Recipe* table = recipe_table(&count);
+    char names[512] = "";
+    for (int i = 0; i < count; i++) {
+        if (is_row(&table[i], level, dtype && strcmp(dtype, "auto") ? dtype : NULL)) return &table[i];
         size_t used = strlen(names);
-        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", kRecipes[i].name);
+        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", table[i].name);
     }
     user_error("--level %s --dtype %s: no such recipe; level-dtype must be one of %s", level, dtype ? dtype : "auto", names);
 }

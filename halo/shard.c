@@ -8,11 +8,11 @@
 
 enum { kMaxPiecesPerUnit = 6, kPieceAlign = 128 };   // values
 
-// Where a unit is whole.
+// Where a unit's weights are whole, or its gradients of a micro-step.
 typedef struct {
     char* data;
     int unit;            // what lies there or is on its way; -1: none
-    Transfer transfer;   // that brings it, or takes it away; 0: the backend has waited for it
+    Transfer transfer;   // that brings weights; 0: the backend has waited for it. What takes gradients away is reduced[unit]
 } Place;
 
 struct Shard {
@@ -39,7 +39,7 @@ struct Shard {
     // Where gradients are made alone: those of the micro-step, whole: the embedding, the tail, and grad_ring layers
     Place* grad_places;
     int grad_ring;
-    Transfer* reduced;        // (L + 2) that sums the gradients of a unit
+    Transfer* reduced;        // (L + 2) that sums the gradients of a unit; 0: the backend has waited for it
     HqFsdp* codes;            // NULL: linears are gathered as weights
     // Zero 3: the matrix of a layer that shard_read is being asked for, where it is whole, and memory for it if that is no other's.
     const Piece* read_piece;
@@ -190,8 +190,11 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
         s->places[place].data = gathers(s) ? (char*)ops->alloc(unit_values(s, unit, true) * act_bytes(s))
                                            : s->weights + unit_start(s, unit) * act_bytes(s);
     }
-    for (int place = 0; options.train && makes_alone(s) && place < 2 + s->grad_ring; place++)
-        s->grad_places[place].data = (char*)ops->alloc(unit_values(s, unit_at(s, place), false) * grad_bytes(s));
+    for (int place = 0; place < 2 + s->grad_ring; place++) {
+        s->grad_places[place].unit = -1;
+        if (options.train && makes_alone(s))
+            s->grad_places[place].data = (char*)ops->alloc(unit_values(s, unit_at(s, place), false) * grad_bytes(s));
+    }
     if (gathers(s) && fmt_bytes(options.wire) == 1)
         s->codes = hqfsdp_new(&s->c, ops, comm, s->pieces, s->count, options.wire, s->ring);
     return s;
@@ -210,11 +213,6 @@ void shard_free(Shard* s) {
     free(s->reduced);
     free_layout(s);
     free(s);
-}
-
-const Piece* shard_pieces(const Shard* s, int* count) {
-    *count = s->count;
-    return s->pieces;
 }
 
 // ---- addresses
@@ -262,6 +260,11 @@ static void wait_for(const Shard* s, Transfer* transfer) {
     *transfer = 0;
 }
 
+// The gradients in this place have been read: new ones may go there.
+static void wait_for_gradients(const Shard* s, const Place* place) {
+    if (place->unit >= 0) wait_for(s, &s->reduced[place->unit]);
+}
+
 // The gathering of a unit, unless it is there or on its way.
 static void start_gather(Shard* s, int unit) {
     Place* place = place_of(s, unit);
@@ -275,13 +278,15 @@ static void start_gather(Shard* s, int unit) {
     place->transfer = s->comm->start();
 }
 
+static void wait_for_places(Shard* s) {
+    for (int i = 0; i < 2 + s->ring; i++) wait_for(s, &s->places[i].transfer);
+}
+
 // The weights are about to change, or have changed: nothing is whole any more. Who reads what is changed has done so: a transfer that
 // nobody has waited for is waited for here.
 static void forget_gathered(Shard* s) {
-    for (int i = 0; i < 2 + s->ring; i++) {
-        wait_for(s, &s->places[i].transfer);
-        s->places[i].unit = -1;
-    }
+    wait_for_places(s);
+    for (int i = 0; i < 2 + s->ring; i++) s->places[i].unit = -1;
     s->read_piece = NULL;
 }
 
@@ -295,7 +300,7 @@ static const Unit* acquire(void* self, int unit, Pass pass) {
     }
     if (unit == s->c.L && pass == FORWARD && s->ring > 1) start_gather(s, tail_of(s));
     wait_for(s, &place_of(s, unit)->transfer);
-    if (pass == BACKWARD) wait_for(s, &grad_place_of(s, unit)->transfer);
+    if (pass == BACKWARD) wait_for_gradients(s, grad_place_of(s, unit));
     memset(&s->unit, 0, sizeof s->unit);
     s->unit.fresh = s->micro_step == 0 || makes_alone(s);
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
@@ -312,8 +317,6 @@ static const Unit* acquire(void* self, int unit, Pass pass) {
     }
     return &s->unit;
 }
-
-static void release(void* self, int unit) { (void)self, (void)unit; }
 
 // Of a piece's gradients, as this micro-step adds to them. The ranks of stages 0 and 1 each have a sum of their own.
 static Noise grad_noise(const Shard* s, const Piece* p) {
@@ -341,7 +344,7 @@ static void reduce(void* self, int unit) {
     if (makes_in_place(s)) return;
     if (reduces_each_micro_step(s) && !s->owns_all) {
         start_reduce(s, unit, add);
-        grad_place_of(s, unit)->transfer = s->reduced[unit];
+        grad_place_of(s, unit)->unit = unit;
         return;
     }
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
@@ -355,7 +358,7 @@ static void reduce(void* self, int unit) {
 }
 
 UnitSource shard_units(Shard* s) {
-    UnitSource u = {s, s->codes != NULL, changed, acquire, release, reduce};
+    UnitSource u = {s, s->codes != NULL, changed, acquire, reduce};
     return u;
 }
 
@@ -566,7 +569,8 @@ static const char* readable(Shard* s, const Piece* p) {
     s->read_buffer = fits ? NULL : (char*)s->ops->alloc(whole);
     s->read_place = fits ? grads->data : s->read_buffer;
     s->read_piece = p;
-    wait_for(s, &grads->transfer);
+    wait_for_gradients(s, grads);
+    wait_for_places(s);   // more transfers are to follow than are remembered (comm_nccl.cu)
     s->comm->all_gather(s->read_place, own_weights(s, p), bytes);
     s->comm->wait(s->comm->start());
     return s->read_place;

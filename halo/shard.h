@@ -70,7 +70,6 @@ typedef struct {
 C_API ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
 
 C_API UnitSource shard_units(Shard* s);
-C_API const Piece* shard_pieces(const Shard* s, int* count);
 
 // Fills every weight. `read` delivers rows [row0, row0 + rows) of parameter `spec` (an index into param_specs) as floats.
 typedef void (*ReadRows)(void* self, int spec, int layer, int row0, int rows, float* dst);

@@ -3,10 +3,18 @@
 #
 #   scripts/run_host.sh --model Meta-Llama-3-8B-Instruct --data gsm8k.jsonl --level halo2 --dtype int8 --qfsdp --out tuned
 #
-# RANKS=2 takes fewer, CUDA_VISIBLE_DEVICES chooses which; RANKS with --backend cpu runs on CPUs.
+# RANKS=2 takes fewer, CUDA_VISIBLE_DEVICES=1,3 these; RANKS with --backend cpu runs on CPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-ranks=${RANKS:-$(nvidia-smi -L | grep -c '^GPU')}
+visible=${CUDA_VISIBLE_DEVICES:-}
+ranks=${RANKS:-}
+if [ -z "$ranks" ] && [ -n "$visible" ]; then
+    commas=${visible//[!,]/}
+    ranks=$((${#commas} + 1))
+elif [ -z "$ranks" ]; then
+    ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') ||
+        { echo "run_host.sh: nvidia-smi finds no GPU here; RANKS=4 scripts/run_host.sh ... --backend cpu runs on CPUs" >&2; exit 2; }
+fi
 threads=$(($(nproc) / ranks))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) OMP_WAIT_POLICY=passive
 root=()

@@ -3,10 +3,22 @@
 #ifndef TEST_BACKENDS_H
 #define TEST_BACKENDS_H
 
+#include <glob.h>
+
 #include "../halo/ops.h"
 #include "test.h"
 
 enum { kMaxBackends = 3 };
+
+// What needs GPUs and has too few is skipped. Where there is one that none of it can use, by its driver or its age, that is a failure.
+__attribute__((unused))
+static void too_few_gpus(const char* what, int usable) {
+    glob_t devices;
+    bool found = glob("/dev/nvidia[0-9]*", 0, NULL, &devices) == 0;
+    globfree(&devices);
+    if (usable > 0 || !found || getenv("CUDA_VISIBLE_DEVICES")) skip("%s: %d GPUs on this machine", what, usable);
+    else ok(false, "%s: this machine has a GPU (/dev/nvidia*), and it cannot be used (see nvidia-smi)", what);
+}
 
 // How many of them are in `list`. A build with CUDA on a machine without a GPU counts as one skipped check.
 __attribute__((unused))
@@ -19,7 +31,7 @@ static int test_backends(const Ops* list[kMaxBackends]) {
         list[2] = &cuda_ops;
         return 3;
     }
-    if (!told) skip("cuda: no GPU on this machine");
+    if (!told) too_few_gpus("cuda", 0);
     told = true;
 #endif
     return 2;

@@ -1,11 +1,11 @@
-// A tokenizer that one can read: token b is the byte b, and from 256 on stand the special tokens of the chat formats. Tests
-// write it as a tokenizer.json into a directory of their own and state what they expect as text, in which a special token
-// reads {name}: text that merely looks like one cannot be mistaken for it.
+// A tokenizer of bytes (tokenizer_file.h) with the special tokens of the chat formats from 256 on. Tests write it into a directory of
+// their own and state what they expect as text, in which a special token reads {name}: text that merely looks like one cannot be
+// mistaken for it.
 #ifndef TEST_BYTE_TOKENIZER_H
 #define TEST_BYTE_TOKENIZER_H
 
 #include "../data/tokenizer.h"
-#include "test.h"
+#include "tokenizer_file.h"
 
 #include <dirent.h>
 #include <sys/stat.h>
@@ -51,31 +51,9 @@ static void temp_remove(void) {
 // ---- the tokenizer
 // `first` .. `last` are the special tokens that it has; with_bos: its post-processor puts the first one before a text.
 static Tokenizer* byte_tokenizer(int first, int last, bool with_bos) {
-    FILE* f = fopen(temp_path("tokenizer.json"), "wb");
-    check(f, "cannot write %s", temp_path("tokenizer.json"));
-    fputs("{\"version\":\"1.0\",\"added_tokens\":[", f);
-    for (int i = first; i <= last; i++)
-        fprintf(f, "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
-                "\"normalized\":false,\"special\":true}", i > first ? "," : "", 256 + i, kSpecials[i].content);
-    fputs("],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,"
-          "\"use_regex\":true},\"post_processor\":", f);
-    const char* bos = kSpecials[first].content;
-    if (with_bos)
-        fprintf(f, "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"%s\",\"type_id\":0}},"
-                "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[{\"Sequence\":{\"id\":\"A\",\"type_id\":0}},"
-                "{\"Sequence\":{\"id\":\"B\",\"type_id\":1}}],\"special_tokens\":"
-                "{\"%s\":{\"id\":\"%s\",\"ids\":[%d],\"tokens\":[\"%s\"]}}}", bos, bos, bos, 256 + first, bos);
-    else
-        fputs("null", f);
-    fputs(",\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-          "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"
-          "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false,\"vocab\":{", f);
-    for (int b = 0, moved = 0; b < 256; b++) {   // GPT-2's map of bytes to characters
-        bool itself = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        fprintf(f, "%s\"\\u%04x\":%d", b ? "," : "", itself ? b : 256 + moved++, b);
-    }
-    fputs("},\"merges\":[]}}", f);
-    check(fclose(f) == 0, "cannot write the tokenizer");
+    const char* special[COUNT(kSpecials)];
+    for (int i = first; i <= last; i++) special[i - first] = kSpecials[i].content;
+    write_byte_tokenizer(temp_path("tokenizer.json"), special, last - first + 1, first, with_bos);
     return tokenizer_load(temp_dir);
 }
 

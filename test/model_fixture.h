@@ -126,7 +126,6 @@ static float* test_gradient(TestModel* t, int spec_index, int layer) {
     Mat g = mat_rows(units.acquire(units.self, unit, BACKWARD)->g[spec->stack], row, spec->rows);
     float* host = (float*)host_alloc(mat_bytes(g));
     t->ops->download(host, g.data, mat_bytes(g));
-    units.release(units.self, unit);
     return host;
 }
 

@@ -7,6 +7,7 @@
 #include "../data/files.h"
 #include "../data/json.h"
 #include "scratch.h"
+#include "tokenizer_file.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -191,21 +192,7 @@ __attribute__((unused))
 static void write_tokenizer(const char* dir) {
     static const char* const kSpecial[] = {"<|im_start|>", "<|im_end|>", "<|end|>"};
     char* path = path_join(dir, "tokenizer.json");
-    FILE* f = fopen(path, "wb");
-    check(f, "%s: not written", path);
-    fputs("{\"version\": \"1.0\", \"added_tokens\": [", f);
-    for (int i = 0; i < COUNT(kSpecial); i++)
-        fprintf(f, "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
-                "\"normalized\": false, \"special\": true}", i ? ", " : "", 256 + i, kSpecial[i]);
-    fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
-          "\"use_regex\": true}, \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": "
-          "\"BPE\", \"unk_token\": null, \"merges\": [], \"vocab\": {", f);
-    for (int b = 0, moved = 0; b < 256; b++) {   // GPT-2's map of bytes to characters
-        bool itself = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        fprintf(f, "%s\"\\u%04x\": %d", b ? ", " : "", itself ? b : 256 + moved++, b);
-    }
-    fputs("}}}\n", f);
-    check(fclose(f) == 0, "%s: not written", path);
+    write_byte_tokenizer(path, kSpecial, COUNT(kSpecial), 0, false);
     free(path);
 }
 

@@ -404,8 +404,6 @@ static inline T simt_combine(unsigned mask, T value, Combine combine) {
 static inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return simt_combine(mask, predicate ? 1u << simt_lane() : 0u, [](unsigned a, unsigned b) { return a | b; });
 }
-static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 template <typename T> static inline T __reduce_max_sync(unsigned mask, T x) {
     return simt_combine(mask, x, [](T a, T b) { return a > b ? a : b; });
 }
@@ -417,7 +415,7 @@ template <typename T> static inline T __reduce_add_sync(unsigned mask, T x) {
 }
 
 // ---- streams
-typedef enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
+typedef enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidDeviceFunction = 98, cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600 } cudaError_t;
 #include "simt_streams.h"
 
 // ---- launching
@@ -706,8 +704,9 @@ static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr
     }
     die("cudaDeviceGetAttribute: %d is not emulated", (int)attribute);
 }
+static const size_t kSimtMemory = (size_t)1 << 40;
 static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
-    return posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+    return bytes <= kSimtMemory && posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMalloc(p, bytes); }
 static inline cudaError_t cudaFree(void* p) {
@@ -730,10 +729,15 @@ static inline cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
-    *left = (size_t)1 << 40;
+    *left = kSimtMemory;
     *all = *left + ((size_t)1 << 30);
     return cudaSuccess;
 }
+typedef struct {
+    int maxThreadsPerBlock;
+} cudaFuncAttributes;
+template <typename Kernel>
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) { return cudaSuccess; }
 template <typename Kernel>
 static inline cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
 template <typename Kernel>

@@ -3,7 +3,7 @@
 #include "../halo/comm.h"
 #include "../halo/progress.h"
 #include "../halo/rng.h"
-#include "test.h"
+#include "backends.h"
 
 #if defined(HALO_CUDA) && defined(HALO_NCCL) && !defined(HALO_SIMT)
 static const bool kHasGpus = true;
@@ -246,7 +246,8 @@ static void ranks_case(void) {
 #ifdef HALO_CUDA
     if (kHasGpus) gpus = cuda_device_count();
 #endif
-    if (gpus < 2) skip("collectives on GPUs: this machine has %d that NCCL can use", gpus);
+    if (!kHasGpus) skip("collectives on GPUs: built without NCCL");
+    else if (gpus < 2) too_few_gpus("collectives on GPUs", gpus);
     for (int ranks = 2; ranks <= gpus && ranks <= 8; ranks *= 2) run_ranks(ranks, "cuda", "none");
 }
 #endif

@@ -1,5 +1,6 @@
 // Data files: every form and every error; cutting, packing, shuffling; the arrays of a batch.
 #include "../data/batch.h"
+#include "../halo/progress.h"
 
 #include "byte_tokenizer.h"
 
@@ -28,6 +29,7 @@ typedef struct {
 } Form;
 
 static void expect_form(const Form* want, const ChatFormat* chat) {
+    progress_phase("the test", -1);
     Dataset* d = load(want->file, want->content, options_of(chat, 2000));
     const Example* e = dataset_example(d, want->records - 1);
     char got[8192];
@@ -37,6 +39,7 @@ static void expect_form(const Form* want, const ChatFormat* chat) {
     same_text(shown(e->tokens, e->scored, e->count), want->scored, "  its scored tokens");
     ok(dataset_stats(d)->records == want->records && (e->reference == NULL) == (want->reference == NULL) &&
        (!e->reference || !strcmp(e->reference, want->reference)), "  its reference; %d records", want->records);
+    ok(!strcmp(progress_place().phase, "tokenizing"), "  the watchdog hears of them");
     dataset_free(d);
 }
 

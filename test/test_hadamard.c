@@ -5,7 +5,7 @@
 
 #include <time.h>
 
-// DESIGN's list of base orders; 40 is 20 doubled.
+// The base orders of hadamard.h; 40 is 20 doubled.
 static const int listed_bases[] = {1, 12, 20, 28, 36, 40, 44, 52, 60, 100, 108, 140, 156, 172};
 
 // Element (i, j) of sqrt(n) H_n, by definition: the Kronecker product of H_K0 and Sylvester's matrix.

@@ -1125,7 +1125,14 @@ static void adamw_step_zero(void* arg) {
     memset(&a, 0, sizeof a);
     cpu_f32_ops.adamw(&a);
 }
+#ifdef HALO_SIMT
+static void too_much_memory(void* arg) { cuda_ops.alloc(*(size_t*)arg); }
+#endif
 static void errors_case(void) {
+#ifdef HALO_SIMT
+    size_t bytes = (size_t)3 << 40;   // of 1 << 40
+    expect_exit(too_much_memory, &bytes, kExitUser, "out of GPU memory: 3072.00 GiB were wanted, 1024.00 are free", "out of memory");
+#endif
     expect_exit(wrong_norm_shape, NULL, kExitBug, "rmsnorm_forward: a matrix is (4, 7)", "rmsnorm shape");
     expect_exit(unsupported_order, NULL, kExitBug, "no Hadamard transform of order 7", "rotate order");
     expect_exit(quantize_without_maximum, NULL, kExitBug, "no maximum is given", "quantize absmax");

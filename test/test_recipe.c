@@ -1,4 +1,4 @@
-// The recipe table: every row against DESIGN's table of levels, every rule against a row that breaks it, and looking up.
+// The recipe table: every row against HALO's table of levels (arXiv 2501.02625), every rule against a row that breaks it, and looking up.
 #include "../halo/recipe.h"
 #include "test.h"
 
@@ -97,8 +97,11 @@ typedef struct {
 static const Pick picks[] = {
     {"bf16", NULL, "bf16"}, {"bf16", "auto", "bf16"}, {"bf16", "bf16", "bf16"}, {"halo2", "int8", "halo2-int8"},
     {"halo1", "fp6", "halo1-fp6"}, {"switchback", "fp8", "switchback-fp8"}, {"jetfire", "int8", "jetfire-int8"},
-    {"halo2", NULL, NULL}, {"halo2", "auto", NULL}, {"halo2", "bf16", NULL}, {"halo3", "int8", NULL},
-    {"jetfire", "fp8", NULL}, {"switchback", "fp6", NULL}, {"bf16", "int8", NULL}, {"", "", NULL},
+    {"halo0", "auto", "halo0-fp8"}, {"halo1", "auto", "halo1-fp6"}, {"halo2", "auto", "halo2-int8"}, {"haloi", "auto", "haloi-int8"},
+    {"switchback", "auto", "switchback-int8"}, {"jetfire", "auto", "jetfire-int8"}, {"halo0", NULL, "halo0-fp8"},
+    {"halo2", "bf16", NULL}, {"halo3", "int8", NULL}, {"halo3", "auto", NULL}, {"halo", "auto", NULL}, {"halo2", "", NULL},
+    {"halo2", "int", NULL}, {"halo2-int8", "auto", "halo2-int8"},
+    {"jetfire", "fp8", NULL}, {"switchback", "fp6", NULL}, {"bf16", "int8", NULL}, {"", "", NULL}, {"", "auto", NULL},
 };
 
 static void pick_or_exit(void* p) {

@@ -1,4 +1,4 @@
-// Quantization: codes = round(x / s), the same codes transposed, and the scales (DESIGN section 2).
+// Quantization: codes = round(x / s), the same codes transposed, and the scales (numfmt.h).
 #ifndef HALO_CPU_QUANTIZE_H
 #define HALO_CPU_QUANTIZE_H
 

@@ -157,7 +157,7 @@ __global__ void attention_append_kernel(bf16* cache, int ld_cache, const bf16* k
 // ---- launchers
 static void check_attention(const char* op, Attn s, Mat qkv, Mat y) {
     check(s.NH % s.NKV == 0, "%s: %d query heads, %d key heads", op, s.NH, s.NKV);
-    check(s.HD >= 1 && s.HD <= 128, "%s: heads of %d on %s: 128 is the most", op, s.HD, "cuda");
+    check(s.HD >= 1 && s.HD <= 128, "%s (cuda): heads of %d: 128 is the most", op, s.HD);
     check(qkv.fmt == BF16 && qkv.rows == s.B * s.T && qkv.cols == (s.NH + 2 * s.NKV) * s.HD, "%s: qkv is (%d, %d) in %s", op, qkv.rows,
           qkv.cols, fmt_name(qkv.fmt));
     check(y.fmt == BF16 && y.rows == qkv.rows && y.cols == s.NH * s.HD, "%s: y is (%d, %d) in %s", op, y.rows, y.cols, fmt_name(y.fmt));

@@ -19,7 +19,7 @@
 #include "attention_tiles.cuh"
 #include "tensor_map.cuh"
 
-enum { kBoxRows = 64, kBoxBytes = kBoxRows * kPanel * (int)sizeof(bf16), kWarpgroup = 128 };
+enum { kBoxRows = 64, kWarpgroup = 128 };
 
 template <int kHD_>
 struct ForwardSm90 {

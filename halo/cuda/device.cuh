@@ -281,9 +281,6 @@ __device__ inline float warp_reduce(float x, Combine combine) {
 __device__ inline float warp_sum(float x) {
     return warp_reduce(x, [](float a, float b) { return a + b; });
 }
-__device__ inline float warp_max(float x) {
-    return warp_reduce(x, [](float a, float b) { return fmaxf(a, b); });
-}
 
 // The sum over a block of up to 1024 threads, in every thread. Contains barriers: all threads must call it.
 __device__ inline float block_sum(float x) {

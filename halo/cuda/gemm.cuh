@@ -12,10 +12,7 @@
 #include "gemm_sm90.cuh"
 #endif
 
-enum {
-    kGemmBlock = 32,               // PER_BLOCK32
-    kGemmInt8Longest = 131071      // K * 128 * 128 < 2^31
-};
+enum { kGemmBlock = 32 };   // PER_BLOCK32
 
 static size_t gemm_workspace_bytes() {
 #ifdef HALO_SIMT
@@ -73,7 +70,7 @@ static void gemm(Mat c, Side a, Side b, float beta) {
           g.b.rows, b_K);
     check((c.fmt == F32 || c.fmt == BF16) && c.ld >= c.cols, "gemm: c in %s, (%d, %d) with rows of %d", fmt_name(c.fmt), c.rows, c.cols, c.ld);
     bool int8 = g.a.fmt == INT8 && g.b.fmt == INT8;
-    check(!int8 || g.K <= kGemmInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kGemmInt8Longest);
+    check(!int8 || g.K <= kInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kInt8Longest);
     if (g.M == 0 || g.N == 0) return;
 #ifndef HALO_SIMT
     if (int8 && gemm_int8_sm90(g)) return;

@@ -33,8 +33,19 @@ typedef struct {
 } Device;
 static Device device;
 
+// Does the program hold code for this GPU? Any kernel says so.
+static void check_built_for_device() {
+    cudaFuncAttributes code;
+    cudaError_t status = cudaFuncGetAttributes(&code, absmax_kernel<8, bf16>);
+    int sm = gpu_device().capability;
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction)
+        user_error("the GPU is an sm_%d, and this program was built for another: make ARCH=sm_%d%s", sm, sm, sm >= 90 ? "a" : "");
+    cuda_ok(status, "the code of a kernel");
+}
+
 static void device_start() {
     device.started = true;
+    check_built_for_device();
     cuda_ok(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking), "a stream");
     cuda_ok(cudaHostAlloc((void**)&device.staging, (size_t)kStagingSlots * kStagingBytes, cudaHostAllocDefault), "pinned memory");
     for (int i = 0; i < kStagingSlots; i++) cuda_ok(cudaEventCreateWithFlags(&device.copied[i], cudaEventDisableTiming), "an event");
@@ -63,12 +74,21 @@ int cuda_device_count(void) {
 }
 
 // ---- memory
+static size_t cuda_memory(bool all) {
+    size_t left = 0, total = 0;
+    cuda_stream();
+    cuda_ok(cudaMemGetInfo(&left, &total), "free memory");
+    return all ? total : left;
+}
 static void* cuda_alloc(size_t bytes) {
     void* p = NULL;
     size_t whole = round_up(bytes ? bytes : 1, kArenaAlign);
     cudaStream_t stream = cuda_stream();
     cudaError_t status = cudaMalloc(&p, whole);
-    check(status == cudaSuccess, "out of GPU memory: %zu bytes (%s)", bytes, cudaGetErrorString(status));
+    if (status == cudaErrorMemoryAllocation)
+        user_error("out of GPU memory: %.2f GiB were wanted, %.2f are free: a smaller --batch or --seq, or --recompute block, take less; "
+                   "nvidia-smi shows what else runs on this GPU", (double)bytes / (1 << 30), (double)cuda_memory(false) / (1 << 30));
+    cuda_ok(status, "memory");
     cuda_ok(cudaMemsetAsync(p, 0, whole, stream), "zeroing");
     return p;
 }
@@ -123,15 +143,9 @@ static void cuda_copy(void* dst, const void* src, size_t bytes) {
 }
 static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0, bytes, cuda_stream()), "zero"); }
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
-static size_t cuda_memory(bool all) {
-    size_t left = 0, total = 0;
-    cuda_stream();
-    cuda_ok(cudaMemGetInfo(&left, &total), "free memory");
-    return all ? total : left;
-}
 static size_t cuda_free_bytes(void) { return cuda_memory(false); }
 static size_t cuda_total_bytes(void) { return cuda_memory(true); }
-static size_t cuda_workspace_bytes(void) { return kSumBlocksMax * sizeof(float) + gemm_workspace_bytes(); }
+static size_t cuda_workspace_bytes(void) { return gemm_workspace_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;

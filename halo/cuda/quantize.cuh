@@ -1,4 +1,4 @@
-// Quantization: codes = round(x / s), the same codes transposed, and the scales (DESIGN section 2).
+// Quantization: codes = round(x / s), the same codes transposed, and the scales (numfmt.h).
 //
 // Bytes an element of bf16: 2 read, 1 written for each of codes and codes_t: 3 or 4, which is the floor of a pass that makes both.
 // PER_ROW needs the whole row before its first code: one more reading for the maxima (2), most of it from the L2 cache where
