@@ -280,8 +280,12 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here
-        for (int unit = warp; unit < kTokenOctets * layout.chunks; unit += kTokenWarps) {
+        for (int unit = warp; unit - warp < kTokenOctets * layout.chunks; unit += kTokenWarps) {
             int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
+            if (chunk >= layout.chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
+                named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
+                continue;
+            }
             int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
             if (octet == 0 && lane == 0) exponents[chunk] = exponent;
         }
