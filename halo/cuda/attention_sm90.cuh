@@ -97,28 +97,28 @@ __device__ inline void forward_producer(typename S::Shared* shared, const AttnFo
     }
 }
 
-// Issues S = Q K^T (64 x kN): both K-major, 16 columns of HD a step, four steps a panel.
-template <typename S>
-__device__ inline void issue_scores(float (&s)[S::kN / 2], const bf16* q, const bf16* k) {
-    uint64_t q_matrix = wgmma_matrix(q, 16), k_matrix = wgmma_matrix(k, 16);
-    wgmma_pin(s);
+// Issues x (64 x kRowsB) = rows of a times b^T: both K-major, (rows, HD), 16 columns of HD a step, four steps a panel.
+template <int kHD, int kRowsA, int kRowsB>
+__device__ inline void issue_rows_by_rows(float (&x)[kRowsB / 2], const bf16* a, const bf16* b) {
+    uint64_t a_matrix = wgmma_matrix(a, 16), b_matrix = wgmma_matrix(b, 16);
+    wgmma_pin(x);
     wgmma_fence();
 #pragma unroll
-    for (int d = 0; d < S::kHD / 16; d++) {
+    for (int d = 0; d < kHD / 16; d++) {
         int in_panel = d % 4 * 32, panel = d / 4;
-        wgmma_bf16<0, 0>(s, wgmma_advance(q_matrix, panel * S::kM * kPanel * 2 + in_panel),
-                      wgmma_advance(k_matrix, panel * S::kN * kPanel * 2 + in_panel), d > 0);
+        wgmma_bf16<0, 0>(x, wgmma_advance(a_matrix, panel * kRowsA * kPanel * 2 + in_panel),
+                         wgmma_advance(b_matrix, panel * kRowsB * kPanel * 2 + in_panel), d > 0);
     }
     wgmma_commit();
 }
-// Issues y += P V (64 x kHD): V is (keys, HD), so its panels are the instruction's columns, and a step goes 16 rows down.
-template <typename S>
-__device__ inline void issue_values(float (&y)[S::kHD / 2], const uint32_t (&p)[S::kN / 16][4], const bf16* v) {
-    uint64_t v_matrix = wgmma_matrix(v, S::kN * kPanel * 2);
+// Issues y (64 x kHD) += p times rows, which are (kRows, HD): their panels are the instruction's columns, and a step goes 16 rows down.
+template <int kHD, int kRows>
+__device__ inline void issue_times_rows(float (&y)[kHD / 2], const uint32_t (&p)[kRows / 16][4], const bf16* rows) {
+    uint64_t matrix = wgmma_matrix(rows, kRows * kPanel * 2);
     wgmma_pin(y);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < S::kN / 16; i++) wgmma_bf16<1>(y, p[i], wgmma_advance(v_matrix, i * 16 * kPanel * 2), true);
+    for (int i = 0; i < kRows / 16; i++) wgmma_bf16<1>(y, p[i], wgmma_advance(matrix, i * 16 * kPanel * 2), true);
     wgmma_commit();
 }
 
@@ -169,7 +169,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         mbarrier_wait(&shared->q_full, q_ring.parity);
         mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
         turn_wait<S>(consumer);
-        issue_scores<S>(s, q, shared->k[k_ring.stage]);
+        issue_rows_by_rows<S::kHD, S::kM, S::kN>(s, q, shared->k[k_ring.stage]);
         turn_pass<S>(consumer);
         wgmma_wait<0>();
         scores_are_here();
@@ -180,9 +180,9 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         for (int n = t.last_block - 1; n >= t.first_block; n--) {
             mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
             turn_wait<S>(consumer);
-            issue_scores<S>(s, q, shared->k[k_ring.stage]);
+            issue_rows_by_rows<S::kHD, S::kM, S::kN>(s, q, shared->k[k_ring.stage]);
             mbarrier_wait(&shared->v_full[v_ring.stage], v_ring.parity);
-            issue_values<S>(y, p, shared->v[v_ring.stage]);
+            issue_times_rows<S::kHD, S::kN>(y, p, shared->v[v_ring.stage]);
             turn_pass<S>(consumer);
             wgmma_wait<1>();   // the scores; the values go on
             scores_are_here();
@@ -194,7 +194,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
             for (int i = 0; i < kN / 16; i++) accumulators_to_fragment(p[i], s, i);
         }
         mbarrier_wait(&shared->v_full[v_ring.stage], v_ring.parity);
-        issue_values<S>(y, p, shared->v[v_ring.stage]);
+        issue_times_rows<S::kHD, S::kN>(y, p, shared->v[v_ring.stage]);
         values_are_added();
 
         float* lse = a.lse ? a.lse + ((size_t)t.b * a.NH + t.h) * a.T : nullptr;
@@ -335,30 +335,6 @@ __device__ inline void backward_take_turns(typename S::Shared* shared, const Att
     }
 }
 
-// Issues x (64 x kM) = rows of `keys` times `queries`^T, both K-major.
-template <typename S>
-__device__ inline void issue_keys_by_queries(float (&x)[S::kM / 2], const bf16* keys, const bf16* queries) {
-    uint64_t keys_matrix = wgmma_matrix(keys, 16), queries_matrix = wgmma_matrix(queries, 16);
-    wgmma_pin(x);
-    wgmma_fence();
-#pragma unroll
-    for (int d = 0; d < S::kHD / 16; d++) {
-        int in_panel = d % 4 * 32, panel = d / 4;
-        wgmma_bf16<0, 0>(x, wgmma_advance(keys_matrix, panel * S::kN * kPanel * 2 + in_panel),
-                         wgmma_advance(queries_matrix, panel * S::kM * kPanel * 2 + in_panel), d > 0);
-    }
-    wgmma_commit();
-}
-// Issues x (64 x kHD) += a times `queries` (queries, HD).
-template <typename S>
-__device__ inline void issue_keys_gradient(float (&x)[S::kHD / 2], const uint32_t (&a)[S::kM / 16][4], const bf16* queries) {
-    uint64_t queries_matrix = wgmma_matrix(queries, S::kM * kPanel * 2);
-    wgmma_pin(x);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < S::kM / 16; i++) wgmma_bf16<1>(x, a[i], wgmma_advance(queries_matrix, i * 16 * kPanel * 2), true);
-    wgmma_commit();
-}
 // Issues x (64 queries x 64 columns) = dS K: ds is one panel of (keys, queries), k one panel of (keys, HD).
 template <typename S>
 __device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
@@ -398,9 +374,9 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         float p[kM / 2], ds[kM / 2];
         uint32_t p_fragment[kM / 16][4], ds_fragment[kM / 16][4];
         mbarrier_wait(&shared->q_full[stage], ring.parity);
-        issue_keys_by_queries<S>(p, shared->k + consumer * 64 * kPanel, shared->q[stage]);
+        issue_rows_by_rows<S::kHD, S::kN, S::kM>(p, shared->k + consumer * 64 * kPanel, shared->q[stage]);
         mbarrier_wait(&shared->dy_full[stage], ring.parity);
-        issue_keys_by_queries<S>(ds, shared->v + consumer * 64 * kPanel, shared->dy[stage]);
+        issue_rows_by_rows<S::kHD, S::kN, S::kM>(ds, shared->v + consumer * 64 * kPanel, shared->dy[stage]);
         wgmma_wait<1>();   // the scores; dP goes on
         wgmma_pin(p);
         bool masked = at.m * kM < w.key + kN - 1 || at.m * kM + kM > smallest_end;
@@ -414,8 +390,8 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
             accumulators_to_fragment(p_fragment[i], p, i);
             accumulators_to_fragment(ds_fragment[i], ds, i);
         }
-        issue_keys_gradient<S>(dv, p_fragment, shared->dy[stage]);
-        issue_keys_gradient<S>(dk, ds_fragment, shared->q[stage]);
+        issue_times_rows<S::kHD, S::kM>(dv, p_fragment, shared->dy[stage]);
+        issue_times_rows<S::kHD, S::kM>(dk, ds_fragment, shared->q[stage]);
 
         // The sums so far come from the L2 while dS goes to shared memory and dQ is multiplied.
         DqTurn turn = dq_turn<kM, kN>(a, w.b, at.h, at.m, w.key);
