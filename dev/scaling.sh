@@ -6,7 +6,8 @@
 #   dev/scaling.sh gpus       a cut model on 1, 2, 4, ... GPUs, 16k tokens per GPU and step: the scaling. One GPU is every GPU for itself at
 #                             the same time, and the slowest of them: ranks wait for the slowest too
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
-#   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py)
+#   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py); MORE="--recompute block" gives ours the same work, where it
+#                             says that it made blocks again
 #
 # In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
 # RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun).
@@ -51,17 +52,19 @@ ours() {   # name, recipe, GPUs, layers, rows, recompute
               else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' >>"$table"
 }
 
-torch() {   # layers, rows, recompute
-    local checkpointing="" out
-    [ "$3" = none ] || checkpointing=--checkpointing
-    out=$(python3 -m torch.distributed.run --standalone --nproc-per-node "$gpus" dev/fsdp_baseline.py --layers "$1" --batch "$2" --steps "$steps" \
-        $checkpointing 2>&1)
-    echo "-- FSDP2 on $gpus GPUs, $1 layers, $2 x 1024 tokens a GPU $checkpointing"
-    echo "$out" | grep '^fsdp2:' || echo "$out" | grep -v '^$' | tail -n 3
-    echo "$out" | awk -v gpus="$gpus" -v rows="$2" '
+torch() {   # layers, rows: blocks are made again in backward (--checkpointing) only if it does not fit otherwise
+    local flags out
+    for flags in "" --checkpointing; do
+        out=$(python3 -m torch.distributed.run --standalone --nproc-per-node "$gpus" dev/fsdp_baseline.py --layers "$1" --batch "$2" \
+            --steps "$steps" $flags 2>&1)
+        ! grep -q '^fsdp2:' <<<"$out" || break
+    done
+    echo "-- FSDP2 on $gpus GPUs, $1 layers, $2 x 1024 tokens a GPU $flags"
+    grep '^fsdp2:' <<<"$out" || grep -v '^$' <<<"$out" | tail -n 3
+    awk -v what="PyTorch FSDP2 ${flags#--}" -v gpus="$gpus" -v rows="$2" '
         /^fsdp2:/ { ms = $2; rate = $6 / gpus; peak = $8 }
-        END { if (ms) printf "%-24s %4d %7d %9.1f %9.0f %9s %8s %7.1f %7s\n", "PyTorch FSDP2", gpus, 1024 * rows, ms, rate, "-", "-", peak, "-"
-              else printf "%-24s %4d %7d did not run\n", "PyTorch FSDP2", gpus, 1024 * rows }' >>"$table"
+        END { if (ms) printf "%-24s %4d %7d %9.1f %9.0f %9s %8s %7.1f %7s\n", what, gpus, 1024 * rows, ms, rate, "-", "-", peak, "-"
+              else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' <<<"$out" >>"$table"
 }
 
 for part in ${*:-gpus batches torch}; do
@@ -74,7 +77,7 @@ for part in ${*:-gpus batches torch}; do
             for rows in $batches; do
                 for recipe in $recipes; do ours all "$recipe" "$gpus" "$layers" "$rows" "$(recompute "$layers" "$rows")"; done
             done ;;
-        torch) for rows in $batches; do torch "$layers" "$rows" "$(recompute "$layers" "$rows")"; done ;;
+        torch) for rows in $batches; do torch "$layers" "$rows"; done ;;
         *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch" >&2; exit 2 ;;
     esac
 done
