@@ -259,17 +259,19 @@ struct BackwardSm90 {
     };
 };
 
-// kN keys of one K/V head and the queries that see them, head after head of the group.
+// kN keys of one K/V head and the queries that see them: blocks of queries from the last one down, in each every head of the group. So the
+// blocks that only the first keys see come last, and whoever waits for their turns is not held up by what it does not see.
 struct BackwardWork {
     int b, kv, key, first_block, end_block, group;
     __device__ int steps() const { return group * (end_block - first_block); }
 };
 struct BackwardStep {
     int h, m;
+    __device__ explicit BackwardStep(const BackwardWork& w) : h(w.kv * w.group), m(w.end_block - 1) {}
     __device__ void next(const BackwardWork& w) {
-        if (++m < w.end_block) return;
-        m = w.first_block;
-        h++;
+        if (++h < (w.kv + 1) * w.group) return;
+        h = w.kv * w.group;
+        m--;
     }
 };
 template <typename S>
@@ -296,7 +298,7 @@ __device__ inline void backward_producer(typename S::Shared* shared, const AttnB
     tile_fetch<S::kN, kPanels>(shared->k, qkv, k_column, w.key, w.b, &shared->kv_full);
     tile_fetch<S::kN, kPanels>(shared->v, qkv, v_column, w.key, w.b, &shared->kv_full);
     Ring<S::kStages> ring;
-    BackwardStep at = {w.kv * w.group, w.first_block};
+    BackwardStep at(w);
     for (int steps = w.steps(); steps > 0; steps--, at.next(w), ring.next()) {
         mbarrier_wait(&shared->q_empty[ring.stage], ring.parity ^ 1);
         mbarrier_expect(&shared->q_full[ring.stage], kQueriesBytes + kRowsBytes);
@@ -315,7 +317,7 @@ __device__ inline bool turn_has_come(const AttnBackward& a, DqTurn t) { return t
 
 template <typename S>
 __device__ inline void backward_take_turns(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
-    BackwardStep at = {w.kv * w.group, w.first_block};
+    BackwardStep at(w);
     Ring<1> over;
     DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
     bool told = false;
@@ -365,7 +367,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
     float dk[kHD / 2] = {}, dv[kHD / 2] = {};
     Ring<S::kStages> ring;
     Ring<1> turn_ring;
-    BackwardStep at = {w.kv * w.group, w.first_block};
+    BackwardStep at(w);
     mbarrier_wait(&shared->kv_full, 0);
 #pragma unroll 1
     for (int steps = w.steps(); steps > 0; steps--) {
