@@ -93,7 +93,8 @@ __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #endif
 }
 
-// ---- mma.sync: d[0..3] += a b, of bf16 or FP16
+// ---- mma.sync of bf16 or FP16: mma_bf16 and mma_f16 add a b to d[0..3]; mma_bf16_first and mma_f16_first put it there, without zeros to
+// be written first.
 #ifdef HALO_SIMT
 template <float (*kValue)(uint16_t)>
 static inline void simt_mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -119,49 +120,30 @@ static inline void simt_mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint3
         }
     });
 }
+#define MMA_K16(format, value)                                                                                                          \
+    static inline void mma_##format(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { simt_mma<value>(d, a, b0, b1); }     \
+    static inline void mma_##format##_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {                              \
+        for (int i = 0; i < 4; i++) d[i] = 0;                                                                                          \
+        simt_mma<value>(d, a, b0, b1);                                                                                                 \
+    }
 #else
-#define MMA_K16(format, d, a, b0, b1)                                                                                                   \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." format "." format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
-                 "{%0, %1, %2, %3};"                                                                                                    \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#define MMA_K16_FIRST(format, d, a, b0, b1)                                                                                             \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." format "." format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
-                 "{%10, %10, %10, %10};"                                                                                                \
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f))
+#define MMA_K16(format, value)                                                                                                          \
+    __device__ inline void mma_##format(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {                                  \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." #format "." #format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "          \
+                     "{%8, %9}, {%0, %1, %2, %3};"                                                                                     \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                  \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                                  \
+    }                                                                                                                                  \
+    __device__ inline void mma_##format##_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {                          \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." #format "." #format ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "          \
+                     "{%8, %9}, {%10, %10, %10, %10};"                                                                                 \
+                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                                                  \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));                                       \
+    }
 #endif
-__device__ inline void mma_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#ifdef HALO_SIMT
-    simt_mma<f32_from_bf16>(d, a, b0, b1);
-#else
-    MMA_K16("bf16", d, a, b0, b1);
-#endif
-}
-__device__ inline void mma_f16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#ifdef HALO_SIMT
-    simt_mma<simt_f32_from_f16>(d, a, b0, b1);
-#else
-    MMA_K16("f16", d, a, b0, b1);
-#endif
-}
-// d = a b: no zeros to be written first.
-__device__ inline void mma_bf16_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#ifdef HALO_SIMT
-    for (int i = 0; i < 4; i++) d[i] = 0;
-    mma_bf16(d, a, b0, b1);
-#else
-    MMA_K16_FIRST("bf16", d, a, b0, b1);
-#endif
-}
-__device__ inline void mma_f16_first(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#ifdef HALO_SIMT
-    for (int i = 0; i < 4; i++) d[i] = 0;
-    mma_f16(d, a, b0, b1);
-#else
-    MMA_K16_FIRST("f16", d, a, b0, b1);
-#endif
-}
+MMA_K16(bf16, f32_from_bf16)
+MMA_K16(f16, simt_f32_from_f16)
+#undef MMA_K16
 
 // INT8, m16n8k32: a register of A or B holds four neighbours along K where bf16 has two; the sums are exact.
 __device__ inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
