@@ -65,7 +65,6 @@ static Buffers random_buffers(size_t bytes, Fmt fmt, uint32_t seed) {
 static void* buffer(Buffers b, int run) { return b.data + (size_t)(run % b.count) * b.bytes; }
 
 // ---- what is timed
-enum { kScalePlace = 4 };   // cuBLASLt refuses scales of FP8 elsewhere than at multiples of 16 bytes
 typedef struct {
     int M, N, K;
     Fmt fmt, c_fmt;   // c in F32 stands for INT32 where cuBLASLt multiplies INT8

@@ -8,8 +8,6 @@ typedef struct {
     uint8_t* codes_t;    // each matrix's (K, N) one after the other
 } Place;
 
-enum { kScalePlace = 4 };   // scales start at multiples of 16 bytes: cuBLASLt's products need it
-
 struct HqFsdp {
     const Config* config;
     const Ops* ops;

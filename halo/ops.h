@@ -63,6 +63,9 @@ typedef struct {
 } Rotation;
 static const Rotation kRotateNone = {ROTATE_NONE, 0};
 
+// Scales of FP8 codes start at multiples of 16 bytes, this many floats apart: a GPU's fast products read no others (cuBLASLt).
+enum { kScalePlace = 4 };
+
 // An operand in the form a product reads: element (i, j) has the value code(i, j) * scale.
 typedef struct {
     Mat codes;      // (rows, cols)

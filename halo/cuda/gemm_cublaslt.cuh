@@ -66,7 +66,8 @@ static cudaDataType_t lt_type(Fmt fmt) {
 }
 static bool lt_is_fp8(Fmt fmt) { return fmt == FP8_E5M2 || fmt_is_fp8_coded(fmt); }
 
-static bool lt_reads(const GemmSide& s) { return s.aligned && (uintptr_t)s.scale % 16 == 0; }   // of FP8; of scales it does not say so
+// A side of FP8. cuBLASLt does not say that it wants scales aligned; a product of others is NOT_SUPPORTED.
+static bool lt_reads(const GemmSide& s) { return s.aligned && (uintptr_t)s.scale % (kScalePlace * sizeof(float)) == 0; }
 
 // What is worth asking cuBLASLt.
 static bool lt_takes(const Gemm& g) {
