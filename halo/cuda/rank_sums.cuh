@@ -33,17 +33,21 @@ __global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, Rank
     else store_values(out + n * kWidth, sum);
 }
 
+template <int kWidth, typename T>
+static void launch_add_ranks(cudaStream_t stream, T* out, RankValues<T> in, size_t groups, bool add, const Noise* noise) {
+    size_t blocks = (groups + kRankSumThreads - 1) / kRankSumThreads;
+    check(groups > 0 && blocks < (size_t)1 << 31, "sum over ranks: %zu values", groups * kWidth);
+    if (noise) LAUNCH_ON(stream, (add_ranks_kernel<kWidth, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, *noise);
+    else LAUNCH_ON(stream, (add_ranks_kernel<kWidth, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, Noise{});
+}
+
 // out (count) <- [out +] the values of rank 0 + those of rank 1 + ..., rounded stochastically unless noise is NULL; out may be in.own.
 template <typename T>
 static void add_ranks(cudaStream_t stream, T* out, RankValues<T> in, size_t count, bool add, const Noise* noise) {
-    bool octets = (!noise || noise->offset % kNoiseOctet == 0) && is_octets(out, in.lane, count) && is_octets(in.own, in.lane, count) && is_octets(in.others, in.lane, count);
-    size_t groups = octets ? count / 8 : count, blocks = (groups + kRankSumThreads - 1) / kRankSumThreads;
-    check(count > 0 && blocks < (size_t)1 << 31, "sum over ranks: %zu values", count);
-    Noise value = noise ? *noise : Noise{};
-    if (octets && noise) LAUNCH_ON(stream, (add_ranks_kernel<8, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
-    else if (octets) LAUNCH_ON(stream, (add_ranks_kernel<8, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
-    else if (noise) LAUNCH_ON(stream, (add_ranks_kernel<1, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
-    else LAUNCH_ON(stream, (add_ranks_kernel<1, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, value);
+    bool octets = is_octets(out, in.lane, count) && is_octets(in.own, in.lane, count) && is_octets(in.others, in.lane, count) &&
+                  (!noise || noise->offset % kNoiseOctet == 0);
+    if (octets) launch_add_ranks<8>(stream, out, in, count / 8, add, noise);
+    else launch_add_ranks<1>(stream, out, in, count, add, noise);
 }
 
 #endif
