@@ -20,6 +20,16 @@ static void too_few_gpus(const char* what, int usable) {
     else ok(false, "%s: this machine has a GPU (/dev/nvidia*), and it cannot be used (see nvidia-smi)", what);
 }
 
+// Can ranks be started here?
+__attribute__((unused))
+static bool has_mpi(void) {
+#ifdef HALO_MPI
+    return system("command -v mpirun >/dev/null 2>&1") == 0;
+#else
+    return false;
+#endif
+}
+
 // How many of them are in `list`. A build with CUDA on a machine without a GPU counts as one skipped check.
 __attribute__((unused))
 static int test_backends(const Ops* list[kMaxBackends]) {

@@ -260,10 +260,5 @@ int main(int argc, char** argv) {
     if (argc == 3 && !strcmp(argv[1], "ranks")) return on_a_rank(argv[2]);
     self = argv[0];
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);   // for the ranks: MPI leaves memory of its own behind
-#ifdef HALO_MPI
-    bool mpi = system("command -v mpirun >/dev/null 2>&1") == 0;
-#else
-    bool mpi = false;
-#endif
-    return test_main(mpi ? cases : skipped, 1, argc, argv);
+    return test_main(has_mpi() ? cases : skipped, 1, argc, argv);
 }

@@ -362,12 +362,7 @@ static const Case skipped[] = {{"ranks", no_mpi}};
 
 int main(int argc, char** argv) {
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);   // for the ranks: MPI leaves memory of its own behind
-#ifdef HALO_MPI
-    bool mpi = system("command -v mpirun >/dev/null 2>&1") == 0;
-#else
-    bool mpi = false;
-#endif
     const char* slash = strrchr(argv[0], '/');
     emulated_binary = text_of("%.*ssimt_train_llama3", slash ? (int)(slash + 1 - argv[0]) : 0, argv[0]);
-    return mpi ? program_main("test_ranks", cases, COUNT(cases), argc, argv) : test_main(skipped, COUNT(skipped), argc, argv);
+    return has_mpi() ? program_main("test_ranks", cases, COUNT(cases), argc, argv) : test_main(skipped, COUNT(skipped), argc, argv);
 }
