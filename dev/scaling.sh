@@ -28,7 +28,7 @@ recompute() {   # layers, rows
 
 # One run and its row: what | GPUs | tokens per GPU | ms | tok/s per GPU | waiting ms | GB sent | GiB taken (of planned)
 ours() {   # name, recipe, GPUs, layers, rows, recompute
-    local out flags="--preset llama3-8b --layers $4 --recipe $2 --batch $5 --seq 1024 --recompute $6 --master bf16-sr --grad-dtype bf16
+    local gpu out slowest flags="--preset llama3-8b --layers $4 --recipe $2 --batch $5 --seq 1024 --recompute $6 --master bf16-sr --grad-dtype bf16
         --state-dtype bf16 --steps $steps $more"
     if [ "$3" -gt 1 ]; then
         [ "$2" = bf16 ] || flags="$flags --qfsdp"

@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         rank = cluster_rank();
         for (int g = threadIdx.x; g < max(layout.padded, (int)kWarp); g += kTokenThreads) {
             int block = g < item.order ? g / item.runs : 0, inside = g < item.order ? g - block * item.runs : 0;
-            if (g % 2 == 0 && g < layout.padded) pairs[g / 2] = cluster_address((bf16*)shared + inside * run_stride, block);
+            if (g % 2 == 0 && g < layout.padded) pairs[g / 2] = cluster_address(buffer + inside * run_stride, block);
             run_exponents[g] = cluster_address(exponents + (inside << run_bits) / kTokenChunk, block);
         }
     }
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
             int token = first + lane / kTokenOctets;
             const bf16* from = x[row + token] + col;
-            if (first + kTokenFetch <= inside && (kRunBits == 8 || run_bits >= 7)) {   // 128 tokens of one run
+            if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
                 cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
                               kTokenFetch / 8);
             } else {
