@@ -179,9 +179,7 @@ static void with_head_dim(int HD, Run run) {
 template <int kHD>
 static void launch_forward_sm80(const AttnForward& a) {
     constexpr size_t kBytes = forward_sm80_bytes<kHD>();
-    static bool allowed;
-    if (!allowed) allow_shared(attention_forward_sm80_kernel<kHD>, kBytes);
-    allowed = true;
+    allow_shared(attention_forward_sm80_kernel<kHD>, kBytes);
     LAUNCH((attention_forward_sm80_kernel<kHD>), dim3(a.B * a.NH, ceil_div(a.T, kForwardM)), kForwardThreads, kBytes, a);
 }
 
@@ -223,9 +221,7 @@ static size_t attention_scratch(Attn s) { return lay_out_attention(s, NULL).byte
 template <typename S>
 static void launch_backward_sm80(const AttnBackward& a) {
     constexpr size_t kBytes = sizeof(typename S::Shared);
-    static bool allowed;
-    if (!allowed) allow_shared(attention_backward_sm80_kernel<S>, kBytes);
-    allowed = true;
+    allow_shared(attention_backward_sm80_kernel<S>, kBytes);
     LAUNCH((attention_backward_sm80_kernel<S>), ceil_div(a.T, S::kN) * a.NKV * a.B, S::kThreads, kBytes, a);
 }
 

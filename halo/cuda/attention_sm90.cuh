@@ -479,9 +479,7 @@ static bool attention_sm90_takes(int HD, bool vectors) { return gpu_device().cap
 
 template <typename S>
 static void launch_forward_sm90(const AttnForward& a) {
-    static bool allowed;
-    if (!allowed) allow_shared(attention_forward_sm90_kernel<S>, sizeof(typename S::Shared));
-    allowed = true;
+    allow_shared(attention_forward_sm90_kernel<S>, sizeof(typename S::Shared));
     int tiles = a.B * a.NH * ceil_div(a.T, S::kM);
     LAUNCH((attention_forward_sm90_kernel<S>), min_int(tiles, gpu_device().multiprocessors), S::kThreads, sizeof(typename S::Shared), a,
            sequence_map(a.qkv, a.B, a.T, (a.NH + 2 * a.NKV) * a.HD, a.ld_qkv), tiles);
@@ -494,9 +492,7 @@ static void attention_forward_sm90(const AttnForward& a) {
 
 template <typename S>
 static void launch_backward_sm90(const AttnBackward& a) {
-    static bool allowed;
-    if (!allowed) allow_shared(attention_backward_sm90_kernel<S>, sizeof(typename S::Shared));
-    allowed = true;
+    allow_shared(attention_backward_sm90_kernel<S>, sizeof(typename S::Shared));
     LAUNCH((attention_backward_sm90_kernel<S>), ceil_div(a.T, S::kN) * a.NKV * a.B, S::kThreads, sizeof(typename S::Shared), a,
            sequence_map(a.qkv, a.B, a.T, (a.NH + 2 * a.NKV) * a.HD, a.ld_qkv), sequence_map(a.dy, a.B, a.T, a.NH * a.HD, a.ld_dy));
 }

@@ -89,9 +89,13 @@ static inline const GpuDevice& gpu_device() {
     }
     return d;
 }
-// Lets a kernel ask for `bytes` of dynamic shared memory; once per kernel.
+// Lets a kernel ask for `bytes` of dynamic shared memory, or as many as before. The runtime is told what is new.
 template <typename Kernel>
 static inline void allow_shared(Kernel kernel, size_t bytes) {
+    static std::map<Kernel, size_t> allowed;
+    size_t& most = allowed[kernel];
+    if (bytes <= most) return;
+    most = bytes;
     cuda_ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "shared memory of a kernel");
 }
 

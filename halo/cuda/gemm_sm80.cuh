@@ -289,9 +289,7 @@ __global__ __launch_bounds__(kF32Threads, 2) void gemm_f32_kernel(Gemm g) {
 // ---- launchers
 template <typename Mma, bool kAsync, bool kBlocks>
 static void gemm_mma_launch(const Gemm& g) {
-    static bool prepared = false;
-    if (!prepared) allow_shared(gemm_mma_kernel<Mma, kAsync, kBlocks>, kMmaSharedBytes);
-    prepared = true;
+    allow_shared(gemm_mma_kernel<Mma, kAsync, kBlocks>, kMmaSharedBytes);
     LAUNCH((gemm_mma_kernel<Mma, kAsync, kBlocks>), tiles_over(g.M, kMmaTile) * tiles_over(g.N, kMmaTile), kMmaThreads, kMmaSharedBytes, g);
 }
 template <typename Mma>

@@ -211,9 +211,7 @@ static CUtensorMap wg_tensor_map(const GemmSide& s, int K, int box_rows) {
 
 template <Fmt kC>
 static void gemm_int8_sm90_launch(const Gemm& g) {
-    static bool prepared = false;
-    if (!prepared) allow_shared(gemm_int8_sm90_kernel<kC>, kWgSharedBytes);
-    prepared = true;
+    allow_shared(gemm_int8_sm90_kernel<kC>, kWgSharedBytes);
     int tiles = tiles_over(g.M, kWgCluster * kWgTileM) * tiles_over(g.N, kWgTileN);
     int clusters = min_int(tiles, gpu_device().multiprocessors / kWgCluster);
     LAUNCH((gemm_int8_sm90_kernel<kC>), clusters * kWgCluster, kWgThreads, kWgSharedBytes, wg_tensor_map(g.a, g.K, kWgTileM),

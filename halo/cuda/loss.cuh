@@ -100,10 +100,8 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
 
 template <int kWidth>
 static void launch_cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
-    static bool allowed;
-    size_t room = gpu_device().shared_bytes - 1024;   // without static shared memory
-    if (!allowed) allow_shared(cross_entropy_kernel<kWidth>, room);
-    allowed = true;
+    size_t room = shared_limit();
+    allow_shared(cross_entropy_kernel<kWidth>, room);
     int groups = logits.cols / kWidth, kept = want_grad ? min_int(groups, (int)(room / sizeof(Packed<kWidth>))) : 0;
     LAUNCH((cross_entropy_kernel<kWidth>), logits.rows, threads_for(groups, kLossThreads), kept * sizeof(Packed<kWidth>), loss,
            rows_of<bf16>(logits), labels, logits.cols, kept, scale, want_grad);

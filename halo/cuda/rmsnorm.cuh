@@ -225,9 +225,7 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
 
 template <int kKeep, int kTiles>
 static void launch_rmsnorm_rotated(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int threads) {
-    static bool allowed;
-    if (!allowed) allow_shared(rmsnorm_forward_kernel<kKeep, kTiles>, shared_limit());
-    allowed = true;
+    allow_shared(rmsnorm_forward_kernel<kKeep, kTiles>, shared_limit());
     LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<kKeep, kTiles>), threads_for(ceil_div(y.cols / 8, kKeep), threads),
                            Exchange::bytes(y.cols, runs.log2_run), runs);
 }

@@ -211,11 +211,7 @@ static bool launch_rotate_exact(const RotateJob& job) {
     item.signs = rotate_signs()->base[hadamard_base_index(K0)][from_right != job.transpose];   // y = x H is y^T = H^T x^T
     int items = item.items_across * (job.step > 1 ? job.step : ceil_div(rows, item.item_step));
     int threads = threads_for(item.elements / (kWidth == 8 ? 64 : 16), kExactThreads);
-    static bool allowed;
-    if (!allowed) {
-        allow_shared(rotate_exact_kernel<kWidth, X>, shared_limit());
-        allowed = true;
-    }
+    allow_shared(rotate_exact_kernel<kWidth, X>, shared_limit());
     LAUNCH((rotate_exact_kernel<kWidth, X>), items, threads, ExactUnits<kWidth>::bytes(item.elements, 1 << item.log2_run), any_sink(job), rows_of<const X>(job.x),
            item);
     return true;

@@ -98,9 +98,7 @@ static void launch_swiglu_forward(Mat y, Mat gate_up, float* absmax) {
 }
 template <int kTiles>
 static void launch_swiglu_forward_rotated(Mat y, Mat gate_up, float* absmax, RowRuns runs, size_t bytes) {
-    static bool allowed;
-    if (!allowed) allow_shared(swiglu_forward_rotated_kernel<kTiles>, shared_limit());
-    allowed = true;
+    allow_shared(swiglu_forward_rotated_kernel<kTiles>, shared_limit());
     MaxSink sink = {runs.scale, absmax, 0, 0, 1};
     LAUNCH((swiglu_forward_rotated_kernel<kTiles>), y.rows, kRotateThreads, bytes, rows_of<bf16>(y), rows_of<const bf16>(gate_up), sink, runs);
 }
