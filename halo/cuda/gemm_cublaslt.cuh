@@ -7,20 +7,28 @@
 // fastest among those that sum each element in one sequence, so that the choice does not show in the bits; small ones, which
 // may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes to memory of its own
 // and is left out while a graph is captured.
+//
+// Products of a training step run at the GPU's power limit, where a burst of a few runs says little: candidates are timed in slices
+// of several milliseconds under load. The clock drifts meanwhile, so they take turns, in one order and then the other. About 0.3 s
+// a shape.
 #ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
 #define HALO_CUDA_GEMM_CUBLASLT_CUH
 
+#include <algorithm>
 #include <cublasLt.h>
 
 #include "gemm_tile.cuh"
 
 enum {
+    kLtWorthTrying = 512,             // for M, N and K at least this
     kLtPlans = 1024,                  // a power of two
     kLtCandidates = 8,
-    kLtTimedRuns = 4,
+    kLtRounds = 4,                    // of turns; the first sorts out
     kLtWorkspaceBytes = 32 << 20,
     kLtVectorRows = 256 << 10         // the longest vector of scales that is filled in here
 };
+static const float kLtWarmMs = 30, kLtSliceMs = 10;
+static const float kLtHopeless = 1.08f;   // times the fastest of the first round
 
 static void lt_ok(cublasStatus_t status, const char* what) {
     check(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(status));
@@ -156,39 +164,45 @@ static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const
                           lt.workspace, kLtWorkspaceBytes, cuda_stream());
 }
 
-// Milliseconds of some runs; infinite if it does not run.
-static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo) {
+// Milliseconds of one of several runs in a row; infinite if it does not run.
+static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo, int runs) {
     cudaEvent_t start, stop;
     float ms = INFINITY;
     cuda_ok(cudaEventCreate(&start), "event");
     cuda_ok(cudaEventCreate(&stop), "event");
+    cuda_ok(cudaEventRecord(start, cuda_stream()), "event");
     if (lt_run(plan, g, out, algo) == CUBLAS_STATUS_SUCCESS) {
-        cuda_ok(cudaEventRecord(start, cuda_stream()), "event");
-        for (int run = 0; run < kLtTimedRuns; run++) lt_ok(lt_run(plan, g, out, algo), "timed product");
+        for (int run = 1; run < runs; run++) lt_ok(lt_run(plan, g, out, algo), "timed product");
         cuda_ok(cudaEventRecord(stop, cuda_stream()), "event");
         cuda_ok(cudaEventSynchronize(stop), "timed product");
         cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
     }
     cuda_ok(cudaEventDestroy(start), "event");
     cuda_ok(cudaEventDestroy(stop), "event");
-    return ms;
+    return ms / (float)runs;
 }
 
-// The fastest; the heuristic's first unless another is clearly faster.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     void* out = NULL;
     if (cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
         (void)cudaGetLastError();   // no room to try
         return 0;
     }
-    int best = 0;
-    float best_ms = lt_time(plan, g, out, &found[0].algo);
-    for (int i = 1; i < count; i++) {
-        float ms = lt_time(plan, g, out, &found[i].algo);
-        if (ms < 0.98f * best_ms) best_ms = ms, best = i;
+    for (int i = 0; i < count; i++) (void)lt_time(plan, g, out, &found[i].algo, 1);   // loads the kernels
+    float once = lt_time(plan, g, out, &found[0].algo, 1);
+    int slice = 1 + (int)(kLtSliceMs / once);
+    (void)lt_time(plan, g, out, &found[0].algo, 1 + (int)(kLtWarmMs / once));
+    float ms[kLtCandidates] = {};   // of all rounds; infinite: out
+    for (int round = 0; round < kLtRounds; round++) {
+        for (int turn = 0; turn < count; turn++) {
+            int i = round % 2 ? count - 1 - turn : turn;
+            if (ms[i] < INFINITY) ms[i] += lt_time(plan, g, out, &found[i].algo, slice);
+        }
+        for (int i = 0; round == 0 && i < count; i++)
+            if (ms[i] > kLtHopeless * *std::min_element(ms, ms + count)) ms[i] = INFINITY;
     }
     cuda_ok(cudaFree(out), "memory for trial products");
-    return best;
+    return (int)(std::min_element(ms, ms + count) - ms);
 }
 
 static void lt_make(LtPlan* plan, const Gemm& g) {
@@ -215,7 +229,7 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
     plan->made = true;
     plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && found[0].state == CUBLAS_STATUS_SUCCESS;
     if (!plan->works) return;
-    bool choose = large && count > 1 && capture == cudaStreamCaptureStatusNone;
+    bool choose = large && min_int(g.M, min_int(g.N, g.K)) >= kLtWorthTrying && count > 1 && capture == cudaStreamCaptureStatusNone;
     plan->algo = found[choose ? lt_fastest(plan, g, found, count) : 0].algo;
 }
 
