@@ -223,11 +223,13 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
     LAUNCH(kernel, y.rows, (threads), (shared_bytes), rows_of<bf16>(y), rstd, rows_of<bf16>(res), rows_of<const bf16>(x),  \
            rows_of<const bf16>(delta), (const bf16*)w.data, y.cols, eps, absmax, ##__VA_ARGS__)
 
+// kKeep octets a thread; kTiles: of the maximum after the rotation, 0 without.
 template <int kKeep, int kTiles>
-static void launch_rmsnorm_rotated(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int threads) {
-    allow_shared(rmsnorm_forward_kernel<kKeep, kTiles>, shared_limit());
-    LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<kKeep, kTiles>), threads_for(ceil_div(y.cols / 8, kKeep), threads),
-                           Exchange::bytes(y.cols, runs.log2_run), runs);
+static void launch_rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads) {
+    auto kernel = rmsnorm_forward_kernel<kKeep, kTiles>;
+    size_t shared_bytes = kTiles ? Exchange::bytes(y.cols, runs.log2_run) : 0;
+    if (kTiles) allow_shared(kernel, shared_limit());
+    LAUNCH_RMSNORM_FORWARD(kernel, threads_for(ceil_div(y.cols / 8, kKeep), most_threads), shared_bytes, runs);
 }
 static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep) {
     int C = y.cols, octets = ceil_div(C, 8);
@@ -242,13 +244,15 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     RowRuns runs = {};
     bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
     float* absmax = rotates && !inside ? NULL : prep.absmax;
+#define LAUNCH_KEEPING(keep, tiles, threads) launch_rmsnorm_forward<keep, tiles>(y, rstd, res, x, delta, w, eps, absmax, runs, threads)
     if (!fast) LAUNCH_RMSNORM_FORWARD(rmsnorm_forward_any_kernel, threads_for(C, 512), 0);
-    else if (inside && octets <= 2 * 256 && runs.order <= kFragment) launch_rmsnorm_rotated<2, 1>(y, rstd, res, x, delta, w, eps, absmax, runs, 256);
-    else if (inside && octets <= 2 * 256) launch_rmsnorm_rotated<2, 2>(y, rstd, res, x, delta, w, eps, absmax, runs, 256);
-    else if (inside) launch_rmsnorm_rotated<4, 2>(y, rstd, res, x, delta, w, eps, absmax, runs, 512);
-    else if (octets <= 2 * 256) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<2, 0>), threads_for(ceil_div(octets, 2), 256), 0, runs);
-    else if (octets <= 4 * 512) LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<4, 0>), threads_for(ceil_div(octets, 4), 512), 0, runs);
-    else LAUNCH_RMSNORM_FORWARD((rmsnorm_forward_kernel<8, 0>), threads_for(ceil_div(octets, 8), 512), 0, runs);
+    else if (octets <= 2 * 256 && !inside) LAUNCH_KEEPING(2, 0, 256);
+    else if (octets <= 2 * 256 && runs.order <= kFragment) LAUNCH_KEEPING(2, 1, 256);
+    else if (octets <= 2 * 256) LAUNCH_KEEPING(2, 2, 256);
+    else if (octets <= 4 * 512 && !inside) LAUNCH_KEEPING(4, 0, 512);
+    else if (octets <= 4 * 512) LAUNCH_KEEPING(4, 2, 512);
+    else LAUNCH_KEEPING(8, 0, 512);
+#undef LAUNCH_KEEPING
     if (rotates && !inside) rotate(mat(NULL, y.rows, C, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
