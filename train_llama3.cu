@@ -501,7 +501,7 @@ static void finish_gradient(void* self, Mat g, Stack stack) { model_finish_gradi
 
 // The end of an optimizer step, once all its micro-steps are done.
 static void update_weights(Session* s, Trainer* t, int step) {
-    shard_finish_gradients(s->shard, finish_gradient, t->model);
+    shard_reduce_gradients(s->shard, finish_gradient, t->model);
     optim_step(&t->optim, s->shard, step);
     model_weights_changed(t->model);
 }
@@ -535,7 +535,7 @@ static StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first
     s->ops->download(t->host_losses, t->losses, loss_bytes(o));
     for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
     s->comm->host_sum(sums, 2);
-    StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim), (size_t)sums[1]};
+    StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim, s->shard), (size_t)sums[1]};
     return r;
 }
 
@@ -678,8 +678,8 @@ static int command_train(Options o) {
         int step = (int)done.step + 1;
         StepResult r = train_step(&s, &t, data, (int)done.step_in_epoch * global_rows, step);
         if (!isfinite(r.loss) || !isfinite(r.grad_norm))
-            user_error("step %d: loss %g, gradient norm %g: not finite, and the weights were not updated; lower --lr or look at "
-                       "this step's data (checkpoints up to step %d are whole)", step, r.loss, (double)r.grad_norm, step - 1);
+            user_error("step %d: loss %g, gradient norm %g: not finite, and nothing of this step was saved; lower --lr or look at its data "
+                       "(checkpoints up to step %d are whole)", step, r.loss, (double)r.grad_norm, step - 1);
         int steps_per_epoch = ceil_div(rows, global_rows);
         double epoch = (double)done.epoch + (double)(done.step_in_epoch + 1) / steps_per_epoch;
         if (leads(&s)) log_step(&log, step, epoch, r, optim_lr(&t.optim.config, step), seconds_now() - start);

@@ -154,7 +154,7 @@ typedef struct {
 } Noise;
 
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
-//   g = grad * *grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
 typedef struct {
     void* param;              // (n) in `act`: what the layers read
@@ -163,11 +163,13 @@ typedef struct {
     void *m, *v;              // (n) in state_fmt
     size_t n;
     Fmt grad_fmt, state_fmt;
-    const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing
+    const float* grad_scale;  // one float on the backend: gradient clipping; 0: the gradient is not finite, change nothing; NULL: 1
     float lr, beta1, beta2, eps, weight_decay;
     int step;                 // t, from 1
     Noise noise;              // of param, m and v where they are rounded stochastically
+    float* square_sums;       // NULL, or kSquareSums floats whose sum grows by the sum of squares of grad, in a fixed order; takes no grad_scale
 } AdamW;
+enum { kSquareSums = 16384 };
 
 typedef struct Ops {
     const char* name;

@@ -14,22 +14,29 @@ float optim_lr(const OptimConfig* c, int step) {
 }
 
 Optim optim_new(const Ops* ops, OptimConfig config) {
-    Optim o = {ops, config, (float*)ops->alloc(sizeof(float)), (float*)ops->alloc(sizeof(float))};
+    Optim o = {ops, config, (float*)ops->alloc(kSquareSums * sizeof(float)), (float*)ops->alloc(sizeof(float))};
     return o;
 }
 
 void optim_free(Optim* o) {
-    o->ops->release(o->sum_squares);
+    o->ops->release(o->square_sums);
     o->ops->release(o->grad_scale);
 }
 
+// Clipping needs the norm before the update, which costs a pass over all gradients; else it is found on the way.
+static bool clips(const OptimConfig* c) { return c->max_norm > 0; }
+
 void optim_step(Optim* o, Shard* shard, int step) {
     const OptimConfig* c = &o->config;
-    shard_sum_squares(shard, o->sum_squares);
-    o->ops->clip_scale(o->grad_scale, o->sum_squares, c->max_norm);
     AdamW a;
     memset(&a, 0, sizeof a);
-    a.grad_scale = o->grad_scale;
+    if (clips(c)) {
+        shard_sum_squares(shard, o->square_sums);
+        o->ops->clip_scale(o->grad_scale, o->square_sums, c->max_norm);
+        a.grad_scale = o->grad_scale;
+    } else {
+        a.square_sums = o->square_sums;
+    }
     a.lr = optim_lr(c, step);
     a.beta1 = c->beta1;
     a.beta2 = c->beta2;
@@ -41,8 +48,10 @@ void optim_step(Optim* o, Shard* shard, int step) {
     shard_update(shard, a);
 }
 
-float optim_grad_norm(const Optim* o) {
-    float sum;
-    o->ops->download(&sum, o->sum_squares, sizeof sum);
-    return sqrtf(sum);
+float optim_grad_norm(const Optim* o, const Shard* shard) {
+    float sums[kSquareSums];
+    o->ops->download(sums, o->square_sums, sizeof sums);
+    double sum = 0;
+    for (int i = 0; i < kSquareSums; i++) sum += sums[i];
+    return (float)sqrt(clips(&o->config) ? sum : shard_sum_over_rows(shard, sum));
 }

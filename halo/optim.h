@@ -21,15 +21,18 @@ C_API float optim_lr(const OptimConfig* config, int step);
 typedef struct {
     const Ops* ops;
     OptimConfig config;
-    float* sum_squares;   // on the backend: of the last step's unclipped gradient
+    // On the backend, of the last step's gradient. With clipping the first of square_sums is the sum of squares, the others are 0; without
+    // they are this rank's rows', to be added up.
+    float* square_sums;
     float* grad_scale;
 } Optim;
 
 C_API Optim optim_new(const Ops* ops, OptimConfig config);
 C_API void optim_free(Optim* o);
-// One update with the shard's finished gradients; `step` counts from 1.
+// One update with the shard's finished gradients; `step` counts from 1. With clipping, a norm that is not finite leaves the weights as
+// they are; without, the norm is known only afterwards.
 C_API void optim_step(Optim* o, Shard* shard, int step);
-// The norm of the last step's gradient before clipping; waits for the backend.
-C_API float optim_grad_norm(const Optim* o);
+// The norm of the last step's gradient before clipping; all ranks call it together, and wait.
+C_API float optim_grad_norm(const Optim* o, const Shard* shard);
 
 #endif

@@ -46,6 +46,9 @@ struct Shard {
     char *read_place, *read_buffer;
     Unit unit;                // what acquire hands out
     int step, micro_step;     // from 1; from 0
+    FinishGradient finish;    // what is left to do on the gradients of a unit, once they are summed
+    void* finish_self;
+    bool* unfinished;         // (L + 2)
 };
 
 // ---- layout
@@ -184,6 +187,7 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
     s->places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->ring));
     s->grad_places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->grad_ring));
     s->reduced = (Transfer*)host_alloc(sizeof(Transfer) * (size_t)(config->L + 2));
+    s->unfinished = (bool*)host_alloc(sizeof(bool) * (size_t)(config->L + 2));
     for (int place = 0; place < 2 + s->ring; place++) {
         int unit = unit_at(s, place);
         s->places[place].unit = -1;
@@ -211,6 +215,7 @@ void shard_free(Shard* s) {
     free(s->places);
     free(s->grad_places);
     free(s->reduced);
+    free(s->unfinished);
     free_layout(s);
     free(s);
 }
@@ -370,21 +375,33 @@ void shard_begin_step(Shard* s, int step) {
 }
 void shard_end_micro_step(Shard* s) { s->micro_step++; }
 
-// From the last unit to the first, as the backward pass completes them.
-void shard_finish_gradients(Shard* s, FinishGradient finish, void* self) {
+void shard_reduce_gradients(Shard* s, FinishGradient finish, void* self) {
     progress_phase("reducing gradients", -1);
+    s->finish = finish;
+    s->finish_self = self;
     bool once = s->comm->ranks > 1 && !reduces_each_micro_step(s);
-    for (int unit = tail_of(s); once && unit >= 0; unit--) start_reduce(s, unit, false);
-    for (int unit = tail_of(s); unit >= 0; unit--) {
-        wait_for(s, &s->reduced[unit]);
-        for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
-            const Piece* p = &s->pieces[i];
-            if (p->own > 0) finish(self, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), p->stack);
-        }
+    for (int unit = tail_of(s); unit >= 0; unit--) {   // as the backward pass completes them
+        if (once) start_reduce(s, unit, false);
+        s->unfinished[unit] = true;
     }
 }
 
+static void finish_unit(Shard* s, int unit) {
+    if (!s->unfinished[unit]) return;
+    s->unfinished[unit] = false;
+    wait_for(s, &s->reduced[unit]);
+    for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+        const Piece* p = &s->pieces[i];
+        if (p->own > 0) s->finish(s->finish_self, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), p->stack);
+    }
+}
+
+void shard_finish_gradients(Shard* s) {
+    for (int unit = tail_of(s); unit >= 0; unit--) finish_unit(s, unit);
+}
+
 void shard_sum_squares(Shard* s, float* total) {
+    shard_finish_gradients(s);
     s->ops->zero(total, sizeof(float));
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
@@ -395,25 +412,42 @@ void shard_sum_squares(Shard* s, float* total) {
     s->comm->wait(s->comm->start());
 }
 
+double shard_sum_over_rows(const Shard* s, double own) {
+    if (!s->owns_all) s->comm->host_sum(&own, 1);
+    return own;
+}
+
+// The k-th unit to update. Where every unit's weights travel afterwards: the next forward pass's order. Else the order in which the
+// gradients' sums arrive. The embedding's are the last, and its weights the first to be needed: it comes halfway.
+static int unit_to_update(const Shard* s, int k) {
+    if (!s->owns_all && !gathers(s)) return k;
+    int half = (s->c.L + 2) / 2;
+    return k < half ? tail_of(s) - k : k == half ? 0 : tail_of(s) - k + 1;
+}
+
+static void update_piece(Shard* s, const Piece* p, AdamW a) {
+    a.param = own_weights(s, p);
+    a.master = s->master ? s->master + p->local : NULL;
+    a.grad = own_grads(s, p);
+    a.m = s->m + p->local * fmt_bytes(s->opt.state_fmt);
+    a.v = s->v + p->local * fmt_bytes(s->opt.state_fmt);
+    a.n = (size_t)p->own * p->cols;
+    a.grad_fmt = s->opt.grad_fmt;
+    a.state_fmt = s->opt.state_fmt;
+    if (!p->decay) a.weight_decay = 0;
+    a.noise.offset = p->noise_offset;
+    if (a.n) s->ops->adamw(&a);
+}
+
 void shard_update(Shard* s, AdamW hyper) {
     progress_phase("update", -1);
+    if (hyper.square_sums) s->ops->zero(hyper.square_sums, kSquareSums * sizeof(float));
     forget_gathered(s);
-    for (int i = 0; i < s->count; i++) {
-        const Piece* p = &s->pieces[i];
-        AdamW a = hyper;
-        a.param = own_weights(s, p);
-        a.master = s->master ? s->master + p->local : NULL;
-        a.grad = own_grads(s, p);
-        a.m = s->m + p->local * fmt_bytes(s->opt.state_fmt);
-        a.v = s->v + p->local * fmt_bytes(s->opt.state_fmt);
-        a.n = (size_t)p->own * p->cols;
-        a.grad_fmt = s->opt.grad_fmt;
-        a.state_fmt = s->opt.state_fmt;
-        a.weight_decay = p->decay ? hyper.weight_decay : 0;
-        a.noise.offset = p->noise_offset;
-        if (a.n) s->ops->adamw(&a);
-        // On its way while the next units are updated.
-        if (i + 1 == s->first_piece[p->unit + 1] && stays_whole(s, p->unit)) start_gather(s, p->unit);
+    for (int k = 0; k < s->c.L + 2; k++) {
+        int unit = unit_to_update(s, k);
+        finish_unit(s, unit);
+        for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) update_piece(s, &s->pieces[i], hyper);
+        if (stays_whole(s, unit)) start_gather(s, unit);   // on its way while the next units are updated
     }
 }
 

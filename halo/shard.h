@@ -87,14 +87,18 @@ C_API void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* d
 // ---- an optimizer step
 C_API void shard_begin_step(Shard* s, int step);   // gradients are fresh; step: from 1, names their noise
 C_API void shard_end_micro_step(Shard* s);         // from now on they accumulate
-// Completes the gradients of this rank's rows: sums over ranks, then `finish` on each (linear_finish_grad).
+// Starts what completes the gradients of this rank's rows: the sums over ranks that are still to be taken, then `finish` on each
+// (linear_finish_grad), which shard_update has done unit by unit. shard_finish_gradients has all of it done.
 typedef void (*FinishGradient)(void* self, Mat g, Stack stack);
-C_API void shard_finish_gradients(Shard* s, FinishGradient finish, void* self);
+C_API void shard_reduce_gradients(Shard* s, FinishGradient finish, void* self);
+C_API void shard_finish_gradients(Shard* s);
 // *total on the backend <- sum of squares of all gradients, over all ranks.
 C_API void shard_sum_squares(Shard* s, float* total);
-// One AdamW step over this rank's rows; the caller sets what is not storage (lr ... seed, grad_scale). weight_decay applies to
-// the pieces that decay. Then the new weights go to the ranks that hold them whole.
+// One AdamW step over this rank's rows; the caller sets what is not storage (lr ... seed, grad_scale, square_sums: of this rank's rows,
+// from 0). weight_decay applies to the pieces that decay. Then the new weights go to the ranks that hold them whole.
 C_API void shard_update(Shard* s, AdamW hyper);
+// A sum over all rows, of each rank's sum over its own; all ranks call it together, and wait.
+C_API double shard_sum_over_rows(const Shard* s, double own);
 
 // ---- training state, for checkpoints: this rank's flat arrays. Names: "weights", "master", "m", "v".
 typedef struct {

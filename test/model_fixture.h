@@ -103,7 +103,8 @@ static double test_gradients(TestModel* t, const TestBatch* b) {
     shard_begin_step(t->shard, 1);
     model_train_step(t->model, &b->arrays, 1.0f / (float)b->scored, t->losses);
     shard_end_micro_step(t->shard);
-    shard_finish_gradients(t->shard, finish_test_gradient, t->model);
+    shard_reduce_gradients(t->shard, finish_test_gradient, t->model);
+    shard_finish_gradients(t->shard);
     return mean_loss(t, b->scored);
 }
 

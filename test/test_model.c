@@ -140,7 +140,7 @@ static void check_adamw(const Fixture* f) {
         optim_step(&optim, t.shard, step);
         model_weights_changed(t.model);
         worst_loss = fmax(worst_loss, fabs(loss / number_at(losses, step - 1) - 1));
-        worst_norm = fmax(worst_norm, fabs(optim_grad_norm(&optim) / number_at(norms, step - 1) - 1));
+        worst_norm = fmax(worst_norm, fabs(optim_grad_norm(&optim, t.shard) / number_at(norms, step - 1) - 1));
     }
     ok(worst_loss <= 1e-4, "%s AdamW, %d losses: err %.2e (%.0f%% of tol)", f->name, steps, worst_loss, 100 * worst_loss / 1e-4);
     ok(worst_norm <= 1e-3, "%s AdamW, %d gradient norms: err %.2e (%.0f%% of tol)", f->name, steps, worst_norm,
@@ -495,7 +495,8 @@ static void accumulation_case(void) {
         shard_end_micro_step(b.shard);
         free(row.storage);
     }
-    shard_finish_gradients(b.shard, finish_test_gradient, b.model);
+    shard_reduce_gradients(b.shard, finish_test_gradient, b.model);
+    shard_finish_gradients(b.shard);
     ParamSpec specs[kMaxParamSpecs];
     int count = param_specs(&c, specs);
     for (int i = 0; i < count; i++) {
@@ -539,7 +540,8 @@ static Gradients small_steps(const Config* c, const Ops* ops, Fmt grad_fmt, cons
         shard_end_micro_step(t.shard);
     }
     Gradients g = {ops, NULL, 0};
-    shard_finish_gradients(t.shard, collect_gradient, &g);
+    shard_reduce_gradients(t.shard, collect_gradient, &g);
+    shard_finish_gradients(t.shard);
     test_model_free(&t);
     return g;
 }

@@ -991,7 +991,7 @@ static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
     double *wd = doubles(w, N), m[N] = {0}, v[N] = {0};
     float* grad_scale = put_float(0.5f);
     AdamW a = {W.data, master ? (float*)Master.data : NULL, NULL, M.data, V.data, N, grad_fmt, state_fmt, grad_scale,
-               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7}};
+               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7}, NULL};
     for (int t = 1; t <= STEPS; t++) {
         float* g = test_normals(N, 1);
         Mat G = put(g, 1, N, grad_fmt);
@@ -1038,13 +1038,13 @@ static void adamw_stochastic(void) {
     size_t size = fmt_bytes(ops->act);
     for (int t = 1; t <= STEPS; t++) {
         AdamW a = {whole[0].data, NULL, G.data, whole[1].data, whole[2].data, N, F32, ops->act, grad_scale,
-                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000}};
+                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000}, NULL};
         ops->adamw(&a);
         for (int half = 0; half < 2; half++) {
             size_t first = half ? SPLIT : 0;
             AdamW part = {(char*)halves[0].data + first * size, NULL, (float*)G.data + first, (char*)halves[1].data + first * size,
                           (char*)halves[2].data + first * size, half ? N - SPLIT : SPLIT, F32, ops->act, grad_scale,
-                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first}};
+                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first}, NULL};
             ops->adamw(&part);
         }
     }
@@ -1075,7 +1075,84 @@ static void adamw_stochastic(void) {
     ops->release(grad_scale);
     free(ones); free(zeros); free(w); free(m);
 }
+// A value of any size, down to what is not normal; one in eight is 0.
+static float any_float(void) {
+    float x = test_uniform() < 0.125 ? 0 : (float)ldexp(1 + test_uniform(), (int)(test_uniform() * 270) - 145);
+    return test_uniform() < 0.5 ? -x : x;
+}
+// Two steps from values of all sizes: the bits of the CPU, in each of `kSizes` ways. Some octets are moderate, some never had a gradient.
+enum { kSizes = 8 };
+static void adamw_any_size(int way, bool master, Fmt fmt, float eps, float weight_decay) {
+    enum { N = 8 * 512 + 5, ARRAYS = 4 };
+    if (ops->act != BF16) return;
+    float* start[ARRAYS];   // w, m, v, g
+    for (int k = 0; k < ARRAYS; k++) {
+        start[k] = test_normals(N, k == 3 ? 1e-3f : k == 2 ? 1e-6f : 1e-2f);
+        for (int i = 0; i < N; i++) {
+            if (i / 8 % 3 == 0) start[k][i] = any_float();
+            else if (i / 8 % 3 == 1 && k > 0) start[k][i] = 0;
+            if (k == 2) start[k][i] = fabsf(start[k][i]);
+        }
+    }
+    Mat W = put(start[0], 1, N, BF16), Master = put(start[0], 1, N, F32), M = put(start[1], 1, N, fmt), V = put(start[2], 1, N, fmt),
+        G = put(start[3], 1, N, fmt), all[] = {W, Master, M, V, G};
+    float* grad_scale = put_float(1);
+    for (int t = 3; t < 5; t++) {
+        AdamW a = {W.data, master ? (float*)Master.data : NULL, G.data, M.data, V.data, N, fmt, fmt, grad_scale,
+                   0.01f, 0.9f, 0.999f, eps, weight_decay, t, {42, (uint64_t)t, 8}, NULL};
+        ops->adamw(&a);
+    }
+    static uint64_t cpu_bits[kSizes];
+    uint64_t bits = kFingerprintStart;
+    for (int k = 0; k < ARRAYS; k++) {
+        float* got = fetched(all[k]);
+        for (int i = 0; i < N; i++)
+            if (isnan(got[i])) got[i] = NAN;   // which one does not matter
+        bits = fingerprint_add(bits, got, N * sizeof(float));
+        free(got);
+        free(start[k]);
+    }
+    if (ops == &cpu_bf16_ops) cpu_bits[way] = bits;
+    else ok(bits == cpu_bits[way], "adamw%s %s of any size, eps %g, weight decay %g, %s: the bits of cpu_bf16", master ? " master" : "",
+            fmt_name(fmt), eps, weight_decay, ops->name);
+    release_all(all, 5);
+    ops->release(grad_scale);
+}
+// The norm found on the way: of the gradient, over several blocks, and nothing else changes.
+static void adamw_sum_squares(Fmt fmt) {
+    enum { N = 1 << 20 | 5 };
+    float *start[2] = {test_normals(N, 1), test_normals(N, 1e-3f)}, *zeros = (float*)host_alloc(N * sizeof(float));
+    Mat G = put(start[1], 1, N, fmt);
+    float *sums = (float*)ops->alloc(kSquareSums * sizeof(float)), *one = put_float(1), *w[2];
+    for (int summed = 0; summed < 2; summed++) {
+        Mat W = put(start[0], 1, N, ops->act), M = put(zeros, 1, N, fmt), V = put(zeros, 1, N, fmt), all[] = {W, M, V};
+        AdamW a = {W.data, NULL, G.data, M.data, V.data, N, fmt, fmt, summed ? NULL : one, 0.01f, 0.9f, 0.999f, 1e-8f, 0, 1, {42, 1, 8},
+                   summed ? sums : NULL};
+        ops->adamw(&a);
+        w[summed] = fetched(W);
+        release_all(all, 3);
+    }
+    static float got_sums[kSquareSums];
+    ops->download(got_sums, sums, sizeof got_sums);
+    float* g = fetched(G);
+    double got = 0, want = 0;
+    for (int i = 0; i < kSquareSums; i++) got += got_sums[i];
+    for (int i = 0; i < N; i++) want += (double)g[i] * g[i];
+    ok(fabs(got / want - 1) < 1e-6, "adamw %s %s: sum of squares %.8g, expected %.8g", fmt_name(fmt), ops->name, got, want);
+    ok(!memcmp(w[0], w[1], N * sizeof(float)), "adamw %s %s: the same weights with and without the sum", fmt_name(fmt), ops->name);
+    ops->release(G.data);
+    ops->release(sums);
+    ops->release(one);
+    free(start[0]); free(start[1]); free(zeros); free(w[0]); free(w[1]); free(g);
+}
 static void adamw_case(void) {
+    adamw_sum_squares(F32);
+    adamw_sum_squares(BF16);
+    for (int way = 0; way < kSizes; way += 2) {
+        float eps = way == 4 ? 0 : way == 6 ? 1e-20f : 1e-8f, weight_decay = way == 2 ? 0.1f : 0;
+        adamw_any_size(way, true, way == 6 ? BF16 : F32, eps, weight_decay);
+        adamw_any_size(way + 1, false, way == 6 ? F32 : BF16, eps, weight_decay);
+    }
     adamw_formats(false, F32, F32);
     adamw_formats(true, F32, F32);
     adamw_formats(true, BF16, BF16);
@@ -1193,7 +1270,7 @@ static int print_fingerprint(void) {
         ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch, NULL);
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
-        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0}};
+        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0}, NULL};
         ops->adamw(&a);
         hash = fingerprint_add(hash, DQKV.data, mat_bytes(DQKV));
         hash = fingerprint_add(hash, Y.data, mat_bytes(Y));

@@ -3,8 +3,7 @@
 #ifndef HALO_CPU_ADAMW_H
 #define HALO_CPU_ADAMW_H
 
-#include "../rng.h"
-#include "rows.h"
+#include "sums.h"
 
 static inline float load(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
@@ -14,12 +13,22 @@ static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, con
     else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise_of_value(a->noise.seed, a->noise.offset + i, use, a->noise.stream));
 }
 
+// All into the first sum; in rows, which `sum_squares` shares among its threads.
+static void adamw_sum_squares(const AdamW* a) {
+    check(!a->grad_scale, "adamw: the sum of squares of a gradient that is scaled");
+    enum { kRow = 4096 };
+    int rows = (int)(a->n / kRow), rest = (int)(a->n % kRow);
+    if (rows) sum_squares(a->square_sums, mat((void*)a->grad, rows, kRow, a->grad_fmt));
+    if (rest) sum_squares(a->square_sums, mat((char*)a->grad + (size_t)rows * kRow * fmt_bytes(a->grad_fmt), 1, rest, a->grad_fmt));
+}
+
 static void adamw(const AdamW* a) {
     check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
           "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
     float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
-    float grad_scale = *a->grad_scale;
+    float grad_scale = a->grad_scale ? *a->grad_scale : 1;
     if (grad_scale == 0) return;
+    if (a->square_sums) adamw_sum_squares(a);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < a->n; i++) {
         float g = load(a->grad, i, a->grad_fmt) * grad_scale;

@@ -1,62 +1,133 @@
 // AdamW (see AdamW in ops.h) in FP32. State kept in BF16, and a BF16 weight without a master copy, are rounded
 // stochastically: rounding to nearest would lose every update smaller than half a unit in the last place.
 //
-// Bytes per value: 14 with everything in BF16 and no master copy, 30 with a master copy and everything else in FP32. The noise of an
-// octet is one Philox for each of up to three stores, some 40 integer instructions a value; all in all about 90 a value, of the 130 that
-// an H100 could issue while it moves 14 bytes.
+// Bytes per value: 14 with everything in BF16 and no master copy, 30 with a master copy and everything else in FP32. All in all some
+// 85 instructions a value, half of them for the noise (one Philox an octet for each of up to three stores), where an H100 could issue
+// 150 while it moves 14 bytes. For memory not to wait for them, the next octet is loaded before this one is worked on.
 //
-// Every operation is written as one rounding, so that no two are contracted: the bits are those of the CPU's adamw.
+// Every operation is written as one rounding, so that no two are contracted: the bits are those of the CPU's adamw. What has never had a
+// gradient (most rows of an embedding) stays as it is, but for its weight decay, and is not written.
 #ifndef HALO_CUDA_ADAMW_CUH
 #define HALO_CUDA_ADAMW_CUH
 
+#include "ptx.cuh"
 #include "stochastic.cuh"
+
+enum { kAdamWThreads = 128, kAdamWResident = 5, kAdamWTurns = 4 };   // resident: blocks of a multiprocessor; turns: groups of a thread, at least
 
 struct AdamWConstants {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, unbias_m, unbias_v, lr, eps, weight_decay;
+    bool moderate_eps;   // in kAdamWEps
     const float* grad_scale;
     Noise noise;
 };
 
-template <int kWidth, bool kMaster, typename Grad, typename State>
-__global__ void __launch_bounds__(256) adamw_kernel(bf16* param, float* master, const Grad* grad, State* m_state, State* v_state,
-                                                   size_t groups, AdamWConstants a) {
-    size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    float grad_scale = *a.grad_scale;
-    if (n >= groups || grad_scale == 0) return;
-    size_t first = n * kWidth;
-    Values<kWidth> g = load_values<kWidth>(grad + first), m = load_values<kWidth>(m_state + first),
-                   v = load_values<kWidth>(v_state + first), w;
-    if constexpr (kMaster) w = load_values<kWidth>(master + first);
-    else w = load_values<kWidth>(param + first);
+// Roots and quotients need no care for what is very small or very large while v / (1-b2^t) and |m| / (1-b1^t) are within these, and
+// eps within kAdamWEps: the divisor is then between 2^-38 and 2^41, and the quotient between 2^-121 and 2^98.
+struct AdamWRange {
+    float from, to;
+};
+static constexpr AdamWRange kAdamWSquare = {0x1p-100f, 0x1p80f}, kAdamWMean = {0x1p-80f, 0x1p60f}, kAdamWEps = {0x1p-38f, 0x1p40f};
+
+// m, v and w one step on. kModerate: as above; false if that did not hold, and then they mean nothing.
+template <bool kModerate, int kWidth>
+__device__ inline bool adamw_values(Values<kWidth>& m, Values<kWidth>& v, Values<kWidth>& w, const Values<kWidth>& g, float grad_scale,
+                                    const AdamWConstants& a) {
+    bool holds = true;
 #pragma unroll
     for (int i = 0; i < kWidth; i++) {
         float scaled = __fmul_rn(g.v[i], grad_scale);
         m.v[i] = __fadd_rn(__fmul_rn(a.beta1, m.v[i]), __fmul_rn(a.one_minus_beta1, scaled));
         v.v[i] = __fadd_rn(__fmul_rn(a.beta2, v.v[i]), __fmul_rn(__fmul_rn(a.one_minus_beta2, scaled), scaled));
-        float root = __fadd_rn(__fsqrt_rn(__fmul_rn(v.v[i], a.unbias_v)), a.eps);
-        float update = __fadd_rn(__fdiv_rn(__fmul_rn(m.v[i], a.unbias_m), root), __fmul_rn(a.weight_decay, w.v[i]));
+        float mean = __fmul_rn(m.v[i], a.unbias_m), square = __fmul_rn(v.v[i], a.unbias_v);
+        float root = __fadd_rn(kModerate ? moderate_sqrt(square) : __fsqrt_rn(square), a.eps);
+        float direction = kModerate ? moderate_quotient(mean, root) : __fdiv_rn(mean, root);
+        float update = __fadd_rn(direction, __fmul_rn(a.weight_decay, w.v[i]));
         w.v[i] = __fsub_rn(w.v[i], __fmul_rn(a.lr, update));
+        holds = holds & (square >= kAdamWSquare.from) & (square <= kAdamWSquare.to) & (fabsf(mean) >= kAdamWMean.from) &
+                (fabsf(mean) <= kAdamWMean.to);
     }
-    store_stochastic(m_state + first, m, a.noise, first, kMNoise);
-    store_stochastic(v_state + first, v, a.noise, first, kVNoise);
-    if constexpr (kMaster) {
-        store_values(master + first, w);
-        store_values(param + first, w);
-    } else {
-        store_stochastic(param + first, w, a.noise, first, kParamNoise);
+    return holds;
+}
+
+template <typename Grad, typename State>
+struct AdamWArrays {
+    bf16* param;
+    float* master;   // NULL: param is the weight
+    const Grad* grad;
+    State *m, *v;
+};
+
+// One group as it lies in memory.
+template <int kWidth, bool kMaster, typename Grad, typename State>
+struct AdamWGroup {
+    typename Lying<kWidth, Grad>::Type g;
+    typename Lying<kWidth, State>::Type m, v;
+    typename Lying<kWidth, typename std::conditional<kMaster, float, bf16>::type>::Type w;
+    __device__ void load(const AdamWArrays<Grad, State>& x, size_t first) {
+        g = load_packed<kWidth>(x.grad + first);
+        m = load_packed<kWidth>(x.m + first);
+        v = load_packed<kWidth>(x.v + first);
+        if constexpr (kMaster) w = load_packed<kWidth>(x.master + first);
+        else w = load_packed<kWidth>(x.param + first);
     }
+};
+
+// Block b has groups [b, b + 1) * kAdamWThreads * turns, and adds to square_sums[b]: the number of values alone decides on the sum's order.
+template <int kWidth, bool kMaster, typename Grad, typename State>
+__global__ void __launch_bounds__(kAdamWThreads, kAdamWResident) adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square_sums,
+                                                             AdamWConstants a) {
+    float grad_scale = a.grad_scale ? *a.grad_scale : 1.0f, squares = 0;
+    if (grad_scale == 0) return;
+    size_t n = (size_t)blockIdx.x * kAdamWThreads * turns + threadIdx.x;
+    AdamWGroup<kWidth, kMaster, Grad, State> next;
+    if (n < groups) next.load(x, n * kWidth);
+    for (int turn = 0; turn < turns && n < groups; turn++, n += kAdamWThreads) {
+        auto group = next;
+        size_t first = n * kWidth;
+        if (turn + 1 < turns && n + kAdamWThreads < groups) next.load(x, first + kAdamWThreads * kWidth);
+
+        Values<kWidth> g = unpack(group.g), m = unpack(group.m), v = unpack(group.v), w = unpack(group.w);
+        bool untouched = all_zero(group.g) && all_zero(group.m) && all_zero(group.v) && a.eps > 0;
+        if (untouched) {
+            if (a.weight_decay == 0) continue;
+#pragma unroll
+            for (int i = 0; i < kWidth; i++) w.v[i] = __fsub_rn(w.v[i], __fmul_rn(a.lr, __fmul_rn(a.weight_decay, w.v[i])));
+        } else {
+#pragma unroll
+            for (int i = 0; i < kWidth; i++) squares += g.v[i] * g.v[i];
+            bool moderate = a.moderate_eps && adamw_values<true>(m, v, w, g, grad_scale, a);
+            if (!moderate) {
+                group.load(x, first);   // once more, to keep no registers for it
+                g = unpack(group.g), m = unpack(group.m), v = unpack(group.v), w = unpack(group.w);
+                adamw_values<false>(m, v, w, g, grad_scale, a);
+            }
+            store_stochastic(x.m + first, m, a.noise, first, kMNoise, moderate);
+            store_stochastic(x.v + first, v, a.noise, first, kVNoise, moderate);
+        }
+        if constexpr (kMaster) {
+            store_values(x.master + first, w);
+            store_values(x.param + first, w);
+        } else {
+            store_stochastic(x.param + first, w, a.noise, first, kParamNoise);
+        }
+    }
+    if (!square_sums) return;
+    squares = block_sum(squares);
+    if (threadIdx.x == 0) square_sums[blockIdx.x] += squares;
 }
 
 // Values [first, first + count) of a; count is a multiple of kWidth.
 template <int kWidth, bool kMaster, typename Grad, typename State>
 static void launch_adamw(const AdamW* a, AdamWConstants constants, size_t first, size_t count) {
     if (count == 0) return;
-    size_t groups = count / kWidth, blocks = (groups + 255) / 256;
-    check(blocks < (size_t)1 << 31, "adamw (cuda): %zu values are too many for one launch", a->n);
+    size_t groups = count / kWidth, all_threads = (size_t)kAdamWThreads * kSquareSums;
+    int turns = max_int(kAdamWTurns, (int)((groups + all_threads - 1) / all_threads));
+    int blocks = (int)((groups + (size_t)kAdamWThreads * turns - 1) / ((size_t)kAdamWThreads * turns));
+    AdamWArrays<Grad, State> x = {(bf16*)a->param + first, kMaster ? a->master + first : NULL, (const Grad*)a->grad + first,
+                                  (State*)a->m + first, (State*)a->v + first};
     constants.noise.offset += first;
-    LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), (unsigned)blocks, 256, 0, (bf16*)a->param + first,
-           kMaster ? a->master + first : NULL, (const Grad*)a->grad + first, (State*)a->m + first, (State*)a->v + first, groups,
-           constants);
+    LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), blocks, kAdamWThreads, 0, x, groups, turns, a->square_sums, constants);
 }
 
 // Octets as far as they go, and what is left one by one.
@@ -77,10 +148,11 @@ static void launch_adamw_formats(const AdamW* a, AdamWConstants c) {
 static void adamw(const AdamW* a) {
     check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
           "adamw (cuda): gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
+    check(!a->square_sums || !a->grad_scale, "adamw (cuda): the sum of squares of a gradient that is scaled");
     float unbias_m = (float)(1 / (1 - pow((double)a->beta1, (double)a->step)));
     float unbias_v = (float)(1 / (1 - pow((double)a->beta2, (double)a->step)));
-    AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps,
-                                a->weight_decay, a->grad_scale, a->noise};
+    AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps, a->weight_decay,
+                                a->eps >= kAdamWEps.from && a->eps <= kAdamWEps.to, a->grad_scale, a->noise};
     a->master ? launch_adamw_formats<true>(a, constants) : launch_adamw_formats<false>(a, constants);
 }
 

@@ -163,7 +163,7 @@ __device__ inline uint32_t bf16_pair(float low, float high) {
 #endif
 }
 
-// Values as they lie in memory, for a kernel that keeps many of them in registers.
+// Values as they lie in memory, for a kernel that keeps many of them in registers: bf16 in pairs, FP32 as it is.
 template <int kWidth>
 struct Packed {
     uint32_t pair[kWidth / 2];
@@ -171,6 +171,14 @@ struct Packed {
 template <>
 struct Packed<1> {
     bf16 value;
+};
+template <int kWidth, typename T>
+struct Lying {
+    typedef Packed<kWidth> Type;
+};
+template <int kWidth>
+struct Lying<kWidth, float> {
+    typedef Values<kWidth> Type;
 };
 template <int kWidth>
 __device__ inline Packed<kWidth> load_packed(const bf16* p) {
@@ -227,6 +235,26 @@ __device__ inline uint32_t largest_bits(Packed<kWidth> x) {
     return largest;
 }
 
+// Whether all are +0.
+template <int kWidth>
+__device__ inline bool all_zero(Packed<kWidth> x) {
+    uint32_t bits = 0;
+    if constexpr (kWidth == 1) {
+        bits = x.value;
+    } else {
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; i++) bits |= x.pair[i];
+    }
+    return bits == 0;
+}
+template <int kWidth>
+__device__ inline bool all_zero(Values<kWidth> x) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) bits |= f32_bits(x.v[i]);
+    return bits == 0;
+}
+
 template <int kWidth>
 __device__ inline Values<kWidth> load_values(const bf16* p) {
     return unpack(load_packed<kWidth>(p));
@@ -245,6 +273,14 @@ __device__ inline Values<kWidth> load_values(const float* p) {
         x.v[0] = a.x; x.v[1] = a.y; x.v[2] = a.z; x.v[3] = a.w;
         x.v[4] = b.x; x.v[5] = b.y; x.v[6] = b.z; x.v[7] = b.w;
     }
+    return x;
+}
+template <int kWidth>
+__device__ inline Values<kWidth> load_packed(const float* p) {
+    return load_values<kWidth>(p);
+}
+template <int kWidth>
+__device__ inline Values<kWidth> unpack(Values<kWidth> x) {
     return x;
 }
 template <int kWidth>

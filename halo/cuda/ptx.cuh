@@ -43,6 +43,30 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
+// sqrt(x) and a / b rounded once, of operands far from the ends of the range, and not zero: what __fsqrt_rn and __fdiv_rn come down to once
+// they have ruled out all else. AdamW's kAdamWSquare and kAdamWMean are far enough.
+__device__ inline float moderate_sqrt(float x) {
+#ifdef HALO_SIMT
+    return sqrtf(x);
+#else
+    float r;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    float root = __fmul_rn(x, r);
+    return __fmaf_rn(__fmaf_rn(-root, root, x), __fmul_rn(r, 0.5f), root);
+#endif
+}
+__device__ inline float moderate_quotient(float a, float b) {
+#ifdef HALO_SIMT
+    return a / b;
+#else
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+    r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+    float quotient = __fmul_rn(a, r);
+    return __fmaf_rn(r, __fmaf_rn(-b, quotient, a), quotient);
+#endif
+}
+
 // Two values rounded to bf16 as numfmt.h does it (a NaN may differ from it in its payload), `low` in the lower half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
 #ifdef HALO_SIMT

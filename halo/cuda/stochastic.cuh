@@ -6,13 +6,13 @@
 #include "device.cuh"
 
 // Stores value `first` of a matrix, or an octet from there on: then noise.offset + first is a multiple of kNoiseOctet. FP32 is stored as it
-// is.
+// is. known_finite: the caller has looked.
 template <int kWidth>
-__device__ inline void store_stochastic(float* p, Values<kWidth> x, const Noise&, size_t, int) {
+__device__ inline void store_stochastic(float* p, Values<kWidth> x, const Noise&, size_t, int, bool = false) {
     store_values(p, x);
 }
 template <int kWidth>
-__device__ inline void store_stochastic(bf16* p, Values<kWidth> x, const Noise& noise, size_t first, int use) {
+__device__ inline void store_stochastic(bf16* p, Values<kWidth> x, const Noise& noise, size_t first, int use, bool known_finite = false) {
     uint64_t index = noise.offset + first;
     Philox words = noise_words(noise.seed, index / kNoiseOctet, use, noise.stream);
     Packed<kWidth> out;
@@ -22,7 +22,7 @@ __device__ inline void store_stochastic(bf16* p, Values<kWidth> x, const Noise& 
         float nothing = 0;   // NaN if a value is not finite
 #pragma unroll
         for (int i = 0; i < kWidth; i++) nothing = __fmaf_rn(x.v[i], 0.0f, nothing);
-        if (nothing == 0.0f) {
+        if (known_finite || nothing == 0.0f) {
 #pragma unroll
             for (int i = 0; i < kWidth; i += 2)
                 out.pair[i / 2] = __byte_perm(f32_bits(x.v[i]) + noise_half(words, i), f32_bits(x.v[i + 1]) + noise_half(words, i + 1), 0x7632);
