@@ -6,8 +6,8 @@
 #   dev/scaling.sh gpus       a cut model on 1, 2, 4, ... GPUs, 16k tokens per GPU and step: the scaling. One GPU is every GPU for itself at
 #                             the same time, and the slowest of them: ranks wait for the slowest too
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
-#   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py); MORE="--recompute block" gives ours the same work, where it
-#                             says that it made blocks again
+#   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py), which makes blocks again where it does not fit otherwise, as
+#                             ours does
 #
 # In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
 # RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun).
@@ -21,9 +21,9 @@ export OMP_WAIT_POLICY=passive
 table=$(mktemp) alone=$(mktemp -d)
 trap 'rm -rf "$table" "$alone"' EXIT
 
-# Activations to make again, so that the others fit beside half of the model, its gradients and its optimizer state in 80 GB.
+# Activations to make again: none where they fit beside half of the model, its gradients and its optimizer state in 80 GB.
 recompute() {   # layers, rows
-    if [ $(($1 * $2)) -le 128 ]; then echo none; elif [ $(($1 * $2)) -le 256 ]; then echo norm-act; else echo block; fi
+    if [ $(($1 * $2)) -le 256 ]; then echo none; else echo block; fi
 }
 
 # One run and its row: what | GPUs | tokens per GPU | ms | tok/s per GPU | waiting ms | GB sent | GiB taken (of planned)
@@ -71,7 +71,7 @@ for part in ${*:-gpus batches torch}; do
     case $part in
         gpus)
             for recipe in $recipes; do
-                for ((n = 1; n <= gpus; n *= 2)); do ours "$cut layers" "$recipe" $n "$cut" 16 norm-act; done
+                for ((n = 1; n <= gpus; n *= 2)); do ours "$cut layers" "$recipe" $n "$cut" 16 "$(recompute "$cut" 16)"; done
             done ;;
         batches)
             for rows in $batches; do
