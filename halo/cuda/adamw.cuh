@@ -61,9 +61,9 @@ struct AdamWArrays {
 // One group as it lies in memory.
 template <int kWidth, bool kMaster, typename Grad, typename State>
 struct AdamWGroup {
-    typename Lying<kWidth, Grad>::Type g;
-    typename Lying<kWidth, State>::Type m, v;
-    typename Lying<kWidth, typename std::conditional<kMaster, float, bf16>::type>::Type w;
+    typename InMemory<kWidth, Grad>::Type g;
+    typename InMemory<kWidth, State>::Type m, v;
+    typename InMemory<kWidth, typename std::conditional<kMaster, float, bf16>::type>::Type w;
     __device__ void load(const AdamWArrays<Grad, State>& x, size_t first) {
         g = load_packed<kWidth>(x.grad + first);
         m = load_packed<kWidth>(x.m + first);
@@ -75,8 +75,8 @@ struct AdamWGroup {
 
 // Block b has groups [b, b + 1) * kAdamWThreads * turns, and adds to square_sums[b]: the number of values alone decides on the sum's order.
 template <int kWidth, bool kMaster, typename Grad, typename State>
-__global__ void __launch_bounds__(kAdamWThreads, kAdamWResident) adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square_sums,
-                                                             AdamWConstants a) {
+__global__ void __launch_bounds__(kAdamWThreads, kAdamWResident)
+adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square_sums, AdamWConstants a) {
     float grad_scale = a.grad_scale ? *a.grad_scale : 1.0f, squares = 0;
     if (grad_scale == 0) return;
     size_t n = (size_t)blockIdx.x * kAdamWThreads * turns + threadIdx.x;

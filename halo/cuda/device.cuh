@@ -173,11 +173,11 @@ struct Packed<1> {
     bf16 value;
 };
 template <int kWidth, typename T>
-struct Lying {
+struct InMemory {
     typedef Packed<kWidth> Type;
 };
 template <int kWidth>
-struct Lying<kWidth, float> {
+struct InMemory<kWidth, float> {
     typedef Values<kWidth> Type;
 };
 template <int kWidth>

@@ -182,6 +182,7 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     return ms / (float)runs;
 }
 
+// Which of the candidates is the fastest; the heuristic's first if there is no memory to try.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     void* out = NULL;
     if (cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
