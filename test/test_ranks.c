@@ -96,16 +96,28 @@ static char* train(const char* model, int ranks, const char* name, const char* m
 }
 static char* train_on(int ranks, const char* name, const char* more) { return train(deep_dir, ranks, name, more); }
 
-// The losses of log.jsonl, one after the other; the gradient norm is summed in another order and may differ in its last digit.
-static char* losses_of(const char* dir) {
-    char *log = log_of(dir), *losses = (char*)host_alloc(strlen(log) + 1);
-    for (char* p = log; (p = strstr(p, "\"loss\": ")) != NULL; p++) {
-        char* number = p + strlen("\"loss\": ");
-        strncat(losses, number, strcspn(number, ","));
-        strcat(losses, " ");
+// What log.jsonl has under `key` in its lines, one after the other.
+static char* logged(const char* dir, const char* key) {
+    char *log = log_of(dir), *values = (char*)host_alloc(strlen(log) + 1), *name = text_of("\"%s\": ", key);
+    for (char* p = log; (p = strstr(p, name)) != NULL; p++) {
+        char* number = p + strlen(name);
+        strncat(values, number, strcspn(number, ","));
+        strcat(values, " ");
     }
     free(log);
-    return losses;
+    free(name);
+    return values;
+}
+static char* losses_of(const char* dir) { return logged(dir, "loss"); }
+
+// The largest relative difference between what two runs have logged under `key` in each step.
+static double logged_difference(const char* dir, const char* other, const char* key) {
+    char *values[] = {logged(dir, key), logged(other, key)}, *a = values[0], *b = values[1];
+    double worst = *a && *b ? 0 : INFINITY;
+    for (int step = 0; step < machine.steps; step++) worst = fmax(worst, fabs(strtod(a, &a) / strtod(b, &b) - 1));
+    free(values[0]);
+    free(values[1]);
+    return worst;
 }
 
 // One rank's losses and weights, and then those of each run.
@@ -125,6 +137,8 @@ static void same_bits(const char* model, const char* recipe, const RankRun* runs
         ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
            "%s %d rank%s, %s%s%s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
            runs[i].ranks > 1 ? "s" : "", flags, runs[i].slow ? ", slow stream " : "", runs[i].slow ? runs[i].slow : "");
+        double norms = logged_difference(alone, out, "grad_norm");   // summed in another order
+        ok(norms < 1e-5, "%s and its gradient norms to %.1e", machine.name, norms);
         char* log = log_of(out);
         bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
         bool codes = strstr(runs[i].flags, "--qfsdp") != NULL;
@@ -192,25 +206,27 @@ static void emulated_evaluation_case(void) {
     free(flags);
 }
 
-// Stages that sum whole gradients once a step take another order: the same to rounding.
-static void other_stages(double tolerance) {
-    make_models();
-    char *alone = train_on(1, "alone", "--zero 3"), *want = losses_of(alone);
-    for (int zero = 0; zero < 2; zero++)
+// Stages that sum whole gradients once a step take another order, and so does the norm that they are clipped by: the same to rounding.
+static void stages_with(const char* flags, int from_stage, int to_stage, double tolerance) {
+    char *alone_flags = text_of("--zero 3 %s", flags), *alone = train_on(1, "alone", alone_flags);
+    for (int zero = from_stage; zero <= to_stage; zero++)
         for (int ranks = 2; ranks <= min_int(3, machine.most_ranks); ranks++) {
-            char *flags = text_of("--zero %d", zero), *out = train_on(ranks, "several", flags), *got = losses_of(out);
-            double worst = 0;
-            char *a = want, *b = got;
-            for (int step = 0; step < machine.steps; step++) worst = fmax(worst, fabs(strtod(a, &a) / strtod(b, &b) - 1));
-            ok(worst < tolerance, "%s %d ranks, --zero %d: the losses of one rank to %.1e", machine.name, ranks, zero, worst);
+            char *more = text_of("--zero %d %s", zero, flags), *out = train_on(ranks, "several", more);
+            double losses = logged_difference(alone, out, "loss"), norms = logged_difference(alone, out, "grad_norm");
+            ok(losses < tolerance && norms < 10 * tolerance, "%s %d ranks, %s: the losses of one rank to %.1e, its norms to %.1e", machine.name, ranks,
+               more, losses, norms);
             empty_dir(out);
-            free(got);
             free(out);
-            free(flags);
+            free(more);
         }
     empty_dir(alone);
-    free(want);
     free(alone);
+    free(alone_flags);
+}
+static void other_stages(double tolerance) {
+    make_models();
+    stages_with("", 0, 1, tolerance);
+    stages_with("--clip 0.1", 1, 3, tolerance);
 }
 
 static void cpu_stages_case(void) {
