@@ -171,6 +171,13 @@ typedef struct {
 } AdamW;
 enum { kSquareSums = 16384 };
 
+// What every backend asks of the arguments of adamw.
+static inline void check_adamw_args(const AdamW* a) {
+    check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
+          "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
+    check(!a->square_sums || !a->grad_scale, "adamw: the sum of squares of a gradient that is scaled");
+}
+
 typedef struct Ops {
     const char* name;
     Fmt act;                  // format of activations and of the weights that layers read: F32 or BF16

@@ -29,7 +29,7 @@ typedef struct {
 
 C_API Optim optim_new(const Ops* ops, OptimConfig config);
 C_API void optim_free(Optim* o);
-// One update with the shard's finished gradients; `step` counts from 1. With clipping, a norm that is not finite leaves the weights as
+// One update with the gradients that the shard is reducing; `step` counts from 1. With clipping, a norm that is not finite leaves the weights as
 // they are; without, the norm is known only afterwards.
 C_API void optim_step(Optim* o, Shard* shard, int step);
 // The norm of the last step's gradient before clipping; all ranks call it together, and wait.

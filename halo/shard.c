@@ -46,9 +46,8 @@ struct Shard {
     char *read_place, *read_buffer;
     Unit unit;                // what acquire hands out
     int step, micro_step;     // from 1; from 0
-    FinishGradient finish;    // what is left to do on the gradients of a unit, once they are summed
+    FinishGradient finish;    // what is left to do on all gradients, once they are summed; NULL: nothing
     void* finish_self;
-    bool* unfinished;         // (L + 2)
 };
 
 // ---- layout
@@ -187,7 +186,6 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
     s->places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->ring));
     s->grad_places = (Place*)host_alloc(sizeof(Place) * (size_t)(2 + s->grad_ring));
     s->reduced = (Transfer*)host_alloc(sizeof(Transfer) * (size_t)(config->L + 2));
-    s->unfinished = (bool*)host_alloc(sizeof(bool) * (size_t)(config->L + 2));
     for (int place = 0; place < 2 + s->ring; place++) {
         int unit = unit_at(s, place);
         s->places[place].unit = -1;
@@ -215,7 +213,6 @@ void shard_free(Shard* s) {
     free(s->places);
     free(s->grad_places);
     free(s->reduced);
-    free(s->unfinished);
     free_layout(s);
     free(s);
 }
@@ -380,15 +377,11 @@ void shard_reduce_gradients(Shard* s, FinishGradient finish, void* self) {
     s->finish = finish;
     s->finish_self = self;
     bool once = s->comm->ranks > 1 && !reduces_each_micro_step(s);
-    for (int unit = tail_of(s); unit >= 0; unit--) {   // as the backward pass completes them
-        if (once) start_reduce(s, unit, false);
-        s->unfinished[unit] = true;
-    }
+    for (int unit = tail_of(s); once && unit >= 0; unit--) start_reduce(s, unit, false);   // as the backward pass completes them
 }
 
 static void finish_unit(Shard* s, int unit) {
-    if (!s->unfinished[unit]) return;
-    s->unfinished[unit] = false;
+    if (!s->finish) return;
     wait_for(s, &s->reduced[unit]);
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
@@ -398,6 +391,7 @@ static void finish_unit(Shard* s, int unit) {
 
 void shard_finish_gradients(Shard* s) {
     for (int unit = tail_of(s); unit >= 0; unit--) finish_unit(s, unit);
+    s->finish = NULL;
 }
 
 void shard_sum_squares(Shard* s, float* total) {
@@ -449,6 +443,7 @@ void shard_update(Shard* s, AdamW hyper) {
         for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) update_piece(s, &s->pieces[i], hyper);
         if (stays_whole(s, unit)) start_gather(s, unit);   // on its way while the next units are updated
     }
+    s->finish = NULL;
 }
 
 void shard_state_restored(Shard* s) { forget_gathered(s); }

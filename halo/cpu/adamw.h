@@ -15,7 +15,6 @@ static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, con
 
 // All into the first sum; in rows, which `sum_squares` shares among its threads.
 static void adamw_sum_squares(const AdamW* a) {
-    check(!a->grad_scale, "adamw: the sum of squares of a gradient that is scaled");
     enum { kRow = 4096 };
     int rows = (int)(a->n / kRow), rest = (int)(a->n % kRow);
     if (rows) sum_squares(a->square_sums, mat((void*)a->grad, rows, kRow, a->grad_fmt));
@@ -23,8 +22,7 @@ static void adamw_sum_squares(const AdamW* a) {
 }
 
 static void adamw(const AdamW* a) {
-    check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
-          "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
+    check_adamw_args(a);
     float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
     float grad_scale = a->grad_scale ? *a->grad_scale : 1;
     if (grad_scale == 0) return;

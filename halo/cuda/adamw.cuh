@@ -2,7 +2,7 @@
 // stochastically: rounding to nearest would lose every update smaller than half a unit in the last place.
 //
 // Bytes per value: 14 with everything in BF16 and no master copy, 30 with a master copy and everything else in FP32. All in all some
-// 85 instructions a value, half of them for the noise (one Philox an octet for each of up to three stores), where an H100 could issue
+// 80 instructions a value, half of them for the noise (one Philox an octet for each of up to three stores), where an H100 could issue
 // 150 while it moves 14 bytes. For memory not to wait for them, the next octet is loaded before this one is worked on.
 //
 // Every operation is written as one rounding, so that no two are contracted: the bits are those of the CPU's adamw. What has never had a
@@ -22,8 +22,8 @@ struct AdamWConstants {
     Noise noise;
 };
 
-// Roots and quotients need no care for what is very small or very large while v / (1-b2^t) and |m| / (1-b1^t) are within these, and
-// eps within kAdamWEps: the divisor is then between 2^-38 and 2^41, and the quotient between 2^-121 and 2^98.
+// moderate_sqrt and moderate_quotient serve while v / (1-b2^t) is within the first, |m| / (1-b1^t) within the second and eps within the third:
+// the divisor is then between 2^-38 and 2^41, and the quotient between 2^-121 and 2^98.
 struct AdamWRange {
     float from, to;
 };
@@ -146,9 +146,7 @@ static void launch_adamw_formats(const AdamW* a, AdamWConstants c) {
 }
 
 static void adamw(const AdamW* a) {
-    check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
-          "adamw (cuda): gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
-    check(!a->square_sums || !a->grad_scale, "adamw (cuda): the sum of squares of a gradient that is scaled");
+    check_adamw_args(a);
     float unbias_m = (float)(1 / (1 - pow((double)a->beta1, (double)a->step)));
     float unbias_v = (float)(1 / (1 - pow((double)a->beta2, (double)a->step)));
     AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps, a->weight_decay,

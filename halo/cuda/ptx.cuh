@@ -43,8 +43,8 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
-// sqrt(x) and a / b rounded once, of operands far from the ends of the range, and not zero: what __fsqrt_rn and __fdiv_rn come down to once
-// they have ruled out all else. AdamW's kAdamWSquare and kAdamWMean are far enough.
+// sqrt(x) and a / b rounded once, for x from 2^-100 to 2^80, |a| from 2^-80 to 2^60 and b from 2^-38 to 2^41: what __fsqrt_rn and __fdiv_rn
+// come down to once they have ruled out zero and the ends of the range.
 __device__ inline float moderate_sqrt(float x) {
 #ifdef HALO_SIMT
     return sqrtf(x);
