@@ -47,7 +47,7 @@ DEFINES    += -DHALO_MPI
 endif
 ifdef HALO_CUDA
 CUDA_HOME  := $(patsubst %/bin/,%,$(dir $(NVCC)))
-HALO_NCCL  := $(and $(HALO_MPI),$(wildcard halo/comm_nccl.cu),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
+HALO_NCCL  := $(and $(HALO_MPI),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),yes)
 DEFINES    += -DHALO_CUDA $(if $(HALO_NCCL),-DHALO_NCCL)
 LDLIBS     += -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -lrt -ldl $(if $(HALO_NCCL),-lnccl) -lstdc++
 endif
@@ -60,10 +60,9 @@ LINKED   = $(BUILD)/linked_with
 write_if_new = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 
 # ---- sources
-SOURCES  = $(wildcard halo/*.c halo/cpu/*.c data/*.c)
-SOURCES := $(if $(HALO_MPI),$(SOURCES),$(filter-out halo/comm_mpi.c,$(SOURCES)))
+SOURCES  = $(wildcard halo/*.c halo/cpu/*.c halo/run/*.c data/*.c data/tokenizer/*.c) halo/comm/comm.c halo/comm/solo.c $(if $(HALO_MPI),halo/comm/mpi.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/halo/cpu/ops_bf16.o
-CUDA_SOURCES = $(wildcard halo/cuda/ops.cu) $(if $(HALO_NCCL),$(wildcard halo/comm_nccl.cu))
+CUDA_SOURCES = halo/cuda/ops.cu $(if $(HALO_NCCL),halo/comm/nccl.cu)
 ifdef HALO_CUDA
 OBJECTS += $(CUDA_SOURCES:%.cu=$(BUILD)/%.o)
 endif
@@ -119,7 +118,7 @@ $(BUILD)/train_llama3.o: train_llama3.cu $(CONFIG)
 $(BUILD)/%.o: %.c $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $<'
-	$(Q)$(CC) $(CFLAGS) $(DEFINES) $(if $(findstring comm_mpi,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(DEFINES) $(if $(findstring comm/,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
 $(BUILD)/halo/cpu/ops_bf16.o: halo/cpu/ops.c $(CONFIG)
 	@mkdir -p $(@D)
@@ -139,30 +138,25 @@ $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
+# Emulated GPUs: kernels by the C++ compiler behind the emulators, and the C files that ask whether there are GPUs. What the kernels
+# load as one type and store as another is defined for nvcc: hence -fno-strict-aliasing.
 SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT $(if $(HALO_MPI),-DHALO_MPI -DHALO_NCCL)
-SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -Wno-unknown-pragmas $(SIMT_DEFINES) -MMD -MP -x c++
-$(BUILD)/simt/ops.o: halo/cuda/ops.cu $(CONFIG)
+SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/simt.h
+SIMT_OBJECTS = $(patsubst %,$(BUILD)/simt/%.o,halo/cuda/ops halo/comm/comm $(if $(HALO_MPI),halo/comm/nccl))
+$(BUILD)/simt/%.o: %.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'
-	$(Q)$(SIMT_CXX) -c $< -o $@
-$(BUILD)/simt/comm_nccl.o: halo/comm_nccl.cu $(CONFIG)
-	@mkdir -p $(@D)
-	@echo '  $< (on the CPU)'
-	$(Q)$(SIMT_CXX) $(MPI_CFLAGS) -c $< -o $@
-$(BUILD)/simt/comm.o: halo/comm.c $(CONFIG)
+	$(Q)$(SIMT_CXX) $(if $(findstring comm/,$<),-include test/simt_nccl.h $(MPI_CFLAGS)) $(SIMT_DEFINES) -MMD -MP -x c++ -c $< -o $@
+$(BUILD)/simt/%.o: %.c $(CONFIG)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
 $(BUILD)/simt/train_llama3.o: train_llama3.cu $(CONFIG)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -x c -c $< -o $@
-SIMT_RANKS   = $(patsubst %,$(BUILD)/simt/%.o,ops comm $(if $(HALO_MPI),comm_nccl))
-$(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_RANKS) $(LIB)
+$(BUILD)/test/simt_%: $(BUILD)/simt/test/test_%.o $(SIMT_OBJECTS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
-$(BUILD)/simt/test_%.o: test/test_%.c $(CONFIG)
-	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(SIMT_DEFINES) -MMD -MP -c $< -o $@
-$(BUILD)/test/simt_%: $(BUILD)/simt/test_%.o $(SIMT_RANKS) $(LIB)
+$(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_OBJECTS) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 

@@ -10,7 +10,7 @@
 #ifndef DATA_CHAT_H
 #define DATA_CHAT_H
 
-#include "tokenizer.h"
+#include "tokenizer/tokenizer.h"
 
 typedef enum { CHAT_LLAMA3, CHAT_CHATML, CHAT_NONE } ChatKind;
 typedef enum { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT } Role;

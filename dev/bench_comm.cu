@@ -9,7 +9,7 @@
 #include <mpi.h>
 #include <nccl.h>
 
-#include "../halo/comm.h"
+#include "../halo/comm/comm.h"
 #include "bandwidth.cuh"
 
 static const Comm* comm;

@@ -64,7 +64,7 @@ static bool agrees_rotated(const Shape& s, QMat q, Mat x, const float* absmax) {
             torn += s.transposed && code != ((uint8_t*)codes_t.data)[(size_t)j * part.rows + i];
         }
     }
-    // The token axis rounds once to FP16 on its way (halo/cuda/rotate_tokens.cuh).
+    // The token axis rounds once to FP16 on its way (halo/cuda/rotate/tokens.cuh).
     bool right = flipped <= count / (tokens ? 60 : 200) && torn == 0 && host_float(q.scale) == *want.scale && largest > 0;
     void* host[] = {input.data, codes.data, codes_t.data, want.codes.data, want.codes_t.data, want.scale};
     for (void* p : host) free(p);

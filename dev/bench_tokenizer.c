@@ -3,7 +3,7 @@
 //   bench_tokenizer [DIR TEXT_FILE...]      (DIR holds a tokenizer.json; default: data/demo's model and training data)
 // One line each: what | size | median time | rate.
 #include "../data/files.h"
-#include "../data/tokenizer.h"
+#include "../data/tokenizer/tokenizer.h"
 
 #include <omp.h>
 

@@ -6,7 +6,7 @@
 #ifndef HALO_PROFILE_H
 #define HALO_PROFILE_H
 
-#include "comm.h"
+#include "comm/comm.h"
 
 // What runs through the returned table is noted, until the program ends; `inner` does the work. One table at a time.
 C_API const Ops* profile_ops(const Ops* inner);

@@ -599,7 +599,7 @@ static const char* readable(Shard* s, const Piece* p) {
     s->read_place = fits ? grads->data : s->read_buffer;
     s->read_piece = p;
     wait_for_gradients(s, grads);
-    wait_for_places(s);   // more transfers are to follow than are remembered (comm_nccl.cu)
+    wait_for_places(s);   // more transfers are to follow than are remembered (comm/nccl.cu)
     s->comm->all_gather(s->read_place, own_weights(s, p), bytes);
     s->comm->wait(s->comm->start());
     return s->read_place;

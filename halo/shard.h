@@ -26,7 +26,7 @@
 #ifndef HALO_SHARD_H
 #define HALO_SHARD_H
 
-#include "comm.h"
+#include "comm/comm.h"
 #include "llama3.h"
 
 enum { kZeroAuto = -1 };

@@ -4,7 +4,7 @@
 #ifndef TEST_BYTE_TOKENIZER_H
 #define TEST_BYTE_TOKENIZER_H
 
-#include "../data/tokenizer.h"
+#include "../data/tokenizer/tokenizer.h"
 #include "tokenizer_file.h"
 
 #include <dirent.h>

@@ -1,4 +1,4 @@
-// NCCL between emulated GPUs (simt.h) of processes on one host: what comm_nccl.cu uses of it, over shared memory.
+// NCCL between emulated GPUs (simt.h) of processes on one host: what comm/nccl.cu uses of it, over shared memory.
 //
 // Every ordered pair of ranks has a channel, a ring of bytes. A group is one piece of a stream's work: its sends and receives
 // go on side by side until all are done. A message begins with its length and its number, so that ranks whose calls do not match

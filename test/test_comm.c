@@ -1,6 +1,6 @@
 // The collectives against their definition (comm.h), byte for byte: on CPU ranks, on emulated GPUs (simt_comm) and on GPUs where there
 // are two. Started alone this program starts itself under mpirun; each rank knows what all ranks bring, rank 0 reports.
-#include "../halo/comm.h"
+#include "../halo/comm/comm.h"
 #include "../halo/progress.h"
 #include "../halo/rng.h"
 #include "backends.h"

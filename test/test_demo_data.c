@@ -2,7 +2,7 @@
 // right, and every chat is as short as the demo counts on.
 #include "../data/files.h"
 #include "../data/json.h"
-#include "../data/tokenizer.h"
+#include "../data/tokenizer/tokenizer.h"
 #include "test.h"
 
 enum { kTestRows = 150, kTrainRows = 6000, kLongestChat = 128, kHeaderTokens = 11 };   // of a chat's two turns

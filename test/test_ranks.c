@@ -195,7 +195,7 @@ static void emulated_bits_case(void) {
     same_bits(tied_dir, "--level halo0 --dtype fp8", kEmulatedCodedRuns + 2, 1);
 }
 
-// An evaluation between two steps gathers more often than transfers are remembered (comm_nccl.cu): nothing of the first step may be
+// An evaluation between two steps gathers more often than transfers are remembered (comm/nccl.cu): nothing of the first step may be
 // waited for in the second.
 static void emulated_evaluation_case(void) {
     if (!on_emulated_gpus()) return;

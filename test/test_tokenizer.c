@@ -3,7 +3,7 @@
 
 #include "../data/files.h"
 #include "../data/json.h"
-#include "../data/tokenizer.h"
+#include "../data/tokenizer/tokenizer.h"
 
 #include <pthread.h>
 

@@ -7,7 +7,7 @@
 // Ids: 0..255 the bytes in GPT-2's order, then one id per merge in the order of learning, then the special tokens. The same
 // text gives the same bytes: of equally frequent pairs the one with the smaller ids is merged.
 #include "../json.h"
-#include "../pretokenizer.h"
+#include "../tokenizer/pretokenizer.h"
 
 #include <xxhash.h>
 

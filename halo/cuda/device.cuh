@@ -1,8 +1,8 @@
 // What every kernel file stands on: launching, shared memory, 16-byte accesses, warp and block reductions.
 //
-// The same kernels run in two ways. nvcc compiles them for GPUs. With HALO_SIMT a C++ compiler builds them against
-// test/simt.h, which executes each block's threads as fibers on the CPU, so that a machine without a GPU (CI is one) still
-// runs every kernel against the reference layers. For that a kernel is started by LAUNCH, takes its dynamic shared memory by
+// The same kernels run in two ways. nvcc compiles them for GPUs. With HALO_SIMT a C++ compiler builds them behind an emulator
+// that the Makefile includes first (test/simt.h): it executes each block's threads as fibers on the CPU, so that a machine
+// without a GPU (CI is one) still runs every kernel against the reference layers. For that a kernel is started by LAUNCH, takes its dynamic shared memory by
 // SHARED, and reaches PTX only through ptx.cuh, where each instruction has its definition in plain C++ beside it.
 #ifndef HALO_CUDA_DEVICE_CUH
 #define HALO_CUDA_DEVICE_CUH
@@ -12,9 +12,7 @@
 #include <map>
 #include <tuple>
 
-#ifdef HALO_SIMT
-#include "../../test/simt.h"
-#else
+#ifndef HALO_SIMT
 #include <cuda_runtime.h>
 #define LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                          \
     do {                                                                                   \

@@ -8,14 +8,14 @@
 #include <vector>
 
 #include "adamw.cuh"
-#include "attention.cuh"
+#include "attention/attention.cuh"
 #include "embed.cuh"
-#include "gemm.cuh"
+#include "gemm/gemm.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
 #include "rope.cuh"
-#include "rotate.cuh"
+#include "rotate/rotate.cuh"
 #include "sums.cuh"
 #include "swiglu.cuh"
 #include "wire.cuh"

@@ -14,7 +14,7 @@
 #ifndef HALO_CUDA_QUANTIZE_CUH
 #define HALO_CUDA_QUANTIZE_CUH
 
-#include "rotate.cuh"
+#include "rotate/rotate.cuh"
 #include "wire.cuh"
 
 // ================================================================ tiles of octets

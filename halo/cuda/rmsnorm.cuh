@@ -12,7 +12,7 @@
 #ifndef HALO_CUDA_RMSNORM_CUH
 #define HALO_CUDA_RMSNORM_CUH
 
-#include "rotate.cuh"
+#include "rotate/rotate.cuh"
 
 enum {
     kNormRows = 16,

@@ -7,7 +7,7 @@
 #ifndef HALO_CUDA_SWIGLU_CUH
 #define HALO_CUDA_SWIGLU_CUH
 
-#include "rotate.cuh"
+#include "rotate/rotate.cuh"
 
 // 1 / (1 + e^-g); an e^-g that overflows gives 0, as it should.
 __device__ inline float sigmoid(float g) { return __fdividef(1.0f, 1.0f + __expf(-g)); }

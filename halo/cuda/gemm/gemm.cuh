@@ -1,15 +1,15 @@
 // The one product, c = a b^T + beta c (ops.h), by formats:
 //
-//   INT8 x INT8                             sm_90a: gemm_sm90.cuh, where rows start at multiples of 16 bytes
-//   BF16 x BF16, F32 x F32, FP8/FP6 x same  cuBLASLt, wherever it takes the shape: gemm_cublaslt.cuh
-//   everything else                         gemm_sm80.cuh, which takes everything
+//   INT8 x INT8                             sm_90a: gemm/sm90.cuh, where rows start at multiples of 16 bytes
+//   BF16 x BF16, F32 x F32, FP8/FP6 x same  cuBLASLt, wherever it takes the shape: gemm/cublaslt.cuh
+//   everything else                         gemm/sm80.cuh, which takes everything
 #ifndef HALO_CUDA_GEMM_CUH
 #define HALO_CUDA_GEMM_CUH
 
-#include "gemm_sm80.cuh"
+#include "sm80.cuh"
 #ifndef HALO_SIMT
-#include "gemm_cublaslt.cuh"
-#include "gemm_sm90.cuh"
+#include "cublaslt.cuh"
+#include "sm90.cuh"
 #endif
 
 enum { kGemmBlock = 32 };   // PER_BLOCK32

@@ -25,7 +25,7 @@
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
 #include "hadamard_warp.cuh"
-#include "rotate_exact.cuh"
+#include "exact.cuh"
 
 enum {
     kTokenColumns = 32,       // of an item

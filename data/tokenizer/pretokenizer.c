@@ -1,7 +1,7 @@
 // Splits by PCRE2 with its just-in-time compiler (pcre2_match uses it where the machine allows one, and interprets else).
 #include "pretokenizer.h"
 
-#include "utf8.h"
+#include "../utf8.h"
 
 // PCRE2's \s also holds U+180E, which White_Space has not: \s and \S are spelled out. Other escapes are copied in pairs, so
 // that the s of "\\s" (a backslash, an s) stays one.

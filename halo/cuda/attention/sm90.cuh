@@ -7,17 +7,17 @@
 //           Two overlaps keep the tensor cores busy through the exponentials. Within a warpgroup, S = Q K^T of the next keys is issued
 //           before P V of the last ones, and its softmax runs during P V. Between warpgroups, named barriers let one issue its products
 //           at a time, so that the others are at their softmax.
-// backward  The scheme of attention_sm80.cuh with warpgroups for warps: two consumers of 64 keys each, kM queries at a time (64, or 128
+// backward  The scheme of attention/sm80.cuh with warpgroups for warps: two consumers of 64 keys each, kM queries at a time (64, or 128
 //           for heads of 64), Q and dY in two buffers, dS in two so that one barrier a step is enough. Of dQ each consumer forms 64 x 64.
 //           A thread of the producer's warpgroup waits for a block's turn at dQ and ends it; the consumers see mbarriers only.
 //
 // Flops: 2 T^2 HD a head forward, 5 T^2 HD backward. A K/V tile of 64 KB serves 4 kM kN HD flops forward: 128 flops a byte of the L2 for
-// heads of 128. The layout of tiles, masks, softmax and dQ's turns are those of attention_tiles.cuh, which the mma.sync kernels share.
+// heads of 128. The layout of tiles, masks, softmax and dQ's turns are those of attention/tiles.cuh, which the mma.sync kernels share.
 #ifndef HALO_CUDA_ATTENTION_SM90_CUH
 #define HALO_CUDA_ATTENTION_SM90_CUH
 
-#include "attention_tiles.cuh"
-#include "tensor_map.cuh"
+#include "tiles.cuh"
+#include "../tensor_map.cuh"
 
 enum { kBoxRows = 64, kWarpgroup = 128 };
 

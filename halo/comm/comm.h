@@ -1,5 +1,5 @@
-// Ranks talking to each other: one table of collectives, with one implementation at work: comm_solo.c (one rank),
-// comm_mpi.c (CPU ranks), comm_nccl.cu (GPU ranks).
+// Ranks talking to each other: one table of collectives, with one implementation at work: solo.c (one rank),
+// mpi.c (CPU ranks), nccl.cu (GPU ranks).
 //
 // Sums are taken in rank order in FP32 and rounded once, so that the result does not depend on timing.
 //
@@ -10,7 +10,7 @@
 #ifndef HALO_COMM_H
 #define HALO_COMM_H
 
-#include "ops.h"
+#include "../ops.h"
 
 typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait for
 

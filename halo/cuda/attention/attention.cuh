@@ -8,8 +8,8 @@
 
 #include <utility>
 
-#include "attention_sm80.cuh"
-#include "attention_sm90.cuh"
+#include "sm80.cuh"
+#include "sm90.cuh"
 
 // ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and everybody's turn and the ticket are zero.
 // Eight lanes take a row of a head, 16 bytes at a time; neighbours take neighbouring heads.

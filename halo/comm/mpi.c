@@ -3,8 +3,8 @@
 #include <mpi.h>
 
 #include "comm.h"
-#include "progress.h"
-#include "rng.h"
+#include "../progress.h"
+#include "../rng.h"
 
 static Comm mpi;
 static void* staging;            // grows to the largest piece

@@ -8,7 +8,7 @@
 #ifndef HALO_CUDA_GEMM_TILE_CUH
 #define HALO_CUDA_GEMM_TILE_CUH
 
-#include "ptx.cuh"
+#include "../ptx.cuh"
 
 struct GemmSide {
     const void* data;           // (rows, K), or (K, rows) when transposed

@@ -10,7 +10,7 @@
 #ifndef HALO_CUDA_ATTENTION_TILES_CUH
 #define HALO_CUDA_ATTENTION_TILES_CUH
 
-#include "ptx.cuh"
+#include "../ptx.cuh"
 
 struct AttnForward {
     const bf16* qkv;     // (BT, (NH + 2 NKV) HD), rows of ld_qkv
@@ -269,7 +269,7 @@ __device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], c
 }
 
 // Which keys a block of threads takes that was the `index`th to start: key block after key block, since the first ones have the most
-// queries, and all sequences and K/V heads side by side. Whom it waits for (attention_sm80.cuh) has begun before it.
+// queries, and all sequences and K/V heads side by side. Whom it waits for (attention/sm80.cuh) has begun before it.
 struct BackwardPlace {
     int b, kv, key;
 };
@@ -280,7 +280,7 @@ __device__ inline BackwardPlace backward_place(const AttnBackward& a, int index)
     return p;
 }
 
-// A block's place among those that add to one query block's dQ (attention_sm80.cuh says how they take turns).
+// A block's place among those that add to one query block's dQ (attention/sm80.cuh says how they take turns).
 struct DqTurn {
     int block;       // which (b, h, m): its counter is turns[block]
     unsigned turn;   // how many come before us

@@ -14,7 +14,7 @@
 #ifndef HALO_CUDA_GEMM_SM80_CUH
 #define HALO_CUDA_GEMM_SM80_CUH
 
-#include "gemm_tile.cuh"
+#include "tile.cuh"
 
 enum {
     kMmaTile = 128,                           // M and N of a block

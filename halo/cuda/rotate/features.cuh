@@ -1,4 +1,4 @@
-// x H of bf16 rows on tensor cores (hadamard_warp.cuh).
+// x H of bf16 rows on tensor cores (rotate/hadamard_warp.cuh).
 //
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
@@ -6,13 +6,13 @@
 // Others: rotate_features_kernel. A block takes rows one item after the other and has the next one on its way from memory into shared
 // memory while it sums this one across runs and writes it, so that memory never waits for a barrier: 4 bytes an element of shared
 // memory for FP32 and 2 for what is on its way, two blocks a multiprocessor for rows of 14336. Instructions an element, beside those of
-// hadamard_warp.cuh: about 2 to load, 1 for a maximum, 2 for bf16, 3 for INT8. In all 12 to 17: 6.7, 4.4 and 3.3 elements a clock and
+// rotate/hadamard_warp.cuh: about 2 to load, 1 for a maximum, 2 for bf16, 3 for INT8. In all 12 to 17: 6.7, 4.4 and 3.3 elements a clock and
 // multiprocessor would be 3 TB/s for the maximum, codes and bf16, out of 128 instructions a clock.
 #ifndef HALO_CUDA_ROTATE_FEATURES_CUH
 #define HALO_CUDA_ROTATE_FEATURES_CUH
 
 #include "hadamard_warp.cuh"
-#include "rotate_exact.cuh"
+#include "exact.cuh"
 
 // ================================================================ within a warp
 enum { kRotateWarpThreads = 128 };

@@ -1,11 +1,11 @@
-// Running a tokenizer: text to ids and back (tokenizer_load.c reads one from disk).
+// Running a tokenizer: text to ids and back (load.c reads one from disk).
 //
 //   text -> added tokens as they are -> normalizer -> added tokens in normalized text -> pre-tokenizer -> pieces -> ids
 //
 // Most pieces are words that were seen a moment ago: each thread keeps a cache of piece -> ids. A worker (cache and scratch
 // memory) is taken from the tokenizer's list for one call and put back, so that it lives as long as the tokenizer does.
-#include "tokenizer_internal.h"
-#include "utf8.h"
+#include "internal.h"
+#include "../utf8.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>

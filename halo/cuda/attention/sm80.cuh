@@ -15,7 +15,7 @@
 #ifndef HALO_CUDA_ATTENTION_SM80_CUH
 #define HALO_CUDA_ATTENTION_SM80_CUH
 
-#include "attention_tiles.cuh"
+#include "tiles.cuh"
 
 // ---- forward
 enum { kForwardM = 128, kForwardN = 64, kForwardThreads = 128 };

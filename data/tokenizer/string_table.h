@@ -5,7 +5,7 @@
 #ifndef DATA_STRING_TABLE_H
 #define DATA_STRING_TABLE_H
 
-#include "../halo/base.h"
+#include "../../halo/base.h"
 
 typedef struct {
     char* pool;

@@ -1,4 +1,4 @@
-// What a loaded tokenizer is made of: shared by tokenizer_load.c, which reads it, and tokenizer.c, which runs it.
+// What a loaded tokenizer is made of: shared by load.c, which reads it, and tokenizer.c, which runs it.
 //
 // The two families differ in their units. Byte-level: a unit is a byte, and tokenizer.json spells it with a printable
 // stand-in ("Ġ" for a space). Byte-fallback: a unit is a character, and one without a token is spelled in byte tokens

@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <cublasLt.h>
 
-#include "gemm_tile.cuh"
+#include "tile.cuh"
 
 enum {
     kLtWorthTrying = 512,             // for M, N and K at least this

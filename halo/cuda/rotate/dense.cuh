@@ -9,7 +9,7 @@
 #define HALO_CUDA_ROTATE_DENSE_CUH
 
 #include "hadamard_warp.cuh"
-#include "rotate_exact.cuh"
+#include "exact.cuh"
 
 enum { kDenseWarps = 4, kDenseRows = 16 * kDenseWarps, kDenseTiles = 11, kDenseFewTiles = 4 };   // 11 x 16 is the first beyond order 172
 

@@ -1,9 +1,9 @@
 // Reading tokenizer.json. Everything that would change a single id is either carried out or refused by its name; what has
 // no bearing on ids (truncation and padding, which training sets for itself, and offsets) is passed over.
-#include "files.h"
-#include "json.h"
-#include "tokenizer_internal.h"
-#include "utf8.h"
+#include "../files.h"
+#include "../json.h"
+#include "internal.h"
+#include "../utf8.h"
 
 enum { kMaxTokens = 1 << 22 };   // far above any real vocabulary; a wild id must not eat the memory
 

@@ -2,8 +2,8 @@
 #ifndef HALO_CUDA_HADAMARD_SIGNS_CUH
 #define HALO_CUDA_HADAMARD_SIGNS_CUH
 
-#include "../hadamard.h"
-#include "ptx.cuh"
+#include "../../hadamard.h"
+#include "../ptx.cuh"
 
 // The dense matrices across: G = K0 2^m with G <= kAcrossMost (m = 0 always), as A fragments of mma: (tiles, tiles, 32 lanes) uint4.
 enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16 };

@@ -12,7 +12,7 @@
 #define HALO_CUDA_ROTATE_EXACT_CUH
 
 #include "hadamard_signs.cuh"
-#include "rotate_sinks.cuh"
+#include "sinks.cuh"
 
 // ---- x / d for x < 2^30, as x * ceil(2^shift / d) >> shift with shift = 31 + floor(log2 d)
 struct Divisor {

@@ -6,7 +6,7 @@
 //   block      a producer warp and two consumer warpgroups of 64 x 256, wgmma m64n256k32, 128 sums a thread. Persistent
 //   stages     four of 48 KiB. full[s]: the bytes of A's and both halves of B's boxes. empty[s]: all consumer warps of both
 //              blocks, because a block also writes into its neighbour's stage
-//   epilogue   straight from registers, 16 bytes a lane in BF16 (gemm_tile.cuh). The second warpgroup starts kWgLag stages late
+//   epilogue   straight from registers, 16 bytes a lane in BF16 (gemm/tile.cuh). The second warpgroup starts kWgLag stages late
 //              and stays behind: while one stores, the other has the tensor cores for itself, and stages keep arriving
 //
 // Per tile of 128 x 256 the multiplications take K / 32 * 256 clocks (4096 a clock), the epilogue some 900 issue slots of each
@@ -18,8 +18,8 @@
 #ifndef HALO_CUDA_GEMM_SM90_CUH
 #define HALO_CUDA_GEMM_SM90_CUH
 
-#include "gemm_tile.cuh"
-#include "tensor_map.cuh"
+#include "tile.cuh"
+#include "../tensor_map.cuh"
 
 enum {
     kWgTileM = 128, kWgTileN = 256, kWgTileK = 128,   // of a block; K in bytes, one row of the 128-byte swizzle

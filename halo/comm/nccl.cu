@@ -9,7 +9,8 @@
 //   transfer  an event behind the backend's work at its start, one behind itself, and the host's place then: the watchdog asks the
 //             events how far the GPU is
 //
-// Compiled by nvcc, or with -x c++ -DHALO_SIMT against emulations of the GPU and of NCCL (test/simt.h, test/simt_nccl.h).
+// Compiled by nvcc, or with -x c++ -DHALO_SIMT behind emulations of the GPU and of NCCL, which the Makefile
+// includes first (test/simt.h, test/simt_nccl.h).
 #include <signal.h>
 
 #include <atomic>
@@ -18,12 +19,10 @@
 #include <mpi.h>
 
 #include "comm.h"
-#include "cuda/rank_sums.cuh"
-#include "progress.h"
+#include "../cuda/rank_sums.cuh"
+#include "../progress.h"
 
-#ifdef HALO_SIMT
-#include "../test/simt_nccl.h"
-#else
+#ifndef HALO_SIMT
 #include <nccl.h>
 #endif
 

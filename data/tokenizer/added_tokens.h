@@ -2,7 +2,7 @@
 #ifndef DATA_ADDED_TOKENS_H
 #define DATA_ADDED_TOKENS_H
 
-#include "../halo/base.h"
+#include "../../halo/base.h"
 
 typedef struct {
     char* content;

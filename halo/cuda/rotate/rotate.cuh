@@ -1,13 +1,13 @@
 // Hadamard rotations of a matrix from the right (features) or from the left (tokens), and its largest magnitude.
 //
-// bf16 runs on tensor cores: rotate_features.cuh, rotate_tokens.cuh, rotate_dense.cuh. What they leave over, and F32: rotate_exact.cuh. Where the values
-// go, a matrix, codes or only their maximum, is a sink of any of these kernels (rotate_sinks.cuh). absmax reads 2 bytes an element of bf16.
+// bf16 runs on tensor cores: rotate/features.cuh, rotate/tokens.cuh, rotate/dense.cuh. What they leave over, and F32: rotate/exact.cuh. Where the values
+// go, a matrix, codes or only their maximum, is a sink of any of these kernels (rotate/sinks.cuh). absmax reads 2 bytes an element of bf16.
 #ifndef HALO_CUDA_ROTATE_CUH
 #define HALO_CUDA_ROTATE_CUH
 
-#include "rotate_dense.cuh"
-#include "rotate_features.cuh"
-#include "rotate_tokens.cuh"
+#include "dense.cuh"
+#include "features.cuh"
+#include "tokens.cuh"
 
 // ================================================================ the largest magnitude
 enum { kAbsmaxThreads = 512, kAbsmaxLoads = 4 };

@@ -3,7 +3,7 @@
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H
 
-#include "../halo/base.h"
+#include "../../halo/base.h"
 
 typedef struct Tokenizer Tokenizer;
 

@@ -8,7 +8,7 @@
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
 
-#include "codes.cuh"
+#include "../codes.cuh"
 
 // How values become codes with one scale; absmax NULL: they don't.
 struct Quantizer {

@@ -7,7 +7,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include "../halo/base.h"
+#include "../../halo/base.h"
 
 typedef enum { KEEP_ALL, KEEP_MATCHES, KEEP_GAPS } Keep;   // which parts of the text go on: matches, what lies between, both
 

@@ -1,7 +1,7 @@
 // Search for added tokens. Few bytes of a text begin one, so the first byte alone sorts out nearly every position.
 #include "added_tokens.h"
 
-#include "utf8.h"
+#include "../utf8.h"
 
 void added_tokens_add(AddedTokens* list, const char* content, size_t bytes, AddedToken properties) {
     list->tokens = (AddedToken*)host_grow(list->tokens, (size_t)(list->count + 1) * sizeof(AddedToken));
