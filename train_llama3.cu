@@ -15,6 +15,7 @@
 #include "data/json.h"
 #include "data/utf8.h"
 #include "halo/ceilings.h"
+#include "halo/generate.h"
 #include "halo/hadamard.h"
 #include "halo/optim.h"
 #include "halo/options.h"
@@ -87,20 +88,20 @@ static void read_source_rows(void* self, int spec, int layer, int row0, int rows
 
 static Fmt state_fmt(const char* name) { return strcmp(name, "bf16") ? F32 : BF16; }
 
-// HQ-FSDP at work: one rank gathers nothing.
-static bool gathers_codes(const Session* s) { return s->o.qfsdp && s->comm->ranks > 1; }
-
+// Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
 static ShardOptions shard_options(const Session* s, bool train) {
-    int zero = s->o.zero == kAuto ? kZeroAuto : s->o.zero;
-    ShardOptions shard = {zero, !strcmp(s->o.master, "fp32"), F32, F32, train, s->o.prefetch, s->o.accum, (uint64_t)s->o.seed, F32};
+    const Options* o = &s->o;
+    bool given = o->zero != kAuto;
+    ShardOptions shard = {given ? o->zero : 3, given ? o->zero : 0, !strcmp(o->master, "fp32"), F32, F32, train, o->prefetch, o->accum,
+                          (uint64_t)o->seed, s->recipe, false};
     if (!train) return shard;
-    if (zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", zero);
-    shard.grad_fmt = state_fmt(s->o.grad_dtype);
-    shard.state_fmt = state_fmt(s->o.state_dtype);
-    if (gathers_codes(s) && zero != 3 && zero != kZeroAuto) user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", zero);
-    if (s->o.qfsdp && !linear_gathers_codes(s->recipe))
+    if (o->zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", o->zero);
+    shard.grad_fmt = state_fmt(o->grad_dtype);
+    shard.state_fmt = state_fmt(o->state_dtype);
+    if (o->qfsdp && s->comm->ranks > 1 && shard.zero != 3) user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", o->zero);
+    if (o->qfsdp && !linear_gathers_codes(s->recipe))
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", s->recipe->name);
-    if (s->o.qfsdp) shard.wire = s->recipe->fw.fmt;
+    shard.codes = o->qfsdp;
     return shard;
 }
 
@@ -356,7 +357,7 @@ static void load_checkpoint(Session* s, Progress* progress, const char* path) {
         describe_state(s, progress, rank, ranks, &run);
         checkpoint_load(path, &run.state);
     }
-    shard_state_restored(s->shard);
+    shard_weights_replaced(s->shard);
 }
 
 static void resume(Session* s, Progress* progress) {
@@ -424,11 +425,11 @@ static void print_evaluation(const char* path, Evaluation e) {
 static int command_eval(Options o) {
     Session s = session_open(o);
     if (!o.data) user_error("eval: name the data with --data FILE");
+    s.recipe = recipe_find("bf16");
     open_tokenizer(&s);
     Dataset* d = open_data(&s, o.data);
     load_weights(&s, false);
-    Model* model = model_new(&s.config, s.ops, recipe_find("bf16"), shard_units(s.shard), model_options(&s, false));
-    model_weights_changed(model);
+    Model* model = model_new(&s.config, s.ops, s.recipe, s.shard, model_options(&s, false));
     float* losses = (float*)s.ops->alloc(sizeof(float) * (size_t)o.batch * o.seq);
     Evaluation e = evaluate(&s, model, d, losses);
     if (leads(&s)) print_evaluation(o.data, e);
@@ -480,12 +481,11 @@ static Trainer trainer_new(const Session* s, int steps) {
     OptimConfig optim = {(float)o->lr, warmup, steps, schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
     Trainer t;
-    t.model = model_new(&s->config, s->ops, s->recipe, shard_units(s->shard), model_options(s, true));
+    t.model = model_new(&s->config, s->ops, s->recipe, s->shard, model_options(s, true));
     t.optim = optim_new(s->ops, optim);
     t.batch = batch_new(o->batch, o->seq);
     t.losses = (float*)s->ops->alloc(loss_bytes(o));
     t.host_losses = (float*)host_alloc(loss_bytes(o));
-    model_weights_changed(t.model);
     return t;
 }
 
@@ -497,13 +497,10 @@ static void trainer_free(const Session* s, Trainer* t) {
     free(t->host_losses);
 }
 
-static void finish_gradient(void* self, Mat g, Stack stack) { model_finish_gradients((const Model*)self, g, stack); }
-
 // The end of an optimizer step, once all its micro-steps are done.
 static void update_weights(Session* s, Trainer* t, int step) {
-    shard_reduce_gradients(s->shard, finish_gradient, t->model);
+    shard_reduce_gradients(s->shard);
     optim_step(&t->optim, s->shard, step);
-    model_weights_changed(t->model);
 }
 
 typedef struct {
@@ -616,7 +613,7 @@ typedef struct {
 
 static MemoryPlan plan_memory(const Session* s) {
     ShardBytes b = shard_bytes(&s->config, s->ops, s->comm, shard_options(s, true));
-    ModelBytes model = model_bytes(&s->config, s->ops, s->recipe, gathers_codes(s), model_options(s, true));
+    ModelBytes model = model_bytes(&s->config, s->ops, s->recipe, shard_gathers_codes(s->comm, shard_options(s, true)), model_options(s, true));
     model.scratch += loss_bytes(&s->o);
     size_t staging = s->comm->staging_bytes + s->ops->workspace_bytes();
     MemoryPlan plan = {b, model, staging, b.weights + b.gradients + b.optimizer + b.gathered + model_bytes_together(model) + staging};
@@ -720,7 +717,7 @@ enum { kMaxContext = 8192 };   // tokens of prompt and answer: what the KV cache
 typedef struct {
     const Tokenizer* tokenizer;
     const Config* config;
-    Decoder* decoder;
+    Sequence sequence;
     Sampler sampler;
     int stop[kMaxEos + 1], stop_count;   // tokens that end an answer
     int max_tokens;
@@ -736,14 +733,14 @@ static bool ends_answer(const Writer* w, int token) {
 static void write_answer(Writer* w, const int* prompt, int count, uint64_t number, bool live, Text* out) {
     DecodeStream stream;
     memset(&stream, 0, sizeof stream);
-    decoder_reset(w->decoder);
+    w->sequence.used = 0;
     if (count == 0) user_error("the prompt has no tokens to go on from (the tokenizer adds no BOS); write something");
-    if (count >= decoder_room(w->decoder))
+    if (count >= sequence_room(&w->sequence))
         user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", count,
-                   decoder_room(w->decoder) - 1, kMaxContext);
-    const float* logits = decoder_feed(w->decoder, prompt, count);
+                   sequence_room(&w->sequence) - 1, kMaxContext);
+    sequence_feed(&w->sequence, prompt, count);
     for (int i = 0; i < w->max_tokens; i++) {
-        int token = sample_token(&w->sampler, logits, w->config->V, number << 32 | (uint64_t)i);
+        int token = sample_token(&w->sampler, w->sequence.logits, w->config->V, number << 32 | (uint64_t)i);
         if (ends_answer(w, token)) break;
         size_t before = out->bytes;
         tokenizer_decode_next(w->tokenizer, &stream, token, true, out);
@@ -751,8 +748,8 @@ static void write_answer(Writer* w, const int* prompt, int count, uint64_t numbe
             fwrite(out->data + before, 1, out->bytes - before, stdout);
             fflush(stdout);
         }
-        if (decoder_room(w->decoder) == 0 || i + 1 == w->max_tokens) break;
-        logits = decoder_feed(w->decoder, &token, 1);
+        if (sequence_room(&w->sequence) == 0 || i + 1 == w->max_tokens) break;
+        sequence_feed(&w->sequence, &token, 1);
     }
     size_t before = out->bytes;
     tokenizer_decode_finish(&stream, out);
@@ -799,7 +796,7 @@ static json_t* json_text(const char* bytes, size_t count) {
 
 // One JSON line per example of --data, and the share of exact matches.
 static void answer_data(Session* s, Writer* w) {
-    s->o.seq = decoder_room(w->decoder) - 1;
+    s->o.seq = sequence_room(&w->sequence) - 1;
     s->o.long_policy = "truncate";
     DataOptions options = data_options(s);
     Dataset* d = dataset_load(s->o.data, s->tokenizer, &options);
@@ -832,6 +829,7 @@ static int command_generate(Options o) {
     Session s = session_open(o);
     if (s.comm->ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
     if (!!o.prompt + !!o.data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
+    s.recipe = recipe_find("bf16");
     open_tokenizer(&s);
     load_weights(&s, false);
     Writer w;
@@ -843,10 +841,13 @@ static int command_generate(Options o) {
     w.sampler = sampler;
     w.stop_count = hf_config_eos(s.source_dir, w.stop);
     if (s.chat.turn_end >= 0) w.stop[w.stop_count++] = s.chat.turn_end;
-    w.decoder = decoder_new(&s.config, s.ops, shard_units(s.shard), min_int(s.config.max_T, kMaxContext));
+    int positions = min_int(s.config.max_T, kMaxContext);
+    Model* model = model_new(&s.config, s.ops, s.recipe, s.shard, generation_options(1, positions));
+    w.sequence = sequence_new(model, &s.config, 0, positions);
     if (o.prompt) answer_prompt(&s, &w, o.prompt);
     else answer_data(&s, &w);
-    decoder_free(w.decoder);
+    sequence_free(&w.sequence);
+    model_free(model);
     session_close(&s);
     return 0;
 }

@@ -51,19 +51,18 @@ typedef struct {
     double ms, loss, cosine, model_gib, all_gib;
 } Result;
 
-static const ShardOptions kStorage = {0, false, BF16, BF16, true, 0, 1, 1, F32};   // all BF16, one rank
+static const ShardOptions kStorage = {0, 0, false, BF16, BF16, true, 0, 1, 1, NULL, false};   // all BF16, one rank
 
 // `plain`: the bf16 recipe's gradient, kept by the first call.
 static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatch* batch, Mat* plain) {
     Result r;
     int BT = batch->B * batch->T;
-    ModelOptions options = {batch->B, batch->T, true, RECOMPUTE_NONE, (size_t)256 << 20, 0, recipe_find("bf16"), false};
+    ModelOptions options = {batch->B, batch->T, true, RECOMPUTE_NONE, (size_t)256 << 20, 0, recipe_find("bf16"), false, 0, 0};
     ShardBytes bytes = shard_bytes(c, &cuda_ops, comm_solo(), kStorage);
     size_t of_model = model_bytes_together(model_bytes(c, &cuda_ops, recipe, false, options));
     r.model_gib = (double)of_model / (1 << 30);
     r.all_gib = (double)(of_model + bytes.weights + bytes.gradients + bytes.optimizer) / (1 << 30);
-    Model* model = model_new(c, &cuda_ops, recipe, shard_units(shard), options);
-    model_weights_changed(model);
+    Model* model = model_new(c, &cuda_ops, recipe, shard, options);
     float* losses = (float*)cuda_ops.alloc(sizeof(float) * (size_t)BT);
 
     shard_begin_step(shard, 1);
@@ -71,9 +70,10 @@ static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatc
     step();
     shard_end_micro_step(shard);
     r.loss = mean(losses, BT);
-    Mat g = shard_units(shard).acquire(shard, 1, BACKWARD)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
+    Mat g = shard_acquire(shard, 1, BACKWARD)->g[S_GATE_UP], got = zeros(g.rows, g.cols, BF16);
     cuda_ops.copy(got.data, g.data, mat_bytes(g));
-    model_finish_gradients(model, got, S_GATE_UP);
+    Linear linear = linear_of(&cuda_ops, recipe);
+    linear_finish_grad(&linear, got);
     if (!plain->data) *plain = got;
     r.cosine = cosine_of(got, *plain);
     r.ms = 1e-3 * median_us(step);

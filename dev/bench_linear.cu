@@ -42,6 +42,7 @@ typedef struct {
     Producer producer;
     WeightOperand wq;
     InputOperand in;
+    GradOperand grad;
     Prep prep;                           // what X's producer does
     Mat x, w, dy, y, dx, dw;
     Mat source, norm_weight, produced;   // X's producer: from, with, to; for its time alone
@@ -70,13 +71,14 @@ static Bench bench_new(int index, const Recipe* recipe, int tokens) {
         linear_place(&b.ln, &arena, &cuda_ops, recipe, &b.shape, 1, tokens, 0);
         linear_place_weight(&b.ln, &b.wq, &arena, &arena, b.shape);
         linear_place_input(&b.ln, &b.in, &arena, &arena, b.shape, b.x);
+        linear_place_grad(&b.grad, &arena, b.dy);
         if (pass == 0) b.memory = cuda_ops.alloc(arena.used);
     }
     b.prep = linear_input_prep(&b.ln, &b.in);
     if (b.producer == FROM_ATTENTION && b.prep.rotate) b.prep = kPrepNone;
     // What the producers leave: the maximum of X, which this raises, and the maxima of dY.
     linear_prepare_input(&b.ln, &b.in, b.x, kPrepNone);
-    linear_measure_grad(&b.ln, b.dy, b.shape);
+    linear_measure_grad(&b.ln, &b.grad, b.shape);
     linear_prepare_weight(&b.ln, &b.wq, b.w, b.shape);
     return b;
 }
@@ -89,7 +91,7 @@ static void bench_free(Bench* b) {
 static void forward_backward(const Bench* b, InputOperand* in, float beta) {
     linear_prepare_input(&b->ln, in, b->x, b->prep);
     linear_forward(&b->ln, b->y, in, b->w, &b->wq, b->shape);
-    linear_backward(&b->ln, b->dx, b->dw, beta, b->dy, in, b->w, &b->wq, b->shape);
+    linear_backward(&b->ln, b->dx, b->dw, beta, &b->grad, in, b->w, &b->wq, b->shape);
 }
 
 static double producer_us(const Bench* b, Prep prep) {

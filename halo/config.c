@@ -1,22 +1,22 @@
 // Llama-3's sizes: the parameter list, presets, and the checks on a configuration.
-#include "llama3.h"
+#include "config.h"
 
 int param_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
     int q = c->NH * c->HD, kv = c->NKV * c->HD;
     const ParamSpec all[kMaxParamSpecs] = {
-        // name                                              rows   cols  layer  linear decay  stack
-        {"model.embed_tokens.weight",                        c->V,  c->C, false, false, true,  S_EMBED},
-        {"model.layers.%d.input_layernorm.weight",           1,     c->C, true,  false, false, S_ATTN_NORM},
-        {"model.layers.%d.self_attn.q_proj.weight",          q,     c->C, true,  true,  true,  S_QKV},
-        {"model.layers.%d.self_attn.k_proj.weight",          kv,    c->C, true,  true,  true,  S_QKV},
-        {"model.layers.%d.self_attn.v_proj.weight",          kv,    c->C, true,  true,  true,  S_QKV},
-        {"model.layers.%d.self_attn.o_proj.weight",          c->C,  q,    true,  true,  true,  S_O},
-        {"model.layers.%d.post_attention_layernorm.weight",  1,     c->C, true,  false, false, S_MLP_NORM},
-        {"model.layers.%d.mlp.gate_proj.weight",             c->F,  c->C, true,  true,  true,  S_GATE_UP},
-        {"model.layers.%d.mlp.up_proj.weight",               c->F,  c->C, true,  true,  true,  S_GATE_UP},
-        {"model.layers.%d.mlp.down_proj.weight",             c->C,  c->F, true,  true,  true,  S_DOWN},
-        {"model.norm.weight",                                1,     c->C, false, false, false, S_FINAL_NORM},
-        {"lm_head.weight",                                   c->V,  c->C, false, false, true,  S_HEAD},
+        // name                                              rows   cols  layer  decay  stack
+        {"model.embed_tokens.weight",                        c->V,  c->C, false, true,  S_EMBED},
+        {"model.layers.%d.input_layernorm.weight",           1,     c->C, true, false, S_ATTN_NORM},
+        {"model.layers.%d.self_attn.q_proj.weight",          q,     c->C, true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.k_proj.weight",          kv,    c->C, true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.v_proj.weight",          kv,    c->C, true,  true,  S_QKV},
+        {"model.layers.%d.self_attn.o_proj.weight",          c->C,  q,    true,  true,  S_O},
+        {"model.layers.%d.post_attention_layernorm.weight",  1,     c->C, true, false, S_MLP_NORM},
+        {"model.layers.%d.mlp.gate_proj.weight",             c->F,  c->C, true,  true,  S_GATE_UP},
+        {"model.layers.%d.mlp.up_proj.weight",               c->F,  c->C, true,  true,  S_GATE_UP},
+        {"model.layers.%d.mlp.down_proj.weight",             c->C,  c->F, true,  true,  S_DOWN},
+        {"model.norm.weight",                                1,     c->C, false, false, S_FINAL_NORM},
+        {"lm_head.weight",                                   c->V,  c->C, false, true,  S_HEAD},
     };
     int count = c->tied ? kMaxParamSpecs - 1 : kMaxParamSpecs;
     memcpy(specs, all, sizeof(ParamSpec) * (size_t)count);
@@ -39,6 +39,22 @@ StackSize stack_size(const Config* config, Stack stack) {
         size.cols = specs[i].cols;
     }
     return size;
+}
+
+bool stack_is_norm(Stack stack) { return stack == S_ATTN_NORM || stack == S_MLP_NORM || stack == S_FINAL_NORM; }
+
+const BlockLinear kLinears[kLinearCount] = {
+    // stack     name       matrices                        reads the output of
+    {S_QKV,     "qkv",     {"q_proj", "k_proj", "v_proj"}, S_ATTN_NORM},
+    {S_O,       "o",       {"o_proj", NULL, NULL},         kStacks},   // attention
+    {S_GATE_UP, "gate_up", {"gate_proj", "up_proj", NULL}, S_MLP_NORM},
+    {S_DOWN,    "down",    {"down_proj", NULL, NULL},      kStacks},   // SwiGLU
+};
+
+int linear_of_stack(Stack stack) {
+    for (int i = 0; i < kLinearCount; i++)
+        if (kLinears[i].stack == stack) return i;
+    return -1;
 }
 
 LinearShape stack_shape(const Config* config, Stack stack) {

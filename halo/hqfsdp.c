@@ -6,26 +6,22 @@ typedef struct {
     uint8_t** arrived;   // (ring): what came over the wire, (share * ranks, ld), or the same packed
     uint8_t* unpacked;   // (share * ranks, ld); NULL if codes arrive as they are
     uint8_t* codes_t;    // each matrix's (K, N) one after the other
-} Place;
+} CodePlace;
 
 struct HqFsdp {
     const Config* config;
+    const Linear* linear;    // makes the codes
     const Ops* ops;
     const Comm* comm;
     const Piece* pieces;
     int count, ring;
     Fmt fmt;
-    const Linear* linear;    // that made the codes
     uint8_t** codes;         // (count): this rank's share of each piece, (share, ld); what goes over the wire
     float* maxima;           // (count, kMaxParts)
     float* scales;           // (count, kMaxParts, kScalePlace): the first of each counts
-    Place place[kStacks];
+    CodePlace place[kLinearCount];
     void* memory;
 };
-
-bool hqfsdp_takes(const Piece* p) {
-    return p->stack == S_QKV || p->stack == S_O || p->stack == S_GATE_UP || p->stack == S_DOWN;
-}
 
 static bool packs(Fmt fmt) { return fmt == FP6_E3M2 || fmt == FP6_E2M3; }
 static size_t code_bytes(int rows, int cols) { return (size_t)rows * linear_code_ld(cols); }
@@ -35,15 +31,16 @@ static void place_all(HqFsdp* h, Arena* arena) {
     const Comm* comm = h->comm;
     h->maxima = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
     h->scales = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts * kScalePlace);
-    bool placed[kStacks] = {false};
+    bool placed[kLinearCount] = {false};
     for (int i = 0; i < h->count; i++) {
         const Piece* p = &h->pieces[i];
-        if (!hqfsdp_takes(p)) continue;
+        if (!travels_as_codes(p)) continue;
         size_t share = code_bytes(p->share, p->cols);
         h->codes[i] = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share));
-        if (placed[p->stack]) continue;
-        placed[p->stack] = true;
-        Place* place = &h->place[p->stack];
+        int linear = linear_of_stack(p->stack);
+        if (placed[linear]) continue;
+        placed[linear] = true;
+        CodePlace* place = &h->place[linear];
         LinearShape shape = stack_shape(h->config, p->stack);
         size_t transposed = 0;
         for (int part = 0; part < shape.parts; part++) transposed += round_up(code_bytes(shape.K, shape.N[part]), kArenaAlign);
@@ -54,37 +51,37 @@ static void place_all(HqFsdp* h, Arena* arena) {
     }
 }
 
-static HqFsdp* describe(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
+static HqFsdp* describe(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
     HqFsdp* h = (HqFsdp*)host_alloc(sizeof(HqFsdp));
     h->config = config;
-    h->ops = ops;
+    h->linear = linear;
+    h->ops = linear->ops;
     h->comm = comm;
     h->pieces = pieces;
     h->count = count;
     h->ring = ring;
-    h->fmt = fmt;
+    h->fmt = linear_code_fmt(linear);
     h->codes = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)count);
-    for (int k = 0; k < kStacks; k++) h->place[k].arrived = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)ring);
+    for (int k = 0; k < kLinearCount; k++) h->place[k].arrived = (uint8_t**)host_alloc(sizeof(uint8_t*) * (size_t)ring);
     return h;
 }
 static void forget(HqFsdp* h) {
-    for (int k = 0; k < kStacks; k++) free(h->place[k].arrived);
+    for (int k = 0; k < kLinearCount; k++) free(h->place[k].arrived);
     free(h->codes);
     free(h);
 }
 
-size_t hqfsdp_bytes(const Config* config, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
-    if (fmt_bytes(fmt) != 1) return 0;
-    HqFsdp* h = describe(config, NULL, comm, pieces, count, fmt, ring);
+size_t hqfsdp_bytes(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
+    HqFsdp* h = describe(config, linear, comm, pieces, count, ring);
     Arena measure = {NULL, 0};
     place_all(h, &measure);
     forget(h);
     return measure.used;
 }
 
-HqFsdp* hqfsdp_new(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring) {
-    HqFsdp* h = describe(config, ops, comm, pieces, count, fmt, ring);
-    h->memory = ops->alloc(hqfsdp_bytes(config, comm, pieces, count, fmt, ring));
+HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
+    HqFsdp* h = describe(config, linear, comm, pieces, count, ring);
+    h->memory = h->ops->alloc(hqfsdp_bytes(config, linear, comm, pieces, count, ring));
     Arena arena = {(char*)h->memory, 0};
     place_all(h, &arena);
     return h;
@@ -111,15 +108,14 @@ static OwnPart own_part(const Piece* p, LinearShape shape, int part) {
     return own;
 }
 
-void hqfsdp_absmax(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
+void hqfsdp_absmax(HqFsdp* h, int piece, Mat own_rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
-    h->linear = linear;
     for (int part = 0; part < shape.parts; part++) {
         float* absmax = maximum_of(h, piece, part);
         OwnPart own = own_part(p, shape, part);
         h->ops->zero(absmax, sizeof(float));
-        if (own.rows) linear_rows_absmax(linear, absmax, mat_rows(own_rows, own.first, own.rows));
+        if (own.rows) linear_rows_absmax(h->linear, absmax, mat_rows(own_rows, own.first, own.rows));
     }
 }
 
@@ -128,16 +124,16 @@ void hqfsdp_share_absmax(HqFsdp* h) {
     h->comm->wait(h->comm->start());
 }
 
-void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
+void hqfsdp_quantize(HqFsdp* h, int piece, Mat own_rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
     size_t row_bytes = (size_t)linear_code_ld(p->cols);
     // Packed codes are quantized where whole ones are unpacked later, and packed from there.
-    uint8_t* codes = packs(h->fmt) ? h->place[p->stack].unpacked : h->codes[piece];
+    uint8_t* codes = packs(h->fmt) ? h->place[linear_of_stack(p->stack)].unpacked : h->codes[piece];
     for (int part = 0; part < shape.parts; part++) {
         OwnPart own = own_part(p, shape, part);
         // Every rank needs every scale, also of a matrix it owns no row of.
-        linear_rows_codes(linear, codes + (size_t)own.first * row_bytes * (own.rows > 0), scale_of(h, piece, part),
+        linear_rows_codes(h->linear, codes + (size_t)own.first * row_bytes * (own.rows > 0), scale_of(h, piece, part),
                           mat_rows(own_rows, own.rows ? own.first : 0, own.rows), maximum_of(h, piece, part));
     }
     Mat share = {codes, p->share, p->cols, linear_code_ld(p->cols), h->fmt};
@@ -146,12 +142,12 @@ void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows) {
 
 void hqfsdp_gather(HqFsdp* h, int piece, int slot) {
     const Piece* p = &h->pieces[piece];
-    h->comm->all_gather(h->place[p->stack].arrived[slot], h->codes[piece], wire_bytes(h->fmt, code_bytes(p->share, p->cols)));
+    h->comm->all_gather(h->place[linear_of_stack(p->stack)].arrived[slot], h->codes[piece], wire_bytes(h->fmt, code_bytes(p->share, p->cols)));
 }
 
 WeightOperand hqfsdp_operand(HqFsdp* h, int piece, int slot, Pass pass) {
     const Piece* p = &h->pieces[piece];
-    const Place* place = &h->place[p->stack];
+    const CodePlace* place = &h->place[linear_of_stack(p->stack)];
     LinearShape shape = stack_shape(h->config, p->stack);
     uint8_t *codes = place->arrived[slot], *codes_t = pass == BACKWARD ? place->codes_t : NULL;
     if (packs(h->fmt)) {

@@ -11,18 +11,16 @@
 
 typedef struct HqFsdp HqFsdp;
 
-// Does this piece travel as codes?
-C_API bool hqfsdp_takes(const Piece* p);
 // `ring` layers can be gathered at once.
-C_API HqFsdp* hqfsdp_new(const Config* config, const Ops* ops, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring);
+C_API HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring);
 C_API void hqfsdp_free(HqFsdp* h);
-C_API size_t hqfsdp_bytes(const Config* config, const Comm* comm, const Piece* pieces, int count, Fmt fmt, int ring);
+C_API size_t hqfsdp_bytes(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring);
 
 // After an update, for every piece that travels as codes (its index, and this rank's rows of it): first the maxima of all,
 // then share_absmax, then the codes of all.
-C_API void hqfsdp_absmax(HqFsdp* h, const Linear* linear, int piece, Mat own_rows);
+C_API void hqfsdp_absmax(HqFsdp* h, int piece, Mat own_rows);
 C_API void hqfsdp_share_absmax(HqFsdp* h);
-C_API void hqfsdp_quantize(HqFsdp* h, const Linear* linear, int piece, Mat own_rows);
+C_API void hqfsdp_quantize(HqFsdp* h, int piece, Mat own_rows);
 
 // A collective of the next transfer (comm.h): the codes of a piece, into the ring's place `slot`.
 C_API void hqfsdp_gather(HqFsdp* h, int piece, int slot);

@@ -31,8 +31,18 @@ static LinearShape product_shape(LinearShape shape, Opnd a, Opnd b) {
 
 bool linear_keeps_plain_input(const Recipe* r) { return is_plain(r->gx) || !same_opnd(r->fx, r->gx); }
 
-static int padded_tokens(int tokens, int block) {
+// The rows of dY on the way to its codes: a rotation along the tokens pads them to an order that there is.
+static int rotated_rows(const Recipe* r, int tokens, int block) {
+    if (!r->ee.rotate) return tokens;
     return block ? (int)round_up((size_t)tokens, (size_t)block) : hadamard_round_up(tokens);
+}
+
+Linear linear_of(const Ops* ops, const Recipe* recipe) {
+    Linear ln;
+    memset(&ln, 0, sizeof ln);
+    ln.ops = ops;
+    ln.recipe = recipe;
+    return ln;
 }
 
 void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
@@ -42,11 +52,10 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
         widest_K = max_int(widest_K, shapes[i].K);
         for (int p = 0; p < shapes[i].parts; p++) widest_part = max_int(widest_part, shapes[i].N[p]);
     }
-    ln->ops = ops;
-    ln->recipe = recipe;
+    *ln = linear_of(ops, recipe);
     ln->tokens = tokens;
     ln->token_block = token_block;
-    ln->rotated_rows = recipe->ee.rotate ? padded_tokens(tokens, token_block) : tokens;
+    ln->rotated_rows = rotated_rows(recipe, tokens, token_block);
     size_t rows = (size_t)ln->rotated_rows, act_bytes = fmt_bytes(ops->act);
     ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
     ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
@@ -55,13 +64,13 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->dy_codes_t = is_plain(recipe->ge) ? NULL : arena_take(arena, (size_t)widest_part * code_ld(tokens));
     ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
     ln->g_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_part, recipe->ge.gran));
-    ln->dy_maxima = (float*)arena_take(arena, (kMaxParts + 1) * sizeof(float));
 }
 
 Linear linear_on(const Linear* ln, int tokens) {
-    check(tokens <= ln->tokens && !ln->recipe->ee.rotate, "linear_on: %d of %d tokens, recipe %s", tokens, ln->tokens, ln->recipe->name);
+    check(tokens <= ln->tokens, "linear_on: %d of %d tokens", tokens, ln->tokens);
     Linear piece = *ln;
-    piece.tokens = piece.rotated_rows = tokens;
+    piece.tokens = tokens;
+    piece.rotated_rows = rotated_rows(ln->recipe, tokens, ln->token_block);
     return piece;
 }
 
@@ -88,6 +97,11 @@ void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* 
             in->f.codes_t = in->g.codes_t;
         }
     }
+}
+
+void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy) {
+    g->dy = dy;
+    g->absmax = (float*)arena_take(maxima, 2 * kMaxParts * sizeof(float));
 }
 
 void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape) {
@@ -159,6 +173,7 @@ void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearSha
 // ---- codes of a shard's rows
 
 bool linear_gathers_codes(const Recipe* r) { return !is_plain(r->fw) && r->fw.gran == PER_TENSOR && same_opnd(r->fw, r->ew); }
+Fmt linear_code_fmt(const Linear* ln) { return ln->recipe->fw.fmt; }
 int linear_code_ld(int K) { return code_ld(K); }
 
 void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows) {
@@ -193,33 +208,34 @@ typedef struct {
     Side e, g;
 } GradSides;
 
-float* linear_grad_maxima(const Linear* ln) {
+float* linear_grad_maxima(const Linear* ln, const GradOperand* g) {
     const Recipe* r = ln->recipe;
     bool e_reads = r->ee.gran == PER_TENSOR && !r->ee.rotate, g_reads = r->ge.gran == PER_TENSOR;
-    if (!e_reads && !g_reads) return NULL;
-    ln->ops->zero(ln->dy_maxima, kMaxParts * sizeof(float));
-    return ln->dy_maxima;
+    return e_reads || g_reads ? g->absmax : NULL;
 }
 
-void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape) {
-    float* maxima = linear_grad_maxima(ln);
-    for (int p = 0, col = 0; maxima && p < shape.parts; col += shape.N[p++]) ln->ops->absmax(maxima + p, mat_cols(dy, col, shape.N[p]));
-}
-
-// `maximum` is dY's as it was made.
-static GradSides prepare_grad(const Linear* ln, Mat dy, float* maximum) {
+void linear_measure_grad(const Linear* ln, GradOperand* g, LinearShape shape) {
     const Recipe* r = ln->recipe;
+    if (r->ee.gran != PER_TENSOR && r->ge.gran != PER_TENSOR) return;
+    float* maxima = linear_grad_maxima(ln, g);
+    ln->ops->zero(g->absmax, 2 * kMaxParts * sizeof(float));
+    for (int p = 0, col = 0; maxima && p < shape.parts; col += shape.N[p++]) ln->ops->absmax(maxima + p, mat_cols(g->dy, col, shape.N[p]));
+}
+
+// The columns [col, col + N) of dY, which belong to matrix p of the stack.
+static GradSides prepare_grad(const Linear* ln, const GradOperand* grad, int p, int col, int N) {
+    const Recipe* r = ln->recipe;
+    Mat dy = mat_cols(grad->dy, col, N);
     GradSides s = {plain_side(dy, false), plain_side(dy, true)};
-    QMat e = {code_mat(ln->dy_codes, ln->rotated_rows, dy.cols, r->ee.fmt), {NULL, 0, 0, 0, F32}, ln->e_scale, r->ee.gran};
-    QMat g = {{NULL, 0, 0, 0, F32}, code_mat(ln->dy_codes_t, dy.cols, ln->tokens, r->ge.fmt), ln->g_scale, r->ge.gran};
+    QMat e = {code_mat(ln->dy_codes, ln->rotated_rows, N, r->ee.fmt), {NULL, 0, 0, 0, F32}, ln->e_scale, r->ee.gran};
+    QMat g = {{NULL, 0, 0, 0, F32}, code_mat(ln->dy_codes_t, N, ln->tokens, r->ge.fmt), ln->g_scale, r->ge.gran};
     bool shared = same_opnd(r->ee, r->ge) && !is_plain(r->ee);
     if (shared) {
         e.codes_t = g.codes_t;
         g.scale = e.scale;
     }
+    float *maximum = grad->absmax + p, *rotated_maximum = grad->absmax + kMaxParts + p;
     Prep done = {false, maximum};
-    float* rotated_maximum = ln->dy_maxima + kMaxParts;
-    if (r->ee.rotate) ln->ops->zero(rotated_maximum, sizeof(float));
     if (!is_plain(r->ee)) {
         if (r->ee.rotate) prepare(ln, e, dy, r->ee, ROTATE_ROWS, rotated_maximum, kPrepNone);
         else prepare(ln, e, dy, r->ee, ROTATE_ROWS, maximum, done);
@@ -232,10 +248,11 @@ static GradSides prepare_grad(const Linear* ln, Mat dy, float* maximum) {
     return s;
 }
 
-void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
+void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                      const WeightOperand* wq, LinearShape shape) {
     const Recipe* r = ln->recipe;
     const Ops* ops = ln->ops;
+    Mat dy = g->dy;
     // A product without scales takes the stack as one matrix...
     bool e_whole = is_plain(r->ee) && is_plain(r->ew), g_whole = is_plain(r->ge) && is_plain(r->gx);
     Side X = is_plain(r->gx) ? plain_side(in->g.codes, true) : side_codes_t(in->g);
@@ -246,7 +263,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const
     Mat product = r->ee.rotate ? mat(ln->product, ln->rotated_rows, dx.cols, ops->act) : dx;
     for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
         int N = shape.N[p];
-        GradSides dY = prepare_grad(ln, mat_cols(dy, row, N), ln->dy_maxima + p);
+        GradSides dY = prepare_grad(ln, g, p, row, N);
         Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
         if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
         if (!g_whole) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);

@@ -39,6 +39,12 @@ typedef struct {
     float* absmax;   // 2 * kMaxParts
 } WeightOperand;
 
+// dY of the stacked matrices, (M, sum of N), where whoever makes it writes it.
+typedef struct {
+    Mat dy;
+    float* absmax;   // 2 * kMaxParts: of each matrix's columns of dY as they are, and rotated; zeroed by the caller before dY is made
+} GradOperand;
+
 typedef struct {
     const Ops* ops;
     const Recipe* recipe;
@@ -52,26 +58,29 @@ typedef struct {
     void* dy_codes;    // (rotated_rows, N) for E
     void* dy_codes_t;  // (N, M) for G
     float *e_scale, *g_scale;
-    float* dy_maxima;  // kMaxParts: of each stacked matrix's dY as it was made; one more: of a rotated dY
 } Linear;
 
-// Lays out the scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
+// A linear without scratch: all that preparing weights and finishing gradients takes.
+C_API Linear linear_of(const Ops* ops, const Recipe* recipe);
+// The same with scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
 C_API void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
                         int tokens, int token_block);
-// The same linear on fewer tokens, in the same scratch: one piece of a batch, for which linear_place_input is called anew. Its
-// recipe must not rotate tokens.
+// The same linear on fewer tokens, in the same scratch: one piece of a batch, for which linear_place_input is called anew.
 C_API Linear linear_on(const Linear* ln, int tokens);
 
 // Must the producer's plain output (M,K) outlive the forward pass, because G reads it as it is?
 C_API bool linear_keeps_plain_input(const Recipe* r);
 // Lays out what stays of X until backward. `x` is where the producer writes.
 C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x);
+// Lays out what is known of dY beside `dy` itself, the memory that it is written to.
+C_API void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy);
 // Lays out the prepared forms of W (N,K); nothing for a plain recipe.
 C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape);
 
 // ---- HQ-FSDP (arXiv 2501.02625): a rank rotates and quantizes the rows that it owns, and the codes are what is gathered.
 // Can W travel as codes: quantized per tensor, and the same for F and E?
 C_API bool linear_gathers_codes(const Recipe* r);
+C_API Fmt linear_code_fmt(const Linear* ln);   // of those codes
 C_API int linear_code_ld(int K);   // bytes from one row of codes to the next
 // Raises *absmax by some rows of one matrix, rotated as the recipe says.
 C_API void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows);
@@ -89,16 +98,15 @@ C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, Lin
 
 // y (M,N) = X W^T. For a plain recipe w is read itself.
 C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
-// Where whatever makes a dY raises the maxima of its stacked matrices, zero now, for the linear_backward that comes next; NULL if
-// nothing reads them.
-C_API float* linear_grad_maxima(const Linear* ln);
-// The same for a dY (M,N) that is there already: a pass over it raises them.
-C_API void linear_measure_grad(const Linear* ln, Mat dy, LinearShape shape);
-// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G. The maxima of dY are in linear_grad_maxima.
-C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, Mat dy, const InputOperand* in, Mat w,
+// Where the op that writes dY raises max|dY| of each stacked matrix (kMaxParts floats); NULL if no product reads them.
+C_API float* linear_grad_maxima(const Linear* ln, const GradOperand* g);
+// The same maxima for a dY whose op does not find them: zeroes them, and takes a pass over dY.
+C_API void linear_measure_grad(const Linear* ln, GradOperand* g, LinearShape shape);
+// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G.
+C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
 // Right after linear_backward with beta 0: what the recipe did to the unquantized x (M,K), w (N,K; data NULL: there is none here) and
-// dy (M,N), and to dw (quant_stats.h). `linear` is its number within a block.
+// dy (M,N), and to dw (quant_stats.h). `linear` is its index in kLinears (config.h).
 struct QuantStats;
 C_API void linear_observe(const Linear* ln, struct QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw);
 // dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.

@@ -21,32 +21,38 @@
 typedef struct {
     Mat res1, res2, h1, qkv, att, h2, gate_up, act;
     float *rstd1, *rstd2, *lse;
-    InputOperand x_qkv, x_o, x_gate_up, x_down;   // h1, att, h2, act as products read them
+    InputOperand x[kLinearCount];    // h1, att, h2, act as products read them
+    GradOperand dy[kLinearCount];    // the gradients of qkv, att Wo^T, gate_up, down as products read them
 } Block;
 
 typedef struct {
-    WeightOperand qkv, o, gate_up, down;
+    WeightOperand w[kLinearCount];
     bool prepared;
 } BlockWeights;
 
 struct Model {
     Config c;
     const Ops* ops;
-    UnitSource units;
+    Shard* shard;
     ModelOptions opt;
+    bool gathers_codes;      // the shard hands out the linears' codes; else they are prepared here
     Linear linear;
-    LinearShape qkv, o, gate_up, down;
+    LinearShape shape[kLinearCount];
     Linear head;             // on the rows of a piece
     LinearShape head_shape;
-    int BT;
+    int BT;                  // rows of the batch at work
+    int most_rows;           // that there is memory for
+    int most_piece_rows;     // of logits held at once
 
     Block* blocks;           // L
     BlockWeights* weights;   // L
+    unsigned version;        // of the weights that were prepared
     Mat branch;              // (BT, C) what the block's next norm will add to the stream
     Mat res, h;              // (BT, C) after the last block: the stream, and its norm
     float* rstd;
     Mat logits;              // (rows of a piece, V)
     void *head_input, *head_maxima;   // where linear_place_input lays out a piece of h
+    float* head_grad_maxima;
     WeightOperand head_weight;
     bool head_prepared;
     // backward
@@ -56,16 +62,21 @@ struct Model {
     QuantStats stats;
     bool observing;                   // in this micro-step
 
-    float *input_maxima, *weight_maxima;
-    size_t input_maxima_bytes, weight_maxima_bytes;
-    float* cos_sin;          // (T, HD)
-    int* inputs;             // the batch's six arrays on the backend
+    float *batch_maxima, *weight_maxima;   // of operands that change with every batch, and with every update
+    size_t batch_maxima_bytes, weight_maxima_bytes;
+    float* cos_sin;          // (T or positions, HD)
+    int* inputs;             // the batch's arrays on the backend
     int* host_inputs;
     const int *tokens, *targets, *pos, *start, *end, *order;
+    // generation
+    Mat* cache;              // L of (slots * positions, 2 NKV HD)
+    Mat wanted;              // (BT, C) the rows of h whose logits are wanted
+    const int *slot, *wanted_rows;
+    bool extending;          // this batch goes through the cache
     void* memory;
 };
 
-enum { kBatchArrays = 6 };
+enum { kBatchArrays = 6 };   // Batch has six; NewTokens and the rows wanted of it are fewer
 
 // The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
 static int head_unit(const Config* c) { return c->tied ? 0 : c->L + 1; }
@@ -93,20 +104,26 @@ static void place_block(Model* m, Block* b, Arena* input, Arena* mid, Arena* che
     b->res1 = take_mat(input, BT, c->C, act);
 
     b->rstd1 = take_floats(mid, BT);
-    b->qkv = take_mat(mid, BT, linear_N(m->qkv), act);
+    b->qkv = take_mat(mid, BT, linear_N(m->shape[LINEAR_QKV]), act);
     b->att = take_mat(mid, BT, c->NH * c->HD, act);
     b->lse = take_floats(mid, (size_t)BT * c->NH);
-    linear_place_input(ln, &b->x_o, mid, maxima, m->o, b->att);
+    linear_place_input(ln, &b->x[LINEAR_O], mid, maxima, m->shape[LINEAR_O], b->att);
     b->res2 = take_mat(mid, BT, c->C, act);
     b->rstd2 = take_floats(mid, BT);
     b->gate_up = take_mat(mid, BT, 2 * c->F, act);
 
     b->h1 = take_produced(m, cheap, produced, c->C);
-    linear_place_input(ln, &b->x_qkv, cheap, maxima, m->qkv, b->h1);
+    linear_place_input(ln, &b->x[LINEAR_QKV], cheap, maxima, m->shape[LINEAR_QKV], b->h1);
     b->h2 = take_produced(m, cheap, produced, c->C);
-    linear_place_input(ln, &b->x_gate_up, cheap, maxima, m->gate_up, b->h2);
+    linear_place_input(ln, &b->x[LINEAR_GATE_UP], cheap, maxima, m->shape[LINEAR_GATE_UP], b->h2);
     b->act = take_produced(m, cheap, produced, c->F);
-    linear_place_input(ln, &b->x_down, cheap, maxima, m->down, b->act);
+    linear_place_input(ln, &b->x[LINEAR_DOWN], cheap, maxima, m->shape[LINEAR_DOWN], b->act);
+
+    if (!m->opt.train) return;
+    linear_place_grad(&b->dy[LINEAR_QKV], maxima, m->dqkv);
+    linear_place_grad(&b->dy[LINEAR_O], maxima, m->dres);
+    linear_place_grad(&b->dy[LINEAR_GATE_UP], maxima, b->gate_up);   // SwiGLU's backward works in place
+    linear_place_grad(&b->dy[LINEAR_DOWN], maxima, m->dres);
 }
 
 // Every block's share of a group of activations: memory of its own, or the same for all.
@@ -136,24 +153,23 @@ static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
 
 static void place_weights(Model* m, Arena* arena, Arena* maxima) {
     linear_place_weight(&m->head, &m->head_weight, arena, maxima, m->head_shape);
-    m->head_prepared = false;
-    if (m->units.quantized) return;   // the layers' come with the unit
-    for (int l = 0; l < m->c.L; l++) {
-        BlockWeights* w = &m->weights[l];
-        linear_place_weight(&m->linear, &w->qkv, arena, maxima, m->qkv);
-        linear_place_weight(&m->linear, &w->o, arena, maxima, m->o);
-        linear_place_weight(&m->linear, &w->gate_up, arena, maxima, m->gate_up);
-        linear_place_weight(&m->linear, &w->down, arena, maxima, m->down);
-        w->prepared = false;
-    }
+    if (m->gathers_codes) return;   // the layers' come with the unit
+    for (int l = 0; l < m->c.L; l++)
+        for (int i = 0; i < kLinearCount; i++)
+            linear_place_weight(&m->linear, &m->weights[l].w[i], arena, maxima, m->shape[i]);
+}
+
+static void place_cache(Model* m, Arena* arena) {
+    for (int l = 0; m->opt.slots && l < m->c.L; l++)
+        m->cache[l] = take_mat(arena, m->opt.slots * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
 }
 
 // The rows of a piece of logits: whole tiles of products if it has room for one.
 static int piece_rows(const Model* m) {
     enum { kTileRows = 128 };
     size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(m->ops->act));
-    int rows = fit < 1 ? 1 : fit > (size_t)m->BT ? m->BT : (int)fit;
-    return rows < m->BT && rows >= kTileRows ? rows / kTileRows * kTileRows : rows;
+    int rows = fit < 1 ? 1 : fit > (size_t)m->most_rows ? m->most_rows : (int)fit;
+    return rows < m->most_rows && rows >= kTileRows ? rows / kTileRows * kTileRows : rows;
 }
 
 static void place_head_input(Model* m, Arena* arena, Arena* maxima) {
@@ -162,97 +178,128 @@ static void place_head_input(Model* m, Arena* arena, Arena* maxima) {
     linear_place_input(&m->head, &unused, &measure, &measure_maxima, m->head_shape, m->h);
     m->head_input = arena_take(arena, measure.used);
     m->head_maxima = arena_take(maxima, measure_maxima.used);
+    GradOperand grad;
+    linear_place_grad(&grad, maxima, m->logits);
+    m->head_grad_maxima = grad.absmax;
 }
 
-static void place_backward(Model* m, Arena* arena, const LinearShape shapes[kLinears]) {
+static void place_backward(Model* m, Arena* arena) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     Fmt act = ops->act;
-    Attn shape = {m->opt.B, m->opt.T, c->NH, c->NKV, c->HD, NULL, NULL};
+    Attn shape = {m->BT / m->opt.T, m->opt.T, c->NH, c->NKV, c->HD, NULL, NULL};
     size_t attention = ops->attention_scratch(shape), rmsnorm = ops->rmsnorm_scratch(m->BT, c->C);
     m->dres = take_mat(arena, m->BT, c->C, act);
     m->dh = take_mat(arena, m->BT, c->C, act);
     m->datt = take_mat(arena, m->BT, c->NH * c->HD, act);
-    m->dqkv = take_mat(arena, m->BT, linear_N(m->qkv), act);
+    m->dqkv = take_mat(arena, m->BT, linear_N(m->shape[LINEAR_QKV]), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
-    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, shapes, c->L, m->linear.rotated_rows);
+    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, m->shape, c->L, m->linear.rotated_rows);
 }
 
-// Returns what the pieces take.
-static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
+// What does not change with the rows of the batch: prepared weights and the cache.
+static void place_lasting(Model* m, Arena* arena, ModelBytes* bytes) {
+    Arena measure = {NULL, 0}, nothing = {NULL, 0};
+    place_weights(m, &nothing, &measure);
+    Arena maxima = {(char*)arena_take(arena, measure.used), 0};
+    m->weight_maxima = (float*)maxima.base;
+    m->weight_maxima_bytes = measure.used;
+    place_weights(m, arena, &maxima);
+    bytes->codes = arena->used;
+    place_cache(m, arena);
+    bytes->cache = arena->used - bytes->codes;
+}
+
+// What a batch of m->BT rows takes. Fewer rows take no more in any part, so that they fit wherever the most rows do.
+static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes* bytes) {
     const Config* c = &m->c;
-    const Ops* ops = m->ops;
-    Fmt act = ops->act;
-    const LinearShape shapes[kLinears] = {m->qkv, m->o, m->gate_up, m->down};
-    linear_place(&m->linear, arena, ops, recipe, shapes, kLinears, m->BT, m->opt.token_block);
-    int rows = piece_rows(m);
-    linear_place(&m->head, arena, ops, m->opt.head, &m->head_shape, 1, rows, 0);
-
-    // The maxima lie together, so that one call zeroes them: measured here, placed as one piece.
-    Arena measure_inputs = {NULL, 0}, measure_weights = {NULL, 0}, nothing = {NULL, 0};
-    place_head_input(m, &nothing, &measure_inputs);
-    place_blocks(m, &nothing, &measure_inputs);
-    place_weights(m, &nothing, &measure_weights);
-    Arena inputs = {(char*)arena_take(arena, measure_inputs.used), 0};
-    Arena weights = {(char*)arena_take(arena, measure_weights.used), 0};
-    m->input_maxima = (float*)inputs.base;
-    m->weight_maxima = (float*)weights.base;
-    m->input_maxima_bytes = measure_inputs.used;
-    m->weight_maxima_bytes = measure_weights.used;
+    Fmt act = m->ops->act;
     size_t start = arena->used;
-    place_head_input(m, arena, &inputs);
-    place_blocks(m, arena, &inputs);
-    m->res = take_mat(arena, m->BT, c->C, act);
-    m->h = take_mat(arena, m->BT, c->C, act);
-    m->rstd = take_floats(arena, m->BT);
-    ModelBytes bytes = {arena->used - start, 0, 0};
-    place_weights(m, arena, &weights);
-    bytes.codes = arena->used - start - bytes.activations;
-
+    int rows = min_int(m->most_piece_rows, m->BT);
+    linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
+    linear_place(&m->head, arena, m->ops, m->opt.head, &m->head_shape, 1, rows, 0);
     m->branch = take_mat(arena, m->BT, c->C, act);
     m->logits = take_mat(arena, rows, c->V, act);
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
-    if (m->opt.train) place_backward(m, arena, shapes);
-    bytes.scratch = arena->used - bytes.activations - bytes.codes;
+    if (m->opt.slots) m->wanted = take_mat(arena, m->BT, c->C, act);
+    if (m->opt.train) place_backward(m, arena);
+
+    // The maxima lie together, so that one call zeroes them: measured here, placed as one.
+    Arena measure = {NULL, 0}, nothing = {NULL, 0};
+    place_head_input(m, &nothing, &measure);
+    place_blocks(m, &nothing, &measure);
+    Arena maxima = {(char*)arena_take(arena, measure.used), 0};
+    m->batch_maxima = (float*)maxima.base;
+    m->batch_maxima_bytes = measure.used;
+    size_t activations = arena->used;
+    m->res = take_mat(arena, m->BT, c->C, act);
+    m->h = take_mat(arena, m->BT, c->C, act);
+    m->rstd = take_floats(arena, m->BT);
+    place_head_input(m, arena, &maxima);
+    place_blocks(m, arena, &maxima);
+    bytes->activations = arena->used - activations;
+    bytes->scratch = activations - start;
+}
+
+// Returns what the parts take.
+static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
+    ModelBytes bytes = {0, 0, 0, 0};
+    m->linear = linear_of(m->ops, recipe);
+    m->head = linear_of(m->ops, m->opt.head);
+    place_lasting(m, arena, &bytes);
+    place_batch(m, arena, recipe, &bytes);
     return bytes;
 }
 
-static void model_shape(Model* m, const Config* config, const Ops* ops, bool quantized_units, ModelOptions options) {
+// The layout of a batch of `rows` rows, in the same memory.
+static void set_rows(Model* m, int rows) {
+    if (m->BT == rows) return;
+    check(rows >= 1 && rows <= m->most_rows, "a batch of %d rows, memory for %d", rows, m->most_rows);
+    m->BT = rows;
+    Arena arena = {(char*)m->memory, 0};
+    place_model(m, &arena, m->linear.recipe);
+}
+
+static void model_shape(Model* m, const Config* config, const Ops* ops, bool gathers_codes, ModelOptions options) {
     memset(m, 0, sizeof *m);
     m->c = *config;
     m->ops = ops;
     m->opt = options;
-    m->BT = options.B * options.T;
-    m->units.quantized = quantized_units;
-    m->qkv = stack_shape(config, S_QKV);
-    m->o = stack_shape(config, S_O);
-    m->gate_up = stack_shape(config, S_GATE_UP);
-    m->down = stack_shape(config, S_DOWN);
+    m->gathers_codes = gathers_codes;
+    m->BT = m->most_rows = options.B * options.T;
+    m->most_piece_rows = piece_rows(m);
+    for (int i = 0; i < kLinearCount; i++) m->shape[i] = stack_shape(config, kLinears[i].stack);
     m->head_shape = stack_shape(config, head_stack(config));
     m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)config->L);
     m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)config->L);
+    m->cache = (Mat*)host_alloc(sizeof(Mat) * (size_t)config->L);
+}
+static void forget_shape(Model* m) {
+    free(m->blocks);
+    free(m->weights);
+    free(m->cache);
 }
 
-ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool quantized_units, ModelOptions options) {
+ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recipe, bool gathers_codes, ModelOptions options) {
     Model m;
-    model_shape(&m, config, ops, quantized_units, options);
+    model_shape(&m, config, ops, gathers_codes, options);
     Arena measure = {NULL, 0};
     ModelBytes bytes = place_model(&m, &measure, recipe);
-    free(m.blocks);
-    free(m.weights);
+    forget_shape(&m);
     return bytes;
 }
 
-Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, UnitSource units, ModelOptions options) {
+Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Shard* shard, ModelOptions options) {
     Model* m = (Model*)host_alloc(sizeof(Model));
-    model_shape(m, config, ops, units.quantized, options);
-    m->units = units;
-    m->memory = ops->alloc(model_bytes_together(model_bytes(config, ops, recipe, units.quantized, options)));
+    bool gathers_codes = shard_hands_out_codes(shard);
+    model_shape(m, config, ops, gathers_codes, options);
+    m->shard = shard;
+    m->memory = ops->alloc(model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options)));
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
     m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);
-    m->cos_sin = rope_table(config, ops, options.T);
+    m->cos_sin = rope_table(config, ops, max_int(options.T, options.positions));
     return m;
 }
 
@@ -260,8 +307,7 @@ void model_free(Model* m) {
     m->ops->release(m->memory);
     m->ops->release(m->cos_sin);
     free(m->host_inputs);
-    free(m->blocks);
-    free(m->weights);
+    forget_shape(m);
     free(m);
 }
 
@@ -292,60 +338,71 @@ float* rope_table(const Config* c, const Ops* ops, int positions) {
 // ---- the pieces of a block, forward
 
 static Attn attention_shape(const Model* m) {
-    Attn a = {m->opt.B, m->opt.T, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
+    Attn a = {m->BT / m->opt.T, m->opt.T, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
     return a;
 }
 
-// h = rmsnorm(res = x + delta), prepared for the product that reads it.
-static void norm_forward(Model* m, Mat h, float* rstd, Mat res, Mat x, Mat delta, Mat w, InputOperand* operand) {
-    Prep prep = linear_input_prep(&m->linear, operand);
-    m->ops->rmsnorm_forward(h, rstd, res, x, delta, w, m->c.norm_eps, prep);
-    linear_prepare_input(&m->linear, operand, h, prep);
+// y = x W^T of one of the block's linears.
+static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
+    const BlockWeights* w = &m->weights[b - m->blocks];
+    linear_forward(&m->linear, y, &b->x[linear], u->w[kLinears[linear].stack], &w->w[linear], m->shape[linear]);
+}
+
+// h = rmsnorm(res = x + delta), prepared for the linear that reads it.
+static void norm_forward(Model* m, Block* b, const Unit* u, int linear, Mat h, float* rstd, Mat res, Mat x, Mat delta) {
+    Prep prep = linear_input_prep(&m->linear, &b->x[linear]);
+    m->ops->rmsnorm_forward(h, rstd, res, x, delta, u->w[kLinears[linear].norm], m->c.norm_eps, prep);
+    linear_prepare_input(&m->linear, &b->x[linear], h, prep);
 }
 
 static void swiglu_forward(Model* m, Block* b) {
-    Prep prep = linear_input_prep(&m->linear, &b->x_down);
+    Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_DOWN]);
     m->ops->swiglu_forward(b->act, b->gate_up, prep);
-    linear_prepare_input(&m->linear, &b->x_down, b->act, prep);
+    linear_prepare_input(&m->linear, &b->x[LINEAR_DOWN], b->act, prep);
 }
 
+// Over the batch's own tokens, or over what the cache holds of each row's sequence.
 static void attention_forward(Model* m, Block* b) {
-    Prep prep = linear_input_prep(&m->linear, &b->x_o);
-    if (prep.rotate) prep = kPrepNone;   // attention finds only the maximum of what it writes
-    m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
-    linear_prepare_input(&m->linear, &b->x_o, b->att, prep);
+    const Config* c = &m->c;
+    Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_O]);
+    if (prep.rotate || m->extending) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
+    if (m->extending)
+        m->ops->attention_cached(b->att, m->cache[b - m->blocks], b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
+    else
+        m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
+    linear_prepare_input(&m->linear, &b->x[LINEAR_O], b->att, prep);
 }
 
 static const Mat kNothing = {NULL, 0, 0, 0, F32};
 
 // From h1 on to gate_up and act; leaves res2.
-static void block_middle(Model* m, Block* b, const Unit* u, BlockWeights* w) {
+static void block_middle(Model* m, Block* b, const Unit* u) {
     const Config* c = &m->c;
-    linear_forward(&m->linear, b->qkv, &b->x_qkv, u->w[S_QKV], &w->qkv, m->qkv);
+    block_linear_forward(m, b, u, LINEAR_QKV, b->qkv);
     m->ops->rope(b->qkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, false, NULL);
     attention_forward(m, b);
-    linear_forward(&m->linear, m->branch, &b->x_o, u->w[S_O], &w->o, m->o);
-    norm_forward(m, b->h2, b->rstd2, b->res2, b->res1, m->branch, u->w[S_MLP_NORM], &b->x_gate_up);
-    linear_forward(&m->linear, b->gate_up, &b->x_gate_up, u->w[S_GATE_UP], &w->gate_up, m->gate_up);
+    block_linear_forward(m, b, u, LINEAR_O, m->branch);
+    norm_forward(m, b, u, LINEAR_GATE_UP, b->h2, b->rstd2, b->res2, b->res1, m->branch);
+    block_linear_forward(m, b, u, LINEAR_GATE_UP, b->gate_up);
     swiglu_forward(m, b);
 }
 
 // `below` is the block under it, NULL for the first, whose input the embedding has written to res1.
-static void block_forward(Model* m, Block* b, const Block* below, const Unit* u, BlockWeights* w) {
+static void block_forward(Model* m, Block* b, const Block* below, const Unit* u) {
     Mat x = below ? below->res2 : b->res1, delta = below ? m->branch : kNothing;
-    norm_forward(m, b->h1, b->rstd1, b->res1, x, delta, u->w[S_ATTN_NORM], &b->x_qkv);
-    block_middle(m, b, u, w);
-    linear_forward(&m->linear, m->branch, &b->x_down, u->w[S_DOWN], &w->down, m->down);
+    norm_forward(m, b, u, LINEAR_QKV, b->h1, b->rstd1, b->res1, x, delta);
+    block_middle(m, b, u);
+    block_linear_forward(m, b, u, LINEAR_DOWN, m->branch);
 }
 
-// What --recompute did not keep, made again by the same calls.
-static void block_again(Model* m, Block* b, const Unit* u, BlockWeights* w) {
+// Makes again, by the same calls, what --recompute did not keep.
+static void block_again(Model* m, Block* b, const Unit* u) {
     if (m->opt.recompute == RECOMPUTE_NONE) return;
-    norm_forward(m, b->h1, b->rstd1, b->res1, b->res1, kNothing, u->w[S_ATTN_NORM], &b->x_qkv);
+    norm_forward(m, b, u, LINEAR_QKV, b->h1, b->rstd1, b->res1, b->res1, kNothing);
     if (m->opt.recompute == RECOMPUTE_BLOCK) {
-        block_middle(m, b, u, w);
+        block_middle(m, b, u);
     } else {
-        norm_forward(m, b->h2, b->rstd2, b->res2, b->res2, kNothing, u->w[S_MLP_NORM], &b->x_gate_up);
+        norm_forward(m, b, u, LINEAR_GATE_UP, b->h2, b->rstd2, b->res2, b->res2, kNothing);
         swiglu_forward(m, b);
     }
 }
@@ -354,126 +411,134 @@ static void block_again(Model* m, Block* b, const Unit* u, BlockWeights* w) {
 
 // A linear's unquantized input, made again where only its codes were kept: in the memory that its producer wrote to, which nothing
 // else uses in the backward pass.
-static Mat plain_input(Model* m, Block* b, const Unit* u, Stack stack) {
+static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     float eps = m->c.norm_eps;
-    switch (stack) {
-        case S_QKV: m->ops->rmsnorm_forward(b->h1, b->rstd1, b->res1, b->res1, kNothing, u->w[S_ATTN_NORM], eps, kPrepNone); return b->h1;
-        case S_O: return b->att;
-        case S_GATE_UP: m->ops->rmsnorm_forward(b->h2, b->rstd2, b->res2, b->res2, kNothing, u->w[S_MLP_NORM], eps, kPrepNone); return b->h2;
-        case S_DOWN: m->ops->swiglu_forward(b->act, b->gate_up, kPrepNone); return b->act;
-        default: die("plain_input: stack %d", (int)stack);
+    Mat norm = kLinears[linear].norm == kStacks ? kNothing : u->w[kLinears[linear].norm];
+    switch (linear) {
+        case LINEAR_QKV: m->ops->rmsnorm_forward(b->h1, b->rstd1, b->res1, b->res1, kNothing, norm, eps, kPrepNone); return b->h1;
+        case LINEAR_O: return b->att;
+        case LINEAR_GATE_UP: m->ops->rmsnorm_forward(b->h2, b->rstd2, b->res2, b->res2, kNothing, norm, eps, kPrepNone); return b->h2;
+        case LINEAR_DOWN: m->ops->swiglu_forward(b->act, b->gate_up, kPrepNone); return b->act;
+        default: die("plain_input: linear %d", linear);
     }
 }
-static int linear_number(Stack stack) { return stack == S_QKV ? 0 : stack == S_O ? 1 : stack == S_GATE_UP ? 2 : 3; }
 
-static void product_backward(Model* m, Block* b, const Unit* u, Stack stack, Mat dx, Mat dy, const InputOperand* in,
-                             const WeightOperand* w, LinearShape shape) {
-    linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, dy, in, u->w[stack], w, shape);
+// dx = dy W and dW of one of the block's linears.
+static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
+    Stack stack = kLinears[linear].stack;
+    int layer = (int)(b - m->blocks);
+    linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], u->w[stack],
+                    &m->weights[layer].w[linear], m->shape[linear]);
     if (!m->observing) return;
     check(u->fresh, "model_observe: not the first micro-step");
-    linear_observe(&m->linear, &m->stats, (int)(b - m->blocks), linear_number(stack), plain_input(m, b, u, stack), u->w[stack], dy,
-                   u->g[stack]);
+    linear_observe(&m->linear, &m->stats, layer, linear, plain_input(m, b, u, linear), u->w[stack], b->dy[linear].dy, u->g[stack]);
 }
 
-static void block_backward(Model* m, Block* b, const Unit* u, BlockWeights* w) {
+static float* grad_maxima(const Model* m, const Block* b, int linear) { return linear_grad_maxima(&m->linear, &b->dy[linear]); }
+
+// `below` is the block under it, whose output's gradient this block's input gradient is; NULL for the first.
+static void block_backward(Model* m, Block* b, const Block* below, const Unit* u) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
-    const Linear* ln = &m->linear;
     if (u->fresh) {
         ops->zero(u->g[S_ATTN_NORM].data, mat_bytes(u->g[S_ATTN_NORM]));
         ops->zero(u->g[S_MLP_NORM].data, mat_bytes(u->g[S_MLP_NORM]));
     }
-    product_backward(m, b, u, S_DOWN, m->dact, m->dres, &b->x_down, &w->down, m->down);
-    ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, linear_grad_maxima(ln));   // in place: the last reader of gate_up
-    product_backward(m, b, u, S_GATE_UP, m->dh, b->gate_up, &b->x_gate_up, &w->gate_up, m->gate_up);
-    ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, linear_grad_maxima(ln));
+    block_linear_backward(m, b, u, LINEAR_DOWN, m->dact);
+    ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, grad_maxima(m, b, LINEAR_GATE_UP));   // in place: the last reader of gate_up
+    block_linear_backward(m, b, u, LINEAR_GATE_UP, m->dh);
+    ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, grad_maxima(m, b, LINEAR_O));
 
-    product_backward(m, b, u, S_O, m->datt, m->dres, &b->x_o, &w->o, m->o);
+    block_linear_backward(m, b, u, LINEAR_O, m->datt);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
-    ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, linear_grad_maxima(ln));
-    product_backward(m, b, u, S_QKV, m->dh, m->dqkv, &b->x_qkv, &w->qkv, m->qkv);
-    ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch, linear_grad_maxima(ln));
+    ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, grad_maxima(m, b, LINEAR_QKV));
+    block_linear_backward(m, b, u, LINEAR_QKV, m->dh);
+    ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch,
+                          below ? grad_maxima(m, below, LINEAR_DOWN) : NULL);
 }
 
 // ---- whole model
 
-static const Unit* acquire(Model* m, int unit, Pass pass) { return m->units.acquire(m->units.self, unit, pass); }
-
 static const Unit* acquire_block(Model* m, int l, Pass pass) {
-    const Unit* u = acquire(m, 1 + l, pass);
+    const Unit* u = shard_acquire(m->shard, 1 + l, pass);
     BlockWeights* w = &m->weights[l];
-    if (u->quantized) {
-        w->qkv = u->q[S_QKV];
-        w->o = u->q[S_O];
-        w->gate_up = u->q[S_GATE_UP];
-        w->down = u->q[S_DOWN];
-    } else if (!w->prepared) {
-        linear_prepare_weight(&m->linear, &w->qkv, u->w[S_QKV], m->qkv);
-        linear_prepare_weight(&m->linear, &w->o, u->w[S_O], m->o);
-        linear_prepare_weight(&m->linear, &w->gate_up, u->w[S_GATE_UP], m->gate_up);
-        linear_prepare_weight(&m->linear, &w->down, u->w[S_DOWN], m->down);
-        w->prepared = true;
-    }
+    if (u->quantized) memcpy(w->w, u->q, sizeof w->w);
+    for (int i = 0; !u->quantized && !w->prepared && i < kLinearCount; i++)
+        linear_prepare_weight(&m->linear, &w->w[i], u->w[kLinears[i].stack], m->shape[i]);
+    w->prepared = true;
     return u;
 }
 
-void model_weights_changed(Model* m) {
+// The embedding, which every pass begins with. Weights of another version than before: what was prepared of the old ones is stale.
+static const Unit* acquire_first(Model* m) {
+    const Unit* u = shard_acquire(m->shard, 0, FORWARD);
+    if (u->version == m->version) return u;
+    m->version = u->version;
     m->ops->zero(m->weight_maxima, m->weight_maxima_bytes);
     m->head_prepared = false;
     for (int l = 0; l < m->c.L; l++) m->weights[l].prepared = false;
-    m->units.changed(m->units.self, &m->linear);
+    return u;
+}
+
+// The host's arrays of `count` ints each go to m->inputs, one after the other, in one copy.
+static void upload_inputs(Model* m, const int* const from[], const int** const to[], int arrays, int count) {
+    for (int i = 0; i < arrays; i++) {
+        memcpy(m->host_inputs + (size_t)i * count, from[i], sizeof(int) * (size_t)count);
+        *to[i] = m->inputs + (size_t)i * count;
+    }
+    m->ops->upload(m->inputs, m->host_inputs, sizeof(int) * (size_t)arrays * (size_t)count);
 }
 
 static void upload_batch(Model* m, const Batch* batch) {
-    const int* from[kBatchArrays] = {batch->tokens, batch->targets, batch->pos, batch->start, batch->end, batch->order};
-    const int** to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
-    for (int i = 0; i < kBatchArrays; i++) {
-        memcpy(m->host_inputs + (size_t)i * m->BT, from[i], sizeof(int) * (size_t)m->BT);
-        *to[i] = m->inputs + (size_t)i * m->BT;
-    }
-    m->ops->upload(m->inputs, m->host_inputs, sizeof(int) * kBatchArrays * (size_t)m->BT);
+    const int* const from[kBatchArrays] = {batch->tokens, batch->targets, batch->pos, batch->start, batch->end, batch->order};
+    const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
+    progress_phase("embedding", -1);
+    m->extending = false;
+    set_rows(m, m->most_rows);
+    upload_inputs(m, from, to, kBatchArrays, m->BT);
 }
 
 // Rows [row, row + h.rows) of the final norm and of the logits, and the linear between them.
 typedef struct {
     Linear linear;
     InputOperand in;
-    Prep prep;   // what the final norm does for it
+    GradOperand dy;   // of the logits
+    Prep prep;        // what the final norm does for it
     Mat h, logits;
 } HeadPiece;
 
-static HeadPiece head_piece(const Model* m, int row) {
+static HeadPiece head_piece(const Model* m, Mat h, int row) {
     HeadPiece p;
-    int rows = min_int(m->logits.rows, m->BT - row);
+    int rows = min_int(m->logits.rows, h.rows - row);
     Arena kept = {(char*)m->head_input, 0}, maxima = {(char*)m->head_maxima, 0};
     p.linear = linear_on(&m->head, rows);
-    p.h = mat_rows(m->h, row, rows);
+    p.h = mat_rows(h, row, rows);
     p.logits = mat_rows(m->logits, 0, rows);
     linear_place_input(&p.linear, &p.in, &kept, &maxima, m->head_shape, p.h);
     p.prep = linear_input_prep(&p.linear, &p.in);
+    p.dy.dy = p.logits;
+    p.dy.absmax = m->head_grad_maxima;
     return p;
 }
 
-// Embedding, all blocks, final norm: leaves m->h.
-static void trunk_forward(Model* m, const Batch* batch) {
+// Embedding, all blocks, final norm of what has been uploaded: leaves m->h.
+static void trunk_forward(Model* m) {
     int L = m->c.L;
-    progress_phase("embedding", -1);
-    upload_batch(m, batch);
-    m->ops->zero(m->input_maxima, m->input_maxima_bytes);
-    const Unit* embedding = acquire(m, 0, FORWARD);
+    m->ops->zero(m->batch_maxima, m->batch_maxima_bytes);
+    const Unit* embedding = acquire_first(m);
     m->ops->embed_forward(m->blocks[0].res1, embedding->w[S_EMBED], m->tokens);
     for (int l = 0; l < L; l++) {
         progress_phase("forward", l);
         const Unit* u = acquire_block(m, l, FORWARD);
-        block_forward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u, &m->weights[l]);
+        block_forward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u);
     }
-    const Unit* tail = acquire(m, L + 1, FORWARD);
+    const Unit* tail = shard_acquire(m->shard, L + 1, FORWARD);
     m->ops->rmsnorm_forward(m->h, m->rstd, m->res, m->blocks[L - 1].res2, m->branch, tail->w[S_FINAL_NORM], m->c.norm_eps,
-                            head_piece(m, 0).prep);
+                            head_piece(m, m->h, 0).prep);
 }
 
 static const Unit* acquire_head(Model* m, Pass pass) {
-    const Unit* u = acquire(m, head_unit(&m->c), pass);
+    const Unit* u = shard_acquire(m->shard, head_unit(&m->c), pass);
     if (!m->head_prepared) linear_prepare_weight(&m->head, &m->head_weight, u->w[head_stack(&m->c)], m->head_shape);
     m->head_prepared = true;
     return u;
@@ -485,22 +550,23 @@ static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
 }
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
-    trunk_forward(m, batch);
+    upload_batch(m, batch);
+    trunk_forward(m);
     const Unit* head = acquire_head(m, FORWARD);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, row);
+        HeadPiece p = head_piece(m, m->h, row);
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, 0, false);
     }
 }
 
-void model_logits(Model* m, const Batch* batch, float* out) {
-    trunk_forward(m, batch);
+// The logits after some rows of the final norm, as floats on the host.
+static void logits_to_host(Model* m, Mat h, float* out) {
     const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
-    for (int row = 0; row < m->BT; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, row);
+    for (int row = 0; row < h.rows; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, h, row);
         head_forward(m, head, &p);
         size_t count = p.logits.rows * V;
         m->ops->download(raw, p.logits.data, mat_bytes(p.logits));
@@ -511,16 +577,42 @@ void model_logits(Model* m, const Batch* batch, float* out) {
     free(raw);
 }
 
+void model_logits(Model* m, const Batch* batch, float* out) {
+    upload_batch(m, batch);
+    trunk_forward(m);
+    logits_to_host(m, m->h, out);
+}
+
+void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits) {
+    check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
+    int n = batch->rows;
+    int* wanted_rows = (int*)host_alloc(sizeof(int) * (size_t)n);
+    memcpy(wanted_rows, wanted, sizeof(int) * (size_t)wanted_count);
+    const int* const from[] = {batch->tokens, batch->slot, batch->pos, wanted_rows};
+    const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows};
+    progress_phase("generating", -1);
+    m->extending = true;
+    set_rows(m, n);
+    upload_inputs(m, from, to, 4, n);
+    trunk_forward(m);
+    if (wanted_count) {
+        Mat rows = mat_rows(m->wanted, 0, wanted_count);
+        m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+        logits_to_host(m, rows, logits);
+    }
+    free(wanted_rows);
+}
+
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
 static void head_forward_backward(Model* m, float scale, float* loss) {
     const Unit* head = acquire_head(m, BACKWARD);
     Stack stack = head_stack(&m->c);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, row);
+        HeadPiece p = head_piece(m, m->h, row);
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, scale, true);
-        linear_measure_grad(&p.linear, p.logits, m->head_shape);
-        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, p.logits, &p.in,
+        linear_measure_grad(&p.linear, &p.dy, m->head_shape);
+        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
                         head->w[stack], &m->head_weight, m->head_shape);
     }
 }
@@ -529,30 +621,31 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     check(m->opt.train, "model_train_step: the model was made for inference");
     const Ops* ops = m->ops;
     int L = m->c.L;
-    trunk_forward(m, batch);
+    upload_batch(m, batch);
+    trunk_forward(m);
     progress_phase("loss", -1);
     head_forward_backward(m, scale, loss);
 
-    const Unit* tail = acquire(m, L + 1, BACKWARD);
+    const Unit* tail = shard_acquire(m->shard, L + 1, BACKWARD);
     if (tail->fresh) ops->zero(tail->g[S_FINAL_NORM].data, mat_bytes(tail->g[S_FINAL_NORM]));
     ops->zero(m->dres.data, mat_bytes(m->dres));
     ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
-                          linear_grad_maxima(&m->linear));
-    m->units.reduce(m->units.self, L + 1);
+                          grad_maxima(m, &m->blocks[L - 1], LINEAR_DOWN));
+    shard_reduce(m->shard, L + 1);
 
     for (int l = L - 1; l >= 0; l--) {
         progress_phase("backward", l);
         const Unit* u = acquire_block(m, l, BACKWARD);
-        block_again(m, &m->blocks[l], u, &m->weights[l]);
-        block_backward(m, &m->blocks[l], u, &m->weights[l]);
-        m->units.reduce(m->units.self, 1 + l);
+        block_again(m, &m->blocks[l], u);
+        block_backward(m, &m->blocks[l], l ? &m->blocks[l - 1] : NULL, u);
+        shard_reduce(m->shard, 1 + l);
     }
 
-    const Unit* embedding = acquire(m, 0, BACKWARD);
+    const Unit* embedding = shard_acquire(m->shard, 0, BACKWARD);
     Mat g = embedding->g[S_EMBED];
     if (embedding->fresh && !m->c.tied) ops->zero(g.data, mat_bytes(g));
     ops->embed_backward(g, m->dres, m->tokens, m->order);
-    m->units.reduce(m->units.self, 0);
+    shard_reduce(m->shard, 0);
     m->observing = false;
 }
 
@@ -562,7 +655,3 @@ void model_observe(Model* m) {
     m->observing = true;
 }
 const QuantStats* model_quant_stats(const Model* m) { return &m->stats; }
-
-void model_finish_gradients(const Model* m, Mat g, Stack stack) {
-    if (stack == S_QKV || stack == S_O || stack == S_GATE_UP || stack == S_DOWN) linear_finish_grad(&m->linear, g);
-}

@@ -1,21 +1,13 @@
 // The health of quantization; see quant_stats.h.
 #include "quant_stats.h"
 
-static const struct {
-    const char* name;
-    const char* matrices[kMaxParts];
-} kNames[kLinears] = {{"qkv", {"q_proj", "k_proj", "v_proj"}},
-                      {"o", {"o_proj"}},
-                      {"gate_up", {"gate_proj", "up_proj"}},
-                      {"down", {"down_proj"}}};
+static size_t stats_bytes(const QuantStats* q) { return sizeof(LinearStats) * (size_t)q->layers * kLinearCount; }
 
-static size_t stats_bytes(const QuantStats* q) { return sizeof(LinearStats) * (size_t)q->layers * kLinears; }
-
-void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers, int rows) {
+void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinearCount], int layers, int rows) {
     size_t largest = 0, widest = 0;
     q->ops = ops;
     q->layers = layers;
-    for (int i = 0; i < kLinears; i++) {
+    for (int i = 0; i < kLinearCount; i++) {
         q->shape[i] = shape[i];
         for (int p = 0; p < shape[i].parts; p++) {
             size_t values = (size_t)shape[i].N[p] * shape[i].K;
@@ -33,7 +25,7 @@ void quant_stats_begin(const QuantStats* q) { q->ops->zero(q->linears, stats_byt
 
 // ---- observing
 
-LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear) { return q->linears + (size_t)layer * kLinears + linear; }
+LinearStats* quant_stats_linear(const QuantStats* q, int layer, int linear) { return q->linears + (size_t)layer * kLinearCount + linear; }
 
 void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, Rotation rotation, int rows) {
     Mat rotated = mat(q->rotated, rows, x.cols, q->ops->act);
@@ -91,15 +83,15 @@ static void put_matrix(const QuantStats* q, const LinearStats* s, int p, const c
 static void put_json(const QuantStats* q, const LinearStats* linears, int step, FILE* log) {
     fprintf(log, "{\"step\": %d, \"quant_stats\": [", step);
     for (int layer = 0; layer < q->layers; layer++) {
-        for (int i = 0; i < kLinears; i++) {
-            const LinearStats* s = &linears[layer * kLinears + i];
-            fprintf(log, "%s{\"layer\": %d, \"linear\": \"%s\", ", layer || i ? ", " : "", layer, kNames[i].name);
+        for (int i = 0; i < kLinearCount; i++) {
+            const LinearStats* s = &linears[layer * kLinearCount + i];
+            fprintf(log, "%s{\"layer\": %d, \"linear\": \"%s\", ", layer || i ? ", " : "", layer, kLinears[i].name);
             put_operand(log, "x", &s->x[0]);
             if (q->second_x) put_operand(log, "x_g", &s->x[1]);
             fputs("\"matrices\": [", log);
             for (int p = 0; p < q->shape[i].parts; p++) {
                 if (p) fputs(", ", log);
-                put_matrix(q, s, p, kNames[i].matrices[p], log);
+                put_matrix(q, s, p, kLinears[i].matrices[p], log);
             }
             fputs("]}", log);
         }
@@ -134,10 +126,10 @@ static void print_summary(const QuantStats* q, const LinearStats* linears, int s
     double least = INFINITY, sum = 0;
     int count = 0, layer_of_least = 0;
     const char* least_name = NULL;
-    for (int n = 0; n < q->layers * kLinears; n++) {
+    for (int n = 0; n < q->layers * kLinearCount; n++) {
         const LinearStats* s = &linears[n];
         sum_up(&x, s->x, q->second_x);
-        for (int p = 0; p < q->shape[n % kLinears].parts; p++) {
+        for (int p = 0; p < q->shape[n % kLinearCount].parts; p++) {
             double cosine = quant_stats_cosine(s->squares[p]);
             sum_up(&w, s->w[p], q->second_w);
             sum_up(&dy, s->dy[p], q->second_dy);
@@ -146,8 +138,8 @@ static void print_summary(const QuantStats* q, const LinearStats* linears, int s
             count++;
             if (cosine >= least) continue;
             least = cosine;
-            layer_of_least = n / kLinears;
-            least_name = kNames[n % kLinears].matrices[p];
+            layer_of_least = n / kLinearCount;
+            least_name = kLinears[n % kLinearCount].matrices[p];
         }
     }
     printf("quant step %d  ", step);

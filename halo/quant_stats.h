@@ -11,9 +11,7 @@
 #ifndef HALO_QUANT_STATS_H
 #define HALO_QUANT_STATS_H
 
-#include "linear.h"
-
-enum { kLinears = 4 };   // of a block: q, k, v | o | gate, up | down
+#include "config.h"
 
 typedef struct {
     CodeCounts counts;             // of the operand as it is quantized
@@ -29,17 +27,17 @@ typedef struct {
 
 typedef struct QuantStats {
     const Ops* ops;
-    LinearShape shape[kLinears];
+    LinearShape shape[kLinearCount];
     int layers;
     bool second_x, second_w, second_dy;   // their second entries are used
     bool has_weights;      // W is here: with HQ-FSDP only its codes are
-    LinearStats* linears;  // (layers, kLinears) on the backend
+    LinearStats* linears;  // (layers, kLinearCount) on the backend
     float* shadow;         // the largest matrix, in FP32
     void* rotated;         // the largest operand, in ops->act
 } QuantStats;
 
 // rows: of X and of a rotated dY.
-C_API void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinears], int layers, int rows);
+C_API void quant_stats_place(QuantStats* q, Arena* arena, const Ops* ops, const LinearShape shape[kLinearCount], int layers, int rows);
 C_API void quant_stats_begin(const QuantStats* q);   // all counts are 0
 
 // ---- called by linear_observe, which knows the recipe

@@ -18,7 +18,7 @@ void random_weights_read(void* self, int index, int layer, int row0, int rows, f
     ParamSpec specs[kMaxParamSpecs];
     param_specs(random->config, specs);
     const ParamSpec* spec = &specs[index];
-    if (!spec->decay) {   // norms
+    if (stack_is_norm(spec->stack)) {
         for (int c = 0; c < spec->cols; c++) dst[c] = 1;
         return;
     }

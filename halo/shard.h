@@ -22,17 +22,16 @@
 // micro-step, and rank by rank within one. F32 gradients are so the same bits whatever the number of ranks, for one rank too.
 // BF16 gradients of several micro-steps are added like that with every stage, since the sums are rounded stochastically.
 // Else the products add to what is there, which saves a pass.
-// With codes on the wire (hqfsdp.h), zero 3 gathers a layer's linears as codes.
+// With codes on the wire (hqfsdp.h), zero 3 gathers a layer's linears as codes. The shard knows the recipe of the linears that it gathers
+// for: it quantizes the rows of this rank whenever they change, and undoes the rotation of finished gradients itself.
 #ifndef HALO_SHARD_H
 #define HALO_SHARD_H
 
 #include "comm/comm.h"
-#include "llama3.h"
-
-enum { kZeroAuto = -1 };
+#include "config.h"
 
 typedef struct {
-    int zero;          // 0 to 3; kZeroAuto: 3 with several ranks, 0 alone
+    int zero, zero_alone;   // the stage, 0 to 3: of several ranks, and of one rank alone
     bool master;       // keep FP32 master weights beside BF16 ones; false: BF16 weights with stochastic rounding
     Fmt grad_fmt;      // F32 or BF16
     Fmt state_fmt;     // of m and v: F32 or BF16
@@ -40,7 +39,8 @@ typedef struct {
     int prefetch;      // layers that zero 3 gathers ahead of their use
     int micro_steps;   // of an optimizer step
     uint64_t seed;     // of gradients that are rounded stochastically
-    Fmt wire;          // what zero 3 gathers of a linear: F32 or BF16: the weights; else their codes in this format (HQ-FSDP)
+    const Recipe* recipe;   // of the blocks' linears
+    bool codes;        // zero 3 gathers the linears' codes instead of their weights (HQ-FSDP)
 } ShardOptions;
 
 typedef struct {
@@ -53,10 +53,25 @@ typedef struct {
     size_t full;            // where the matrix starts in the whole model's, in values
     size_t gathered;        // where it starts in its unit's gathering place, in values; kAsCodes: it travels as codes
     uint64_t noise_offset;  // of row0's first value: names its random stream whatever the number of ranks
-    bool decay;
+    bool decay, norm;
 } Piece;
 
 static const size_t kAsCodes = (size_t)-1;
+static inline bool travels_as_codes(const Piece* p) { return p->gathered == kAsCodes; }
+
+// ---- units: what is gathered together. The embedding (0), each layer (1 to L), and final norm with head (L + 1).
+typedef struct {
+    Mat w[kStacks];    // weights as the layers read them; only the unit's own stacks are set; norms are (1, C)
+    Mat g[kStacks];    // gradients, same shapes
+    bool fresh;        // the gradients hold nothing yet: overwrite them, else add
+    unsigned version;  // of the weights: another number than before: what was prepared of them is stale
+    bool quantized;    // HQ-FSDP: the linears' weights are the operands q instead of w
+    WeightOperand q[kLinearCount];
+} Unit;
+
+// What a unit is acquired for. The order of units is known by it: 0, 1, ... L + 1 forward, the same down to 0 backward. Backward
+// may write gradients.
+typedef enum { FORWARD, BACKWARD } Pass;
 
 typedef struct Shard Shard;
 
@@ -69,7 +84,15 @@ typedef struct {
 } ShardBytes;
 C_API ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
 
-C_API UnitSource shard_units(Shard* s);
+// Does a shard of these ranks and options gather codes? One rank gathers nothing.
+C_API bool shard_gathers_codes(const Comm* comm, ShardOptions options);
+
+C_API bool shard_hands_out_codes(const Shard* s);
+
+// The weights of a unit, whole, and where its gradients go: the caller's until it acquires the next one.
+C_API const Unit* shard_acquire(Shard* s, int unit, Pass pass);
+// After the backward pass through a unit: its gradients are complete for this micro-step.
+C_API void shard_reduce(Shard* s, int unit);
 
 // Fills every weight. `read` delivers rows [row0, row0 + rows) of parameter `spec` (an index into param_specs) as floats.
 typedef void (*ReadRows)(void* self, int spec, int layer, int row0, int rows, float* dst);
@@ -87,15 +110,15 @@ C_API void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* d
 // ---- an optimizer step
 C_API void shard_begin_step(Shard* s, int step);   // gradients are fresh; step: from 1, names their noise
 C_API void shard_end_micro_step(Shard* s);         // from now on they accumulate
-// Starts what completes the gradients of this rank's rows: the sums over ranks that are still to be taken, then `finish` on each
-// (linear_finish_grad), which shard_update has done unit by unit. shard_finish_gradients has all of it done.
-typedef void (*FinishGradient)(void* self, Mat g, Stack stack);
-C_API void shard_reduce_gradients(Shard* s, FinishGradient finish, void* self);
+// Starts what completes the gradients of this rank's rows: the sums over ranks that are still to be taken. Then the linears' are rotated
+// back (linear_finish_grad), unit by unit in shard_update, or all at once in shard_finish_gradients.
+C_API void shard_reduce_gradients(Shard* s);
 C_API void shard_finish_gradients(Shard* s);
 // *total on the backend <- sum of squares of all gradients, over all ranks.
 C_API void shard_sum_squares(Shard* s, float* total);
 // One AdamW step over this rank's rows; the caller sets what is not storage (lr ... seed, grad_scale, square_sums: of this rank's rows,
-// from 0). weight_decay applies to the pieces that decay. Then the new weights go to the ranks that hold them whole.
+// from 0). weight_decay applies to the pieces that decay. Then the new weights go to the ranks that hold them whole, and what travels
+// as codes is quantized.
 C_API void shard_update(Shard* s, AdamW hyper);
 // A sum over all rows, of each rank's sum over its own; all ranks call it together, and wait.
 C_API double shard_sum_over_rows(const Shard* s, double own);
@@ -112,7 +135,7 @@ C_API int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]);
 // `from_ranks` has saved: `bytes` bytes of array `index` from `offset` on, of which this rank keeps the rows that it owns.
 C_API int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]);   // data is NULL
 C_API void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offset, size_t bytes, const void* src);
-// After all has been taken: makes the weights that layers read agree.
-C_API void shard_state_restored(Shard* s);
+// After weights were written in place (all state has been taken, a model has been loaded): gathered copies and codes are made anew.
+C_API void shard_weights_replaced(Shard* s);
 
 #endif

@@ -53,18 +53,18 @@ static void read_hf_rows(void* self, int spec, int layer, int row0, int rows, fl
 }
 
 // All gradients and states in FP32, one micro-step.
-static const ShardOptions kTestStorage = {0, true, F32, F32, true, 0, 1, 1, F32};
+static const ShardOptions kTestStorage = {0, 0, true, F32, F32, true, 0, 1, 1, NULL, false};   // the recipe is the model's
 
 static TestModel test_model_stored(ShardOptions shard, const Config* config, const Ops* ops, const Recipe* recipe, const char* head,
                                    Recompute recompute, int B, int T, ReadRows read, void* self) {
     TestModel t = {*config, ops, NULL, NULL, NULL, B * T};
+    shard.recipe = recipe;
     t.shard = shard_new(config, ops, comm_solo(), shard);
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
     size_t piece = (size_t)(B * T / 3) * (size_t)config->V * fmt_bytes(ops->act);
-    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true};
-    t.model = model_new(config, ops, recipe, shard_units(t.shard), options);
-    model_weights_changed(t.model);
+    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true, 0, 0};
+    t.model = model_new(config, ops, recipe, t.shard, options);
     t.losses = (float*)ops->alloc(sizeof(float) * (size_t)t.BT);
     return t;
 }
@@ -86,8 +86,6 @@ static void test_model_free(TestModel* t) {
     shard_free(t->shard);
 }
 
-static void finish_test_gradient(void* self, Mat g, Stack stack) { model_finish_gradients((const Model*)self, g, stack); }
-
 static double mean_loss(const TestModel* t, int scored) {
     float* host = (float*)host_alloc(sizeof(float) * (size_t)t->BT);
     t->ops->download(host, t->losses, sizeof(float) * (size_t)t->BT);
@@ -103,7 +101,7 @@ static double test_gradients(TestModel* t, const TestBatch* b) {
     shard_begin_step(t->shard, 1);
     model_train_step(t->model, &b->arrays, 1.0f / (float)b->scored, t->losses);
     shard_end_micro_step(t->shard);
-    shard_reduce_gradients(t->shard, finish_test_gradient, t->model);
+    shard_reduce_gradients(t->shard);
     shard_finish_gradients(t->shard);
     return mean_loss(t, b->scored);
 }
@@ -120,11 +118,10 @@ static float* test_gradient(TestModel* t, int spec_index, int layer) {
     ParamSpec specs[kMaxParamSpecs];
     param_specs(&t->config, specs);
     const ParamSpec* spec = &specs[spec_index];
-    UnitSource units = shard_units(t->shard);
     int unit = spec->stack == S_EMBED ? 0 : spec->per_layer ? 1 + layer : t->config.L + 1, row = 0;
     for (int i = 0; i < spec_index; i++)
         if (specs[i].stack == spec->stack) row += specs[i].rows;
-    Mat g = mat_rows(units.acquire(units.self, unit, BACKWARD)->g[spec->stack], row, spec->rows);
+    Mat g = mat_rows(shard_acquire(t->shard, unit, BACKWARD)->g[spec->stack], row, spec->rows);
     float* host = (float*)host_alloc(mat_bytes(g));
     t->ops->download(host, g.data, mat_bytes(g));
     return host;

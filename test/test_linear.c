@@ -55,6 +55,7 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     Linear ln;
     WeightOperand wq;
     InputOperand in;
+    GradOperand grad;
     Mat X = mat(to_backend(ops, p.X, (size_t)p.M * p.K), p.M, p.K, ops->act);
     Mat W = mat(to_backend(ops, p.W, (size_t)p.N * p.K), p.N, p.K, ops->act);
     Mat dY = mat(to_backend(ops, p.dY, (size_t)p.M * p.N), p.M, p.N, ops->act);
@@ -65,6 +66,7 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
         linear_place(&ln, &arena, ops, recipe, &shape, 1, p.M, token_block);
         linear_place_weight(&ln, &wq, &arena, &arena, shape);
         linear_place_input(&ln, &in, &arena, &arena, shape, X);
+        linear_place_grad(&grad, &arena, dY);
         if (pass == 0) memory = ops->alloc(arena.used);
     }
     Mat Y = mat(ops->alloc((size_t)p.M * p.N * fmt_bytes(ops->act)), p.M, p.N, ops->act);
@@ -75,8 +77,8 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     linear_forward(&ln, Y, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
     for (int micro_step = 0; micro_step < 2; micro_step++) {   // the second one adds
-        linear_measure_grad(&ln, dY, shape);
-        linear_backward(&ln, dX, dW, micro_step, dY, &in, W, &wq, shape);
+        linear_measure_grad(&ln, &grad, shape);
+        linear_backward(&ln, dX, dW, micro_step, &grad, &in, W, &wq, shape);
     }
     linear_finish_grad(&ln, dW);
     r.Y = from_backend(ops, Y.data, (size_t)p.M * p.N, ops->act);
@@ -298,10 +300,11 @@ typedef struct {
 } Seen;
 
 static Seen see_linear(const Ops* ops, const char* recipe, Problem p) {
-    LinearShape shape = {p.K, 1, {p.N, 0, 0}}, shapes[kLinears] = {shape, shape, shape, shape};
+    LinearShape shape = {p.K, 1, {p.N, 0, 0}}, shapes[kLinearCount] = {shape, shape, shape, shape};
     Linear ln;
     WeightOperand wq;
     InputOperand in;
+    GradOperand grad;
     QuantStats q;
     Mat X = mat(to_backend(ops, p.X, (size_t)p.M * p.K), p.M, p.K, ops->act);
     Mat W = mat(to_backend(ops, p.W, (size_t)p.N * p.K), p.N, p.K, ops->act);
@@ -316,13 +319,14 @@ static Seen see_linear(const Ops* ops, const char* recipe, Problem p) {
         linear_place(&ln, &arena, ops, recipe_find(recipe), &shape, 1, p.M, 0);
         linear_place_weight(&ln, &wq, &arena, &arena, shape);
         linear_place_input(&ln, &in, &arena, &arena, shape, X);
+        linear_place_grad(&grad, &arena, dY);
         quant_stats_place(&q, &arena, ops, shapes, 1, ln.rotated_rows);
         if (pass == 0) memory = ops->alloc(arena.used);
     }
     linear_prepare_weight(&ln, &wq, W, shape);
     linear_prepare_input(&ln, &in, X, kPrepNone);
-    linear_measure_grad(&ln, dY, shape);
-    linear_backward(&ln, dX, dW, 0, dY, &in, W, &wq, shape);
+    linear_measure_grad(&ln, &grad, shape);
+    linear_backward(&ln, dX, dW, 0, &grad, &in, W, &wq, shape);
     quant_stats_begin(&q);
     linear_observe(&ln, &q, 0, 2, X, W, dY, dW);
     Seen seen;

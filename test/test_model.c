@@ -4,6 +4,7 @@
 
 #include "../data/json.h"
 #include "../data/safetensors.h"
+#include "../halo/generate.h"
 #include "backends.h"
 #include "model_fixture.h"
 
@@ -138,7 +139,6 @@ static void check_adamw(const Fixture* f) {
     for (int step = 1; step <= steps; step++) {
         double loss = test_gradients(&t, &f->batch);
         optim_step(&optim, t.shard, step);
-        model_weights_changed(t.model);
         worst_loss = fmax(worst_loss, fabs(loss / number_at(losses, step - 1) - 1));
         worst_norm = fmax(worst_norm, fabs(optim_grad_norm(&optim, t.shard) / number_at(norms, step - 1) - 1));
     }
@@ -307,7 +307,7 @@ static bool same_gradients(TestModel* a, TestModel* b) {
 
 static LinearStats* observed(TestModel* t) {
     const QuantStats* q = model_quant_stats(t->model);
-    size_t bytes = sizeof(LinearStats) * (size_t)(q->layers * kLinears);
+    size_t bytes = sizeof(LinearStats) * (size_t)(q->layers * kLinearCount);
     LinearStats* stats = (LinearStats*)host_alloc(bytes);
     t->ops->download(stats, q->linears, bytes);
     return stats;
@@ -320,7 +320,7 @@ static void quant_stats_case(void) {
     TestBatch b = random_batch(2, 24, c.V);
     const char* const recipes[] = {"bf16", "halo0-fp8", "halo1-fp6", "halo2-int8", "switchback-int8", "jetfire-int8"};
     const Ops* backends[kMaxBackends];
-    int backend_count = test_backends(backends), parts[kLinears] = {3, 1, 2, 1};
+    int backend_count = test_backends(backends), parts[kLinearCount] = {3, 1, 2, 1};
     for (int k = 0; k < backend_count; k++)
         for (int r = 0; r < COUNT(recipes); r++) {
             TestModel off = random_model(&c, backends[k], recipes[r], RECOMPUTE_NONE, b.B, b.T);
@@ -331,14 +331,14 @@ static void quant_stats_case(void) {
                 model_observe(on.model);
                 double on_loss = test_gradients(&on, &b);
                 seen[how] = observed(&on);
-                bool same_sight = !memcmp(seen[how], seen[0], sizeof(LinearStats) * (size_t)(c.L * kLinears));
+                bool same_sight = !memcmp(seen[how], seen[0], sizeof(LinearStats) * (size_t)(c.L * kLinearCount));
                 ok(loss == on_loss && same_gradients(&off, &on) && same_sight, "observed, recompute %d, %s %s: the same bits, and the same seen",
                    how, backends[k]->name, recipes[r]);
                 test_model_free(&on);
             }
             double least = 1, most = 0;
-            for (int n = 0; n < c.L * kLinears; n++)
-                for (int p = 0; p < parts[n % kLinears]; p++) {
+            for (int n = 0; n < c.L * kLinearCount; n++)
+                for (int p = 0; p < parts[n % kLinearCount]; p++) {
                     double cosine = quant_stats_cosine(seen[0][n].squares[p]);
                     least = fmin(least, cosine);
                     most = fmax(most, cosine);
@@ -466,7 +466,7 @@ static void fp8_head_case(void) {
             fp8_head_on(backends[k], &c, "bf16", &b);
             fp8_head_on(backends[k], &c, "halo2-int8", &b);
         }
-        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false}, coded = options;
+        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false, 0, 0}, coded = options;
         coded.head = recipe_find("halo0-fp8");
         const Recipe* layers = recipe_find("bf16");
         size_t plain = model_bytes_together(model_bytes(&c, &cpu_bf16_ops, layers, false, options)),
@@ -495,7 +495,7 @@ static void accumulation_case(void) {
         shard_end_micro_step(b.shard);
         free(row.storage);
     }
-    shard_reduce_gradients(b.shard, finish_test_gradient, b.model);
+    shard_reduce_gradients(b.shard);
     shard_finish_gradients(b.shard);
     ParamSpec specs[kMaxParamSpecs];
     int count = param_specs(&c, specs);
@@ -510,38 +510,40 @@ static void accumulation_case(void) {
     free(whole.storage);
 }
 
-// All gradients of a step as floats, in the order in which the shard finishes them.
+// All gradients of a step as floats.
 typedef struct {
-    const Ops* ops;
     float* values;
     size_t count;
 } Gradients;
-static void collect_gradient(void* self, Mat g, Stack stack) {
-    Gradients* all = (Gradients*)self;
-    (void)stack;
-    size_t n = (size_t)g.rows * g.cols;
-    void* raw = host_alloc(mat_bytes(g));
+static void collect_gradient(Gradients* all, const void* raw, size_t n, Fmt fmt) {
     all->values = (float*)host_grow(all->values, sizeof(float) * (all->count + n));
-    all->ops->download(raw, g.data, mat_bytes(g));
-    for (size_t i = 0; i < n; i++) all->values[all->count + i] = g.fmt == F32 ? ((float*)raw)[i] : f32_from_bf16(((uint16_t*)raw)[i]);
+    for (size_t i = 0; i < n; i++) all->values[all->count + i] = fmt == F32 ? ((const float*)raw)[i] : f32_from_bf16(((const uint16_t*)raw)[i]);
     all->count += n;
-    free(raw);
 }
 
 // The sum of many small micro-steps of one batch.
 enum { kSmallSteps = 64 };
 static Gradients small_steps(const Config* c, const Ops* ops, Fmt grad_fmt, const TestBatch* b) {
     RandomWeights random = {c, 7, 0.2f};
-    ShardOptions shard = {0, true, grad_fmt, F32, true, 0, kSmallSteps, 5, F32};
+    ShardOptions shard = {0, 0, true, grad_fmt, F32, true, 0, kSmallSteps, 5, NULL, false};
     TestModel t = test_model_stored(shard, c, ops, recipe_find("bf16"), "bf16", RECOMPUTE_NONE, b->B, b->T, random_weights_read, &random);
     shard_begin_step(t.shard, 1);
     for (int step = 0; step < kSmallSteps; step++) {
         model_train_step(t.model, &b->arrays, 1.0f / (float)b->scored / kSmallSteps, t.losses);
         shard_end_micro_step(t.shard);
     }
-    Gradients g = {ops, NULL, 0};
-    shard_reduce_gradients(t.shard, collect_gradient, &g);
+    Gradients g = {NULL, 0};
+    shard_reduce_gradients(t.shard);
     shard_finish_gradients(t.shard);
+    shard_begin_step(t.shard, 2);   // now the sums are where the next micro-step's gradients are written
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(c, specs);
+    for (int i = 0; i < count; i++)
+        for (int l = 0; l < (specs[i].per_layer ? c->L : 1); l++) {
+            float* raw = test_gradient(&t, i, l);
+            collect_gradient(&g, raw, (size_t)specs[i].rows * specs[i].cols, grad_fmt);
+            free(raw);
+        }
     test_model_free(&t);
     return g;
 }
@@ -569,6 +571,68 @@ static void small_steps_case(void) {
     free(b.storage);
 }
 
+// ---- generation: the cache
+
+enum { kSequences = 3, kLongest = 20, kPromptLeast = 5 };
+
+// The logits after each sequence's last token: prompts of different lengths go in together or one by one, then tokens side by side.
+static float* extended_logits(const Config* c, const Ops* ops, const int* tokens, bool together) {
+    RandomWeights random = {c, 7, 0.2f};
+    ShardOptions options = {0, 0, false, F32, F32, false, 0, 1, 1, recipe_find("bf16"), false};
+    Shard* shard = shard_new(c, ops, comm_solo(), options);
+    shard_load(shard, random_weights_read, &random);
+    Model* m = model_new(c, ops, options.recipe, shard, generation_options(kSequences, kLongest));
+    float* logits = (float*)host_alloc(sizeof(float) * kSequences * (size_t)c->V);
+    for (int first = 0; first < kSequences; first += together ? kSequences : 1) {
+        int end = together ? kSequences : first + 1, ids[kSequences * kLongest], slot[kSequences * kLongest], pos[kSequences * kLongest];
+        for (int step = 0; step <= kLongest - kPromptLeast - kSequences; step++) {
+            int rows = 0, last[kSequences];
+            for (int s = first; s < end; s++) {
+                int from = step ? kPromptLeast + s + step - 1 : 0, to = kPromptLeast + s + step;
+                for (int i = from; i < to; i++, rows++) {
+                    ids[rows] = tokens[s * kLongest + i];
+                    slot[rows] = s;
+                    pos[rows] = i;
+                }
+                last[s - first] = rows - 1;
+            }
+            NewTokens batch = {rows, ids, slot, pos};
+            model_extend(m, &batch, last, end - first, logits + (size_t)first * c->V);
+        }
+    }
+    model_free(m);
+    shard_free(shard);
+    return logits;
+}
+
+// A sequence gets the logits that it gets alone, and those of a forward pass over all of it without a cache.
+static void extend_case(void) {
+    Config c = small_config(true);
+    TestBatch whole = random_batch(kSequences, kLongest, c.V);
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends);
+    for (int k = 0; k < backend_count; k++) {
+        const Ops* ops = backends[k];
+        float *alone = extended_logits(&c, ops, whole.arrays.tokens, false), *batched = extended_logits(&c, ops, whole.arrays.tokens, true);
+        size_t count = kSequences * (size_t)c.V;
+        if (!strcmp(ops->name, "cuda")) close_to(batched, alone, count, 0.02, "extend %s: batched as alone", ops->name);
+        else ok(!memcmp(batched, alone, sizeof(float) * count), "extend %s: batched as alone, bit for bit", ops->name);
+        TestModel t = random_model(&c, ops, "bf16", RECOMPUTE_NONE, kSequences, kLongest);
+        float* logits = (float*)host_alloc(sizeof(float) * kSequences * kLongest * (size_t)c.V);
+        model_logits(t.model, &whole.arrays, logits);
+        for (int s = 0; s < kSequences; s++) {
+            int last = kPromptLeast + s + kLongest - kPromptLeast - kSequences - 1;
+            close_to(batched + (size_t)s * c.V, logits + ((size_t)s * kLongest + last) * c.V, (size_t)c.V, ops->act == F32 ? 1e-5 : 0.03,
+                     "extend %s: sequence %d as without a cache", ops->name, s);
+        }
+        test_model_free(&t);
+        free(alone);
+        free(batched);
+        free(logits);
+    }
+    free(whole.storage);
+}
+
 static const Case cases[] = {{"model.logits", logits_case},
                              {"model.gradients", gradients_case},
                              {"model.adamw", adamw_case},
@@ -578,6 +642,7 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.packing", packing_case},
                              {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case},
-                             {"model.small_steps", small_steps_case}};
+                             {"model.small_steps", small_steps_case},
+                             {"model.extend", extend_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

@@ -1,6 +1,7 @@
 // A real pre-trained model, stories260K of the reference pack: its cross-entropies, its greedy story, and a short fine-tune
 // under every level.
 #include "../data/json.h"
+#include "../halo/generate.h"
 #include "backends.h"
 #include "model_fixture.h"
 
@@ -60,22 +61,24 @@ static void cross_entropies_case(void) {
 // reference's.
 static void greedy_on(const Stories* s, const Ops* ops, const int* ids, int count) {
     int given = 4, same = 0;   // BOS and "Once upon a"
-    ShardOptions options = {0, false, F32, F32, false, 0, 1, 1, F32};
+    ShardOptions options = {0, 0, false, F32, F32, false, 0, 1, 1, recipe_find("bf16"), false};
     Shard* shard = shard_new(&s->config, ops, comm_solo(), options);
     shard_load(shard, read_hf_rows, s->source);
-    Decoder* d = decoder_new(&s->config, ops, shard_units(shard), count);
-    const float* logits = decoder_feed(d, ids, given);
+    Model* model = model_new(&s->config, ops, options.recipe, shard, generation_options(1, count));
+    Sequence sequence = sequence_new(model, &s->config, 0, count);
+    sequence_feed(&sequence, ids, given);
     for (int i = given; i < count; i++) {
         int best = 0;
         for (int v = 1; v < s->config.V; v++)
-            if (logits[v] > logits[best]) best = v;
+            if (sequence.logits[v] > sequence.logits[best]) best = v;
         same += best == ids[i];
-        if (i + 1 < count) logits = decoder_feed(d, ops->act == F32 ? &best : &ids[i], 1);
+        if (i + 1 < count) sequence_feed(&sequence, ops->act == F32 ? &best : &ids[i], 1);
     }
     int wanted = count - given;
     ok(same == wanted || (ops->act == BF16 && same >= wanted - wanted / 20), "stories260K greedy story %s: %d of %d tokens", ops->name, same,
        wanted);
-    decoder_free(d);
+    sequence_free(&sequence);
+    model_free(model);
     shard_free(shard);
 }
 
@@ -101,7 +104,6 @@ static double fine_tune(const Stories* s, const Ops* ops, const char* recipe, co
     for (int step = 1; step <= steps; step++) {
         test_gradients(&t, &b);
         optim_step(&optim, t.shard, step);
-        model_weights_changed(t.model);
     }
     double loss = test_loss(&t, &b);
     optim_free(&optim);

@@ -1,0 +1,76 @@
+// Llama-3's sizes: the configuration, the ONE list of parameters, the ONE list of a block's linears, and the presets.
+#ifndef HALO_CONFIG_H
+#define HALO_CONFIG_H
+
+#include "linear.h"
+
+typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
+
+typedef struct {
+    int V, C, L, NH, NKV, HD, F;
+    int max_T;            // max_position_embeddings
+    float norm_eps;
+    double rope_theta;
+    RopeType rope_type;   // llama3: the four numbers below (Hugging Face rope_scaling / rope_parameters)
+    double rope_factor, rope_low_freq, rope_high_freq;
+    int rope_original_T;
+    bool tied;            // lm_head is the embedding
+    int bos, eos;         // -1 if config.json names none
+    float init_std;       // initializer_range: of random weights
+} Config;
+
+// Tensors that are stored as one matrix, the rows of each above those of the next: what reads the same input is stacked.
+typedef enum {
+    S_EMBED, S_ATTN_NORM, S_QKV, S_O, S_MLP_NORM, S_GATE_UP, S_DOWN, S_FINAL_NORM, S_HEAD, kStacks
+} Stack;
+
+typedef struct {
+    const char* name;     // Hugging Face name; a per-layer name has one %d
+    int rows, cols;       // (1, C) for norms
+    bool per_layer;       // one in each of the L layers
+    bool decay;           // weight decay applies
+    Stack stack;
+} ParamSpec;
+
+enum { kMaxParamSpecs = 12 };
+
+// The list, in storage order: embedding, the layer's tensors, final norm, head (left out when tied). Returns the count.
+C_API int param_specs(const Config* config, ParamSpec specs[kMaxParamSpecs]);
+// The name of one tensor, its layer filled in.
+C_API void param_name(const ParamSpec* spec, int layer, char* name, size_t bytes);
+// Rows and columns of a stack; {0, 0} for the head of a tied model.
+typedef struct {
+    int rows, cols;
+} StackSize;
+C_API StackSize stack_size(const Config* config, Stack stack);
+// A norm's weight: one row, all ones at the start, never decayed, cut among ranks value by value.
+C_API bool stack_is_norm(Stack stack);
+// Parameters in all, and of those the ones inside products (a tied embedding counts there once).
+C_API size_t param_count(const Config* config);
+// Model FLOPs of one trained token in a sequence of T: 6 per matrix weight + 6 L T NH HD for causal attention (two products
+// of T/2 keys on average, forward once and backward twice).
+C_API double train_flops_per_token(const Config* config, int T);
+
+// Sizes that contradict each other are a user_error that names the key of config.json.
+C_API void config_check(const Config* config, const char* where);
+// "llama3.2-1b", "llama3.2-3b", "llama3-8b", ...; false if there is no such preset.
+C_API bool config_preset(Config* config, const char* name);
+C_API const char* config_preset_names(void);
+
+// ---- the linears of a block, in the order of the forward pass. Code loops over this table, or indexes it by name.
+typedef enum { LINEAR_QKV, LINEAR_O, LINEAR_GATE_UP, LINEAR_DOWN, kLinearCount } LinearIndex;
+
+typedef struct {
+    Stack stack;                         // of its weight
+    const char* name;
+    const char* matrices[kMaxParts];     // Hugging Face's names of the stacked matrices
+    Stack norm;                          // reads this norm's output; kStacks: reads another layer's (attention's, SwiGLU's)
+} BlockLinear;
+C_API const BlockLinear kLinears[kLinearCount];
+
+// The linear whose weight this stack is, or -1: embedding, norms and head are none of a block's linears.
+C_API int linear_of_stack(Stack stack);
+// The stacked matrices of a product's weight.
+C_API LinearShape stack_shape(const Config* config, Stack stack);
+
+#endif
