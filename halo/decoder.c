@@ -12,7 +12,7 @@ struct Decoder {
     Mat* cache;      // L of (positions, 2 NKV HD)
     Mat res, h, qkv, att, branch, gate_up, act, logits;
     float *rstd, *cos_sin, *host_logits;
-    int* tokens;     // 2 * kChunk on the backend: ids, then positions
+    int* tokens;     // 3 * kChunk on the backend: ids, positions, then slots (all 0: one sequence)
     void* memory;
 };
 
@@ -33,7 +33,7 @@ static void place_decoder(Decoder* d, Arena* arena) {
     for (int l = 0; l < c->L; l++)
         d->cache[l] = mat(arena_take(arena, (size_t)d->positions * kv * fmt_bytes(act)), d->positions, kv, act);
     d->rstd = (float*)arena_take(arena, sizeof(float) * kChunk);
-    d->tokens = (int*)arena_take(arena, sizeof(int) * 2 * kChunk);
+    d->tokens = (int*)arena_take(arena, sizeof(int) * 3 * kChunk);
 }
 
 Decoder* decoder_new(const Config* config, const Ops* ops, UnitSource units, int positions) {
@@ -78,13 +78,14 @@ static void norm(const Decoder* d, int n, bool add_branch, Mat w) {
 static void feed_chunk(Decoder* d, const int* tokens, int n) {
     const Config* c = &d->c;
     const Ops* ops = d->ops;
-    int staged[2 * kChunk];
+    int staged[3 * kChunk];
     for (int i = 0; i < n; i++) {
         staged[i] = tokens[i];
         staged[kChunk + i] = d->used + i;
+        staged[2 * kChunk + i] = 0;
     }
     ops->upload(d->tokens, staged, sizeof staged);
-    const int* pos = d->tokens + kChunk;
+    const int *pos = d->tokens + kChunk, *slot = d->tokens + 2 * kChunk;
     Mat h = mat_rows(d->h, 0, n), branch = mat_rows(d->branch, 0, n);
     Mat qkv = mat_rows(d->qkv, 0, n), att = mat_rows(d->att, 0, n);
     Mat gate_up = mat_rows(d->gate_up, 0, n), act = mat_rows(d->act, 0, n);
@@ -96,7 +97,7 @@ static void feed_chunk(Decoder* d, const int* tokens, int n) {
         norm(d, n, l > 0, u->w[S_ATTN_NORM]);
         product(d, qkv, h, u->w[S_QKV]);
         ops->rope(qkv, d->cos_sin, pos, c->NH, c->NKV, c->HD, false, NULL);
-        ops->attention_cached(att, d->cache[l], qkv, d->used, c->NH, c->NKV, c->HD);
+        ops->attention_cached(att, d->cache[l], qkv, slot, pos, d->positions, c->NH, c->NKV, c->HD);
         product(d, branch, att, u->w[S_O]);
         norm(d, n, true, u->w[S_MLP_NORM]);
         product(d, gate_up, h, u->w[S_GATE_UP]);
