@@ -221,9 +221,12 @@ typedef struct Ops {
     void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, float* absmax);
     void (*attention_backward)(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch);
     size_t (*attention_scratch)(Attn shape);
-    // Generation, one sequence: appends the k and v of the new rows to cache (positions, 2 NKV HD) from row `past` on, and
-    // attends to all of it. y (rows, NH HD), qkv (rows, (NH + 2 NKV) HD), rope done.
-    void (*attention_cached)(Mat y, Mat cache, Mat qkv, int past, int NH, int NKV, int HD);
+    // Generation: new rows of several sequences. Row i of qkv (rows, (NH + 2 NKV) HD), rope done, belongs to sequence slot[i] (of the
+    // cache's) and stands at position pos[i] there; its k and v go to row slot[i] * positions + pos[i] of cache (slots * positions,
+    // 2 NKV HD), and it attends to positions 0..pos[i] of its slot. All rows' k and v are written before any row attends. slot and pos:
+    // (rows) ints on the backend. Rows of one sequence come with rising positions. y (rows, NH HD): a row's bits do not depend on
+    // which other rows come with it.
+    void (*attention_cached)(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD);
 
     // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
     void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);

@@ -109,10 +109,11 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     inner->attention_backward(dqkv, dy, y, qkv, lse, shape, scratch);
     end_as("attention backward", false, from, size_of(qkv) + size_of(dqkv) + size_of(y) + size_of(dy), 5 * attention_flops(shape));
 }
-static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NKV, int HD) {
+// At most the whole cache is read: how much of it is known on the backend alone.
+static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
     int from = begin();
-    inner->attention_cached(y, cache, qkv, past, NH, NKV, HD);
-    end("attention cached", from, size_of(qkv) + size_of(y) + size_of(mat_rows(cache, 0, past)));
+    inner->attention_cached(y, cache, qkv, slot, pos, positions, NH, NKV, HD);
+    end("attention cached", from, size_of(qkv) + size_of(y) + size_of(cache));
 }
 static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     int from = begin();

@@ -493,27 +493,105 @@ static void attention_isolation_case(void) {
     free(dy);
 }
 
-// A prompt and then token by token gives what the whole sequence gives.
-static void attention_cached_case(void) {
-    enum { T = 75, NH = 4, NKV = 2, HD = 16, COLS = (NH + 2 * NKV) * HD, PROMPT = 68 };
-    int ranges[2 * T];
-    document_ranges(ranges, ranges + T, 1, T, 0, 0);
-    Attn shape = {1, T, NH, NKV, HD, ranges, ranges + T};
-    float* qkv = test_normals(T * COLS, 1.5f);
-    Mat QKV = put(qkv, T, COLS, ops->act), Y = put_zeros(T, NH * HD, ops->act),
-        Cache = put_zeros(T + 3, 2 * NKV * HD, ops->act);
-    double *qkvd = doubles(qkv, T * COLS), *yd = (double*)host_alloc(T * NH * HD * sizeof(double));
-    naive_attention(yd, NULL, qkvd, &shape);
-    for (int past = 0; past < T;) {
-        int rows = past ? 1 : PROMPT;
-        ops->attention_cached(mat_rows(Y, past, rows), Cache, mat_rows(QKV, past, rows), past, NH, NKV, HD);
-        past += rows;
+// ---- cached attention: sequences in slots of a cache. A call takes rows of several; `rows_of` new ones of each slot, 0: none.
+typedef struct {
+    int NH, NKV, HD, slots, positions;
+    const float* const* qkv;   // by slot: (positions, (NH + 2 NKV) HD), what the sequence feeds
+} CachedShape;
+
+static void cached_call(const CachedShape* s, Mat Cache, const int* rows_of, int* used, float* const* y_of) {
+    int rows = 0, cols = (s->NH + 2 * s->NKV) * s->HD, y_cols = s->NH * s->HD, n = 0;
+    for (int i = 0; i < s->slots; i++) rows += rows_of[i];
+    int* places = (int*)host_alloc((size_t)2 * rows * sizeof(int));
+    float* x = (float*)host_alloc((size_t)rows * cols * sizeof(float));
+    for (int i = s->slots - 1; i >= 0; i--) {   // not in the order of slots
+        for (int r = 0; r < rows_of[i]; r++, n++) {
+            places[n] = i;
+            places[rows + n] = used[i] + r;
+            memcpy(x + (size_t)n * cols, s->qkv[i] + (size_t)(used[i] + r) * cols, (size_t)cols * sizeof(float));
+        }
     }
-    float *y = fetched(Y), *want = floats(yd, T * NH * HD);
-    close_case("attention_cached", y, want, T * NH * HD, kF32Tol, kBf16Tol);
-    Mat all[] = {QKV, Y, Cache};
-    release_all(all, 3);
-    free(qkv); free(qkvd); free(yd); free(y); free(want);
+    int* device = (int*)put_bytes(places, (size_t)2 * rows * sizeof(int));
+    Mat X = put(x, rows, cols, ops->act), Y = put_zeros(rows, y_cols, ops->act);
+    ops->attention_cached(Y, Cache, X, device, device + rows, s->positions, s->NH, s->NKV, s->HD);
+    float* y = fetched(Y);
+    for (n = 0; n < rows; n++) memcpy(y_of[places[n]] + (size_t)places[rows + n] * y_cols, y + (size_t)n * y_cols, (size_t)y_cols * sizeof(float));
+    for (int i = 0; i < s->slots; i++) used[i] += rows_of[i];
+    Mat all[] = {X, Y};
+    release_all(all, 2);
+    ops->release(device);
+    free(places); free(x); free(y);
+}
+
+// Slot i feeds a prompt of prompts[i] rows and then row by row to its end at positions - i, all slots at once or each on its own.
+static float** cached_answers(const CachedShape* s, const int* prompts, bool together) {
+    size_t y_bytes = (size_t)s->positions * s->NH * s->HD * sizeof(float);
+    float** y = (float**)host_alloc((size_t)s->slots * sizeof(float*));
+    int *rows = (int*)host_alloc((size_t)s->slots * sizeof(int)), *used = (int*)host_alloc((size_t)s->slots * sizeof(int));
+    Mat Cache = put_zeros(s->slots * s->positions, 2 * s->NKV * s->HD, ops->act);
+    for (int i = 0; i < s->slots; i++) {
+        y[i] = (float*)host_alloc(y_bytes);
+        memset(y[i], 0, y_bytes);
+        used[i] = 0;
+    }
+    for (int alone = 0; alone < (together ? 1 : s->slots); alone++) {
+        for (int left = 1; left > 0;) {
+            left = 0;
+            for (int i = 0; i < s->slots; i++) {
+                rows[i] = !together && i != alone ? 0 : min_int(used[i] ? 1 : prompts[i], s->positions - i - used[i]);
+                left += rows[i];
+            }
+            if (left > 0) cached_call(s, Cache, rows, used, y);
+        }
+    }
+    ops->release(Cache.data);
+    free(rows); free(used);
+    return y;
+}
+
+static void cached_shape(int NH, int NKV, int HD, int positions, int slots, const int* prompts) {
+    int cols = (NH + 2 * NKV) * HD, y_cols = NH * HD;
+    const float** qkv = (const float**)host_alloc((size_t)slots * sizeof(float*));
+    for (int i = 0; i < slots; i++) {
+        float* values = test_normals((size_t)positions * cols, 1.5f);
+        ops->release(put(values, positions, cols, ops->act).data);   // rounded to what the backend holds
+        qkv[i] = values;
+    }
+    CachedShape s = {NH, NKV, HD, slots, positions, qkv};
+    float **together = cached_answers(&s, prompts, true), **alone = cached_answers(&s, prompts, false);
+    int different = 0, total = 0;
+    for (int i = 0; i < slots; i++) {
+        int T = positions - i;
+        size_t n = (size_t)T * y_cols;
+        int* ranges = (int*)host_alloc((size_t)2 * T * sizeof(int));
+        document_ranges(ranges, ranges + T, 1, T, 0, 0);
+        Attn shape = {1, T, NH, NKV, HD, ranges, ranges + T};
+        double *x = doubles(qkv[i], (size_t)T * cols), *yd = (double*)host_alloc(n * sizeof(double));
+        naive_attention(yd, NULL, x, &shape);
+        float* want = floats(yd, n);
+        char name[64];
+        snprintf(name, sizeof name, "attention_cached %d/%d HD%d, %d of %d", NH, NKV, HD, T, positions);
+        close_case(name, together[i], want, n, kF32Tol, kBf16Tol);
+        different += memcmp(together[i], alone[i], n * sizeof(float)) != 0;
+        total += memcmp(together[i], together[(i + 1) % slots], (size_t)y_cols * sizeof(float)) != 0;   // could they differ?
+        free(ranges); free(x); free(yd); free(want);
+    }
+    ok(different == 0 && total == slots, "attention_cached %s %d/%d HD%d: %d sequences together have the bits they have alone", ops->name, NH, NKV,
+       HD, slots);
+    for (int i = 0; i < slots; i++) {
+        free((void*)qkv[i]); free(together[i]); free(alone[i]);
+    }
+    free(qkv); free(together); free(alone);
+}
+// Prompts of all lengths and token by token; tiles of several rows and heads, groups that do not fill one, several chunks of keys.
+static void attention_cached_case(void) {
+    const int prompts[] = {68, 1, 5, 71}, long_prompts[] = {505, 255, 509, 2}, many[] = {510, 508, 500, 500, 500, 500, 500, 500};
+    cached_shape(4, 2, 16, 75, 4, prompts);
+    cached_shape(8, 2, 64, 75, 4, prompts);
+    cached_shape(3, 1, 36, 75, 2, prompts);
+    cached_shape(20, 1, 8, 75, 2, prompts);
+    cached_shape(4, 1, 128, 515, 2, long_prompts + 1);
+    cached_shape(2, 2, 8, 514, 8, many);
 }
 
 // ---- swiglu

@@ -161,25 +161,39 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     }
 }
 
-static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NKV, int HD) {
-    int rows = qkv.rows, keys = past + rows, kv_cols = NKV * HD;
+// How many of the rows from `first` on are one sequence's at neighbouring positions, up to kQueryBlock: the queries of one QueryBlock. A row
+// has the same bits in any block: the weights of the keys behind the row's own position are zero, and cpu_gemm's order over K is fixed.
+static int cached_run(const int* slot, const int* pos, int first, int rows) {
+    int n = 1;
+    while (n < kQueryBlock && first + n < rows && slot[first + n] == slot[first] && pos[first + n] == pos[first] + n) n++;
+    return n;
+}
+
+static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
+    int rows = qkv.rows, kv_cols = NKV * HD, slots = cache.rows / positions;
     check_shape(qkv, rows, (NH + 2 * NKV) * HD, "attention_cached");
-    check_shape(cache, cache.rows, 2 * kv_cols, "attention_cached");
+    check_shape(cache, slots * positions, 2 * kv_cols, "attention_cached");
     check_shape(y, rows, NH * HD, "attention_cached");
-    check(keys <= cache.rows && cache.fmt == qkv.fmt, "attention_cached: %d positions in a cache of %d", keys, cache.rows);
+    check(NH % NKV == 0 && cache.fmt == qkv.fmt, "attention_cached: %d query heads, %d key heads, a cache in %s", NH, NKV, fmt_name(cache.fmt));
     Mat new_kv = mat_cols(qkv, NH * HD, 2 * kv_cols);
     size_t row_bytes = (size_t)2 * kv_cols * fmt_bytes(qkv.fmt);
-    for (int t = 0; t < rows; t++) memcpy(row_data(cache, past + t), row_data(new_kv, t), row_bytes);
-    Mat kv = mat_rows(cache, 0, keys);
-    int blocks = ceil_div(rows, kQueryBlock);
+    int *first_row = (int*)host_alloc((size_t)rows * sizeof(int)), blocks = 0;
+    for (int i = 0; i < rows; i++) {
+        check(slot[i] >= 0 && slot[i] < slots && pos[i] >= 0 && pos[i] < positions, "attention_cached: row %d is position %d of slot %d in a cache "
+              "of %d slots of %d positions", i, pos[i], slot[i], slots, positions);
+        memcpy(row_data(cache, slot[i] * positions + pos[i]), row_data(new_kv, i), row_bytes);
+    }
+    for (int i = 0; i < rows; i += cached_run(slot, pos, i, rows)) first_row[blocks++] = i;
 #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int h = 0; h < NH; h++) {
-        for (int n = 0; n < blocks; n++) {
-            int column = h / (NH / NKV) * HD;
-            Head head = {mat_cols(qkv, h * HD, HD), mat_cols(kv, column, HD), mat_cols(kv, kv_cols + column, HD)};
-            attention_block_forward(mat_cols(y, h * HD, HD), NULL, head, query_block(n * kQueryBlock, rows, past, NULL));
+    for (int n = 0; n < blocks; n++) {
+        for (int h = 0; h < NH; h++) {
+            int i = first_row[n], run = cached_run(slot, pos, i, rows), column = h / (NH / NKV) * HD;
+            Mat kv = mat_rows(cache, slot[i] * positions, pos[i] + run);
+            Head head = {mat_cols(mat_rows(qkv, i, run), h * HD, HD), mat_cols(kv, column, HD), mat_cols(kv, kv_cols + column, HD)};
+            attention_block_forward(mat_cols(mat_rows(y, i, run), h * HD, HD), NULL, head, query_block(0, run, pos[i], NULL));
         }
     }
+    free(first_row);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #define HALO_CUDA_DEVICE_CUH
 
 #include "../ops.h"
+#include "scratch.h"
 
 #include <map>
 #include <tuple>
@@ -32,6 +33,9 @@
 
 // The stream that all of the backend's work runs on (ops.cu).
 cudaStream_t cuda_stream();
+// kWorkspaceBytes for what an op needs between two of its kernels: made at the start, nobody's once the op's last kernel has run, so every
+// op may use all of it (all run on one stream).
+void* cuda_workspace();
 #define LAUNCH(kernel, grid, block, shared_bytes, ...) LAUNCH_ON(cuda_stream(), kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 static inline void cuda_ok(cudaError_t status, const char* what) {

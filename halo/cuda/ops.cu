@@ -30,6 +30,7 @@ typedef struct {
     cudaEvent_t copied[kStagingSlots];      // the last copy from or to the slot is done
     int next_slot;
     float* partial_sums;                    // kSumBlocksMax
+    void* workspace;                        // kWorkspaceBytes
 } Device;
 static Device device;
 
@@ -50,12 +51,17 @@ static void device_start() {
     cuda_ok(cudaHostAlloc((void**)&device.staging, (size_t)kStagingSlots * kStagingBytes, cudaHostAllocDefault), "pinned memory");
     for (int i = 0; i < kStagingSlots; i++) cuda_ok(cudaEventCreateWithFlags(&device.copied[i], cudaEventDisableTiming), "an event");
     cuda_ok(cudaMalloc((void**)&device.partial_sums, kSumBlocksMax * sizeof(float)), "workspace");
+    cuda_ok(cudaMalloc(&device.workspace, kWorkspaceBytes), "workspace");
     rotate_signs();
 }
 
 cudaStream_t cuda_stream() {
     if (!device.started) device_start();
     return device.stream;
+}
+void* cuda_workspace() {
+    cuda_stream();
+    return device.workspace;
 }
 static float* cuda_partial_sums() {
     cuda_stream();

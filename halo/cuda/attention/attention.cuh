@@ -8,6 +8,7 @@
 
 #include <utility>
 
+#include "cached.cuh"
 #include "sm80.cuh"
 #include "sm90.cuh"
 
@@ -39,119 +40,6 @@ __global__ void attention_rows_kernel(float2* rows, unsigned* counters, int coun
     if (b >= B || lane != 0) return;
     size_t head = (size_t)b * NH + h;
     rows[head * T_padded + t] = valid ? make_float2(lse[head * T + t] * kLog2e, sum) : make_float2(INFINITY, 0);
-}
-
-// ---- generation: one query row of one head against keys [0, past + row], shared out to gridDim.z blocks. A group of kLanes lanes takes
-// one key at a time, 8 columns a lane, kAhead keys in flight; each group keeps its own softmax, and they are merged at the end.
-enum { kCachedThreads = 128, kAhead = 4, kMostSplits = 32, kLeastKeys = 256 };
-
-struct AttnCached {
-    const bf16 *q, *cache;   // q (rows, NH HD), rows of ld_q; cache (positions, 2 NKV HD), rows of ld_cache
-    bf16* y;
-    float* parts;            // (rows, NH, splits, HD + 2): sums of e^(s - largest) v, then largest (in powers of two) and total
-    int past, NH, NKV, HD, ld_q, ld_cache, ld_y;
-    float scale_log2;
-    bool vectors;
-};
-
-__device__ inline void load_columns(float (&x)[kUnit], const bf16* p, int count, bool vectors) {
-    if (vectors && count > 0) {
-        Bf16x8 all = load8(p);
-        for (int j = 0; j < kUnit; j++) x[j] = f32_from_bf16(all.v[j]);
-    } else {
-        for (int j = 0; j < kUnit; j++) x[j] = j < count ? f32_from_bf16(p[j]) : 0.0f;
-    }
-}
-
-__device__ inline void store_value(bf16* y, float x) { *y = bf16_from_f32(x); }
-
-template <int kLanes>
-__global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCached a) {
-    constexpr int kGroups = kCachedThreads / kLanes, kColumns = kLanes * kUnit;
-    __shared__ float sums[kGroups][kColumns + 2];
-    int row = blockIdx.x, h = blockIdx.y, split = blockIdx.z, splits = gridDim.z;
-    int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, count = min(a.HD - lane * kUnit, (int)kUnit);
-    int keys = a.past + row + 1, share = (keys + splits - 1) / splits, from = split * share, to = min(keys, from + share);
-    const bf16* k = a.cache + h / (a.NH / a.NKV) * a.HD + lane * kUnit;
-    const bf16* v = k + a.NKV * a.HD;
-    float q[kUnit], sum[kUnit] = {}, largest = -INFINITY, total = 0;
-    load_columns(q, a.q + (size_t)row * a.ld_q + h * a.HD + lane * kUnit, count, a.vectors);
-    for (int first = from; first < to; first += kGroups * kAhead) {
-        float score[kAhead], value[kAhead][kUnit], before = largest;
-#pragma unroll
-        for (int i = 0; i < kAhead; i++) {
-            int key = first + i * kGroups + group, seen = key < to ? count : 0;
-            float k_row[kUnit];
-            load_columns(k_row, k + (size_t)key * a.ld_cache, seen, a.vectors);
-            load_columns(value[i], v + (size_t)key * a.ld_cache, seen, a.vectors);
-            score[i] = 0;
-            for (int j = 0; j < kUnit; j++) score[i] += q[j] * k_row[j];
-        }
-#pragma unroll
-        for (int i = 0; i < kAhead; i++) {
-            for (int step = kLanes / 2; step > 0; step /= 2) score[i] += __shfl_xor_sync(0xffffffffu, score[i], step);
-            score[i] = first + i * kGroups + group < to ? score[i] * a.scale_log2 : -INFINITY;
-            largest = fmaxf(largest, score[i]);
-        }
-        float shift = largest == -INFINITY ? 0.0f : largest, rescale = exp2f(before - shift);
-        total *= rescale;
-        for (int j = 0; j < kUnit; j++) sum[j] *= rescale;
-#pragma unroll
-        for (int i = 0; i < kAhead; i++) {
-            float p = exp2f(score[i] - shift);
-            total += p;
-            for (int j = 0; j < kUnit; j++) sum[j] += p * value[i][j];
-        }
-    }
-    for (int j = 0; j < kUnit; j++) sums[group][lane * kUnit + j] = sum[j];
-    if (lane == 0) {
-        sums[group][kColumns] = largest;
-        sums[group][kColumns + 1] = total;
-    }
-    __syncthreads();
-    if ((int)threadIdx.x >= a.HD) return;
-    float all_largest = -INFINITY, all_total = 0, all_sum = 0;
-    for (int g = 0; g < kGroups; g++) all_largest = fmaxf(all_largest, sums[g][kColumns]);
-    for (int g = 0; g < kGroups; g++) {
-        float weight = all_largest == -INFINITY ? 0.0f : exp2f(sums[g][kColumns] - all_largest);
-        all_total += weight * sums[g][kColumns + 1];
-        all_sum += weight * sums[g][threadIdx.x];
-    }
-    if (splits == 1) {
-        store_value(a.y + (size_t)row * a.ld_y + h * a.HD + threadIdx.x, all_sum / all_total);
-        return;
-    }
-    float* part = a.parts + (((size_t)row * a.NH + h) * splits + split) * (a.HD + 2);
-    part[threadIdx.x] = all_sum;
-    if (threadIdx.x == 0) {
-        part[a.HD] = all_largest;
-        part[a.HD + 1] = all_total;
-    }
-}
-
-__global__ void __launch_bounds__(kCachedThreads) attention_merge_kernel(AttnCached a, int splits) {
-    int row = blockIdx.x, h = blockIdx.y, stride = a.HD + 2;
-    if ((int)threadIdx.x >= a.HD) return;
-    const float* part = a.parts + ((size_t)row * a.NH + h) * splits * stride;
-    float largest = -INFINITY, total = 0, sum = 0;
-    for (int s = 0; s < splits; s++) largest = fmaxf(largest, part[s * stride + a.HD]);
-    for (int s = 0; s < splits; s++) {
-        float weight = exp2f(part[s * stride + a.HD] - largest);
-        total += weight * part[s * stride + a.HD + 1];
-        sum += weight * part[s * stride + threadIdx.x];
-    }
-    store_value(a.y + (size_t)row * a.ld_y + h * a.HD + threadIdx.x, sum / total);
-}
-
-// cache (rows, cols) <- k and v, one block a row
-__global__ void attention_append_kernel(bf16* cache, int ld_cache, const bf16* kv, int ld_kv, int cols, bool vectors) {
-    bf16* to = cache + (size_t)blockIdx.x * ld_cache;
-    const bf16* from = kv + (size_t)blockIdx.x * ld_kv;
-    if (vectors) {
-        for (int i = threadIdx.x * kUnit; i < cols; i += blockDim.x * kUnit) store8(to + i, load8(from + i));
-    } else {
-        for (int i = threadIdx.x; i < cols; i += blockDim.x) to[i] = from[i];
-    }
 }
 
 // ---- launchers
@@ -252,39 +140,51 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     attention_backward_rows(a);
 }
 
-// As many blocks for a row as fill the machine, with at least kLeastKeys keys each.
-static int cached_splits(int rows, int NH, int keys) {
-    int wanted = 2 * gpu_device().multiprocessors / (rows * NH);
-    return max_int(1, min_int(min_int(wanted, keys / kLeastKeys), kMostSplits));
+// Rows whose chunks are split into blocks of their own: with fewer blocks than kCachedBusy for each SM, as many rows at a time as the
+// workspace has room for; 0: no splitting. Either way gives the same bits.
+enum { kCachedBusy = 4 };
+static int cached_split_rows(int rows, int NH, int NKV, int HD, int chunks) {
+    size_t row_bytes = (size_t)NH * chunks * (HD + 2) * sizeof(float);
+    int most = (int)(kWorkspaceBytes / row_bytes), tile = cached_tile_rows(NH / NKV);
+    if (chunks == 1 || (size_t)rows * NKV >= (size_t)kCachedBusy * gpu_device().multiprocessors || most == 0) return 0;
+    return most >= rows ? rows : max_int(most / tile * tile, 1);
 }
 
-static void attention_cached(Mat y, Mat cache, Mat qkv, int past, int NH, int NKV, int HD) {
-    int rows = qkv.rows, keys = past + rows;
+static void launch_cached(AttnCached a, int splits) {
+    int group = a.NH / a.NKV;
+    dim3 grid(a.rows, a.NKV * cached_head_tiles(group), splits);
+    with_head_dim(a.HD, [&](auto kHD) {
+        constexpr size_t kBytes = sizeof(bf16) * kCachedWarps * 2 * 2 * tile_values<kPieceKeys, kHD()>();
+        allow_shared(attention_cached_kernel<kHD()>, kBytes);
+        LAUNCH((attention_cached_kernel<kHD()>), grid, kCachedThreads, kBytes, a);
+    });
+    if (a.parts) LAUNCH(attention_fold_kernel, dim3(a.rows, a.NH), threads_for(a.HD, kCachedThreads), 0, a);
+}
+
+static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
+    int rows = qkv.rows, chunks = ceil_div(positions, kCachedChunk);
     Attn s = {1, rows, NH, NKV, HD, NULL, NULL};
     check_attention("attention_cached", s, qkv, y);
-    check(cache.fmt == BF16 && cache.cols == 2 * NKV * HD && keys <= cache.rows, "attention_cached: %d positions in a cache of (%d, %d) in %s",
-          keys, cache.rows, cache.cols, fmt_name(cache.fmt));
+    check(cache.fmt == BF16 && cache.cols == 2 * NKV * HD && positions > 0 && cache.rows % positions == 0,
+          "attention_cached: slots of %d positions in a cache of (%d, %d) in %s", positions, cache.rows, cache.cols, fmt_name(cache.fmt));
     bool vectors = has_vectors(qkv, HD) && has_vectors(cache, HD);
     const bf16* q = (const bf16*)qkv.data;
-    LAUNCH(attention_append_kernel, rows, kCachedThreads, 0, (bf16*)cache.data + (size_t)past * cache.ld, cache.ld, q + NH * HD, qkv.ld,
+    LAUNCH(attention_append_kernel, rows, kCachedThreads, 0, (bf16*)cache.data, cache.ld, q + NH * HD, qkv.ld, slot, pos, positions,
            2 * NKV * HD, vectors);
-    if (past == 0 && rows > 1) {   // a prompt is a sequence
-        attention_forward(y, NULL, qkv, s, NULL);
-        return;
-    }
-    // Splitting is for few rows, which bounds their parts: rows * NH * splits is at most two blocks for each SM.
-    static float* parts;
-    int splits = cached_splits(rows, NH, keys);
-    if (!parts) {
-        size_t bytes = (size_t)2 * gpu_device().multiprocessors * (128 + 2) * sizeof(float);
-        cuda_ok(cudaMalloc((void**)&parts, bytes), "workspace of attention_cached");
-    }
-    AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, parts, past, NH, NKV, HD, qkv.ld, cache.ld, y.ld,
+    AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, NULL, slot, pos, rows, positions, chunks, NH, NKV, HD, qkv.ld, cache.ld, y.ld,
                     attention_scale(HD) * kLog2e, vectors};
-    dim3 grid(rows, NH, splits);
-    if (HD <= 64) LAUNCH((attention_cached_kernel<8>), grid, kCachedThreads, 0, a);
-    else LAUNCH((attention_cached_kernel<16>), grid, kCachedThreads, 0, a);
-    if (splits > 1) LAUNCH(attention_merge_kernel, dim3(rows, NH), kCachedThreads, 0, a, splits);
+    int at_once = cached_split_rows(rows, NH, NKV, HD, chunks);
+    if (at_once == 0) return launch_cached(a, 1);
+    a.parts = (float*)cuda_workspace();
+    for (int first = 0; first < rows; first += at_once) {
+        AttnCached part = a;
+        part.q += (size_t)first * a.ld_q;
+        part.y += (size_t)first * a.ld_y;
+        part.slot += first;
+        part.pos += first;
+        part.rows = min_int(at_once, rows - first);
+        launch_cached(part, chunks);
+    }
 }
 
 #endif
