@@ -1,6 +1,8 @@
 // GGUF files written here, byte by byte: every stored type against a reference of its own, a whole model with its permuted rows,
 // RoPE scaling and tokenizer, and hostile files.
+#include "../data/files.h"
 #include "../data/gguf_model.h"
+#include "../data/gguf_write.h"
 #include "../data/json.h"
 #include "../data/safetensors.h"
 #include "../data/tokenizer/tokenizer.h"
@@ -206,6 +208,43 @@ static void model_case(void) {
     free(path);
 }
 
+// ---- the demo's model, written and read back
+
+static void model_rows(void* context, int spec, int layer, int first, int rows, void* dst) {
+    hf_model_rows((const HfModel*)context, spec, layer, first, rows, F32, dst);
+}
+
+static void written_case(void) {
+    Config c, back;
+    HfModel* source = hf_model_open("data/demo/model", &c);
+    char *text = file_read("data/demo/model/tokenizer.json", NULL), *path = scratch_path("written.gguf");
+    const GgmlType types[] = {GGML_BF16, GGML_Q8_0};
+    for (int t = 0; t < 2; t++) {
+        GgufOutput output = {path, types[t], "demo", text, "{{ messages }}", "tokenizer.json"};
+        gguf_write(&output, &c, model_rows, source);
+        GgufModel* m = gguf_model_open(path, &back);
+        ParamSpec specs[kMaxParamSpecs];
+        int count = param_specs(&c, specs);
+        double worst = 0;
+        for (int s = 0; s < count; s++) {
+            size_t n = (size_t)specs[s].rows * (size_t)specs[s].cols;
+            float *want = (float*)host_alloc(n * sizeof(float)), *got = (float*)host_alloc(n * sizeof(float));
+            hf_model_rows(source, s, 0, 0, specs[s].rows, F32, want);
+            gguf_model_rows(m, s, 0, 0, specs[s].rows, F32, got);
+            worst = fmax(worst, rel_err(got, want, n));
+            free(want);
+            free(got);
+        }
+        ok(t ? worst > 0 && worst < 0.01 : worst == 0, "%s: written and read back, error %.1e", ggml_type_name(types[t]), worst);
+        ok(back.V == c.V && back.NKV == c.NKV && back.eos == c.eos && back.tied == c.tied && back.rope_theta == c.rope_theta,
+           "the configuration as well");
+        gguf_model_close(m);
+    }
+    hf_model_close(source);
+    free(text);
+    free(path);
+}
+
 static void open_model(void* path) {
     Config c;
     GgufModel* m = gguf_model_open((const char*)path, &c);
@@ -241,5 +280,5 @@ static void hostile_case(void) {
     free(path);
 }
 
-static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"hostile", hostile_case}};
+static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"written", written_case}, {"hostile", hostile_case}};
 int main(int argc, char** argv) { return scratch_main("test_gguf", cases, COUNT(cases), argc, argv); }
