@@ -179,6 +179,14 @@ static void put_merges(Header* h, const json_t* root) {
     }
 }
 
+// Whether a post-processor puts a special token before a text.
+static bool template_starts_with(const json_t* processor) {
+    const json_t* steps = json_object_get(processor, "processors");
+    for (size_t i = 0; i < json_array_size(steps); i++)
+        if (template_starts_with(json_array_get(steps, i))) return true;
+    return json_object_get(json_array_get(json_object_get(processor, "single"), 0), "SpecialToken") != NULL;
+}
+
 static void put_tokenizer(Header* h, const GgufOutput* o, const Config* c) {
     json_t* root = json_parse(o->tokenizer_json, strlen(o->tokenizer_json), o->where);
     pair_text(h, "tokenizer.ggml.model", "gpt2");
@@ -187,9 +195,8 @@ static void put_tokenizer(Header* h, const GgufOutput* o, const Config* c) {
     put_merges(h, root);
     if (c->bos >= 0) pair_u32(h, "tokenizer.ggml.bos_token_id", c->bos);
     if (c->eos >= 0) pair_u32(h, "tokenizer.ggml.eos_token_id", c->eos);
-    const char* type = json_string_value(json_object_get(json_object_get(root, "post_processor"), "type"));
     put_key(h, "tokenizer.ggml.add_bos_token", GGUF_BOOL);
-    put(h, type && strcmp(type, "ByteLevel") ? "\1" : "\0", 1);
+    put(h, template_starts_with(json_object_get(root, "post_processor")) ? "\1" : "\0", 1);
     if (o->chat_template) pair_text(h, "tokenizer.chat_template", o->chat_template);
     json_decref(root);
 }

@@ -238,6 +238,9 @@ static void written_case(void) {
         ok(t ? worst > 0 && worst < 0.01 : worst == 0, "%s: written and read back, error %.1e", ggml_type_name(types[t]), worst);
         ok(back.V == c.V && back.NKV == c.NKV && back.eos == c.eos && back.tied == c.tied && back.rope_theta == c.rope_theta,
            "the configuration as well");
+        char* tokenizer = gguf_tokenizer_json(m);
+        ok(strstr(tokenizer, "TemplateProcessing") != NULL, "and the BOS token before each text");
+        free(tokenizer);
         gguf_model_close(m);
     }
     hf_model_close(source);
