@@ -142,7 +142,7 @@ $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
 # load as one type and store as another is defined for nvcc: hence -fno-strict-aliasing.
 SIMT_DEFINES = -DHALO_CUDA -DHALO_SIMT $(if $(HALO_MPI),-DHALO_MPI -DHALO_NCCL)
 SIMT_CXX     = $(CXX) $(filter-out -std=c11,$(CFLAGS)) -std=c++17 -fno-strict-aliasing -Wno-unknown-pragmas -include test/simt.h
-SIMT_OBJECTS = $(patsubst %,$(BUILD)/simt/%.o,halo/cuda/ops halo/comm/comm $(if $(HALO_MPI),halo/comm/nccl))
+SIMT_OBJECTS = $(patsubst %,$(BUILD)/simt/%.o,halo/cuda/ops halo/comm/comm halo/run/backend $(if $(HALO_MPI),halo/comm/nccl))
 $(BUILD)/simt/%.o: %.cu $(CONFIG)
 	@mkdir -p $(@D)
 	@echo '  $< (on the CPU)'

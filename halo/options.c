@@ -4,9 +4,7 @@
 #include <errno.h>
 #include <math.h>
 
-#include "llama3.h"
-
-typedef enum { TEXT, INTEGER, NUMBER, SWITCH } FlagType;
+typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH } FlagType;
 
 typedef struct {
     const char* name;
@@ -15,7 +13,7 @@ typedef struct {
     int commands;
     bool defines_run;      // a resumed run must have it as it was
     const char* fallback;
-    const char* choices;   // "a|b|c", or in capitals what the value is
+    const char* choices;   // "a|b|c" (of a CHOICE: in the order of its enum), or in capitals what the value is
     const char* help;
 } Flag;
 
@@ -31,31 +29,31 @@ static const Flag kFlags[] = {
     {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE, true, "auto", "auto|llama3|chatml|none", "chat template; auto reads the model's"},
     {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH, true, "512", "N", "tokens in a row"},
     {"pack", SWITCH, AT(pack), TRAIN | EVAL, true, NULL, NULL, "several examples in a row, hidden from each other"},
-    {"long", TEXT, AT(long_policy), TRAIN | EVAL, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
+    {"long", CHOICE, AT(long_policy), TRAIN | EVAL, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL, true, NULL, NULL, "score the prompt's tokens too"},
     {"level", TEXT, AT(level), TRAIN | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
     {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
     {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
-    {"head-dtype", TEXT, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
-    {"backend", TEXT, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
+    {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
+    {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
     {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
     {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
     {"warmup", INTEGER, AT(warmup), TRAIN, true, "auto", "N|auto", "steps from 0 to the peak; auto: 20, or a tenth of a short run"},
-    {"schedule", TEXT, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
+    {"schedule", CHOICE, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
     {"weight-decay", NUMBER, AT(weight_decay), TRAIN, true, "0", "X", "decoupled, not on norms"},
     {"beta1", NUMBER, AT(beta1), TRAIN, true, "0.9", "X", "AdamW"},
     {"beta2", NUMBER, AT(beta2), TRAIN, true, "0.999", "X", "AdamW"},
     {"eps", NUMBER, AT(eps), TRAIN, true, "1e-8", "X", "AdamW"},
     {"clip", NUMBER, AT(clip), TRAIN, true, "0", "X", "clip the gradient's norm; 0: never"},
     {"seed", INTEGER, AT(seed), TRAIN | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
-    {"master", TEXT, AT(master), TRAIN | BENCH, true, "fp32", "fp32|bf16-sr", "FP32 master weights, or BF16 with stochastic rounding"},
-    {"grad-dtype", TEXT, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
-    {"state-dtype", TEXT, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
-    {"recompute", TEXT, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
+    {"master", CHOICE, AT(master), TRAIN | BENCH, true, "fp32", "fp32|bf16-sr", "FP32 master weights, or BF16 with stochastic rounding"},
+    {"grad-dtype", CHOICE, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
+    {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
+    {"recompute", CHOICE, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "512", "N", "most logits held at once"},
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
@@ -79,19 +77,6 @@ static const Flag kFlags[] = {
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
-static const struct {
-    const char* name;
-    int bit;
-    const char* help;
-} kCommands[] = {
-    {"train", TRAIN, "fine-tune (the default)"},
-    {"eval", EVAL, "the loss on a data file"},
-    {"generate", GENERATE, "answer a prompt, or every prompt of a data file"},
-    {"bench", BENCH, "time optimizer steps on random tokens"},
-    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory"},
-};
-enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
-
 // What defines a run names its checkpoints too.
 static bool takes(const Flag* f, int command) {
     return (f->commands & command) || (command == EXPORT && f->defines_run && (f->commands & TRAIN));
@@ -99,12 +84,27 @@ static bool takes(const Flag* f, int command) {
 
 static void* field(Options* o, const Flag* f) { return (char*)o + f->at; }
 
-static bool one_of(const char* value, const char* choices) {
+// The number of `value` among the words "a|b|c", -1: it is none of them.
+static int word_number(const char* value, const char* words) {
     size_t n = strlen(value);
-    if (strchr(value, '|')) return false;
-    for (const char* p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (!strncmp(p, value, n) && (p[n] == '|' || p[n] == 0)) return true;
-    return false;
+    if (strchr(value, '|')) return -1;
+    int number = 0;
+    for (const char* p = words; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL, number++)
+        if (!strncmp(p, value, n) && (p[n] == '|' || p[n] == 0)) return number;
+    return -1;
+}
+static const char* word_numbered(int number, const char* words, char text[64]) {
+    for (; number > 0; number--) words = strchr(words, '|') + 1;
+    snprintf(text, 64, "%.*s", (int)strcspn(words, "|"), words);
+    return text;
+}
+
+static bool has_words(const Flag* f) { return f->choices && !(f->choices[0] >= 'A' && f->choices[0] <= 'Z'); }
+
+static int word_of(const Flag* f, const char* value) {
+    int number = word_number(value, f->choices);
+    if (number < 0) user_error("--%s %s: must be one of %s", f->name, value, f->choices);
+    return number;
 }
 
 static void set_flag(Options* o, const Flag* f, const char* value) {
@@ -112,10 +112,14 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
     errno = 0;
     switch (f->type) {
         case TEXT:
-            if (f->choices && !(f->choices[0] >= 'A' && f->choices[0] <= 'Z') && !one_of(value, f->choices))
-                user_error("--%s %s: must be one of %s", f->name, value, f->choices);
+            if (has_words(f)) word_of(f, value);
             *(const char**)field(o, f) = value;
             return;
+        case CHOICE: {
+            int number = word_of(f, value);   // enums are as wide as an int
+            memcpy(field(o, f), &number, sizeof number);
+            return;
+        }
         case INTEGER: {
             if (f->fallback && !strcmp(f->fallback, value) && !strcmp(value, "auto")) {
                 *(int*)field(o, f) = kAuto;
@@ -133,7 +137,10 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
             *(double*)field(o, f) = x;
             return;
         }
-        case SWITCH: *(bool*)field(o, f) = true; return;
+        case SWITCH:
+            if (strcmp(value, "yes") && strcmp(value, "no")) user_error("--%s %s: yes or no is expected", f->name, value);
+            *(bool*)field(o, f) = !strcmp(value, "yes");
+            return;
     }
 }
 
@@ -142,6 +149,11 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     const void* p = (const char*)o + f->at;
     switch (f->type) {
         case TEXT: return *(const char* const*)p ? *(const char* const*)p : "";
+        case CHOICE: {
+            int number;
+            memcpy(&number, p, sizeof number);
+            return word_numbered(number, f->choices, text);
+        }
         case INTEGER:
             if (*(const int*)p == kAuto) return "auto";
             snprintf(text, 64, "%d", *(const int*)p);
@@ -196,13 +208,15 @@ static void unknown_flag(const char* name, const char* command, int bit) {
     user_error("--%s: no such flag; train_llama3 %s --help lists all", name, command);
 }
 
-static void print_help(const char* command, int bit) {
-    puts("usage: train_llama3 [train] | eval | generate | bench | export   --flag value ...\n");
-    for (int i = 0; i < kCommandCount; i++) printf("  %-9s %s\n", kCommands[i].name, kCommands[i].help);
-    printf("\nflags of %s:\n", command);
+static void print_help(const Command* commands, int command_count, const Command* command) {
+    printf("usage: train_llama3 [%s]", commands[0].name);
+    for (int i = 1; i < command_count; i++) printf(" | %s", commands[i].name);
+    puts("   --flag value ...\n");
+    for (int i = 0; i < command_count; i++) printf("  %-9s %s\n", commands[i].name, commands[i].help);
+    printf("\nflags of %s:\n", command->name);
     for (int i = 0; i < kFlagCount; i++) {
         const Flag* f = &kFlags[i];
-        if (!takes(f, bit)) continue;
+        if (!takes(f, command->bit)) continue;
         printf("  --%-16s %s", f->name, f->help);
         if (f->choices) printf(" (%s%s%s)", f->choices, f->fallback ? "; default " : "", f->fallback ? f->fallback : "");
         putchar('\n');
@@ -214,14 +228,26 @@ static void print_help(const char* command, int bit) {
     putchar('\n');
 }
 
-Options options_parse(int argc, char** argv, int* command) {
+static const Flag* flag_named(const char* name, int command) {
+    for (int i = 0; i < kFlagCount; i++)
+        if (!strcmp(kFlags[i].name, name) && takes(&kFlags[i], command)) return &kFlags[i];
+    return NULL;
+}
+
+bool options_set(Options* o, int command, const char* name, const char* value) {
+    const Flag* f = flag_named(name, command);
+    if (f) set_flag(o, f, value);
+    return f != NULL;
+}
+
+Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command) {
     int first = 1, which = 0;
     if (argc > 1 && argv[1][0] != '-') {
-        for (which = 0; which < kCommandCount && strcmp(argv[1], kCommands[which].name); which++) {}
-        if (which == kCommandCount) user_error("%s: no such command; train_llama3 --help lists them", argv[1]);
+        for (which = 0; which < command_count && strcmp(argv[1], commands[which].name); which++) {}
+        if (which == command_count) user_error("%s: no such command; train_llama3 --help lists them", argv[1]);
         first = 2;
     }
-    *command = kCommands[which].bit;
+    const Command* c = *command = &commands[which];
     Options o;
     memset(&o, 0, sizeof o);
     for (int i = 0; i < kFlagCount; i++)
@@ -229,19 +255,75 @@ Options options_parse(int argc, char** argv, int* command) {
     for (int a = first; a < argc; a++) {
         if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
         const char* name = argv[a] + 2;
-        const Flag* found = NULL;
-        for (int i = 0; i < kFlagCount; i++)
-            if (!strcmp(kFlags[i].name, name) && takes(&kFlags[i], *command)) found = &kFlags[i];
-        if (!found) unknown_flag(name, kCommands[which].name, *command);
-        if (found->type == SWITCH) set_flag(&o, found, "");
+        const Flag* found = flag_named(name, c->bit);
+        if (!found) unknown_flag(name, c->name, c->bit);
+        if (found->type == SWITCH) options_set(&o, c->bit, name, "yes");
         else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
-        else set_flag(&o, found, argv[++a]);
+        else options_set(&o, c->bit, name, argv[++a]);
     }
     if (o.help) {
-        print_help(kCommands[which].name, *command);
+        print_help(commands, command_count, c);
         exit(0);
     }
     return o;
+}
+
+const Recipe* options_recipe(const Options* o) {
+    const Recipe* r = o->recipe ? recipe_find(o->recipe) : recipe_pick(o->level, o->dtype);
+    if (!r) user_error("--recipe %s: no such row; train_llama3 --help lists them", o->recipe);
+    return r;
+}
+
+// Tokens of one optimizer step on all ranks are counted in ints, and a micro-step's number is 20 bits of its noise (shard.h).
+enum { kMostStepTokens = 1 << 30, kMostMicroSteps = 1 << 20, kMostMicroStepTokens = 1 << 24 };
+
+static void check_batch(const Options* o, int ranks) {
+    if ((double)o->batch * o->seq * o->accum * ranks > kMostStepTokens)
+        user_error("--batch %d --seq %d --accum %d on %d rank%s: more than %d tokens an optimizer step", o->batch, o->seq, o->accum,
+                   ranks, ranks > 1 ? "s" : "", (int)kMostStepTokens);
+    if (o->accum > kMostMicroSteps) user_error("--accum %d: at most %d micro-steps", o->accum, (int)kMostMicroSteps);
+}
+
+static void check_micro_batch(const Options* o) {
+    if (o->seq < 1 || o->batch < 1 || o->accum < 1)
+        user_error("--batch %d --seq %d --accum %d: each must be at least 1", o->batch, o->seq, o->accum);
+    if ((double)o->batch * o->seq > kMostMicroStepTokens)
+        user_error("--batch %d --seq %d: more than %d tokens a micro-step", o->batch, o->seq, (int)kMostMicroStepTokens);
+}
+
+// What training's recipe asks of the other flags.
+static void check_recipe(const Options* o, int command, int ranks) {
+    const Recipe* r = options_recipe(o);
+    if ((command & (TRAIN | BENCH)) && r->ge.fmt == INT8 && o->batch * o->seq > kInt8Longest)
+        user_error("--batch %d --seq %d: recipe %s sums INT8 products over at most %d tokens; take a smaller --batch, and a larger --accum "
+                   "instead", o->batch, o->seq, r->name, (int)kInt8Longest);
+    if (command == EXPORT && !o->resume) return;
+    if (o->zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", o->zero);
+    if (o->qfsdp && ranks > 1 && o->zero != 3 && o->zero != kAuto)
+        user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", o->zero);
+    if (o->qfsdp && !linear_gathers_codes(r))
+        user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
+}
+
+static void check_train(const Options* o) {
+    if (!o->data) user_error("train: name the data with --data FILE");
+    if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
+    if (o->eval_every && !o->val) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
+    if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
+    if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
+}
+
+void options_check(const Options* o, int command, int ranks) {
+    check_batch(o, ranks);
+    if (!!o->model + !!o->preset + !!o->from_scratch != 1)
+        user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
+    if (command == TRAIN) check_train(o);
+    if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
+    if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
+    if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
+    if (command == EXPORT && !o->out) user_error("export: name the folder to write with --out DIR");
+    if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
+    if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 
 void options_print(const Options* o, int command) {

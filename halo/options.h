@@ -2,12 +2,26 @@
 #ifndef HALO_OPTIONS_H
 #define HALO_OPTIONS_H
 
-#include "base.h"
+#include "optim.h"
+
+// Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
+// Recompute (llama3.h), Schedule (optim.h), Fmt for what is kept as "fp32" or "bf16".
+typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
+typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
+typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
+typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 
 typedef struct {
-    const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *long_policy;
-    const char *level, *dtype, *recipe, *head_dtype, *backend, *recompute, *master, *grad_dtype, *state_dtype;
-    const char *schedule, *out, *log, *prompt, *metric;
+    const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat;
+    const char *level, *dtype, *recipe;   // recipe.h knows their words
+    const char *out, *log, *prompt, *metric;
+    BackendChoice backend;
+    HeadChoice head_dtype;
+    MasterChoice master;
+    LongChoice long_policy;
+    Recompute recompute;
+    Schedule schedule;
+    Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
     bool pack, train_on_prompt, qfsdp, resume, profile, help;
@@ -15,7 +29,15 @@ typedef struct {
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
 
-enum { kAuto = -1 };   // a whole number that was left at "auto"
+enum { kAuto = -1 };   // a whole number (warmup, zero) that was left at "auto"
+
+// A row of the program's table of commands. To add a command: give it a bit above, and fill a row in train_llama3.cu.
+typedef struct {
+    const char* name;
+    int bit;
+    const char* help;
+    int (*run)(Options o);   // the exit code
+} Command;
 
 // The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
 // has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
@@ -26,8 +48,17 @@ typedef struct {
 } RunFlag;
 C_API int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all);
 
-// The options and the command's bit. Anything wrong is a user_error; --help prints and exits.
-C_API Options options_parse(int argc, char** argv, int* command);
+// Sets a flag of a command by its name, from the command line or from wherever else flags come. A switch takes "yes" or "no".
+// false: the command takes no such flag. A value that the flag cannot have is a user_error.
+C_API bool options_set(Options* o, int command, const char* name, const char* value);
+// The rules between flags, asked before anything is loaded; a contradiction is a user_error. `ranks`: of the job.
+C_API void options_check(const Options* o, int command, int ranks);
+// The recipe that --recipe, or --level and --dtype, name.
+C_API const Recipe* options_recipe(const Options* o);
+
+// The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
+// user_error; --help prints and exits.
+C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command);
 // The values of a command's flags, for the start of a run.
 C_API void options_print(const Options* o, int command);
 

@@ -171,6 +171,16 @@ static void sum_squares(float* total, Mat x) {
     inner->sum_squares(total, x);
     end("sum of squares", from, size_of(x));
 }
+static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
+    int from = begin();
+    inner->clip_scale(scale, sum_of_squares, max_norm);
+    end("clip scale", from, 2.0 * sizeof(float));
+}
+static void count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) {
+    int from = begin();
+    inner->count_codes(counts, x, absmax, how);
+    end("count codes", from, size_of(x));
+}
 static void adamw(const AdamW* a) {
     int from = begin();
     inner->adamw(a);
@@ -218,6 +228,8 @@ const Ops* profile_ops(const Ops* ops) {
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;
+    table.clip_scale = clip_scale;
+    table.count_codes = count_codes;
     table.adamw = adamw;
     table.transpose_codes = transpose_codes;
     table.pack_fp6 = pack_fp6;

@@ -4,12 +4,14 @@
 #include <pthread.h>
 #include <time.h>
 
+static pthread_mutex_t device_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static struct {
     int rank, ranks, timeout_seconds;
     void (*abort_job)(int exit_code);
     DeviceProgress (*look)(void);
     void (*volatile give_up)(void);
-    DeviceProgress device;   // when last looked at
+    DeviceProgress device;   // when last looked at; under device_lock: one thread writes it, another reads it
     volatile int step, layer;
     const char* volatile phase;
     const char* volatile collective;
@@ -45,9 +47,24 @@ ProgressPlace progress_place(void) {
     return p;
 }
 
+static DeviceProgress device_progress(void) {
+    pthread_mutex_lock(&device_lock);
+    DeviceProgress device = here.device;
+    pthread_mutex_unlock(&device_lock);
+    return device;
+}
+
+// A signal handler may have interrupted the lock's holder: the report then says where the host is.
+static void device_place(ProgressPlace* place) {
+    if (pthread_mutex_trylock(&device_lock)) return;
+    if (here.device.busy) *place = here.device.at;
+    pthread_mutex_unlock(&device_lock);
+}
+
 void progress_report(const char* why) {
     char text[512], layer[32] = "";
-    ProgressPlace p = here.device.busy ? here.device.at : progress_place();
+    ProgressPlace p = progress_place();
+    device_place(&p);
     if (p.layer >= 0) snprintf(layer, sizeof layer, ", layer %d", p.layer);
     int n = snprintf(text, sizeof text, "train_llama3: rank %d of %d: step %d, %s%s, %s%s: %s\n", here.rank, here.ranks, p.step,
                      p.phase, layer, p.collective ? "waiting for the other ranks in " : "outside of collectives",
@@ -77,7 +94,7 @@ static void* watch(void* unused) {
     while (here.watching) {
         nap(kLookMs);
         idle_ms += kLookMs;
-        DeviceProgress device = here.device;
+        DeviceProgress device = device_progress();
         if (device.error) end_job(device.error);
         if (here.changes != seen || device.finished != finished) {
             seen = here.changes;
@@ -96,7 +113,10 @@ static void* watch(void* unused) {
 static void* watch_device(void* unused) {
     (void)unused;
     while (here.watching) {
-        here.device = here.look();
+        DeviceProgress device = here.look();
+        pthread_mutex_lock(&device_lock);
+        here.device = device;
+        pthread_mutex_unlock(&device_lock);
         nap(kLookMs);
     }
     return NULL;

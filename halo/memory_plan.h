@@ -1,0 +1,16 @@
+// The bytes that training needs on a rank's backend, counted by the code that lays them out.
+#ifndef HALO_MEMORY_PLAN_H
+#define HALO_MEMORY_PLAN_H
+
+#include "shard.h"
+
+typedef struct {
+    ShardBytes shard;
+    ModelBytes model;
+    size_t staging;    // what ranks and the backend hold for themselves
+    size_t together;
+} MemoryPlan;
+
+C_API MemoryPlan memory_plan(const Config* config, const Ops* ops, const Comm* comm, const Recipe* recipe, ShardOptions shard, ModelOptions model);
+
+#endif

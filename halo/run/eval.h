@@ -1,0 +1,17 @@
+// The command eval, and the evaluations of a training run: the mean loss over a data file.
+#ifndef HALO_RUN_EVAL_H
+#define HALO_RUN_EVAL_H
+
+#include "session.h"
+
+typedef struct {
+    double loss;   // mean over the scored tokens
+    size_t scored;
+} Evaluation;
+
+// Goes over all rows of `d`, each rank over its own share; all ranks call it together. `losses`: (batch, seq) on the backend, scratch.
+C_API Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses);
+C_API void print_evaluation(const char* path, Evaluation e);
+C_API int command_eval(Options o);
+
+#endif

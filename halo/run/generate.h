@@ -1,0 +1,9 @@
+// The command generate: answers one prompt, or every prompt of a data file.
+#ifndef HALO_RUN_GENERATE_H
+#define HALO_RUN_GENERATE_H
+
+#include "session.h"
+
+C_API int command_generate(Options o);
+
+#endif

@@ -1,0 +1,72 @@
+// The log of a run; see run_log.h.
+#include "run_log.h"
+
+#include <errno.h>
+
+#include "../../data/files.h"
+
+static void duration(double seconds, char text[32]) {
+    int t = (int)(seconds + 0.5);
+    if (t >= 3600) snprintf(text, 32, "%dh%02dm", t / 3600, t / 60 % 60);
+    else if (t >= 60) snprintf(text, 32, "%dm%02ds", t / 60, t % 60);
+    else snprintf(text, 32, "%ds", t);
+}
+
+// The steps after the checkpoint that a run goes on from will be made again: takes their lines away, and one that a crash
+// has cut short.
+static void log_rewind(const char* path, int64_t step) {
+    static const char kOpening[] = "{\"step\": ";
+    if (!path_exists(path)) return;
+    char *text = file_read(path, NULL), *line = text;
+    for (char* end; (end = strchr(line, '\n')) != NULL; line = end + 1)
+        if (!strncmp(line, kOpening, strlen(kOpening)) && strtol(line + strlen(kOpening), NULL, 10) > step) break;
+    if (truncate(path, line - text)) user_error("%s: cannot be written: %s", path, strerror(errno));
+    free(text);
+}
+
+StepLog log_open(const Session* s, int steps, int64_t steps_done) {
+    StepLog log = {NULL, steps, 0};
+    if (!s->o.log || !leads(s)) return log;
+    dir_make(s->o.log);
+    char* path = path_join(s->o.log, "log.jsonl");
+    if (s->o.resume) log_rewind(path, steps_done);
+    log.file = fopen(path, s->o.resume ? "a" : "w");
+    if (!log.file) user_error("%s: cannot be written: %s", path, strerror(errno));
+    free(path);
+    return log;
+}
+
+void log_close(StepLog* log) {
+    if (log->file) fclose(log->file);
+}
+
+static void log_flush(StepLog* log) {
+    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
+}
+
+void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
+    log->mean_step_seconds = log->mean_step_seconds > 0 ? 0.9 * log->mean_step_seconds + 0.1 * seconds : seconds;
+    double eta = (log->steps - step) * log->mean_step_seconds, tokens_per_second = (double)r.tokens / seconds;
+    char eta_text[32];
+    duration(eta, eta_text);
+    printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
+           log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
+    fflush(stdout);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, "
+                       "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
+            step, epoch, r.loss, (double)r.grad_norm, (double)lr, tokens_per_second, eta);
+    log_flush(log);
+}
+
+void log_quant_stats(StepLog* log, const Trainer* t, int step) {
+    quant_stats_report(model_quant_stats(t->model), step, log->file);
+    if (log->file) log_flush(log);
+}
+
+void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
+    print_evaluation(path, e);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"val_loss\": %.9g, \"val_tokens\": %zu}\n", step, e.loss, e.scored);
+    log_flush(log);
+}

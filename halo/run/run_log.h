@@ -1,0 +1,21 @@
+// What a training run tells: a line a step on the terminal, and the same as JSON in --log DIR/log.jsonl. Only rank 0 logs.
+#ifndef HALO_RUN_LOG_H
+#define HALO_RUN_LOG_H
+
+#include "eval.h"
+#include "train_step.h"
+
+typedef struct {
+    FILE* file;   // log.jsonl, or NULL
+    int steps;
+    double mean_step_seconds;   // smoothed
+} StepLog;
+
+// A resumed run appends to its log, after taking away the lines of steps behind `steps_done`: they will be made again.
+C_API StepLog log_open(const Session* s, int steps, int64_t steps_done);
+C_API void log_close(StepLog* log);
+C_API void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds);
+C_API void log_quant_stats(StepLog* log, const Trainer* t, int step);
+C_API void log_evaluation(StepLog* log, const char* path, int step, Evaluation e);
+
+#endif

@@ -1,0 +1,184 @@
+// A command's session; see session.h.
+#include "session.h"
+
+#include <time.h>
+
+#include "../../data/hf_config.h"
+#include "../hadamard.h"
+#include "../progress.h"
+#include "backend.h"
+
+// config.json, --preset or --from-scratch, and where its tokenizer is.
+static void open_source(Session* s) {
+    const Options* o = &s->o;
+    if (o->model) {
+        s->source = hf_model_open(o->model, &s->config);
+        s->source_dir = o->model;
+    } else if (o->from_scratch) {
+        hf_config_read(o->from_scratch, &s->config);
+        s->source_dir = o->from_scratch;
+    } else if (!config_preset(&s->config, o->preset)) {
+        user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
+    }
+    if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
+    if (o->layers) s->config.L = o->layers;
+    s->tokenizer_dir = o->tokenizer ? o->tokenizer : s->source_dir;
+}
+
+void open_tokenizer(Session* s) {
+    if (!s->tokenizer_dir) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
+    s->tokenizer = tokenizer_load(s->tokenizer_dir);
+    if (tokenizer_size(s->tokenizer) > s->config.V)
+        user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_dir,
+                   tokenizer_size(s->tokenizer), s->config.V);
+    s->chat = chat_detect(s->tokenizer_dir, s->tokenizer, strcmp(s->o.chat, "auto") ? s->o.chat : NULL);
+}
+
+static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    hf_model_rows((const HfModel*)self, spec, layer, row0, rows, F32, dst);
+}
+
+// Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
+ShardOptions shard_options(const Session* s, bool train) {
+    const Options* o = &s->o;
+    bool given = o->zero != kAuto;
+    ShardOptions shard = {given ? o->zero : 3, given ? o->zero : 0, o->master == MASTER_FP32, F32, F32, train, o->prefetch, o->accum,
+                          (uint64_t)o->seed, s->recipe, false};
+    if (!train) return shard;
+    shard.grad_fmt = o->grad_dtype;
+    shard.state_fmt = o->state_dtype;
+    shard.codes = o->qfsdp;
+    return shard;
+}
+
+void load_weights(Session* s, bool train) {
+    s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
+    RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
+    if (s->source) shard_load(s->shard, read_source_rows, s->source);
+    else shard_load(s->shard, random_weights_read, &random);
+}
+
+// The row that the flags name; what it rotates has to have an order that hadamard.h knows.
+static const Recipe* pick_recipe(const Session* s) {
+    const Options* o = &s->o;
+    const Config* c = &s->config;
+    const Recipe* r = options_recipe(o);
+    const struct {
+        const char* name;
+        int order;
+    } widths[] = {{"hidden_size", c->C}, {"num_attention_heads * head_dim", c->NH * c->HD}, {"intermediate_size", c->F}};
+    for (size_t i = 0; r->fw.rotate && i < sizeof widths / sizeof widths[0]; i++)
+        if (!hadamard_supported(widths[i].order))
+            user_error("recipe %s: there is no Hadamard transform of order %d, the model's %s; choose a --level that does not "
+                       "rotate (halo0, switchback, jetfire)", r->name, widths[i].order, widths[i].name);
+    if (r->ee.rotate && o->token_block && !hadamard_supported(o->token_block))
+        user_error("--token-block %d: there is no Hadamard transform of that order; choose a power of two", o->token_block);
+    return r;
+}
+
+Session session_open(Options o, int command) {
+    Session s;
+    memset(&s, 0, sizeof s);
+    s.o = o;
+    s.ops = backend_pick(o.backend);
+    s.comm = comm_start();
+    progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
+    s.comm = comm_on(s.comm, s.ops);
+    options_check(&o, command, s.comm->ranks);
+    open_source(&s);
+    s.recipe = command & (TRAIN | BENCH | EXPORT) ? pick_recipe(&s) : recipe_find("bf16");
+    return s;
+}
+
+void session_close(Session* s) {
+    progress_stop_watching();
+    if (s->shard) shard_free(s->shard);
+    if (s->source) hf_model_close(s->source);
+    if (s->tokenizer) {
+        chat_free(&s->chat);
+        tokenizer_free(s->tokenizer);
+    }
+    s->comm->finish();
+}
+
+ModelOptions model_options(const Session* s, bool train) {
+    const Options* o = &s->o;
+    if (o->seq > s->config.max_T)
+        user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
+    ModelOptions m = {o->batch, o->seq, train, train ? o->recompute : RECOMPUTE_NONE, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
+                      recipe_find(train && o->head_dtype == HEAD_FP8 ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s), 0, 0};
+    return m;
+}
+
+DataOptions data_options(const Session* s) {
+    DataOptions d = {&s->chat, s->o.seq, s->o.pack, s->o.train_on_prompt,
+                     s->o.long_policy == LONG_ROWS_SKIP ? LONG_SKIP : LONG_TRUNCATE};
+    return d;
+}
+
+// What a rank runs, a line a fact.
+enum { kFactBytes = 64 << 10 };
+typedef struct {
+    char text[kFactBytes];
+    size_t used;
+} Facts;
+__attribute__((format(printf, 2, 3)))
+static void state_fact(Facts* f, const char* format, ...) {
+    size_t room = kFactBytes - f->used;
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(f->text + f->used, room, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= room) user_error("the flags of this run have more than %d characters", (int)kFactBytes);
+    f->used += (size_t)n;
+}
+
+// Every rank has to run the same thing: what rank 0 runs is sent to the others.
+void ranks_agree(const Session* s, const DataStats* data) {
+    Facts *mine = (Facts*)host_alloc(sizeof(Facts)), *first = (Facts*)host_alloc(sizeof(Facts));
+    RunFlag flags[kMaxRunFlags];
+    int flag_count = options_flags(&s->o, flags, true);
+    for (int i = 0; i < flag_count; i++) state_fact(mine, "--%s %s\n", flags[i].name, flags[i].value);
+    const Config* c = &s->config;
+    state_fact(mine, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F,
+               c->rope_theta);
+    float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
+    ParamSpec specs[kMaxParamSpecs];
+    int count = param_specs(c, specs);
+    for (int i = 0; s->source && i < count; i++) {
+        hf_model_rows(s->source, i, 0, 0, 1, F32, row);
+        double sum = 0;
+        for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
+        state_fact(mine, "the weights of %s: %.9g\n", specs[i].name, sum);
+    }
+    state_fact(mine, "the data: %d examples, %zu tokens, %zu scored\n", data->examples, data->tokens, data->scored);
+    *first = *mine;
+    s->comm->host_broadcast(first, sizeof *first);
+    for (const char *a = first->text, *b = mine->text; *a || *b;) {
+        int na = (int)strcspn(a, "\n"), nb = (int)strcspn(b, "\n");
+        if (na != nb || strncmp(a, b, (size_t)na))
+            user_error("rank %d disagrees with rank 0: it has '%.*s', rank 0 has '%.*s'; start all ranks with the same model, data "
+                       "and flags", s->comm->rank, nb, b, na, a);
+        a += na + 1;   // both have a line, the same one
+        b += nb + 1;
+    }
+    free(row);
+    free(mine);
+    free(first);
+}
+
+Dataset* open_data(const Session* s, const char* path) {
+    DataOptions options = data_options(s);
+    Dataset* d = dataset_load(path, s->tokenizer, &options);
+    const DataStats* n = dataset_stats(d);
+    if (leads(s))
+        printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
+               n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
+    return d;
+}
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

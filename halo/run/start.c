@@ -1,0 +1,52 @@
+// The start of a run; see start.h.
+#include "start.h"
+
+MemoryPlan plan_memory(const Session* s) {
+    return memory_plan(&s->config, s->ops, s->comm, s->recipe, shard_options(s, true), model_options(s, true));
+}
+
+static void print_model(const Session* s) {
+    const Config* c = &s->config;
+    printf("%s backend, %d rank%s (%s), recipe %s, lm_head in %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "",
+           s->comm->name, s->recipe->name, s->o.head_dtype == HEAD_FP8 ? "fp8" : "bf16");
+    if (!strncmp(s->recipe->name, "haloi", 5))
+        printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
+    printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",
+           (double)param_count(c) / 1e6, c->L, c->C, c->F, c->NH, c->NKV, c->HD, c->V, c->tied ? ", tied" : "");
+}
+
+static void print_memory(MemoryPlan p, size_t left) {
+    printf("memory per rank, GiB: weights %.3f  gradients %.3f  optimizer %.3f  gathered %.3f  codes %.3f  activations %.3f  scratch %.3f  "
+           "staging %.3f  together %.3f of %.3f free\n", gib(p.shard.weights), gib(p.shard.gradients), gib(p.shard.optimizer),
+           gib(p.shard.gathered), gib(p.model.codes), gib(p.model.activations), gib(p.model.scratch), gib(p.staging), gib(p.together), gib(left));
+}
+
+// Free memory differs between GPUs, and what a rank needs between ranks: each rank tells both to all, and rank 0 speaks.
+static void check_fit(const Session* s, size_t needed, size_t left) {
+    int ranks = s->comm->ranks, tightest = 0;
+    double* told = (double*)host_alloc(sizeof(double) * 2 * (size_t)ranks);   // (ranks, 2): needed, left
+    told[2 * s->comm->rank] = (double)needed;
+    told[2 * s->comm->rank + 1] = (double)left;
+    s->comm->host_sum(told, 2 * ranks);
+    for (int i = 1; i < ranks; i++)
+        if (told[2 * i + 1] - told[2 * i] < told[2 * tightest + 1] - told[2 * tightest]) tightest = i;
+    double gib_needed = told[2 * tightest] / (1 << 30), gib_left = told[2 * tightest + 1] / (1 << 30);
+    free(told);
+    if (gib_needed <= gib_left) return;
+    char where[32] = "";
+    if (ranks > 1) snprintf(where, sizeof where, "rank %d: ", tightest);
+    if (leads(s))
+        user_error("%s%.1f GiB are needed, and %.1f are free: a smaller --batch or --seq, --recompute block, or --master bf16-sr --grad-dtype bf16 "
+                   "--state-dtype bf16 take less; so do more ranks", where, gib_needed, gib_left);
+    s->comm->barrier();   // until rank 0 has ended the job
+}
+
+void print_start(const Session* s) {
+    MemoryPlan plan = plan_memory(s);
+    size_t left = s->ops->free_bytes() + s->comm->staging_bytes;   // the staging is taken already
+    if (leads(s)) {
+        print_model(s);
+        print_memory(plan, left);
+    }
+    check_fit(s, plan.together, left);
+}

@@ -1,0 +1,61 @@
+// One optimizer step; see train_step.h.
+#include "train_step.h"
+
+#include "../progress.h"
+
+static size_t losses_bytes(const Options* o) { return sizeof(float) * (size_t)o->accum * (size_t)o->batch * (size_t)o->seq; }
+
+Trainer trainer_new(const Session* s, int steps) {
+    const Options* o = &s->o;
+    int warmup = o->warmup == kAuto ? min_int(20, steps / 10) : o->warmup;
+    OptimConfig optim = {(float)o->lr, warmup, steps, o->schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
+                         (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
+    Trainer t;
+    t.model = model_new(&s->config, s->ops, s->recipe, s->shard, model_options(s, true));
+    t.optim = optim_new(s->ops, optim);
+    t.batch = batch_new(o->batch, o->seq);
+    t.losses = (float*)s->ops->alloc(losses_bytes(o));
+    t.host_losses = (float*)host_alloc(losses_bytes(o));
+    return t;
+}
+
+void trainer_free(const Session* s, Trainer* t) {
+    model_free(t->model);
+    optim_free(&t->optim);
+    batch_free(&t->batch);
+    s->ops->release(t->losses);
+    free(t->host_losses);
+}
+
+// The end of an optimizer step, once all its micro-steps are done.
+void update_weights(Session* s, Trainer* t, int step) {
+    shard_reduce_gradients(s->shard);
+    optim_step(&t->optim, s->shard, step);
+}
+
+// --quant-stats looks at rank 0's first micro-step.
+bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
+
+// One optimizer step over the global batch that begins at `first_row` of the planned epoch.
+StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
+    const Options* o = &s->o;
+    int ranks = s->comm->ranks, B = o->batch, BT = B * o->seq;
+    size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
+    progress_step(step);
+    double sums[2] = {0, 0};   // loss, tokens
+    shard_begin_step(s->shard, step);
+    for (int a = 0; a < o->accum; a++) {
+        progress_phase("loading a batch", -1);
+        batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        if (a == 0 && observes(s, step)) model_observe(t->model);
+        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
+        shard_end_micro_step(s->shard);
+        sums[1] += t->batch.used;
+    }
+    update_weights(s, t, step);
+    s->ops->download(t->host_losses, t->losses, losses_bytes(o));
+    for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
+    s->comm->host_sum(sums, 2);
+    StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim, s->shard), (size_t)sums[1]};
+    return r;
+}

@@ -1,0 +1,32 @@
+// One optimizer step: micro-steps over a global batch, the sum of gradients over ranks, AdamW.
+#ifndef HALO_RUN_TRAIN_STEP_H
+#define HALO_RUN_TRAIN_STEP_H
+
+#include "../../data/batch.h"
+#include "../optim.h"
+#include "session.h"
+
+// Everything one optimizer step needs.
+typedef struct {
+    Model* model;
+    Optim optim;
+    RowBatch batch;
+    float *losses, *host_losses;   // (accum, BT)
+} Trainer;
+
+typedef struct {
+    double loss;
+    float grad_norm;
+    size_t tokens;   // not padding, on all ranks
+} StepResult;
+
+C_API Trainer trainer_new(const Session* s, int steps);
+C_API void trainer_free(const Session* s, Trainer* t);
+// One optimizer step over the global batch that begins at `first_row` of the planned epoch; `step` counts from 1.
+C_API StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step);
+// The end of an optimizer step, after its micro-steps: sums gradients over ranks, updates the weights, prepares them anew.
+C_API void update_weights(Session* s, Trainer* t, int step);
+// Whether this rank reports on quantization after `step` (--quant-stats: rank 0, on its first micro-step).
+C_API bool observes(const Session* s, int step);
+
+#endif
