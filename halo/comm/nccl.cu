@@ -310,7 +310,7 @@ static int pick_device() {
     MPI_Comm_rank(host, &rank);
     MPI_Comm_size(host, &ranks);
     gethostname(name, sizeof name - 1);
-    int device = rank % gpus;
+    int device = cuda_usable_device(rank % gpus);   // the driver counts GPUs that are too old as well
     cudaDeviceProp properties;
     cuda_ok(cudaGetDeviceProperties(&properties, device), "properties of a GPU");
     enum { kIdBytes = sizeof properties.uuid };

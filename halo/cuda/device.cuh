@@ -33,6 +33,8 @@
 
 // The stream that all of the backend's work runs on (ops.cu).
 cudaStream_t cuda_stream();
+// The driver's index of the n-th GPU that the backend can use (ops.cu): n < cuda_device_count().
+int cuda_usable_device(int n);
 // kWorkspaceBytes for what an op needs between two of its kernels: made at the start, nobody's once the op's last kernel has run, so every
 // op may use all of it (all run on one stream).
 void* cuda_workspace();

@@ -2,7 +2,7 @@
 // layer, forward beside backward; everything runs on one stream, in call order. Compiled by nvcc, or with -x c++ -DHALO_SIMT
 // by a C++ compiler, which gives the same table on the emulator (device.cuh).
 //
-// The device is the one that is current when the backend is first used.
+// The device is the one that is current when the backend is first used, or the first usable one if that is too old.
 #include "device.cuh"
 
 #include <vector>
@@ -44,7 +44,30 @@ static void check_built_for_device() {
     cuda_ok(status, "the code of a kernel");
 }
 
+// Whether the kernels run on GPU `index` of the driver's list: they need bf16 tensor cores and asynchronous copies.
+static bool is_usable(int index) {
+    int major = 0;
+    cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+    return major >= 8;
+}
+int cuda_device_count(void) {
+    int count = 0, usable = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
+    for (int i = 0; i < count; i++) usable += is_usable(i);
+    return usable;
+}
+int cuda_usable_device(int n) {
+    int count = 0, left = n;
+    cuda_ok(cudaGetDeviceCount(&count), "the number of GPUs");
+    for (int i = 0; i < count; i++)
+        if (is_usable(i) && left-- == 0) return i;
+    die("cuda: usable GPU %d of %d GPUs", n, count);
+}
+
 static void device_start() {
+    int current = 0;
+    cuda_ok(cudaGetDevice(&current), "the current device");
+    if (!is_usable(current)) cuda_ok(cudaSetDevice(cuda_usable_device(0)), "the first usable GPU");
     device.started = true;
     check_built_for_device();
     cuda_ok(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking), "a stream");
@@ -68,16 +91,6 @@ static float* cuda_partial_sums() {
     return device.partial_sums;
 }
 
-int cuda_device_count(void) {
-    int count = 0, usable = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
-    for (int i = 0; i < count; i++) {
-        int major = 0;
-        cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "compute capability");
-        usable += major >= 8;   // bf16 tensor cores, asynchronous copies
-    }
-    return usable;
-}
 
 // ---- memory
 static size_t cuda_memory(bool all) {

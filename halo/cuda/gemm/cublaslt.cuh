@@ -182,10 +182,11 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     return ms / (float)runs;
 }
 
-// Which of the candidates is the fastest; the heuristic's first if there is no memory to try.
+// Which of the candidates is the fastest; the heuristic's first if there is no memory to try. Trial products go where the product itself
+// will go if it does not read what is there (beta 0); else to memory of their own, given back at once.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
-    void* out = NULL;
-    if (cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
+    void* out = g.c;
+    if (g.beta != 0 && cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
         (void)cudaGetLastError();   // no room to try
         return 0;
     }
@@ -202,7 +203,7 @@ static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeu
         for (int i = 0; round == 0 && i < count; i++)
             if (ms[i] > kLtHopeless * *std::min_element(ms, ms + count)) ms[i] = INFINITY;
     }
-    cuda_ok(cudaFree(out), "memory for trial products");
+    if (out != g.c) cuda_ok(cudaFree(out), "memory for trial products");
     return (int)(std::min_element(ms, ms + count) - ms);
 }
 
