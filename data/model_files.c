@@ -5,8 +5,6 @@
 #include "json.h"
 #include "json_edit.h"
 
-#include <sys/stat.h>
-
 static const char* const kConfigFiles[] = {"config.json", "generation_config.json"};
 static const char* const kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                                               "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
@@ -87,9 +85,8 @@ static void read_if_there(ModelFiles* m, const char* dir, const char* name) {
 
 static void read_template_folder(ModelFiles* m, const char* dir) {
     char* folder = path_join(dir, kTemplateFolder);
-    struct stat info;
     char** names = NULL;
-    int count = !stat(folder, &info) && S_ISDIR(info.st_mode) ? dir_names(folder, &names) : 0;
+    int count = dir_exists(folder) ? dir_names(folder, &names) : 0;
     for (int i = 0; i < count; i++) {
         size_t n = strlen(names[i]);
         if (n <= 6 || strcmp(names[i] + n - 6, ".jinja")) continue;

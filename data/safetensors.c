@@ -4,10 +4,8 @@
 #include "json.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 enum { kHeaderAlign = 8 };
 static const size_t kMaxHeaderBytes = 100000000;
@@ -146,15 +144,13 @@ static void check_layout(Tensor* tensors, int count, const unsigned char* data, 
 // ---- reading
 
 SafeTensors* safetensors_open(const char* path) {
-    int fd = open(path, O_RDONLY);
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info)) user_error("%s: cannot be read: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) user_error("%s: not a regular file", path);
-    size_t file_bytes = (size_t)info.st_size;
+    size_t file_bytes;
+    int fd = file_open(path, &file_bytes);
     if (file_bytes < 8) user_error("%s: %zu bytes, too short for a safetensors file", path, file_bytes);
     void* map = mmap(NULL, file_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) user_error("%s: cannot be mapped: %s", path, strerror(errno));
     close(fd);
+    refuse_lfs_pointer(path, (const char*)map, file_bytes);
 
     SafeTensors* file = (SafeTensors*)host_alloc(sizeof *file);
     file->path = host_strdup(path);

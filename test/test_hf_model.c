@@ -460,8 +460,14 @@ static void config_case(void) {
         const char *text, *words;
     } bad[] = {
         {"[]", "has to be an object"},
+        {"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"},
         {"{\"vocab_size\":1}", "\"model_type\" is missing"},
-        {"{\"model_type\":\"mistral\"}", "\"model_type\" is \"mistral\", only \"llama\""},
+        {"{\"model_type\":\"qwen2\"}", "\"model_type\" is \"qwen2\", only \"llama\""},
+        {"{\"model_type\":\"mistral\",\"sliding_window\":4096}", "\"sliding_window\""},
+        {"{" SIZES ",\"architectures\":[\"Qwen2ForCausalLM\"]}", "names Qwen2ForCausalLM"},
+        {"{" SIZES ",\"quantization_config\":{}}", "\"quantization_config\""},
+        {"{" SIZES ",\"attention_dropout\":0.1}", "\"attention_dropout\" has to be 0"},
+        {"{" SIZES ",\"eos_token_id\":[1,40]}", "\"eos_token_id\" names token 40"},
         {"{\"model_type\":\"llama\",\"vocab_size\":40}", "\"hidden_size\" is missing"},
         {"{" SIZES ",\"head_dim\":0}", "\"head_dim\" is 0"},
         {"{" SIZES ",\"head_dim\":-8}", "\"head_dim\" is -8"},
@@ -483,7 +489,7 @@ static void config_case(void) {
         {"{" SIZES ",\"rope_scaling\":{\"factor\":2.0}}", "\"type\" is missing"},
         {"{" SIZES ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2.0}}", "\"low_freq_factor\" is missing"},
         {"{" SIZES ",\"rope_scaling\":[]}", "\"rope_scaling\" has to be an object"},
-        {"{" SIZES ",\"rope_scaling\":{},\"rope_parameters\":{}}", "keep one"},
+        {"{" SIZES ",\"rope_theta\":1e4,\"rope_scaling\":{\"type\":\"default\"},\"rope_parameters\":{\"rope_theta\":5e5}}", "disagree"},
         {"{" SIZES ",\"hidden_size\":16}", "duplicate object key"},
         {"{" SIZES "", "not valid JSON at line 1"},
     };
@@ -516,6 +522,8 @@ static void dtype_case(void) {
          "{\"dtype\": \"bfloat16\", \"x\\\"\": {}, \"torch_dtype\":\"bfloat16\"}"},
         {"{ \"a\": 1}", "{\n  \"torch_dtype\": \"bfloat16\", \"a\": 1}"},
         {"{}", "{\n  \"torch_dtype\": \"bfloat16\"}"},
+        {"{\"torch\\u005fdtype\": \"float32\", \"quantization_config\": null, \"a\": 1}",
+         "{\"torch\\u005fdtype\": \"bfloat16\", \"a\": 1}"},
     };
     char* dir = scratch_path("dtype");
     for (int i = 0; i < COUNT(texts); i++) {
