@@ -218,8 +218,8 @@ static void remove_named(const char* dir, const char* name) {
 
 static bool is_listed(const char* list, const char* name) {
     size_t n = strlen(name);
-    for (const char* at = list; *at; at = strchr(at, '\n') + 1)
-        if (!strncmp(at, name, n) && at[n] == '\n') return true;
+    for (const char *at = list, *end; (end = strchr(at, '\n')) != NULL; at = end + 1)
+        if ((size_t)(end - at) == n && !strncmp(at, name, n)) return true;
     return false;
 }
 
@@ -250,6 +250,7 @@ static void remove_stale(const char* dir, const char* list) {
 }
 
 static void move_up(const char* from_dir, const char* to_dir, const char* name) {
+    if (name[0] == '/' || strstr(name, "..")) user_error("%s: its list names \"%s\"; remove this directory", from_dir, printable(name));
     char *from = path_join(from_dir, name), *to = path_join(to_dir, name);
     if (path_exists(from)) {
         make_folder_of(to_dir, name);

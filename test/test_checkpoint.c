@@ -307,8 +307,8 @@ static void count_damaged(void* context, const char* file) {
 static void whole_case(void) {
     char* dir = scratch_path("whole");
     empty_dir(dir);
-    save_small(dir, 10, 1, 10);
-    save_small(dir, 20, 1, 10);
+    save_small(dir, 10, 2, 10);
+    save_small(dir, 20, 2, 10);
     char* plain = path_join(dir, "step-00000030");
     put_file(plain, "x", 1);
     int damaged = 0;
@@ -322,7 +322,7 @@ static void whole_case(void) {
     put_file(bin, text, bytes);
     found = checkpoint_latest_whole(dir, count_damaged, &damaged);
     ok(found && strstr(found, "step-00000010") && damaged == 1, "whole: the one before a damaged one");
-    save_small(dir, 40, 1, 10);
+    save_small(dir, 40, 2, 10);
     ok(path_exists(plain), "whole: and saving goes on beside the plain file");
     free(found);
     free(text);
