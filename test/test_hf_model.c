@@ -425,7 +425,7 @@ static void crash_after_moves(const char* dir, int moved) {
                                         "model-00003-of-00003.safetensors", "model.safetensors.index.json"};
     char* fresh = scratch_path("fresh_for_crash");
     empty_dir(fresh);
-    write_small(fresh, false, BF16, 6000);
+    write_small(fresh, false, BF16, 7000);
     char *complete = path_join(dir, ".model-complete"), list[512] = "";
     for (int i = 0; i < COUNT(names); i++) {
         check(has_file(fresh, names[i]), "crash_after_moves: %s is missing", names[i]);
