@@ -195,7 +195,7 @@ static int complete_steps(const char* dir, int** steps) {
         int step = parse_step(names[i], "");
         if (step < 0) continue;
         char* path = path_join(dir, names[i]);
-        if (all_ranks_there(path, ranks_of(path))) (*steps)[count++] = step;
+        if (dir_exists(path) && all_ranks_there(path, ranks_of(path))) (*steps)[count++] = step;
         free(path);
     }
     dir_names_free(names, listed);
@@ -233,7 +233,7 @@ void checkpoint_commit(const char* dir, int step, int ranks, int keep) {
         bool ours = complete_step >= 0 || parse_step(names[i], kWriting) >= 0 || parse_step(names[i], kReplaced) >= 0;
         if (!ours || kept) continue;
         char* path = path_join(dir, names[i]);
-        remove_checkpoint(path, 0);
+        if (dir_exists(path)) remove_checkpoint(path, 0);
         free(path);
     }
     dir_names_free(names, count);
@@ -248,16 +248,23 @@ char* checkpoint_latest(const char* dir) {
 
 // ---- loading
 
-static json_t* read_manifest(const char* path) {
-    size_t bytes, opening = strlen(kSealOpening), closing = strlen(kSealClosing);
+// What is wrong with a manifest's text; NULL if the seal holds.
+static const char* manifest_fault(const char* text, size_t bytes) {
+    size_t opening = strlen(kSealOpening), closing = strlen(kSealClosing);
     size_t head = opening + (kHexBytes - 1) + closing;
-    char* text = file_read(path, &bytes);
     if (bytes < head || strncmp(text, kSealOpening, opening) || strncmp(text + head - closing, kSealClosing, closing))
-        user_error("%s: byte 0: not the manifest of a checkpoint of this program, or damaged", path);
+        return "byte 0: not the manifest of a checkpoint of this program, or damaged";
     char hex[kHexBytes];
     hex_digest(XXH3_128bits(text + head, bytes - head), hex);
-    if (strncmp(text + opening, hex, kHexBytes - 1))
-        user_error("%s: damaged (the checksum does not match); resume from an older checkpoint", path);
+    return strncmp(text + opening, hex, kHexBytes - 1) ? "damaged (the checksum does not match); resume from an older checkpoint"
+                                                       : NULL;
+}
+
+static json_t* read_manifest(const char* path) {
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    const char* fault = manifest_fault(text, bytes);
+    if (fault) user_error("%s: %s", path, fault);
     json_t* manifest = json_parse(text, bytes, path);
     free(text);
     if (strcmp(member_string(manifest, "format", path), kFormat)) user_error("%s: not a checkpoint of this program", path);
@@ -354,4 +361,78 @@ void checkpoint_load(const char* path, const CheckpointState* state) {
     json_decref(manifest);
     free(json);
     free(bin);
+}
+
+// ---- verifying, without an end of the program
+
+// Whether the bytes of a blob file are those that its manifest has checksums of.
+static bool blobs_are_whole(const json_t* listed, const char* path) {
+    FILE* file = dir_exists(path) ? NULL : fopen(path, "rb");
+    if (!file) return false;
+    XXH3_state_t* hash = XXH3_createState();
+    char* piece = (char*)host_alloc(kPieceBytes);
+    bool whole = true;
+    for (size_t i = 0; whole && i < json_array_size(listed); i++) {
+        const json_t* entry = json_array_get(listed, i);
+        const char* want = json_string_value(json_object_get(entry, "xxh3"));
+        json_int_t left = json_integer_value(json_object_get(entry, "bytes"));
+        XXH3_128bits_reset(hash);
+        while (whole && left > 0) {
+            size_t n = left < kPieceBytes ? (size_t)left : (size_t)kPieceBytes;
+            whole = fread(piece, 1, n, file) == n;
+            if (whole) XXH3_128bits_update(hash, piece, n);
+            left -= (json_int_t)n;
+        }
+        char hex[kHexBytes];
+        hex_digest(XXH3_128bits_digest(hash), hex);
+        whole = whole && want && !strcmp(hex, want);
+    }
+    whole = whole && fgetc(file) == EOF;
+    free(piece);
+    XXH3_freeState(hash);
+    fclose(file);
+    return whole;
+}
+
+static bool rank_is_whole(const char* json_path, const char* bin_path) {
+    if (dir_exists(json_path) || !path_exists(json_path)) return false;
+    size_t bytes;
+    char* text = file_read(json_path, &bytes);
+    json_t* manifest = manifest_fault(text, bytes) ? NULL : json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
+    bool whole = json_is_array(json_object_get(manifest, "blobs")) && blobs_are_whole(json_object_get(manifest, "blobs"), bin_path);
+    json_decref(manifest);
+    free(text);
+    return whole;
+}
+
+char* checkpoint_verify(const char* path) {
+    int ranks = dir_exists(path) ? ranks_of(path) : 0;
+    if (!ranks) return host_strdup(path);
+    char* damaged = NULL;
+    for (int rank = 0; rank < ranks && !damaged; rank++) {
+        char *bin = rank_path(path, rank, ranks, ".bin"), *json = rank_path(path, rank, ranks, ".json");
+        if (!rank_is_whole(json, bin)) damaged = host_strdup(json);
+        free(bin);
+        free(json);
+    }
+    return damaged;
+}
+
+char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context) {
+    int* steps;
+    int count = complete_steps(dir, &steps);
+    char* found = NULL;
+    for (int i = 0; i < count && !found; i++) {
+        char* path = step_path(dir, steps[i], "");
+        char* fault = checkpoint_verify(path);
+        if (fault) {
+            damaged(context, fault);
+            free(path);
+        } else {
+            found = path;
+        }
+        free(fault);
+    }
+    free(steps);
+    return found;
 }

@@ -55,6 +55,13 @@ C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep);
 // The path of the newest complete checkpoint in DIR (the caller frees it), or NULL if there is none.
 C_API char* checkpoint_latest(const char* dir);
 
+// Holds every rank's part of a checkpoint against its checksums: NULL if all is whole, else the manifest of the first part that
+// is not, or `path` itself if it is no checkpoint (the caller frees the result). Reads every byte.
+C_API char* checkpoint_verify(const char* path);
+// The newest checkpoint that checkpoint_verify finds whole, or NULL; `damaged` is told of each newer one, by the result of
+// checkpoint_verify. Plain files and foreign folders in DIR are passed over.
+C_API char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context);
+
 // How many ranks wrote the checkpoint.
 C_API int checkpoint_ranks(const char* path);
 // Loads one rank's part from the path of a checkpoint; state->ranks is the number that wrote it.

@@ -19,9 +19,23 @@ char* path_join(const char* dir, const char* name) {
 
 bool path_exists(const char* path) { return access(path, F_OK) == 0; }
 
+int file_open(const char* path, size_t* bytes) {
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_NONBLOCK);   // a pipe without a writer would otherwise wait for one
+    if (fd < 0 || fstat(fd, &info)) user_error("%s: cannot be read: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode)) user_error("%s: cannot be read: not a regular file; copy its contents into one", path);
+    if (bytes) *bytes = (size_t)info.st_size;
+    return fd;
+}
+
+void refuse_lfs_pointer(const char* path, const char* text, size_t bytes) {
+    static const char opening[] = "version https://git-lfs.github.com/spec";
+    if (bytes >= sizeof opening - 1 && !memcmp(text, opening, sizeof opening - 1))
+        user_error("%s: a git-LFS pointer, not the file itself; run: git lfs pull", path);
+}
+
 char* file_read(const char* path, size_t* bytes) {
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) user_error("%s: cannot be read: %s", path, strerror(errno));
+    int fd = file_open(path, NULL);
     char* text = NULL;
     size_t size = 0, capacity = 0;
     for (;;) {
@@ -37,6 +51,7 @@ char* file_read(const char* path, size_t* bytes) {
     }
     close(fd);
     text[size] = 0;
+    refuse_lfs_pointer(path, text, size);
     if (bytes) *bytes = size;
     return text;
 }
@@ -90,6 +105,11 @@ void disk_require(const char* dir, size_t bytes) {
 }
 
 // ---- directories
+
+bool dir_exists(const char* path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
 
 void dir_make(const char* path) {
     char* prefix = host_strdup(path);

@@ -9,6 +9,11 @@
 C_API char* path_join(const char* dir, const char* name);
 C_API bool path_exists(const char* path);
 
+// A descriptor of a regular file and its size (bytes may be NULL); a pipe, a device or a directory is a user_error.
+C_API int file_open(const char* path, size_t* bytes);
+// A user_error that names the command which helps, if the file is what git leaves where a large file has not been fetched.
+C_API void refuse_lfs_pointer(const char* path, const char* text, size_t bytes);
+
 // The whole file, followed by a NUL that *bytes (may be NULL) does not count.
 C_API char* file_read(const char* path, size_t* bytes);
 
@@ -27,6 +32,7 @@ C_API void out_close(OutFile* out);                             // on disk (fsyn
 C_API void disk_require(const char* dir, size_t bytes);
 
 // ---- directories
+C_API bool dir_exists(const char* path);
 C_API void dir_make(const char* path);                          // with its parents; fine if it is there
 C_API void dir_sync(const char* path);                          // makes renames inside it survive a power cut
 C_API int dir_names(const char* path, char*** names);           // all but . and ..; 0 if there is no such directory

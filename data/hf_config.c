@@ -3,8 +3,11 @@
 
 #include "files.h"
 #include "json.h"
+#include "model_files.h"
 
 #include <limits.h>
+
+enum { kMaxLayers = 1 << 16 };   // far above any model; keeps a wrong number from asking for all memory
 
 // ---- reading
 
@@ -43,17 +46,12 @@ static void refuse_other(const json_t* config, const char* key, const char* supp
 }
 
 // rope_scaling and rope_parameters name the type in the same way; only the latter holds rope_theta as well.
-static void read_rope(const json_t* config, Config* c, const char* where) {
-    const double default_theta = 10000.0;
-    c->rope_theta = has_member(config, "rope_theta") ? member_positive(config, "rope_theta", where) : default_theta;
-    bool old_key = has_member(config, "rope_scaling"), new_key = has_member(config, "rope_parameters");
-    if (old_key && new_key) user_error("%s: has both \"rope_scaling\" and \"rope_parameters\"; keep one", where);
-    if (!old_key && !new_key) return;
-
-    const json_t* rope = member_object(config, old_key ? "rope_scaling" : "rope_parameters", where);
+static void read_rope_object(const json_t* config, const char* rope_key, Config* c, const char* where) {
+    const json_t* rope = member_object(config, rope_key, where);
     if (has_member(rope, "rope_theta")) c->rope_theta = member_positive(rope, "rope_theta", where);
     const char* key = has_member(rope, "rope_type") ? "rope_type" : "type";
-    const char* type = has_member(rope, key) || old_key ? member_string(rope, key, where) : "default";
+    bool old = !strcmp(rope_key, "rope_scaling");
+    const char* type = has_member(rope, key) || old ? member_string(rope, key, where) : "default";
     if (!strcmp(type, "default")) return;
     if (strcmp(type, "llama3"))
         user_error("%s: the RoPE type \"%s\" is not supported, only \"default\" and \"llama3\" are", where, printable(type));
@@ -64,25 +62,71 @@ static void read_rope(const json_t* config, Config* c, const char* where) {
     c->rope_original_T = member_int(rope, "original_max_position_embeddings", 1, INT_MAX, where);
 }
 
-void hf_config_read(const char* dir, Config* c) {
-    char* path = path_join(dir, "config.json");
-    json_t* json = json_parse_file(path);
-    if (!json_is_object(json)) user_error("%s: has to be an object", path);
-    memset(c, 0, sizeof *c);
+static bool same_rope(const Config* a, const Config* b) {
+    return a->rope_theta == b->rope_theta && a->rope_type == b->rope_type && a->rope_factor == b->rope_factor &&
+           a->rope_low_freq == b->rope_low_freq && a->rope_high_freq == b->rope_high_freq &&
+           a->rope_original_T == b->rope_original_T;
+}
 
-    refuse_other(json, "model_type", "llama", path);
-    if (has_member(json, "hidden_act")) refuse_other(json, "hidden_act", "silu", path);
-    refuse_true(json, "attention_bias", path);
-    refuse_true(json, "mlp_bias", path);
-    if (has_member(json, "partial_rotary_factor") && member_positive(json, "partial_rotary_factor", path) != 1.0)
-        user_error("%s: \"partial_rotary_factor\" has to be 1", path);
-    // Not needed to read the tensors, but hf_config_copy will replace them.
-    if (has_member(json, "torch_dtype")) member_string(json, "torch_dtype", path);
-    if (has_member(json, "dtype")) member_string(json, "dtype", path);
+static void read_rope(const json_t* config, Config* c, const char* where) {
+    const double default_theta = 10000.0;
+    bool theta = has_member(config, "rope_theta");
+    c->rope_theta = theta ? member_positive(config, "rope_theta", where) : default_theta;
+    bool old_key = has_member(config, "rope_scaling"), new_key = has_member(config, "rope_parameters");
+    Config old = *c;
+    if (old_key) read_rope_object(config, "rope_scaling", &old, where);
+    if (!new_key) {
+        *c = old;
+        return;
+    }
+    read_rope_object(config, "rope_parameters", c, where);
+    if (!theta) old.rope_theta = c->rope_theta;   // the old key leaves the base to the new one
+    if (old_key && !same_rope(&old, c))
+        user_error("%s: \"rope_scaling\" and \"rope_parameters\" disagree; keep the one that is right", where);
+}
 
+static void refuse_present(const json_t* config, const char* key, const char* why, const char* where) {
+    if (has_member(config, key)) user_error("%s: has \"%s\": %s", where, key, why);
+}
+
+// Mistral's architecture is Llama's where no window limits attention.
+static void check_architecture(const json_t* json, const char* where) {
+    if (strcmp(member_string(json, "model_type", where), "mistral")) refuse_other(json, "model_type", "llama", where);
+    else refuse_present(json, "sliding_window", "attention in a sliding window is not supported", where);
+    if (!has_member(json, "architectures")) return;
+    const json_t* list = json_object_get(json, "architectures");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char* name = json_string_value(json_array_get(list, i));
+        if (!name || (strcmp(name, "LlamaForCausalLM") && strcmp(name, "MistralForCausalLM")))
+            user_error("%s: \"architectures\" names %s, only LlamaForCausalLM and MistralForCausalLM are supported", where,
+                       name ? printable(name) : "something that is no string");
+    }
+    if (!json_is_array(list)) user_error("%s: \"architectures\" has to be a list of names", where);
+}
+
+// Whatever would make the model another function than the one built here.
+static void check_function(const json_t* json, const char* where) {
+    check_architecture(json, where);
+    if (has_member(json, "hidden_act")) refuse_other(json, "hidden_act", "silu", where);
+    refuse_true(json, "attention_bias", where);
+    refuse_true(json, "mlp_bias", where);
+    refuse_present(json, "quantization_config", "quantized weights are not supported; take the model's plain BF16 weights", where);
+    if (has_member(json, "attention_dropout")) {
+        const json_t* dropout = json_object_get(json, "attention_dropout");
+        if (!json_is_number(dropout) || json_number_value(dropout) != 0)
+            user_error("%s: \"attention_dropout\" has to be 0; attention is trained without dropout here", where);
+    }
+    if (has_member(json, "partial_rotary_factor") && member_positive(json, "partial_rotary_factor", where) != 1.0)
+        user_error("%s: \"partial_rotary_factor\" has to be 1", where);
+    // Not needed to read the tensors, but the copy of this file has them replaced.
+    if (has_member(json, "torch_dtype")) member_string(json, "torch_dtype", where);
+    if (has_member(json, "dtype")) member_string(json, "dtype", where);
+}
+
+static void read_sizes(const json_t* json, Config* c, const char* path) {
     c->V = member_int(json, "vocab_size", 1, INT_MAX, path);
     c->C = member_int(json, "hidden_size", 1, INT_MAX, path);
-    c->L = member_int(json, "num_hidden_layers", 1, INT_MAX, path);
+    c->L = member_int(json, "num_hidden_layers", 1, kMaxLayers, path);
     c->NH = member_int(json, "num_attention_heads", 1, INT_MAX, path);
     c->F = member_int(json, "intermediate_size", 1, INT_MAX, path);
     c->max_T = member_int(json, "max_position_embeddings", 1, INT_MAX, path);
@@ -95,14 +139,40 @@ void hf_config_read(const char* dir, Config* c) {
                        path, c->C, c->NH);
         c->HD = c->C / c->NH;
     }
-    c->norm_eps = (float)member_positive(json, "rms_norm_eps", path);
-    c->tied = has_member(json, "tie_word_embeddings") && member_bool(json, "tie_word_embeddings", path);
-    c->bos = first_token_id(json, "bos_token_id", path);
-    c->eos = first_token_id(json, "eos_token_id", path);
-    c->init_std = has_member(json, "initializer_range") ? (float)member_positive(json, "initializer_range", path) : 0.02f;
-    read_rope(json, c, path);
-    config_check(c, path);
+}
+
+static void check_token_ids(const json_t* json, const char* key, int vocabulary, const char* where) {
+    int ids[kMaxEos];
+    int count = read_token_ids(json, key, ids, 0, where);
+    for (int i = 0; i < count; i++)
+        if (ids[i] >= vocabulary)
+            user_error("%s: \"%s\" names token %d, but \"vocab_size\" is %d", where, key, ids[i], vocabulary);
+}
+
+void hf_config_parse(const char* text, size_t bytes, const char* where, Config* c) {
+    json_t* json = json_parse(text, bytes, where);
+    if (!json_is_object(json)) user_error("%s: has to be an object", where);
+    memset(c, 0, sizeof *c);
+    check_function(json, where);
+    read_sizes(json, c, where);
+    c->norm_eps = (float)member_positive(json, "rms_norm_eps", where);
+    c->tied = has_member(json, "tie_word_embeddings") && member_bool(json, "tie_word_embeddings", where);
+    check_token_ids(json, "bos_token_id", c->V, where);
+    check_token_ids(json, "eos_token_id", c->V, where);
+    c->bos = first_token_id(json, "bos_token_id", where);
+    c->eos = first_token_id(json, "eos_token_id", where);
+    c->init_std = has_member(json, "initializer_range") ? (float)member_positive(json, "initializer_range", where) : 0.02f;
+    read_rope(json, c, where);
+    config_check(c, where);
     json_decref(json);
+}
+
+void hf_config_read(const char* dir, Config* config) {
+    char* path = path_join(dir, "config.json");
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    hf_config_parse(text, bytes, path, config);
+    free(text);
     free(path);
 }
 
@@ -188,76 +258,15 @@ char* hf_config_text(const Config* c, Fmt dtype) {
     return text;
 }
 
-// The end of the JSON value that starts at `at`, in text that has been parsed before: strings are skipped whole, and a value
-// ends where a comma or a closing bracket follows at its own depth.
-static const char* value_end(const char* at) {
-    int depth = 0;
-    for (;; at++) {
-        if (*at == '"') {
-            for (at++; *at != '"'; at++) at += *at == '\\';
-        } else if (*at == '{' || *at == '[') {
-            depth++;
-        } else if ((*at == '}' || *at == ']') && depth-- == 0) {
-            break;
-        } else if (*at == ',' && depth == 0) {
-            break;
-        }
-    }
-    while (strchr(" \t\r\n", at[-1])) at--;
-    return at;
-}
-
-static const char* skip_space(const char* at) { return at + strspn(at, " \t\r\n"); }
-
-// Whether the text at `at` is the quoted key.
-static bool is_key(const char* at, const char* key) {
-    size_t n = strlen(key);
-    return at[0] == '"' && !strncmp(at + 1, key, n) && at[n + 1] == '"';
-}
-
 char* hf_config_copy(const char* dir, Fmt dtype) {
     char* path = path_join(dir, "config.json");
     size_t bytes;
     char* source = file_read(path, &bytes);
-    json_t* want = json_parse(source, bytes, path);
-    if (!json_is_object(want)) user_error("%s: has to be an object", path);
-    const char* name = torch_name(dtype);
-
-    // Each dtype's value gives way to the new name; everything in between is copied.
-    char* text = (char*)host_alloc(bytes + 64);
-    char* out = text;
-    const char* copied = source;
-    bool found = false;
-    const char* at = skip_space(source) + 1;   // after the opening brace
-    while (*(at = skip_space(at)) == '"') {
-        bool is_dtype = is_key(at, "torch_dtype") || is_key(at, "dtype");
-        const char* key_end = at + 1;
-        while (*key_end != '"') key_end += *key_end == '\\' ? 2 : 1;
-        const char* value = skip_space(skip_space(key_end + 1) + 1);
-        at = value_end(value);
-        if (is_dtype) {
-            out += sprintf(out, "%.*s\"%s\"", (int)(value - copied), copied, name);
-            copied = at;
-            found = true;
-        }
-        at = skip_space(at);
-        if (*at == ',') at++;
-    }
-    if (!found) {
-        const char* body = strchr(source, '{') + 1;
-        out += sprintf(out, "%.*s\n  \"torch_dtype\": \"%s\"%s", (int)(body - copied), copied, name,
-                       json_object_size(want) ? "," : "");
-        copied = body;
-    }
-    strcpy(out, copied);
-
-    // The proof: the copy means what the source means with the dtype set.
-    if (json_object_get(want, "dtype")) json_object_set_new(want, "dtype", json_string(name));
-    if (json_object_get(want, "torch_dtype") || !found) json_object_set_new(want, "torch_dtype", json_string(name));
-    json_t* got = json_parse(text, strlen(text), path);
-    check(json_equal(got, want), "%s: replacing the dtype changed something else", path);
-    json_decref(got);
-    json_decref(want);
+    ModelFiles* files = model_files_new();
+    model_files_set(files, "config.json", source, bytes);
+    model_files_set_dtype(files, dtype);
+    char* text = host_strdup(model_files_get(files, "config.json")->text);
+    model_files_free(files);
     free(source);
     free(path);
     return text;

@@ -4,10 +4,8 @@
 #include "json.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 enum { kHeaderAlign = 8 };
 static const size_t kMaxHeaderBytes = 100000000;
@@ -67,6 +65,7 @@ const char* shape_text(const Tensor* tensor) {
 // ---- the header
 
 static void check_metadata(const json_t* metadata, const char* path) {
+    if (json_is_null(metadata)) return;
     if (!json_is_object(metadata)) user_error("%s: %s has to be an object", path, kMetadataKey);
     const char* key;
     const json_t* value;
@@ -145,15 +144,13 @@ static void check_layout(Tensor* tensors, int count, const unsigned char* data, 
 // ---- reading
 
 SafeTensors* safetensors_open(const char* path) {
-    int fd = open(path, O_RDONLY);
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info)) user_error("%s: cannot be read: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) user_error("%s: not a regular file", path);
-    size_t file_bytes = (size_t)info.st_size;
+    size_t file_bytes;
+    int fd = file_open(path, &file_bytes);
     if (file_bytes < 8) user_error("%s: %zu bytes, too short for a safetensors file", path, file_bytes);
     void* map = mmap(NULL, file_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) user_error("%s: cannot be mapped: %s", path, strerror(errno));
     close(fd);
+    refuse_lfs_pointer(path, (const char*)map, file_bytes);
 
     SafeTensors* file = (SafeTensors*)host_alloc(sizeof *file);
     file->path = host_strdup(path);
@@ -169,7 +166,9 @@ SafeTensors* safetensors_open(const char* path) {
         user_error("%s: byte 0: a header of %llu bytes in a file of %zu; is it cut off?", path,
                    (unsigned long long)header_bytes, file_bytes);
     const char* header = (const char*)file->map + 8;
-    if (header_bytes == 0 || header[0] != '{') user_error("%s: byte 8: the header does not start with '{'", path);
+    size_t blank = 0;
+    while (blank < header_bytes && header[blank] && strchr(" \t\r\n", header[blank])) blank++;
+    if (blank == header_bytes || header[blank] != '{') user_error("%s: byte %zu: the header does not start with '{'", path, 8 + blank);
 
     char* where = (char*)host_alloc(strlen(path) + 16);
     sprintf(where, "%s: header", path);
@@ -270,6 +269,30 @@ void tensor_read(const Tensor* tensor, size_t first, size_t count, Fmt fmt, void
             for (int i = 0; i < n; i++) ((uint16_t*)out)[i] = bf16_from_f32(values[i]);
         }
     }
+}
+
+// Whether any of the values has all bits of its exponent set: no branch inside the loops, so that the compiler vectorises them.
+static bool any_not_finite(const void* values, size_t count, Fmt fmt) {
+    const uint32_t f32_exponent = 0x7f800000u;
+    const uint16_t bf16_exponent = 0x7f80;
+    unsigned bad = 0;
+    if (fmt == F32)
+        for (size_t i = 0; i < count; i++) bad |= (((const uint32_t*)values)[i] & f32_exponent) == f32_exponent;
+    else
+        for (size_t i = 0; i < count; i++) bad |= (((const uint16_t*)values)[i] & bf16_exponent) == bf16_exponent;
+    return bad != 0;
+}
+
+size_t first_not_finite(const void* values, size_t count, Fmt fmt) {
+    check(fmt == F32 || fmt == BF16, "first_not_finite: %s", fmt_name(fmt));
+    for (size_t at = 0; at < count; at += kBlockElements) {
+        size_t n = count - at < (size_t)kBlockElements ? count - at : (size_t)kBlockElements;
+        const char* block = (const char*)values + at * fmt_bytes(fmt);
+        if (!any_not_finite(block, n, fmt)) continue;
+        for (size_t i = 0; i < n; i++)
+            if (any_not_finite(block + i * fmt_bytes(fmt), 1, fmt)) return at + i;
+    }
+    return count;
 }
 
 void tensor_read_ints(const Tensor* tensor, size_t first, size_t count, int* dst) {

@@ -50,6 +50,8 @@ C_API const Tensor* safetensors_find(const SafeTensors* file, const char* name);
 C_API void tensor_read(const Tensor* tensor, size_t first, size_t count, Fmt fmt, void* dst);
 // Elements of an I32 or I64 tensor; a value beyond int is a user_error.
 C_API void tensor_read_ints(const Tensor* tensor, size_t first, size_t count, int* dst);
+// The index of the first NaN or infinity among `count` F32 or BF16 values, or `count` if all are finite.
+C_API size_t first_not_finite(const void* values, size_t count, Fmt fmt);
 // "[128, 64]" for messages. The result lives until the fourth call after this one.
 C_API const char* shape_text(const Tensor* tensor);
 

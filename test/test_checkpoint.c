@@ -297,9 +297,44 @@ static void foreign_case(void) {
     free(dir);
 }
 
+// ---- the newest whole one
+
+static void count_damaged(void* context, const char* file) {
+    (void)file;
+    ++*(int*)context;
+}
+
+static void whole_case(void) {
+    char* dir = scratch_path("whole");
+    empty_dir(dir);
+    save_small(dir, 10, 2, 10);
+    save_small(dir, 20, 2, 10);
+    char* plain = path_join(dir, "step-00000030");
+    put_file(plain, "x", 1);
+    int damaged = 0;
+    char* found = checkpoint_latest_whole(dir, count_damaged, &damaged);
+    ok(found && strstr(found, "step-00000020") && !damaged, "whole: the newest one, a plain file of such a name is none");
+    free(found);
+    char* bin = path_join(dir, "step-00000020/rank-00000-of-00001.bin");
+    size_t bytes;
+    char* text = file_read(bin, &bytes);
+    text[bytes / 2] ^= 1;
+    put_file(bin, text, bytes);
+    found = checkpoint_latest_whole(dir, count_damaged, &damaged);
+    ok(found && strstr(found, "step-00000010") && damaged == 1, "whole: the one before a damaged one");
+    save_small(dir, 40, 2, 10);
+    ok(path_exists(plain), "whole: and saving goes on beside the plain file");
+    free(found);
+    free(text);
+    free(bin);
+    free(plain);
+    free(dir);
+}
+
 static const Case cases[] = {
     {"checkpoint.round_trip", round_trip_case}, {"checkpoint.keep", keep_case},     {"checkpoint.failing", failing_case},
     {"checkpoint.damage", damage_case},         {"checkpoint.foreign", foreign_case},
+    {"checkpoint.whole", whole_case},
 };
 
 int main(int argc, char** argv) { return scratch_main("test_checkpoint", cases, COUNT(cases), argc, argv); }

@@ -419,6 +419,104 @@ static void failing_case(void) {
     free(used);
 }
 
+// A crash after the new model is complete, with `moved` of its files in their place.
+static void crash_after_moves(const char* dir, int moved) {
+    static const char* const names[] = {"config.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+                                        "model-00003-of-00003.safetensors", "model.safetensors.index.json"};
+    char* fresh = scratch_path("fresh_for_crash");
+    empty_dir(fresh);
+    write_small(fresh, false, BF16, 7000);
+    char *complete = path_join(dir, ".model-complete"), list[512] = "";
+    for (int i = 0; i < COUNT(names); i++) {
+        check(has_file(fresh, names[i]), "crash_after_moves: %s is missing", names[i]);
+        dir_make(complete);
+        char *from = path_join(fresh, names[i]), *to = path_join(i < moved ? dir : complete, names[i]);
+        file_rename(from, to);
+        strcat(strcat(list, names[i]), "\n");
+        free(from);
+        free(to);
+    }
+    write_file(complete, ".files", list);
+    free(complete);
+    free(fresh);
+}
+
+static void recover_case(void) {
+    char* dir = scratch_path("recover");
+    for (int moved = 0; moved <= 5; moved++) {
+        empty_dir(dir);
+        if (moved == 0) write_small(dir, true, F32, kDefaultShardBytes);
+        crash_after_moves(dir, moved);
+        ok(hf_model_recover(dir) && !has_file(dir, "model.safetensors") && !has_file(dir, ".model-complete"),
+           "recover: after %d moves", moved);
+        expect_small(dir, "recover: the new model");
+    }
+    ok(!hf_model_recover(dir), "recover: nothing left to do");
+    free(dir);
+}
+
+static void stale_case(void) {
+    char *dir = scratch_path("stale"), *source = scratch_path("stale_source");
+    static const char* const stale[] = {"chat_template.jinja", "adapter_config.json", "pytorch_model.bin",
+                                        "pytorch_model-00001-of-00002.bin", "additional_chat_templates/old.jinja"};
+    dir_make(dir);
+    char* folder = path_join(dir, "additional_chat_templates");
+    dir_make(folder);
+    for (int i = 0; i < COUNT(stale); i++) write_file(dir, stale[i], "x");
+    write_file(dir, "notes.txt", "mine");
+    write_file(source, "tokenizer.json", "{}");
+    char* extra = path_join(source, "additional_chat_templates");
+    write_file(extra, "rag.jinja", "rag");
+    Config config = small_config(true);
+    Source values = make_source(&config, BF16);
+    HfOutput output = {dir, NULL, source, BF16, kDefaultShardBytes};
+    hf_model_write(&output, &config, source_rows, &values);
+    for (int i = 0; i < COUNT(stale); i++) ok(!has_file(dir, stale[i]), "stale: %s is gone", stale[i]);
+    ok(has_file(dir, "notes.txt") && has_file(dir, "tokenizer.json") && has_file(dir, "additional_chat_templates/rag.jinja"),
+       "stale: everything else is there");
+    free(extra);
+    free(folder);
+    free(source);
+    free(dir);
+}
+
+static void nan_rows(void* context, int spec, int layer, int first_row, int rows, void* dst) {
+    source_rows(context, spec, layer, first_row, rows, dst);
+    if (spec == 0) ((uint16_t*)dst)[17] = 0x7fc0;
+}
+
+static void write_nan(void* dir) {
+    Config config = small_config(true);
+    Source source = make_source(&config, BF16);
+    HfOutput output = output_to((const char*)dir, BF16, kDefaultShardBytes);
+    hf_model_write(&output, &config, nan_rows, &source);
+}
+
+static void finite_case(void) {
+    char* dir = scratch_path("finite");
+    expect_exit(write_nan, dir, kExitUser, "\"model.embed_tokens.weight\" is not finite at row 1, column 1", "finite: a NaN");
+    ok(!has_file(dir, "model.safetensors"), "finite: nothing is written");
+    free(dir);
+}
+
+static void model_files_case(void) {
+    ModelFiles* files = model_files_new();
+    const char* config = "{\"a\": 1.50, \"eos_token_id\": [1,2] , \"b\": {}}";
+    const char* tokenizer = "{\"eos_token\": {\"content\": \"</s>\"}, \"chat_template\": \"x\"}";
+    model_files_set(files, "config.json", config, strlen(config));
+    model_files_set(files, "tokenizer_config.json", tokenizer, strlen(tokenizer));
+    int ids[] = {7, 8};
+    model_files_set_eos(files, ids, 1, "<|\"end|>");
+    ok(!strcmp(model_files_get(files, "config.json")->text, "{\"a\": 1.50, \"eos_token_id\": 7 , \"b\": {}}"), "files: one id");
+    model_files_set_eos(files, ids, 2, NULL);
+    ok(!strcmp(model_files_get(files, "config.json")->text, "{\"a\": 1.50, \"eos_token_id\": [7, 8] , \"b\": {}}"), "files: two ids");
+    model_files_set_chat_template(files, "new", 3);
+    ok(!strcmp(model_files_get(files, "tokenizer_config.json")->text, "{\"eos_token\": \"<|\\\"end|>\"}") &&
+       !strcmp(model_files_get(files, "chat_template.jinja")->text, "new"), "files: a new template");
+    ok(!model_files_get(files, "generation_config.json"), "files: what is absent stays absent");
+    model_files_free(files);
+}
+
 // ---- config.json
 
 #define SIZES "\"model_type\":\"llama\",\"vocab_size\":40,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4," \
@@ -460,8 +558,14 @@ static void config_case(void) {
         const char *text, *words;
     } bad[] = {
         {"[]", "has to be an object"},
+        {"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"},
         {"{\"vocab_size\":1}", "\"model_type\" is missing"},
-        {"{\"model_type\":\"mistral\"}", "\"model_type\" is \"mistral\", only \"llama\""},
+        {"{\"model_type\":\"qwen2\"}", "\"model_type\" is \"qwen2\", only \"llama\""},
+        {"{\"model_type\":\"mistral\",\"sliding_window\":4096}", "\"sliding_window\""},
+        {"{" SIZES ",\"architectures\":[\"Qwen2ForCausalLM\"]}", "names Qwen2ForCausalLM"},
+        {"{" SIZES ",\"quantization_config\":{}}", "\"quantization_config\""},
+        {"{" SIZES ",\"attention_dropout\":0.1}", "\"attention_dropout\" has to be 0"},
+        {"{" SIZES ",\"eos_token_id\":[1,40]}", "\"eos_token_id\" names token 40"},
         {"{\"model_type\":\"llama\",\"vocab_size\":40}", "\"hidden_size\" is missing"},
         {"{" SIZES ",\"head_dim\":0}", "\"head_dim\" is 0"},
         {"{" SIZES ",\"head_dim\":-8}", "\"head_dim\" is -8"},
@@ -483,7 +587,7 @@ static void config_case(void) {
         {"{" SIZES ",\"rope_scaling\":{\"factor\":2.0}}", "\"type\" is missing"},
         {"{" SIZES ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2.0}}", "\"low_freq_factor\" is missing"},
         {"{" SIZES ",\"rope_scaling\":[]}", "\"rope_scaling\" has to be an object"},
-        {"{" SIZES ",\"rope_scaling\":{},\"rope_parameters\":{}}", "keep one"},
+        {"{" SIZES ",\"rope_theta\":1e4,\"rope_scaling\":{\"type\":\"default\"},\"rope_parameters\":{\"rope_theta\":5e5}}", "disagree"},
         {"{" SIZES ",\"hidden_size\":16}", "duplicate object key"},
         {"{" SIZES "", "not valid JSON at line 1"},
     };
@@ -516,6 +620,8 @@ static void dtype_case(void) {
          "{\"dtype\": \"bfloat16\", \"x\\\"\": {}, \"torch_dtype\":\"bfloat16\"}"},
         {"{ \"a\": 1}", "{\n  \"torch_dtype\": \"bfloat16\", \"a\": 1}"},
         {"{}", "{\n  \"torch_dtype\": \"bfloat16\"}"},
+        {"{\"torch\\u005fdtype\": \"float32\", \"quantization_config\": null, \"a\": 1}",
+         "{\"torch\\u005fdtype\": \"bfloat16\", \"a\": 1}"},
     };
     char* dir = scratch_path("dtype");
     for (int i = 0; i < COUNT(texts); i++) {
@@ -548,6 +654,8 @@ static const Case cases[] = {
     {"hf_config.read", config_case},  {"hf_config.eos", eos_case},     {"hf_config.dtype", dtype_case},
     {"hf_config.preset", preset_case}, {"hf_model.pack", pack_case},    {"hf_model.sharded", sharded_case},
     {"hf_model.directory", bent_case}, {"hf_model.failing", failing_case},
+    {"hf_model.recover", recover_case}, {"hf_model.stale", stale_case},  {"hf_model.finite", finite_case},
+    {"model_files.changes", model_files_case},
 };
 
 int main(int argc, char** argv) { return scratch_main("test_hf_model", cases, COUNT(cases), argc, argv); }

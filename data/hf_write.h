@@ -1,0 +1,38 @@
+// Writing a model directory as Hugging Face lays it out (hf_read.h names its files).
+#ifndef DATA_HF_WRITE_H
+#define DATA_HF_WRITE_H
+
+#include "../halo/llama3.h"
+#include "model_files.h"
+
+typedef struct {
+    const char* dir;             // made if absent; NULL: call `rows` as rank 0 does, write nothing
+    const char* config_dir;      // config.json and generation_config.json are copied from here; NULL: config.json is made
+    const char* tokenizer_dir;   // the tokenizer's files are copied from here; NULL: none
+    Fmt fmt;                     // of the stored weights: F32 or BF16
+    size_t shard_bytes;          // more than this is split into shards of at most this (a larger tensor has one for itself)
+} HfOutput;
+
+static const size_t kDefaultShardBytes = 5000000000u;   // as transformers
+
+// Delivers rows [first_row, first_row + rows) of a parameter in the output's format. The calls come in the same order and
+// sizes wherever config, fmt and shard_bytes are the same, so that ranks can gather behind them: rank 0 with a dir, the
+// others with dir NULL.
+typedef void (*HfRows)(void* context, int spec, int layer, int first_row, int rows, void* dst);
+
+// Writes the model in pieces of some megabytes. A model comes whole or not at all: everything is written to a directory inside
+// `dir`, which one rename declares complete, and then moved up, the file that makes a model of it last. Until the declaration
+// the model that was there is untouched; after a crash behind it, hf_model_recover finishes the move. What was there of
+// another model (shards, pytorch_model*.bin, adapters, chat templates and tokenizer files that this one has not) goes; no
+// other file is touched. A weight that is NaN or infinite is a user_error that names tensor, row and column.
+C_API void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context);
+
+// The same with the side files from memory (config_dir and tokenizer_dir are not looked at); without config.json among them
+// one is made.
+C_API void hf_model_write_files(const HfOutput* output, const ModelFiles* files, const Config* config, HfRows rows, void* context);
+
+// Finishes a model that a crash left complete in `dir` but not in its place; true if there was one. To be called at the start
+// for every directory that is read from or written to; processes that do so at the same time wait for one another.
+C_API bool hf_model_recover(const char* dir);
+
+#endif
