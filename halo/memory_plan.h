@@ -2,7 +2,7 @@
 #ifndef HALO_MEMORY_PLAN_H
 #define HALO_MEMORY_PLAN_H
 
-#include "shard.h"
+#include "llama3.h"
 
 typedef struct {
     ShardBytes shard;

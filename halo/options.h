@@ -2,6 +2,7 @@
 #ifndef HALO_OPTIONS_H
 #define HALO_OPTIONS_H
 
+#include "llama3.h"
 #include "optim.h"
 
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
