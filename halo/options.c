@@ -317,6 +317,9 @@ void options_check(const Options* o, int command, int ranks) {
     check_batch(o, ranks);
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
         user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
+    Config published;
+    if (o->preset && !config_preset(&published, o->preset))
+        user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
     if (command == TRAIN) check_train(o);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
     if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");

@@ -17,8 +17,8 @@ static void open_source(Session* s) {
     } else if (o->from_scratch) {
         hf_config_read(o->from_scratch, &s->config);
         s->source_dir = o->from_scratch;
-    } else if (!config_preset(&s->config, o->preset)) {
-        user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
+    } else {
+        check(config_preset(&s->config, o->preset), "--preset %s passed options_check", o->preset);
     }
     if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
     if (o->layers) s->config.L = o->layers;
