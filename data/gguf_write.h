@@ -7,7 +7,8 @@
 #define DATA_GGUF_WRITE_H
 
 #include "gguf_model.h"
-#include "hf_model.h"
+#include "hf_read.h"
+#include "hf_write.h"
 
 typedef struct {
     const char* path;               // replaced

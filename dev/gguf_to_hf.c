@@ -4,7 +4,8 @@
 //   gguf_to_hf FILE.gguf --dump NAME    the tensor's values as raw floats on stdout, as the file orders them
 #include "../data/files.h"
 #include "../data/gguf_model.h"
-#include "../data/hf_model.h"
+#include "../data/hf_read.h"
+#include "../data/hf_write.h"
 
 typedef struct {
     const GgufModel* model;

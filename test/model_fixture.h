@@ -2,7 +2,8 @@
 #ifndef TEST_MODEL_FIXTURE_H
 #define TEST_MODEL_FIXTURE_H
 
-#include "../data/hf_model.h"
+#include "../data/hf_read.h"
+#include "../data/hf_write.h"
 #include "../halo/optim.h"
 #include "test.h"
 

@@ -3,7 +3,8 @@
 
 #include "../data/files.h"
 #include "../data/hf_config.h"
-#include "../data/hf_model.h"
+#include "../data/hf_read.h"
+#include "../data/hf_write.h"
 #include "../data/safetensors.h"
 
 #include <signal.h>

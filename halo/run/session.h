@@ -3,7 +3,8 @@
 #define HALO_RUN_SESSION_H
 
 #include "../../data/dataset.h"
-#include "../../data/hf_model.h"
+#include "../../data/hf_read.h"
+#include "../../data/hf_write.h"
 #include "../options.h"
 
 typedef struct {
