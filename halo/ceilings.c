@@ -46,44 +46,53 @@ static void run_product(void* self) {
     p->ops->gemm(p->out, p->a, p->b, 0);
 }
 
-double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt) {
-    bool codes = fmt_bytes(fmt) == 1;
-    int q = c->NH * c->HD, kv = c->NKV * c->HD;
-    const struct {
-        int N, K;
-    } linears[] = {{q + 2 * kv, c->C}, {c->C, q}, {2 * c->F, c->C}, {c->C, c->F}};
-    enum { kLinears = sizeof linears / sizeof linears[0] };
-    size_t largest = 0;   // operand or output
-    for (int i = 0; i < kLinears; i++) {
-        size_t N = (size_t)linears[i].N, K = (size_t)linears[i].K, M = (size_t)tokens;
-        size_t most = M * N > N * K ? M * N : N * K;
-        if (M * K > most) most = M * K;
-        if (most > largest) largest = most;
+// Operands and output of the largest product; `one` is the scale of codes.
+typedef struct {
+    void *left, *right, *out;
+    float* one;
+} Operands;
+
+static Operands operands_new(const Ops* ops, const Config* c, int tokens, Fmt fmt) {
+    size_t largest = 0, M = (size_t)tokens;
+    for (int i = 0; i < kLinearCount; i++) {
+        LinearShape shape = stack_shape(c, kLinears[i].stack);
+        size_t N = (size_t)linear_N(shape), K = (size_t)shape.K, sizes[] = {M * N, N * K, M * K};
+        for (int k = 0; k < 3; k++)
+            if (sizes[k] > largest) largest = sizes[k];
     }
-    void *left = random_values(ops, largest, fmt, 1), *right = random_values(ops, largest, fmt, 2), *out = ops->alloc(largest * fmt_bytes(ops->act));
-    float* one = (float*)ops->alloc(sizeof(float));
+    Operands o = {random_values(ops, largest, fmt, 1), random_values(ops, largest, fmt, 2), ops->alloc(largest * fmt_bytes(ops->act)),
+                  (float*)ops->alloc(sizeof(float))};
     const float unit = 1;
-    ops->upload(one, &unit, sizeof unit);
-    double flops = 0, ms = 0;
-    for (int i = 0; i < kLinears; i++) {
-        int M = tokens, N = linears[i].N, K = linears[i].K;
-        // Y = X W^T, dX = dY W, dW = dY^T X; of codes, every operand is there with its contracted axis last.
-        const struct {
-            int rows, cols, depth;
-            bool a_transposed, b_transposed;
-        } products[] = {{M, N, K, false, false}, {M, K, N, false, true}, {N, K, M, true, true}};
-        for (int k = 0; k < 3; k++) {
-            bool at = products[k].a_transposed && !codes, bt = products[k].b_transposed && !codes;
-            int rows = products[k].rows, cols = products[k].cols, depth = products[k].depth;
-            Product p = {ops, mat(out, rows, cols, ops->act), plain_side(mat(left, at ? depth : rows, at ? rows : depth, fmt), at),
-                         plain_side(mat(right, bt ? depth : cols, bt ? cols : depth, fmt), bt)};
-            if (codes) p.a.gran = p.b.gran = PER_TENSOR, p.a.scale = p.b.scale = one;
-            ms += steady_ms(ops, run_product, &p);
-            flops += 2.0 * rows * cols * depth;
-        }
-    }
-    void* const used[] = {left, right, out, one};
+    ops->upload(o.one, &unit, sizeof unit);
+    return o;
+}
+static void operands_free(const Ops* ops, Operands* o) {
+    void* const used[] = {o->left, o->right, o->out, o->one};
     for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) ops->release(used[i]);
+}
+
+// Milliseconds of out (rows, cols) = left right^T over `depth`. A transposed operand lies in memory as BF16 products read it; codes are there
+// with their contracted axis last.
+static double product_ms(const Ops* ops, const Operands* o, Fmt fmt, int rows, int cols, int depth, bool left_transposed, bool right_transposed) {
+    bool codes = fmt_bytes(fmt) == 1, lt = left_transposed && !codes, rt = right_transposed && !codes;
+    Product p = {ops, mat(o->out, rows, cols, ops->act), plain_side(mat(o->left, lt ? depth : rows, lt ? rows : depth, fmt), lt),
+                 plain_side(mat(o->right, rt ? depth : cols, rt ? cols : depth, fmt), rt)};
+    if (codes) p.a.gran = p.b.gran = PER_TENSOR, p.a.scale = p.b.scale = o->one;
+    return steady_ms(ops, run_product, &p);
+}
+
+double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt) {
+    Operands o = operands_new(ops, c, tokens, fmt);
+    double flops = 0, ms = 0;
+    for (int i = 0; i < kLinearCount; i++) {
+        LinearShape shape = stack_shape(c, kLinears[i].stack);
+        int M = tokens, N = linear_N(shape), K = shape.K;
+        ms += product_ms(ops, &o, fmt, M, N, K, false, false);   // Y = X W^T
+        ms += product_ms(ops, &o, fmt, M, K, N, false, true);    // dX = dY W
+        ms += product_ms(ops, &o, fmt, N, K, M, true, true);     // dW = dY^T X
+        flops += 3 * 2.0 * M * N * K;
+    }
+    operands_free(ops, &o);
     return flops / ms * 1e-9;
 }
 

@@ -31,12 +31,12 @@ static void* staged(size_t bytes) {
 static void count_sent(size_t bytes_to_each) { sent += (double)bytes_to_each * (mpi.ranks - 1); }
 
 // MPI counts are ints: a larger piece is refused.
-enum { kPieceBytes = 1 << 30 };
+enum { kMostMpiBytes = 1 << 30 };
 
 static void mpi_all_gather(void* out, const void* in, size_t bytes) {
     char* own = (char*)out + (size_t)mpi.rank * bytes;
     if (own != in) memcpy(own, in, bytes);
-    check(bytes <= kPieceBytes, "all_gather: %zu bytes a rank", bytes);
+    check(bytes <= kMostMpiBytes, "all_gather: %zu bytes a rank", bytes);
     COLLECTIVE("all_gather", MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, out, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     count_sent(bytes);
 }
@@ -57,7 +57,7 @@ static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt f
 
 static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt, bool add, const Noise* noise) {
     size_t bytes = count * fmt_bytes(fmt);
-    check(bytes <= kPieceBytes, "reduce_scatter: %zu bytes a rank", bytes);
+    check(bytes <= kMostMpiBytes, "reduce_scatter: %zu bytes a rank", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("reduce_scatter", MPI_Alltoall(in, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     count_sent(bytes);
@@ -66,7 +66,7 @@ static void mpi_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt,
 
 static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     size_t bytes = count * fmt_bytes(fmt);
-    check(bytes <= kPieceBytes, "all_reduce: %zu bytes", bytes);
+    check(bytes <= kMostMpiBytes, "all_reduce: %zu bytes", bytes);
     void* pieces = staged(bytes * (size_t)mpi.ranks);
     COLLECTIVE("all_reduce", MPI_Allgather(x, (int)bytes, MPI_BYTE, pieces, (int)bytes, MPI_BYTE, MPI_COMM_WORLD));
     count_sent(bytes);
@@ -94,7 +94,7 @@ static void mpi_host_sum(double* x, int n) {
 }
 
 static void mpi_host_broadcast(void* x, size_t bytes) {
-    check(bytes <= kPieceBytes, "host_broadcast: %zu bytes", bytes);
+    check(bytes <= kMostMpiBytes, "host_broadcast: %zu bytes", bytes);
     COLLECTIVE("host_broadcast", MPI_Bcast(x, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD));
 }
 
