@@ -7,6 +7,8 @@ void jinja_fail(JRun* r, const char* format, ...) {
     r->error->line = r->line;
     vsnprintf(r->error->text, sizeof r->error->text, format, args);
     va_end(args);
+    size_t bytes = strlen(r->error->text);
+    r->error->text[bytes - (size_t)utf8_cut_bytes(r->error->text, bytes)] = 0;
     for (char* c = r->error->text; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = ' ';
     longjmp(r->out, 1);

@@ -299,6 +299,7 @@ static JValue element(JRun* r, JValue v, JValue key) {
     if (i < 0 || i >= count) return j_missing();
     if (v.kind == kJRange) return j_int(v.as.range->start + i * v.as.range->step);
     if (v.kind != kJText) return v.as.list->items[i];
+    if (count != (int64_t)v.as.text->bytes) jinja_step(r, 2 * v.as.text->bytes);
     return j_text(j_part(r, v.as.text, j_offset(v.as.text, i), j_offset(v.as.text, i + 1)));
 }
 
