@@ -189,10 +189,14 @@ static uint64_t hash_of(JRun* r, JValue key) {
         memcpy(&h, &key.as.real, sizeof h);
         return mix(h);
     case kJText:
+        jinja_step(r, key.as.text->bytes);
         for (size_t i = 0; i < key.as.text->bytes; i++) h = (h ^ (unsigned char)key.as.text->s[i]) * 0x100000001b3ull;
         return mix(h);
     case kJTuple:
+        jinja_enter(r);
+        jinja_step(r, (size_t)key.as.list->count);
         for (int64_t i = 0; i < key.as.list->count; i++) h = mix(h + hash_of(r, key.as.list->items[i]));
+        jinja_leave(r);
         return h;
     case kJUndefined: case kJNone: return mix(h);
     case kJList: case kJDict: jinja_fail(r, "a %s can't be the key of a dict", j_type_name(key));
