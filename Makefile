@@ -60,7 +60,7 @@ LINKED   = $(BUILD)/linked_with
 write_if_new = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 
 # ---- sources
-SOURCES  = $(wildcard halo/*.c halo/cpu/*.c halo/run/*.c data/*.c data/tokenizer/*.c) halo/comm/comm.c halo/comm/solo.c $(if $(HALO_MPI),halo/comm/mpi.c)
+SOURCES  = $(wildcard halo/*.c halo/cpu/*.c halo/run/*.c data/*.c data/jinja/*.c data/tokenizer/*.c) halo/comm/comm.c halo/comm/solo.c $(if $(HALO_MPI),halo/comm/mpi.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/halo/cpu/ops_bf16.o
 CUDA_SOURCES = halo/cuda/ops.cu $(if $(HALO_NCCL),halo/comm/nccl.cu)
 ifdef HALO_CUDA

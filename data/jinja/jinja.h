@@ -6,12 +6,12 @@
 // Every byte of text that it handles carries one mark: whether it came out of the user's data. Marks pass through every operation
 // (joining, slicing, filters, tojson), so that a tokenizer may recognise control tokens in what the template wrote and not
 // in what the user wrote.
-#ifndef DATA_JINJA_H
-#define DATA_JINJA_H
+#ifndef DATA_JINJA_JINJA_H
+#define DATA_JINJA_JINJA_H
 
 #include <jansson.h>
 
-#include "../halo/base.h"
+#include "../../halo/base.h"
 
 typedef struct Jinja Jinja;   // a compiled template
 
