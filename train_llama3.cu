@@ -78,7 +78,8 @@ static void open_tokenizer(Session* s) {
     if (tokenizer_size(s->tokenizer) > s->config.V)
         user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_dir,
                    tokenizer_size(s->tokenizer), s->config.V);
-    s->chat = chat_detect(s->tokenizer_dir, s->tokenizer, strcmp(s->o.chat, "auto") ? s->o.chat : NULL);
+    ChatOptions chat = {s->o.chat, NULL, SPECIALS_AUTO};
+    s->chat = chat_open(s->tokenizer_dir, s->tokenizer, &chat);
 }
 
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
@@ -183,8 +184,13 @@ static ModelOptions model_options(const Session* s, bool train) {
 }
 
 static DataOptions data_options(const Session* s) {
-    DataOptions d = {&s->chat, s->o.seq, s->o.pack, s->o.train_on_prompt,
-                     strcmp(s->o.long_policy, "skip") ? LONG_TRUNCATE : LONG_SKIP};
+    DataOptions d;
+    memset(&d, 0, sizeof d);
+    d.chat = &s->chat;
+    d.seq = s->o.seq;
+    d.pack = s->o.pack;
+    d.train_on_prompt = s->o.train_on_prompt;
+    d.long_policy = strcmp(s->o.long_policy, "skip") ? LONG_TRUNCATE : LONG_SKIP;
     return d;
 }
 
@@ -246,6 +252,7 @@ static Dataset* open_data(const Session* s, const char* path) {
     if (leads(s))
         printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
                n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
+    if (leads(s)) dataset_report(d, stdout);
     return d;
 }
 
@@ -761,16 +768,12 @@ static void write_answer(Writer* w, const int* prompt, int count, uint64_t numbe
 
 static void answer_prompt(Session* s, Writer* w, const char* prompt) {
     Text text = {NULL, 0, 0};
-    ChatTokens chat;
-    memset(&chat, 0, sizeof chat);
-    char* copy = host_strdup(prompt);
-    Turn turn = {ROLE_USER, copy, strlen(copy)};
-    chat_encode(&s->chat, s->tokenizer, &turn, 1, "", &chat);
-    write_answer(w, chat.tokens.ids, chat.tokens.count, 0, true, &text);
+    TokenList tokens = {NULL, 0, 0};
+    chat_prompt(&s->chat, s->tokenizer, prompt, &tokens);
+    write_answer(w, tokens.ids, tokens.count, 0, true, &text);
     putchar('\n');
-    chat_tokens_free(&chat);
+    token_list_free(&tokens);
     text_free(&text);
-    free(copy);
 }
 
 static bool same_trimmed(const char* a, const char* b) {
