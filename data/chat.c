@@ -257,8 +257,6 @@ static bool render(const ChatFormat* f, const Conversation* c, size_t count, boo
         json_object_set(context, "messages", messages);
     }
     if (c->tools) json_object_set(context, "tools", c->tools);
-    else json_object_set_new(context, "tools", json_null());
-    json_object_set_new(context, "documents", json_null());
     json_object_set_new(context, "add_generation_prompt", json_boolean(generation_prompt));
     if (f->plain) json_object_set_new(context, "joint", json_string(c->joint));
     bool done = jinja_render(jinja, context, data_names, f->date, out, error);
