@@ -115,13 +115,21 @@ static int eos_of(const json_t* tokens, const Tokenizer* tokenizer) {
     return eos;
 }
 
-// The BOS that transformers' tokenizer would put before a plain text: what the post-processor says, unless add_bos_token contradicts it.
-static int text_bos_of(const json_t* config, const json_t* tokens, const Tokenizer* tokenizer) {
+// The BOS that transformers' tokenizer would put before a plain text: what the post-processor says, unless add_bos_token contradicts it
+// (older versions followed the one, newer follow the other: *note says so). The Llama classes add it where nothing is said.
+static int text_bos_of(const json_t* config, const json_t* tokens, const Tokenizer* tokenizer, const char** note) {
     const json_t* add = json_object_get(config, "add_bos_token");
-    const char* named = json_string_value(json_object_get(tokens, "bos_token"));
-    if (json_is_false(add)) return -1;
-    if (json_is_true(add) && named && tokenizer_bos(tokenizer) < 0) return tokenizer_id(tokenizer, named);
-    return tokenizer_bos(tokenizer);
+    const char *named = json_string_value(json_object_get(tokens, "bos_token"));
+    const char* class_name = json_string_value(json_object_get(config, "tokenizer_class"));
+    bool llama = class_name && !strncmp(class_name, "LlamaTokenizer", 14);
+    int processed = tokenizer_bos(tokenizer), bos = named ? tokenizer_id(tokenizer, named) : -1;
+    if (json_is_false(add) && processed >= 0) {
+        *note = "add_bos_token is false where tokenizer.json adds BOS: none is added, as newer versions of transformers do\n";
+        return -1;
+    }
+    if (processed >= 0 || bos < 0 || !(json_is_true(add) || (llama && !json_is_false(add)))) return processed;
+    *note = "tokenizer.json adds no BOS, the tokenizer's class and add_bos_token do: it is added\n";
+    return bos;
 }
 
 static void set_token(json_t* tokens, const char* key, const Tokenizer* tokenizer, int id) {
@@ -212,7 +220,7 @@ ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOpti
     ChatFormat f;
     memset(&f, 0, sizeof f);
     f.tokens = named_tokens(config);
-    f.text_bos = text_bos_of(config, f.tokens, tokenizer);
+    f.text_bos = text_bos_of(config, f.tokens, tokenizer, &f.note);
     f.text_eos = eos_of(f.tokens, tokenizer);
     f.date = options->date && *options->date ? host_strdup(options->date) : NULL;
     f.specials = options->specials;

@@ -43,6 +43,7 @@ typedef struct {
     SpecialsPolicy specials;
     int turn_end;         // the token that ends an answer, -1 if the template writes none
     int text_bos, text_eos;   // around a plain text; text_bos is -1 if there is none
+    const char* note;     // a line for the user where versions of transformers differ about BOS, or NULL
 } ChatFormat;
 
 // The format of the model in DIR. A template that is missing, unreadable or broken, and a tokenizer that lacks a token of the built-in

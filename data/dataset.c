@@ -257,6 +257,7 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     d->pack = options->pack;
     d->chat_name = options->chat->name;
     text_append(&d->notes, list.notes.data, list.notes.bytes);
+    if (options->chat->note) text_append(&d->notes, options->chat->note, strlen(options->chat->note));
     note_ignored_tools(d, &list, options->chat);
     Encoded* encoded = (Encoded*)host_alloc((size_t)list.selected * sizeof(Encoded));
     encode_records(encoded, &list, tokenizer, options);

@@ -323,7 +323,7 @@ static ChatFormat pack_format(const Tokenizer* tokenizer, const char* path, cons
 }
 
 // Renders every conversation of the pack under one template; counts the answers found and lost.
-static void one_template(const char* name) {
+static void one_template(const char* name, bool family) {
     char path[1024], json_path[1024];
     const char* dir = refpack("data/chat_templates");
     snprintf(path, sizeof path, "%s/%s.jinja", dir, name);
@@ -355,7 +355,7 @@ static void one_template(const char* name) {
         free(text);
         chat_free(&f);
     }
-    ok(same == rows && answers > 0, "%s: %d of %d conversations, %d answers found (%d parted), %d lost", name, same, rows, answers, parted, lost);
+    ok(same == rows && answers + lost > 0 && (!family || (answers > 0 && lost == 0)), "%s: %d of %d conversations, %d answers found (%d parted), %d lost", name, same, rows, answers, parted, lost);
     tokenizer_free(t);
     json_decref(root);
 }
@@ -363,22 +363,22 @@ static void one_template(const char* name) {
 static void templates_case(void) {
     const char* dir = refpack("data/chat_templates");
     if (!dir) return;
-    // The model families that the README names, and whatever else lies there.
+    int seen = 0;
+    // The model families that the README names: all their answers are found. Other templates may hide some.
     static const char* const families[] = {"llama-3-instruct", "llama-3.1-instruct", "llama-3.2-instruct", "llama-2-chat", "zephyr", "smollm2",
                                            "r1-distill-llama", "hermes-3-tool-use", "yi-1.5-chat", "phi-4"};
-    for (int i = 0; i < COUNT(families); i++) {
-        char path[1024];
-        snprintf(path, sizeof path, "%s/%s.json", dir, families[i]);
-        ok(access(path, R_OK) == 0, "%s: in the pack", families[i]);
-    }
     DIR* folder = opendir(dir);
     for (struct dirent* entry; (entry = readdir(folder)) != NULL;) {
         char name[256];
         size_t n = strlen(entry->d_name);
         if (n < 6 || n > 200 || strcmp(entry->d_name + n - 5, ".json")) continue;
         snprintf(name, sizeof name, "%.*s", (int)n - 5, entry->d_name);
-        one_template(name);
+        bool family = false;
+        for (int i = 0; i < COUNT(families); i++)
+            if (!strcmp(name, families[i])) family = true, seen++;
+        one_template(name, family);
     }
+    ok(seen == COUNT(families), "%d of %d families of the README's table are in the pack", seen, COUNT(families));
     closedir(folder);
 }
 

@@ -155,7 +155,7 @@ static void errors_case(void) {
         {"a.jsonl", GOOD "{\"question\": \"Q\", \"answer\": \"A\"}", "a.jsonl:2:1: the key \"prompt\" is missing"},
         {"a.jsonl", "{\"prompt\": \"Q\"}", "\"completion\" is missing"},
         {"a.jsonl", "{\"instruction\": \"Q\", \"output\": null}", "a.jsonl:1:22: \"output\" has to be a string"},
-        {"a.jsonl", "{\"instruction\": \"Q\", \"input\": 3, \"output\": \"O\"}", "\"input\" has to be a string"},
+        {"a.jsonl", "{\"instruction\": \"Q\", \"input\": [3], \"output\": \"O\"}", "\"input\" has to be a string"},
         {"a.jsonl", "{\"text\": [\"T\"]}", "\"text\" has to be a string"},
         {"a.jsonl", "{\"messages\": \"Q\"}", "a.jsonl:1:2: \"messages\" has to be a list"},
         {"a.jsonl", "{\"messages\": []}", "at least one message"},
