@@ -6,6 +6,7 @@
 #include "../data/tokenizer/tokenizer.h"
 
 #include <pthread.h>
+#include <sys/stat.h>
 
 // ---- Helpers
 
@@ -652,6 +653,7 @@ static void errors_case(void) {
         expect_exit(load_dir, shared_dir, kExitUser, bad_cases[i].words, name);
     }
     remove_tokenizer();
+    mkdir(shared_dir, 0700);
     char path[256];
     snprintf(path, sizeof path, "%s/tokenizer.model", shared_dir);
     FILE* f = fopen(path, "wb");
