@@ -284,38 +284,45 @@ static size_t common_bytes(const JinjaOutput* a, const JinjaOutput* b) {
 
 // ---- finding the answers
 
-// Control tokens that the template wrote in bytes [from, to): how many times the last of them comes there, its id and its end.
+// Of the control tokens that the template wrote in bytes [from, to), the last: its id, its end, how many times it comes there, and how many
+// there are of any id.
 typedef struct {
     int id, times;
     size_t end;
+    int all;
 } LastToken;
 
 static LastToken last_token(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, size_t to) {
     enum { kMaxKinds = 16 };
-    LastToken kinds[kMaxKinds], last = {-1, 0, to};
-    int kind_count = 0;
+    LastToken kinds[kMaxKinds], last = {-1, 0, to, 0};
+    int kind_count = 0, all = 0;
     size_t begin, end;
     for (int id; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, to, from, &begin, &end)) >= 0; from = end) {
         int k = 0;
         while (k < kind_count && kinds[k].id != id) k++;
         if (k == kMaxKinds) k = 0;
         if (k == kind_count) {
-            LastToken fresh = {id, 0, 0};
+            LastToken fresh = {id, 0, 0, 0};
             kinds[kind_count++] = fresh;
         }
         kinds[k].times++;
         kinds[k].end = end;
+        kinds[k].all = ++all;
         last = kinds[k];
     }
     return last;
 }
 
-// The end of the `times`-th token `id` at or behind `from`; 0 if there is none.
-static size_t nth_token(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, int id, int times) {
+// The end of what stands like `last` at or behind `from`: the token of its id that comes as often there, or the one that has as many control
+// tokens before it, whichever is first (a template may drop the thought before an earlier answer, or end it by another token); 0: neither.
+static size_t same_end(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, const LastToken* last) {
     size_t begin, end;
-    for (int found; (found = tokenizer_next_special(tokenizer, text->text, text->from_data, text->bytes, from, &begin, &end)) >= 0;
-         from = end)
-        if (found == id && --times == 0) return end;
+    int times = 0, all = 0;
+    for (int id; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, text->bytes, from, &begin, &end)) >= 0; from = end) {
+        times += id == last->id;
+        all++;
+        if ((id == last->id && times == last->times) || all == last->all) return end;
+    }
     return 0;
 }
 
@@ -338,9 +345,11 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
     if (!render(f, c, i, true, &out->prompt, &out->error)) return i == 0;   // many templates refuse an empty conversation
     *begin = common_bytes(&out->prompt, text);
     bool parted = *begin < out->prompt.bytes;
-    if (parted) {   // only the generation prompt may differ
+    if (parted) {   // only the generation prompt may differ, and white space that a template puts behind its last message
         if (!render(f, c, i, false, &out->part, &out->error)) return i == 0;
-        if (common_bytes(&out->part, text) < out->part.bytes) return true;
+        size_t needed = out->part.bytes;
+        while (needed && !out->part.from_data[needed - 1] && strchr(" \n", out->part.text[needed - 1])) needed--;
+        if (*begin < needed) return true;
     }
     if (i + 1 == json_array_size(c->messages)) {
         *end = last_token(tokenizer, text, *begin, text->bytes).end;
@@ -350,7 +359,7 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
         LastToken last = last_token(tokenizer, upto, own_begin, upto->bytes);
         if (common_bytes(upto, text) == upto->bytes) *end = last.end;
         else if (last.id < 0) return true;
-        else *end = nth_token(tokenizer, text, *begin, last.id, last.times);
+        else *end = same_end(tokenizer, text, *begin, &last);
     }
     size_t behind = out->answer_count ? out->answers[out->answer_count - 1].end : 0;
     *found = *begin >= behind && *end > *begin;

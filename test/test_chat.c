@@ -1,6 +1,7 @@
 // Chat templates: exact tokens, where the answers lie, finding a template, shortening from the prompt side, and the reference pack's
 // templates and ids.
 #include "../data/chat.h"
+#include "../data/files.h"
 
 #include "byte_tokenizer.h"
 
@@ -427,7 +428,8 @@ static void tokens_of_file(const char* dir, const char* name) {
     const char* tokenizer = json_string_value(json_object_get(root, "tokenizer"));
     if (strchr(tokenizer, '/')) snprintf(tokenizer_path, sizeof tokenizer_path, "%s/../../%s", dir, tokenizer);
     else snprintf(tokenizer_path, sizeof tokenizer_path, "%s/%s", dir, tokenizer);
-    char* json = json_dumps(pack_json(tokenizer_path), 0);
+    size_t bytes;
+    char* json = file_read(tokenizer_path, &bytes);
     temp_write("tokenizer.json", json);
     free(json);
     Tokenizer* t = tokenizer_load(temp_dir);
