@@ -337,6 +337,23 @@ static ChatAnswer* add_answer(ChatTokens* out, int message, bool trained, size_t
     return &out->answers[out->answer_count++];
 }
 
+// Whether the prompt without its generation prompt, from where it parts from the whole, is no more than what a template puts around its
+// last message: none of the user's bytes, and one control token at most.
+static bool differs_in_template(const Tokenizer* tokenizer, const JinjaOutput* bare, size_t from) {
+    if (from >= bare->bytes) return true;
+    return !memchr(bare->from_data + from, 1, bare->bytes - from) && last_token(tokenizer, bare, from, bare->bytes).all <= 1;
+}
+
+// The end of the generation prompt (what `prompt` has behind `bare`) in the whole text, at or behind `from` and before any of the
+// user's bytes; 0 if it is not there.
+static size_t after_generation_prompt(const JinjaOutput* prompt, const JinjaOutput* bare, const JinjaOutput* text, size_t from) {
+    if (common_bytes(prompt, bare) < bare->bytes || prompt->bytes == bare->bytes) return 0;
+    size_t bytes = prompt->bytes - bare->bytes;
+    for (size_t at = from; at + bytes <= text->bytes && !text->from_data[at]; at++)
+        if (!memcmp(text->text + at, prompt->text + bare->bytes, bytes)) return at + bytes;
+    return 0;
+}
+
 // Where message i stands in the whole rendering. False and out->error if the template fails; *found says whether it is there.
 static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, size_t i, ChatTokens* out, bool* found,
                         size_t* begin, size_t* end) {
@@ -345,11 +362,12 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
     if (!render(f, c, i, true, &out->prompt, &out->error)) return i == 0;   // many templates refuse an empty conversation
     *begin = common_bytes(&out->prompt, text);
     bool parted = *begin < out->prompt.bytes;
-    if (parted) {   // only the generation prompt may differ, and white space that a template puts behind its last message
+    if (parted) {
         if (!render(f, c, i, false, &out->part, &out->error)) return i == 0;
-        size_t needed = out->part.bytes;
-        while (needed && !out->part.from_data[needed - 1] && strchr(" \n", out->part.text[needed - 1])) needed--;
-        if (*begin < needed) return true;
+        if (!differs_in_template(tokenizer, &out->part, *begin)) return true;
+        size_t behind_prompt = after_generation_prompt(&out->prompt, &out->part, text, *begin);
+        parted = behind_prompt == 0;
+        if (behind_prompt) *begin = behind_prompt;
     }
     if (i + 1 == json_array_size(c->messages)) {
         *end = last_token(tokenizer, text, *begin, text->bytes).end;

@@ -198,7 +198,8 @@ static void select_records(RecordList* list, const DataOptions* options) {
 static bool is_empty_answer(const Record* record) {
     const char* answer = record_reference(record);
     while (*answer && strchr(" \t\r\n", *answer)) answer++;
-    return record->messages && !*answer && !json_object_get(json_array_get(record->messages, json_array_size(record->messages) - 1), "tool_calls");
+    const json_t* last = record->messages ? json_array_get(record->messages, json_array_size(record->messages) - 1) : NULL;
+    return last && !*answer && !json_is_array(json_object_get(last, "content")) && !json_object_get(last, "tool_calls");
 }
 
 static void refuse_empty_answers(const RecordList* list) {

@@ -28,7 +28,8 @@ static void write_json(const Example* e, FILE* out) {
         json_array_append_new(tokens, json_integer(e->tokens[i]));
         json_array_append_new(trained, json_integer(e->scored[i]));
     }
-    json_t* line = json_pack("{s:o, s:o, s:o}", "text", json_text(e->text ? e->text : "", e->text_bytes), "tokens", tokens, "trained", trained);
+    json_t* text = json_text(e->text ? e->text : "", e->text_bytes);
+    json_t* line = json_pack("{s:o, s:o, s:o}", "text", text, "tokens", tokens, "trained", trained);
     json_dumpf(line, out, JSON_COMPACT);
     putc('\n', out);
     json_decref(line);
@@ -67,6 +68,7 @@ void inspect_dataset(const Dataset* d, const Tokenizer* tokenizer, const Inspect
         write_marked(e, tokenizer, options->colour, out);
     }
     if (options->json) return;
-    fprintf(out, "--- %d records, %d examples, %zu tokens, %zu trained; %d truncated, %d skipped, %d untrained, %d answers lost, %d special "
-            "tokens kept as text\n", s->records, s->examples, s->tokens, s->scored, s->truncated, s->skipped, s->untrained, s->lost, s->kept);
+    fprintf(out, "--- %d records, %d examples, %zu tokens, %zu trained; %d truncated, %d skipped, %d untrained, %d answers lost, ",
+            s->records, s->examples, s->tokens, s->scored, s->truncated, s->skipped, s->untrained, s->lost);
+    fprintf(out, "%d special tokens kept as text\n", s->kept);
 }
