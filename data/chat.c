@@ -313,8 +313,9 @@ static LastToken last_token(const Tokenizer* tokenizer, const JinjaOutput* text,
     return last;
 }
 
-// The end of what stands like `last` at or behind `from`: the token of its id that comes as often there, or the one that has as many control
-// tokens before it, whichever is first (a template may drop the thought before an earlier answer, or end it by another token); 0: neither.
+// The end of what stands like `last` at or behind `from`: the token of its id that comes as often there, or the one that has as many
+// control tokens before it, whichever is first (a template may drop the thought before an earlier answer, or end the answer by another
+// token); 0: neither is there.
 static size_t same_end(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, const LastToken* last) {
     size_t begin, end;
     int times = 0, all = 0;
@@ -361,7 +362,7 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
     *found = false;
     if (!render(f, c, i, true, &out->prompt, &out->error)) return i == 0;   // many templates refuse an empty conversation
     *begin = common_bytes(&out->prompt, text);
-    bool parted = *begin < out->prompt.bytes;
+    bool parted = out->last_parted = *begin < out->prompt.bytes;
     if (parted) {
         if (!render(f, c, i, false, &out->part, &out->error)) return i == 0;
         if (!differs_in_template(tokenizer, &out->part, *begin)) return true;
@@ -433,13 +434,18 @@ static void encode(const ChatFormat* f, const Tokenizer* tokenizer, ChatTokens* 
         out->answers[i].first = at[2 * i];
         out->answers[i].last = at[2 * i + 1];
     }
+    if (out->last_parted && out->answer_count) {
+        MarkedText prompt = {out->prompt.text, out->prompt.bytes, f->specials == SPECIALS_ALL ? NULL : out->prompt.from_data, NULL, 0};
+        tokenizer_encode_marked(tokenizer, &prompt, NULL, &out->prompt_tokens);
+    }
     free(cut);
     free(at);
 }
 
 bool chat_encode(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, ChatTokens* out) {
     size_t count = json_array_size(c->messages);
-    out->tokens.count = out->answer_count = out->lost = out->parted = out->kept = 0;
+    out->tokens.count = out->prompt_tokens.count = out->answer_count = out->lost = out->parted = out->kept = 0;
+    out->last_parted = false;
     if (!render(f, c, count, false, &out->text, &out->error)) return false;
     size_t room = count > (size_t)out->text.generations ? count : (size_t)out->text.generations;
     out->answers = (ChatAnswer*)host_grow(out->answers, (room + 1) * sizeof(ChatAnswer));
@@ -562,6 +568,7 @@ void chat_tokens_free(ChatTokens* chat) {
     jinja_output_free(&chat->prompt);
     jinja_output_free(&chat->part);
     token_list_free(&chat->tokens);
+    token_list_free(&chat->prompt_tokens);
     free(chat->answers);
     memset(chat, 0, sizeof *chat);
 }

@@ -74,8 +74,10 @@ typedef struct {
     int answer_count;
     int lost;             // trained answers that the whole rendering does not show
     int parted;           // answers whose prompt is no beginning of the whole rendering: they start where the two part
+    TokenList prompt_tokens;   // what a server generates the last answer from, where that is no beginning of `tokens`; else empty
     int kept;             // spellings of special tokens in the user's text that stayed text
     JinjaError error;     // where chat_encode returns false
+    bool last_parted;           // scratch: whether prompt, the last one rendered, is no beginning of the text
     JinjaOutput prompt, part;   // scratch
 } ChatTokens;
 

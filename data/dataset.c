@@ -42,6 +42,14 @@ static Example new_example(const int* tokens, int count) {
     return e;
 }
 
+static void example_free(Example* e) {
+    free(e->tokens);
+    free(e->scored);
+    free(e->prompt);
+    free(e->reference);
+    free(e->text);
+}
+
 static void score(Example* e, int from, int to) {
     for (int i = max_int(from, 1); i < min_int(to, e->count); i++) {
         e->scored_count += !e->scored[i];
@@ -114,6 +122,11 @@ static Example example_of(const ChatTokens* chat, const Record* record, const Da
         if (chat->answers[i].trained) score(&e, chat->answers[i].first, chat->answers[i].last);
     if (options->train_on_prompt) score(&e, 0, chat_used_tokens(chat));
     if (chat->answer_count) e.prompt_count = chat->answers[chat->answer_count - 1].first;
+    e.own_prompt_count = chat->prompt_tokens.count;
+    if (e.own_prompt_count) {
+        e.prompt = (int*)host_alloc((size_t)e.own_prompt_count * sizeof(int));
+        memcpy(e.prompt, chat->prompt_tokens.ids, (size_t)e.own_prompt_count * sizeof(int));
+    }
     e.reference = host_strdup(record_reference(record));
     if (with_text) keep_text(&e, chat->text.text, chat->text.bytes);
     return e;
@@ -142,7 +155,7 @@ static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* rec
     out.examples = (Example*)host_alloc(sizeof(Example));
     out.examples[out.count++] = e;
     if (out.skipped) {
-        free(e.tokens), free(e.scored), free(e.reference), free(e.text);
+        example_free(&e);
         out.count = 0;
     }
     return out;
@@ -277,12 +290,7 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
 
 void dataset_free(Dataset* d) {
     if (!d) return;
-    for (int i = 0; i < d->stats.examples; i++) {
-        free(d->examples[i].tokens);
-        free(d->examples[i].scored);
-        free(d->examples[i].reference);
-        free(d->examples[i].text);
-    }
+    for (int i = 0; i < d->stats.examples; i++) example_free(&d->examples[i]);
     free(d->examples);
     text_free(&d->notes);
     free(d->row_start);

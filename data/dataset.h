@@ -31,6 +31,8 @@ typedef struct {
     int count;                // 2 .. seq + 1
     int scored_count;
     int prompt_count;         // tokens before the last completion: what to generate from; 0 for plain text
+    int* prompt;              // (own_prompt_count) what to generate from where that is no beginning of `tokens`; else NULL
+    int own_prompt_count;
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
     char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
     size_t text_bytes;

@@ -156,7 +156,8 @@ static void check_message(const Place* place, json_t* message, size_t index, con
     size_t known = 0;
     while (known < sizeof roles / sizeof *roles && strcmp(role, roles[known])) known++;
     if (known == sizeof roles / sizeof *roles)
-        user_error("%s: role \"%s\" in message %zu; it is system, user, assistant or tool", place_at(place, role), printable(role), index + 1);
+        user_error("%s: role \"%s\" in message %zu; it is system, user, assistant or tool", place_at(place, role), printable(role),
+                   index + 1);
     check_content(place, message, index);
 }
 
@@ -211,8 +212,9 @@ static void read_messages(Reading* r, const Place* place, json_t* object) {
 
 static const char* sharegpt_role(const Place* place, const char* from) {
     static const char* const names[][2] = {
-        {"human", "user"}, {"user", "user"}, {"gpt", "assistant"}, {"assistant", "assistant"}, {"chatgpt", "assistant"}, {"model", "assistant"},
-        {"function_call", "assistant"}, {"system", "system"}, {"tool", "tool"}, {"observation", "tool"}, {"function_response", "tool"}};
+        {"human", "user"},      {"user", "user"},   {"gpt", "assistant"},   {"assistant", "assistant"}, {"chatgpt", "assistant"},
+        {"model", "assistant"}, {"tool", "tool"},   {"system", "system"},   {"observation", "tool"},    {"function_response", "tool"},
+        {"function_call", "assistant"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(from, names[i][0])) return names[i][1];
     user_error("%s: \"from\": \"%s\"; it is human, gpt, system or tool", place_at(place, from), printable(from));

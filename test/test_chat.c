@@ -175,6 +175,8 @@ static void own_case(void) {
         "{bos}{im}user:Q{end}{im}assistant:<thin air>{end}{im}user:R{end}{im}assistant:B{end}", "<thin air>{end}B{end}",
         "own: a generation prompt that the conversation does not show");
     ok(out.parted == 2 && out.lost == 0, "  said of both answers");
+    same_text(shown(out.prompt_tokens.ids, NULL, out.prompt_tokens.count),
+              "{bos}{im}user:Q{end}{im}assistant:<thin air>{end}{im}user:R{end}{im}assistant:<think>", "  what to generate from");
     chat_tokens_free(&out);
     chat_free(&f);
     // Thoughts of earlier turns are dropped, the last one's stay.
@@ -194,9 +196,16 @@ static void own_case(void) {
     ok(out.lost == 2, "  are counted");
     chat_tokens_free(&out);
     chat_free(&f);
+    tokenizer_free(t);
+}
+
+// Templates that mark answers themselves, and those that refuse.
+static void blocks_case(void) {
+    Tokenizer* t = byte_tokenizer(kBos, kImEnd, true);
+    ChatTokens out;
     static const char blocks[] = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ '(' + m.content + ')' }}{% endgeneration %}"
                                  "{% else %}{{ m.content }}{% endif %}{% endfor %}";
-    f = opened(t, blocks, "{}", "auto");
+    ChatFormat f = opened(t, blocks, "{}", "auto");
     expect(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") ", {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 0}]", "", "Q(A)R(B)", "(A)",
            "own: {% generation %} decides");
     chat_free(&f);
@@ -474,7 +483,7 @@ static void tokens_case(void) {
 
 static const Case cases[] = {
     {"chat.llama3", llama3_case}, {"chat.llama3.1", llama31_case}, {"chat.chatml", chatml_case},   {"chat.none", none_case},
-    {"chat.own", own_case},       {"chat.refusals", refusals_case}, {"chat.shorten", shorten_case}, {"chat.templates", templates_case},
+    {"chat.own", own_case},       {"chat.blocks", blocks_case},  {"chat.refusals", refusals_case}, {"chat.shorten", shorten_case}, {"chat.templates", templates_case},
     {"chat.tokens", tokens_case},
 };
 
