@@ -240,15 +240,27 @@ static void encode_records(Encoded* encoded, const RecordList* list, const Token
     }
 }
 
-// A template that is given tools and never looks at them.
+static bool calls_tools(const Record* record) {
+    for (size_t i = 0; i < json_array_size(record->messages); i++)
+        if (json_object_get(json_array_get(record->messages, i), "tool_calls")) return true;
+    return false;
+}
+
+// A template that is given tools, or calls of tools, and never looks at them.
 static void note_ignored_tools(Dataset* d, const RecordList* list, const ChatFormat* chat) {
     const Jinja* jinja = chat->tool_jinja ? chat->tool_jinja : chat->jinja;
-    int with_tools = 0;
-    for (int r = 0; r < list->selected; r++) with_tools += list->records[r].tools != NULL;
-    if (with_tools == 0 || jinja_mentions(jinja, "tools")) return;
-    char text[512];
-    snprintf(text, sizeof text, "warning: %d records have tools, which the chat template %s ignores\n", with_tools, chat->name);
-    text_append(&d->notes, text, strlen(text));
+    int given[2] = {0, 0};
+    static const char* const names[] = {"tools", "tool_calls"};
+    for (int r = 0; r < list->selected; r++) {
+        given[0] += list->records[r].tools != NULL;
+        given[1] += calls_tools(&list->records[r]);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (given[i] == 0 || jinja_mentions(jinja, names[i])) continue;
+        char text[512];
+        snprintf(text, sizeof text, "warning: %d records have %s, which the chat template %s ignores\n", given[i], names[i], chat->name);
+        text_append(&d->notes, text, strlen(text));
+    }
 }
 
 static void refuse_untrained(const Dataset* d, const char* paths, const DataOptions* options) {

@@ -104,10 +104,12 @@ static void llama3_case(void) {
     expect(&f, t, "[" USER("<|eot_id|>") "," BOT("<|eot_id|>A") "]", "",
            "{bos}{head}user{text}\n\n<|eot_id|>{eot}{head}assistant{text}\n\n{eot}A{eot}", "{eot}A{eot}", "--special-tokens answers");
     f.specials = SPECIALS_ALL;
-    expect(&f, t, "[" USER("<|eot_id|>") "," BOT("A") "]", "", "{bos}{head}user{text}\n\n{eot}{eot}{head}assistant{text}\n\nA{eot}", "A{eot}",
+    expect(&f, t, "[" USER("<|eot_id|>") "," BOT("A") "]", "", "{bos}{head}user{text}\n\n{eot}{eot}{head}assistant{text}\n\nA{eot}",
+        "A{eot}",
            "--special-tokens all");
     f.specials = SPECIALS_AUTO;
-    expect(&f, t, "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, {\"type\": \"text\", \"text\": \"b\"}]}," BOT("c") "]",
+    expect(&f, t, "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, {\"type\": \"text\", \"text\": \"b\"}]},"
+        BOT("c") "]",
            "", "{bos}{head}user{text}\n\nab{eot}{head}assistant{text}\n\nc{eot}", "c{eot}", "llama3: text parts");
     expect(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") ", {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 0}]", "",
            "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}user{text}\n\nR{eot}{head}assistant{text}\n\nB{eot}",
@@ -142,7 +144,8 @@ static void chatml_case(void) {
     tokenizer_free(t);
     t = byte_tokenizer(kBos, kImEnd, true);
     f = opened(t, NULL, "{}", "chatml");
-    expect(&f, t, "[" USER("Q") "," BOT("A") "]", "", "{bos}{im}user\nQ{end}\n{im}assistant\nA{end}\n", "A{end}", "chatml: the tokenizer's BOS");
+    expect(&f, t, "[" USER("Q") "," BOT("A") "]", "", "{bos}{im}user\nQ{end}\n{im}assistant\nA{end}\n", "A{end}",
+        "chatml: the tokenizer's BOS");
     chat_free(&f);
     tokenizer_free(t);
 }
@@ -151,7 +154,8 @@ static void none_case(void) {
     Tokenizer* t = byte_tokenizer(kBos, kImEnd, true);
     ChatFormat f = opened(t, NULL, "{\"eos_token\": \"<|end_of_text|>\"}", "none");
     expect(&f, t, "[" USER("Q") "," BOT("A") "]", "", "{bos}QA{eos}", "A{eos}", "none: prompt, completion, EOS");
-    expect(&f, t, "[" SYS("S") "," USER("Q") "," BOT("A") "," USER("R") "," BOT("B") "]", "\n", "{bos}S\nQ\nA{eos}R\nB{eos}", "A{eos}B{eos}",
+    expect(&f, t, "[" SYS("S") "," USER("Q") "," BOT("A") "," USER("R") "," BOT("B") "]", "\n", "{bos}S\nQ\nA{eos}R\nB{eos}",
+        "A{eos}B{eos}",
            "none: several turns with a joint");
     expect_prompt(&f, t, "Q", "{bos}Q", "none: prompt to generate from");
     chat_free(&f);
@@ -185,13 +189,15 @@ static void own_case(void) {
                                   "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}";
     f = opened(t, dropped, "{}", "auto");
     expect(&f, t, "[" USER("Q") "," BOT("why/A") "," USER("R") "," BOT("hm/B") "]", "",
-           "{im}user:Q{end}{im}assistant:A{end}{im}user:R{end}{im}assistant:hm/B{end}", "A{end}hm/B{end}", "own: an earlier answer rewritten");
+           "{im}user:Q{end}{im}assistant:A{end}{im}user:R{end}{im}assistant:hm/B{end}", "A{end}hm/B{end}",
+               "own: an earlier answer rewritten");
     chat_free(&f);
     // The whole conversation begins otherwise than its beginning does: the first answer cannot be found.
     static const char counted[] = "{{ messages | length }}{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
                                   "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}";
     f = opened(t, counted, "{}", "auto");
-    out = expect_tokens(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") "," BOT("B") "]", "", "4{im}Q{end}{im}A{end}{im}R{end}{im}B{end}", "",
+    out = expect_tokens(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") "," BOT("B") "]", "",
+        "4{im}Q{end}{im}A{end}{im}R{end}{im}B{end}", "",
                         "own: answers that cannot be found");
     ok(out.lost == 2, "  are counted");
     chat_tokens_free(&out);
@@ -206,7 +212,8 @@ static void blocks_case(void) {
     static const char blocks[] = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ '(' + m.content + ')' }}{% endgeneration %}"
                                  "{% else %}{{ m.content }}{% endif %}{% endfor %}";
     ChatFormat f = opened(t, blocks, "{}", "auto");
-    expect(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") ", {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 0}]", "", "Q(A)R(B)", "(A)",
+    expect(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") ", {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 0}]", "",
+        "Q(A)R(B)", "(A)",
            "own: {% generation %} decides");
     chat_free(&f);
     static const char picky[] = "{% if messages[0].role != 'user' %}{{ raise_exception('users first') }}{% endif %}x";
@@ -300,14 +307,17 @@ static void shorten_case(void) {
     expect_within(&f, t, ALL, 39, SYSTEM "{im}user\nree{end}\n{im}assistant\nTHREE{end}", "shorten: then the front of the last prompt");
     expect_within(&f, t, ALL, 36, SYSTEM "{im}user\n{end}\n{im}assistant\nTHREE{end}", "shorten: all of its text");
     expect_within(&f, t, ALL, 35, "(does not fit)", "shorten: never a header or the answer");
-    expect_within(&f, t, "[" USER("three") "," BOT("THREE") "]", 28, "{im}user\nree{end}\n{im}assistant\nTHREE{end}", "shorten: one exchange");
-    expect_within(&f, t, "[" USER("\xc3\xa9\xc3\xa9") "," BOT("A") "]", 24, "{im}user\n\xc3\xa9{end}\n{im}assistant\nA{end}", "shorten: between characters");
+    expect_within(&f, t, "[" USER("three") "," BOT("THREE") "]", 28, "{im}user\nree{end}\n{im}assistant\nTHREE{end}",
+        "shorten: one exchange");
+    expect_within(&f, t, "[" USER("\xc3\xa9\xc3\xa9") "," BOT("A") "]", 24, "{im}user\n\xc3\xa9{end}\n{im}assistant\nA{end}",
+        "shorten: between characters");
     expect_within(&f, t, "[" SYS("S") "," BOT("A") "]", 20, "(does not fit)", "shorten: an answer without a prompt");
     chat_free(&f);
     tokenizer_free(t);
     t = byte_tokenizer(kBos, kImEnd, true);
     f = opened(t, NULL, "{}", "none");
-    expect_within(&f, t, "[" USER("three") "," BOT("THREE") "]", 10, "{bos}ee\nTHREE{eos}", "shorten: plain text keeps BOS and the prompt's end");
+    expect_within(&f, t, "[" USER("three") "," BOT("THREE") "]", 10, "{bos}ee\nTHREE{eos}",
+        "shorten: plain text keeps BOS and the prompt's end");
     chat_free(&f);
     tokenizer_free(t);
 }
@@ -323,7 +333,8 @@ static json_t* pack_json(const char* path) {
 
 // Opens a template with the pack's tokens, over a tokenizer of bytes or another.
 static ChatFormat pack_format(const Tokenizer* tokenizer, const char* path, const json_t* root, const json_t* date) {
-    json_t* config = json_pack("{s:O, s:O}", "bos_token", json_object_get(root, "bos_token"), "eos_token", json_object_get(root, "eos_token"));
+    json_t* config = json_pack("{s:O, s:O}", "bos_token", json_object_get(root, "bos_token"), "eos_token", json_object_get(root,
+        "eos_token"));
     char* text = json_dumps(config, 0);
     temp_write("tokenizer_config.json", text);
     free(text);
@@ -355,7 +366,8 @@ static void one_template(const char* name, bool family) {
         // A prefix of a conversation may be refused where the whole is not: nothing to compare there.
         bool agrees = want ? done && !strcmp(out.text.text, want) : !done;
         if (!agrees && same + 3 > rows)
-            printf("  %s: %s\n   got  %s\n   want %s\n", name, json_string_value(json_object_get(row, "case")), done ? out.text.text : out.error.text,
+            printf("  %s: %s\n   got  %s\n   want %s\n", name, json_string_value(json_object_get(row, "case")), done ?
+                out.text.text : out.error.text,
                    want ? want : "(an error)");
         same += agrees;
         rows++;
@@ -368,7 +380,8 @@ static void one_template(const char* name, bool family) {
         free(text);
         chat_free(&f);
     }
-    ok(same == rows && answers + lost > 0 && (!family || (answers > 0 && lost == 0)), "%s: %d of %d conversations, %d answers found (%d parted), %d lost", name, same, rows, answers, parted, lost);
+    ok(same == rows && answers + lost > 0 && (!family || (answers > 0 && lost == 0)),
+        "%s: %d of %d conversations, %d answers found (%d parted), %d lost", name, same, rows, answers, parted, lost);
     tokenizer_free(t);
     json_decref(root);
 }
@@ -378,7 +391,8 @@ static void templates_case(void) {
     if (!dir) return;
     int seen = 0;
     // The model families that the README names: all their answers are found. Other templates may hide some.
-    static const char* const families[] = {"llama-3-instruct", "llama-3.1-instruct", "llama-3.2-instruct", "llama-2-chat", "zephyr", "smollm2",
+    static const char* const families[] = {"llama-3-instruct", "llama-3.1-instruct", "llama-3.2-instruct", "llama-2-chat", "zephyr",
+        "smollm2",
                                            "r1-distill-llama", "hermes-3-tool-use", "yi-1.5-chat", "phi-4"};
     DIR* folder = opendir(dir);
     for (struct dirent* entry; (entry = readdir(folder)) != NULL;) {
@@ -461,7 +475,8 @@ static void tokens_of_file(const char* dir, const char* name) {
             same += agrees;
             rows++;
         }
-        ok(rows > 0 && same == rows, "%s %s: the ids of Hugging Face tokenizers in %d of %d conversations", name, template_name, same, rows);
+        ok(rows > 0 && same == rows, "%s %s: the ids of Hugging Face tokenizers in %d of %d conversations", name, template_name, same,
+            rows);
         chat_free(&f);
     }
     tokenizer_free(t);
@@ -483,7 +498,8 @@ static void tokens_case(void) {
 
 static const Case cases[] = {
     {"chat.llama3", llama3_case}, {"chat.llama3.1", llama31_case}, {"chat.chatml", chatml_case},   {"chat.none", none_case},
-    {"chat.own", own_case},       {"chat.blocks", blocks_case},  {"chat.refusals", refusals_case}, {"chat.shorten", shorten_case}, {"chat.templates", templates_case},
+    {"chat.own", own_case},       {"chat.blocks", blocks_case},  {"chat.refusals", refusals_case}, {"chat.shorten", shorten_case},
+        {"chat.templates", templates_case},
     {"chat.tokens", tokens_case},
 };
 

@@ -69,14 +69,17 @@ static void forms_case(void) {
         {"a.jsonl", "{\"instruction\": \"I\", \"output\": \"O\"}\n{\"instruction\": \"I\", \"input\": \"in\", \"output\": \"O\"}",
          "{bos}I\n\nin\n|O{eos}", "O{eos}", "O", 2, "instruction, input, output"},
         {"a.jsonl", "{\"text\": \"a<|eot_id|>\"}", "|{bos}a{eot}{eos}", "a{eot}{eos}", NULL, 1, "text: special tokens are recognised"},
-        {"a.jsonl", "{\"text\": \"<|begin_of_text|>a<|end_of_text|>\"}", "|{bos}a{eos}", "a{eos}", NULL, 1, "text: BOS and EOS are not doubled"},
+        {"a.jsonl", "{\"text\": \"<|begin_of_text|>a<|end_of_text|>\"}", "|{bos}a{eos}", "a{eos}", NULL, 1,
+            "text: BOS and EOS are not doubled"},
         {"a.jsonl", "{\"prompt\": \"\", \"completion\": \"A\"}\n{\"prompt\": \"\", \"completion\": \"\"}", "{bos}|{eos}", "{eos}", "", 2,
          "nothing but the end"},
         {"a.jsonl", "{\"instruction\": \"I\", \"input\": null, \"output\": 7, \"id\": 1}\n{\"instruction\": \"I\", \"output\": 0.1}",
          "{bos}I\n|0.1{eos}", "0.1{eos}", "0.1", 2, "a null input, numbers as answers, other columns"},
-        {"a.jsonl", "{\"instruction\": \"I\", \"context\": \"C\", \"response\": \"R\", \"category\": \"x\"}", "{bos}I\n\nC\n|R{eos}", "R{eos}", "R", 1,
+        {"a.jsonl", "{\"instruction\": \"I\", \"context\": \"C\", \"response\": \"R\", \"category\": \"x\"}", "{bos}I\n\nC\n|R{eos}",
+            "R{eos}", "R", 1,
          "Dolly"},
-        {"a.json", "[{\"question\": \"Q\", \"answer\": \"A\"},\n {\"question\": \"R\",\n  \"answer\": \"B\"}\n]\n", "{bos}R\n|B{eos}", "B{eos}", "B", 2,
+        {"a.json", "[{\"question\": \"Q\", \"answer\": \"A\"},\n {\"question\": \"R\",\n  \"answer\": \"B\"}\n]\n", "{bos}R\n|B{eos}",
+            "B{eos}", "B", 2,
          "a JSON array over several lines"},
         {"a.csv", "question,answer,id\nQ,A,1\n", "{bos}Q\n|A{eos}", "A{eos}", "A", 1, "other columns in CSV"},
         {"a.csv", "mr,ref\r\n\"inform(name[\"\"X\"\", y])\",\"A\nB, c\"\r\nf(x),plain\r\n",
@@ -106,14 +109,21 @@ static void forms_case(void) {
          "\"content\": \"A\"}, {\"role\": \"user\", \"content\": \"R\"}], \"completion\": \"B\"}", SHARED, "B{eot}", "B", 1,
          "a prompt of messages: what is in it is not trained"},
         {"a.jsonl", "{\"prompt\": \"Q\", \"chosen\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\"}], "
-         "\"rejected\": \"no\"}", "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\n|A{eot}", "A{eot}", "A", 1, "a chosen conversation"},
+         "\"rejected\": \"no\"}", "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\n|A{eot}", "A{eot}", "A", 1,
+             "a chosen conversation"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0}, "
          "{\"role\": \"tool\", \"content\": \"T\", \"name\": \"f\"}, {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 1}]}",
-         "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}tool{text}\n\nT{eot}{head}assistant{text}\n\n|B{eot}", "B{eot}",
+         "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}tool{text}\n\nT{eot}{head}assistant{text}\n\n|B{eot}",
+             "B{eot}",
          "B", 1, "weight 0, and a tool's turn"},
     };
     for (int i = 0; i < COUNT(chat); i++) expect_form(&chat[i], &llama3);
     for (int i = 0; i < COUNT(shared); i++) expect_form(&shared[i], &llama3);
+    none.specials = SPECIALS_TEMPLATE;
+    static const Form plain_text = {"a.jsonl", "{\"text\": \"a<|eot_id|>\"}", "|{bos}a<|eot_id|>{eos}", "a<|eot_id|>{eos}", NULL, 1,
+                                    "text with --special-tokens template"};
+    expect_form(&plain_text, &none);
+    none.specials = SPECIALS_AUTO;
     DataOptions all = options_of(&llama3, 100);
     all.train_on_prompt = true;
     Dataset* d = load("a.jsonl", chat[1].content, all);
@@ -162,7 +172,8 @@ static void errors_case(void) {
         {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\"}]}", "message 1 has to be an object"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"bard\", \"content\": \"\"}]}", "a.jsonl:1:24: role \"bard\" in message 1"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}", "only texts can be trained"},
-        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0.5}]}", "\"weight\" of message 1 has to be 0 or 1"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0.5}]}",
+            "\"weight\" of message 1 has to be 0 or 1"},
         {"a.jsonl", "{\"conversations\": [{\"from\": \"bard\", \"value\": \"\"}]}", "\"from\": \"bard\""},
         {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"\"}\n{\"prompt\": \"Q\", \"completion\": \" \"}", "every answer is empty"},
         {"a.parquet", "PAR1....", "pandas.read_parquet"},
@@ -185,7 +196,8 @@ static void errors_case(void) {
     };
     for (int i = 0; i < COUNT(all); i++) expect_exit(load_refused, &all[i], kExitUser, all[i].words, all[i].words);
     temp_write("q.txt", "{gone}");
-    expect_exit(load_without_column, (void*)temp_path("q.txt"), kExitUser, "the record has no \"gone\"", "--prompt-file with a column that is not there");
+    expect_exit(load_without_column, (void*)temp_path("q.txt"), kExitUser, "the record has no \"gone\"",
+        "--prompt-file with a column that is not there");
     expect_exit(load_absent, (void*)temp_path("absent.jsonl"), kExitUser, "absent.jsonl", "a file that is not there");
 }
 
@@ -261,7 +273,8 @@ static void inspect_case(void) {
     DataOptions o = options_of(&llama3, 200);
     o.inspect = true;
     o.texts = 2;
-    Dataset* d = load("a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"<|eot_id|>\"}, {\"role\": \"assistant\", \"content\": \"A\"}], \"id\": 1}\n"
+    Dataset* d = load("a.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"<|eot_id|>\"}, {\"role\": \"assistant\", \"content\": \"A\"}], \"id\": 1}\n"
                       "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0}]}\n", o);
     char *text = NULL, *shown_text = NULL;
     size_t bytes = 0, shown_bytes = 0;
@@ -272,7 +285,8 @@ static void inspect_case(void) {
     char* second = strchr(text, '\n');
     json_t* line = json_loadb(text, (size_t)(second - text), 0, NULL);
     json_t *tokens = json_object_get(line, "tokens"), *trained = json_object_get(line, "trained");
-    ok(line && !strcmp(json_string_value(json_object_get(line, "text")), "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|eot_id|><|eot_id|>"
+    ok(line && !strcmp(json_string_value(json_object_get(line, "text")),
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|eot_id|><|eot_id|>"
        "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"), "inspect --json: the rendered text");
     size_t n = json_array_size(tokens);
     ok(n > 2 && json_array_size(trained) == n && json_integer_value(json_array_get(trained, n - 1)) == 1 &&
@@ -284,7 +298,8 @@ static void inspect_case(void) {
     inspect_dataset(d, tokenizer, &plain, f);
     fclose(f);
     ok(strstr(shown_text, "[[A<|eot_id|>]]") && strstr(shown_text, "NOTHING TO TRAIN") && strstr(shown_text, "ignored: id") &&
-       strstr(shown_text, "1 spellings of special tokens") && strstr(shown_text, "2 records of conversations (messages)"), "inspect: marks and counts");
+       strstr(shown_text, "1 spellings of special tokens") && strstr(shown_text, "2 records of conversations (messages)"),
+           "inspect: marks and counts");
     free(text);
     free(shown_text);
     dataset_free(d);
