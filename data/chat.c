@@ -360,11 +360,17 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
                         size_t* begin, size_t* end) {
     const JinjaOutput *text = &out->text, *upto = &out->part;
     *found = false;
-    if (!render(f, c, i, true, &out->prompt, &out->error)) return i == 0;   // many templates refuse an empty conversation
-    *begin = common_bytes(&out->prompt, text);
-    bool parted = out->last_parted = *begin < out->prompt.bytes;
+    bool refused = !render(f, c, i, true, &out->prompt, &out->error), parted = false;
+    if (refused) {   // many templates refuse an empty conversation: an answer that opens one follows the generation prompt all the same
+        if (i > 0 || !render(f, c, 1, true, &out->prompt, &out->error) || !render(f, c, 1, false, &out->part, &out->error)) return false;
+        *begin = after_generation_prompt(&out->prompt, &out->part, text, 0);
+        if (*begin == 0) return true;
+    } else {
+        *begin = common_bytes(&out->prompt, text);
+        parted = out->last_parted = *begin < out->prompt.bytes;
+    }
     if (parted) {
-        if (!render(f, c, i, false, &out->part, &out->error)) return i == 0;
+        if (!render(f, c, i, false, &out->part, &out->error)) return false;
         if (!differs_in_template(tokenizer, &out->part, *begin)) return true;
         size_t behind_prompt = after_generation_prompt(&out->prompt, &out->part, text, *begin);
         parted = behind_prompt == 0;
@@ -374,7 +380,7 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
         *end = last_token(tokenizer, text, *begin, text->bytes).end;
     } else {
         if (!render(f, c, i + 1, false, &out->part, &out->error)) return false;
-        size_t own_begin = common_bytes(&out->prompt, upto);
+        size_t own_begin = refused ? *begin : common_bytes(&out->prompt, upto);
         LastToken last = last_token(tokenizer, upto, own_begin, upto->bytes);
         if (common_bytes(upto, text) == upto->bytes) *end = last.end;
         else if (last.id < 0) return true;

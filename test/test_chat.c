@@ -226,6 +226,13 @@ static void blocks_case(void) {
     chat_tokens_free(&out);
     talk_free(bad);
     chat_free(&f);
+    static const char opening[] = "{% if messages[0]['role'] == 'system' %}S{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}"
+                                  "{{ m.content + '<|im_end|>' }}{% endfor %}"
+                                  "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}";
+    f = opened(t, opening, "{}", "auto");
+    expect(&f, t, "[" BOT("A") "," USER("Q") "," BOT("B") "]", "", "{im}assistant:A{end}{im}user:Q{end}{im}assistant:B{end}", "A{end}B{end}",
+           "own: an answer that opens the conversation, which is refused when empty");
+    chat_free(&f);
     static const char day[] = "{{ strftime_now('%Y') }}";
     f = opened(t, day, "{}", "auto");
     bad = talk("[" USER("Q") "," BOT("A") "]", "");
