@@ -11,7 +11,7 @@
 # SAN=1               address and undefined-behaviour sanitizers, in a build folder of its own
 # NVCC= MPICC= ...    override what was found; an empty value builds without it
 # MARCH=x86-64-v3     the CPU to build for (default: this one)
-# STATIC=1            jansson, PCRE2 and xxHash linked into the binaries, to take them to a machine without
+# STATIC=1            jansson, PCRE2, xxHash and zlib linked into the binaries, to take them to a machine without
 # ARCH=sm_90a         the GPU architecture to build for (default: that of this machine's first GPU, else sm_90a)
 
 CC      ?= gcc
@@ -30,7 +30,7 @@ Q        = $(if $(V),,@)
 BUILD    = build/$(if $(SAN),san,release)$(if $(filter native,$(MARCH)),,-$(MARCH))
 WARN     = -Wall -Wextra -Werror
 CFLAGS   = -std=c11 -g -O3 -march=$(MARCH) -fopenmp $(WARN) -D_GNU_SOURCE
-LDLIBS   = $(if $(STATIC),-Wl$(comma)-Bstatic) -ljansson -lpcre2-8 -lxxhash $(if $(STATIC),-Wl$(comma)-Bdynamic) -lm -lpthread
+LDLIBS   = $(if $(STATIC),-Wl$(comma)-Bstatic) -ljansson -lpcre2-8 -lxxhash -lz $(if $(STATIC),-Wl$(comma)-Bdynamic) -lm -lpthread
 ifdef SAN
 CFLAGS  += -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif

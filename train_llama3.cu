@@ -11,6 +11,7 @@
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
+#include "halo/run/inspect.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
@@ -42,7 +43,8 @@ static void catch_signals(int ranks) {
 
 typedef struct {
     Session s;
-    Dataset *data, *val;   // val: NULL without --val
+    Dataset *data, *val;   // val: NULL without --val and --val-split
+    const char* val_name;  // as messages call it
     Trainer trainer;
     StepLog log;
     Progress done;
@@ -59,9 +61,11 @@ static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     open_tokenizer(s);
-    r->data = open_data(s, o->data);
+    r->data = open_data(s, o->data, false);
     ranks_agree(s, dataset_stats(r->data));
-    r->val = o->val ? open_data(s, o->val) : NULL;
+    r->val_name = o->val ? o->val : "held-out records";
+    if (o->val) r->val = open_data(s, o->val, false);
+    else if (o->val_split > 0) r->val = open_data(s, o->data, true);
     r->global_rows = o->batch * o->accum * s->comm->ranks;
     plan_epoch(r);
     double steps = o->steps ? o->steps : ceil(o->epochs * steps_per_epoch(r));
@@ -102,8 +106,8 @@ static void evaluate_step(TrainingRun* r) {
     int step = (int)r->done.step;
     Evaluation e = evaluate(s, r->trainer.model, r->val, r->trainer.losses);
     if (!isfinite(e.loss))
-        user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, s->o.val);
-    if (leads(s)) log_evaluation(&r->log, s->o.val, step, e);
+        user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, r->val_name);
+    if (leads(s)) log_evaluation(&r->log, r->val_name, step, e);
 }
 
 static void run_steps(TrainingRun* r) {
@@ -159,6 +163,7 @@ static const Command kCommands[] = {
     {"eval", EVAL, "the loss on a data file", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
+    {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory", command_export},
 };
 enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };

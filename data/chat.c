@@ -1,42 +1,67 @@
-// Chat templates: recognising them, encoding conversations, and shortening those that are too long.
+// Chat templates: finding them, running them, finding the answers in what they write, and shortening conversations: see chat.h.
 #include "chat.h"
 
 #include "files.h"
 #include "json.h"
+#include "utf8.h"
 
-// What the templates of Llama 3.1 and later put at the head of the system turn. Some of them ask the clock where Jinja can;
-// we always take their default date, so that training data do not depend on the day.
-static const char kDateLines[] = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
+// ---- the built-in templates. A content may be a list of text parts.
+
+#define CONTENT(filter)                                                                                                          \
+    "{%- if message['content'] is string %}{{- message['content']" filter " }}{%- elif message['content'] %}"                     \
+    "{%- for part in message['content'] %}{{- part['text'] }}{%- endfor %}{%- endif %}"
+
+// Llama 3: every turn has a header, its text is trimmed.
+static const char kLlama3Start[] = "{{- bos_token }}";
+static const char kLlama3Body[] =
+    "{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{%- if dates and loop.first and message['role'] == 'system' %}{{- dates }}{%- endif %}" CONTENT(" | trim") "{{- '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}";
+static const char kNoDates[] = "{%- set dates = '' %}";
+// Llama 3.1 and later open every conversation with a system turn that begins with two dates; we take the template's default one, so
+// that training data do not depend on the day.
 static const char kDateMarker[] = "Cutting Knowledge Date: December 2023";
-static const char kDateDefault[] = "26 Jul 2024";
+static const char kDates[] =
+    "{%- set dates = 'Cutting Knowledge Date: December 2023\\nToday Date: 26 Jul 2024\\n\\n' %}"
+    "{%- if messages | length == 0 or messages[0]['role'] != 'system' %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + dates + '<|eot_id|>' }}{%- endif %}";
+// ChatML: nothing is trimmed.
+static const char kChatmlBody[] =
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' }}" CONTENT("") "{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+static const char kNoneBody[] =
+    "{%- for message in messages %}" CONTENT("")
+    "{%- if message['role'] == 'assistant' %}{{- eos_token }}{%- else %}{{- joint }}{%- endif %}"
+    "{%- endfor %}";
 
-static const char* const kChatNames[] = {"llama3", "chatml", "none"};
-static const char* const kRoleNames[] = {"system", "user", "assistant"};
+// ---- finding the model's template
 
-const char* chat_name(ChatKind kind) { return kChatNames[kind]; }
-
-// ---- recognising a template
-
-// The chat_template of tokenizer_config.json is a string, or a list of {"name", "template"} of which "default" counts.
-static const char* template_of(json_t* config) {
-    json_t* entry = json_object_get(config, "chat_template");
-    if (!json_is_array(entry)) return json_string_value(entry);
-    size_t i;
-    json_t* named;
-    json_array_foreach(entry, i, named) {
-        const char* name = json_string_value(json_object_get(named, "name"));
-        if (name && !strcmp(name, "default")) return json_string_value(json_object_get(named, "template"));
+// The template called `name` in the chat_template of tokenizer_config.json: a string, or a list of {"name", "template"}.
+static const char* configured_template(const json_t* config, const char* name) {
+    const json_t* entry = json_object_get(config, "chat_template");
+    if (!json_is_array(entry)) return strcmp(name, "default") ? NULL : json_string_value(entry);
+    for (size_t i = 0; i < json_array_size(entry); i++) {
+        const json_t* named = json_array_get(entry, i);
+        const char* its_name = json_string_value(json_object_get(named, "name"));
+        if (its_name && !strcmp(its_name, name)) return json_string_value(json_object_get(named, "template"));
     }
     return NULL;
 }
 
-// The template's text, or NULL; the caller frees it. The file is the newer home and wins.
-static char* template_read(const char* dir, json_t* config) {
-    char* path = path_join(dir, "chat_template.jinja");
-    const char* text = template_of(config);
-    char* chat_template = path_exists(path) ? file_read(path, NULL) : text ? host_strdup(text) : NULL;
+// The text of DIR/file, or of config's template `name` where there is no such file, or NULL. The file is the newer home and wins.
+// *where becomes what the text came from; both are the caller's to free.
+static char* model_template(const char* dir, const char* file, const json_t* config, const char* name, char** where) {
+    char* path = path_join(dir, file);
+    const char* configured = configured_template(config, name);
+    bool in_file = path_exists(path);
+    char* text = in_file ? file_read(path, NULL) : configured ? host_strdup(configured) : NULL;
+    *where = in_file ? host_strdup(path) : path_join(dir, "tokenizer_config.json");
     free(path);
-    return chat_template;
+    return text;
 }
 
 // DIR/tokenizer_config.json, or an empty object where the model has none.
@@ -48,262 +73,508 @@ static json_t* config_read(const char* dir) {
     return config;
 }
 
-// The id of config's `key` ("<|eot_id|>" or {"content": "<|eot_id|>"}), or -1.
-static int config_token(json_t* config, const char* key, const Tokenizer* tokenizer) {
-    json_t* value = json_object_get(config, key);
-    if (json_is_object(value)) value = json_object_get(value, "content");
-    return json_is_string(value) ? tokenizer_id(tokenizer, json_string_value(value)) : -1;
+static Jinja* compiled(const char* source, const char* where) {
+    JinjaError error;
+    Jinja* jinja = jinja_compile(source, strlen(source), &error);
+    if (!jinja)
+        user_error("%s: line %d of the chat template: %s; give another with --chat FILE.jinja, or llama3, chatml or none", where,
+                   error.line, printable(error.text));
+    return jinja;
 }
 
-// A ChatML template may carry a system text for conversations without one, as a literal: <|im_start|>system\nTEXT<|im_end|>
-// with the newline itself or as Jinja's "\n". Sets *text (NULL if there is none); false if it is no plain literal.
-static bool default_system_of(const char* chat_template, char** text) {
-    static const char head[] = "<|im_start|>system";
-    *text = NULL;
-    for (const char* at = strstr(chat_template, head); at; at = strstr(at, head)) {
-        at += sizeof head - 1;
-        if (*at == '\n') at += 1;
-        else if (!strncmp(at, "\\n", 2)) at += 2;
-        else continue;
-        if (*at == '\'' || *at == '"') continue;   // the literal ends here: a conversation's own text follows
-        const char* end = strstr(at, "<|im_end|>");
-        size_t bytes = end ? (size_t)(end - at) : 0;
-        if (!end || strcspn(at, "'\"\\{}") < bytes) return false;
-        *text = (char*)host_alloc(bytes + 1);
-        memcpy(*text, at, bytes);
-        return true;
+// ---- the tokens that templates name
+
+// "<|eot_id|>" or {"content": "<|eot_id|>"}.
+static const char* token_text(const json_t* value) {
+    return json_string_value(json_is_object(value) ? json_object_get(value, "content") : value);
+}
+
+static json_t* named_tokens(const json_t* config) {
+    static const char* const names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
+    json_t* tokens = json_object();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char* text = token_text(json_object_get(config, names[i]));
+        if (text) json_object_set_new(tokens, names[i], json_string(text));
     }
-    return true;
+    return tokens;
 }
 
-static bool is_llama3(const char* chat_template) {
-    bool dated = strstr(chat_template, "Cutting Knowledge Date") != NULL;
-    return strstr(chat_template, "<|start_header_id|>") && strstr(chat_template, "<|eot_id|>") &&
-           (!dated || (strstr(chat_template, kDateMarker) && strstr(chat_template, kDateDefault)));
-}
-
-static ChatKind kind_of(const char* dir, const char* chat_template, const char* forced_name) {
-    if (forced_name && *forced_name) {
-        for (int kind = CHAT_LLAMA3; kind <= CHAT_NONE; kind++)
-            if (!strcmp(forced_name, kChatNames[kind])) return (ChatKind)kind;
-        user_error("--chat %s: no such chat format; it is llama3, chatml or none", forced_name);
-    }
-    if (!chat_template)
-        user_error("%s: no chat template in chat_template.jinja or tokenizer_config.json; choose one with --chat "
-                   "llama3|chatml|none (none for a base model)", dir);
-    char* system_text = NULL;
-    if (is_llama3(chat_template)) return CHAT_LLAMA3;
-    bool chatml = strstr(chat_template, "<|im_start|>") && strstr(chat_template, "<|im_end|>") &&
-                  default_system_of(chat_template, &system_text);
-    free(system_text);
-    if (!chatml)
-        user_error("%s: this chat template is neither Llama-3's nor ChatML; choose the form to train with --chat "
-                   "llama3|chatml|none", dir);
-    return CHAT_CHATML;
-}
-
-// ---- the format's tokens
-
-static int required_token(const Tokenizer* tokenizer, const char* content, const char* dir, ChatKind kind) {
+static int required_token(const Tokenizer* tokenizer, const char* content, const char* dir, const char* form) {
     int id = tokenizer_id(tokenizer, content);
     if (id < 0)
-        user_error("%s/tokenizer.json: no token %s, which the chat format %s needs; choose another with --chat", dir, content,
-                   kChatNames[kind]);
+        user_error("%s/tokenizer.json: no token %s, which the chat format %s needs; choose another with --chat", dir, content, form);
     return id;
 }
 
-// The token that the tokenizer's post-processor puts before a text, or -1.
-static int post_processor_bos(const Tokenizer* tokenizer) {
-    TokenList around = {NULL, 0, 0};
-    tokenizer_encode(tokenizer, "x", 1, kEncodeTemplate, &around);
-    int bos = around.count && tokenizer_is_special(tokenizer, around.ids[0]) ? around.ids[0] : -1;
-    token_list_free(&around);
-    return bos;
-}
-
 // EOS as tokenizer_config.json names it, else by the names that are in use, else -1.
-static int eos_of(json_t* config, const Tokenizer* tokenizer) {
+static int eos_of(const json_t* tokens, const Tokenizer* tokenizer) {
     static const char* const names[] = {"<|end_of_text|>", "</s>", "<|endoftext|>"};
-    int eos = config_token(config, "eos_token", tokenizer);
+    const char* named = json_string_value(json_object_get(tokens, "eos_token"));
+    int eos = named ? tokenizer_id(tokenizer, named) : -1;
     for (size_t i = 0; eos < 0 && i < sizeof names / sizeof *names; i++) eos = tokenizer_id(tokenizer, names[i]);
     return eos;
 }
 
-ChatFormat chat_detect(const char* dir, const Tokenizer* tokenizer, const char* forced_name) {
+// The BOS that transformers' tokenizer would put before a plain text: what the post-processor says, unless add_bos_token contradicts it
+// (older versions followed the one, newer follow the other: *note says so). The Llama classes add it where nothing is said.
+static int text_bos_of(const json_t* config, const json_t* tokens, const Tokenizer* tokenizer, const char** note) {
+    const json_t* add = json_object_get(config, "add_bos_token");
+    const char *named = json_string_value(json_object_get(tokens, "bos_token"));
+    const char* class_name = json_string_value(json_object_get(config, "tokenizer_class"));
+    bool llama = class_name && !strncmp(class_name, "LlamaTokenizer", 14);
+    int processed = tokenizer_bos(tokenizer), bos = named ? tokenizer_id(tokenizer, named) : -1;
+    if (json_is_false(add) && processed >= 0) {
+        *note = "add_bos_token is false where tokenizer.json adds BOS: none is added, as newer versions of transformers do\n";
+        return -1;
+    }
+    if (processed >= 0 || bos < 0 || !(json_is_true(add) || (llama && !json_is_false(add)))) return processed;
+    *note = "tokenizer.json adds no BOS, the tokenizer's class and add_bos_token do: it is added\n";
+    return bos;
+}
+
+static void set_token(json_t* tokens, const char* key, const Tokenizer* tokenizer, int id) {
+    char* text = tokenizer_content(tokenizer, id);
+    json_object_set_new(tokens, key, json_string(text ? text : ""));
+    free(text);
+}
+
+// ---- opening a format
+
+static char* joined(const char* a, const char* b, const char* c) {
+    size_t bytes = strlen(a) + strlen(b) + strlen(c) + 1;
+    char* text = (char*)host_alloc(bytes);
+    snprintf(text, bytes, "%s%s%s", a, b, c);
+    return text;
+}
+
+static void open_llama3(ChatFormat* f, const char* dir, const Tokenizer* tokenizer, const char* own) {
+    static const char* const needed[] = {"<|start_header_id|>", "<|end_header_id|>"};
+    for (int i = 0; i < 2; i++) required_token(tokenizer, needed[i], dir, "llama3");
+    required_token(tokenizer, "<|begin_of_text|>", dir, "llama3");
+    json_object_set_new(f->tokens, "bos_token", json_string("<|begin_of_text|>"));
+    f->turn_end = required_token(tokenizer, "<|eot_id|>", dir, "llama3");
+    f->source = joined(kLlama3Start, own && strstr(own, kDateMarker) ? kDates : kNoDates, kLlama3Body);
+}
+
+static void open_chatml(ChatFormat* f, const char* dir, const Tokenizer* tokenizer, const char* own) {
+    required_token(tokenizer, "<|im_start|>", dir, "chatml");
+    f->turn_end = required_token(tokenizer, "<|im_end|>", dir, "chatml");
+    bool with_bos = own ? strstr(own, "bos_token") != NULL : f->text_bos >= 0;
+    if (with_bos && !json_object_get(f->tokens, "bos_token")) set_token(f->tokens, "bos_token", tokenizer, f->text_bos);
+    f->source = joined(with_bos ? kLlama3Start : "", kChatmlBody, "");
+}
+
+static void open_none(ChatFormat* f, const char* dir, const Tokenizer* tokenizer) {
+    if (f->text_eos < 0) user_error("%s/tokenizer_config.json: no eos_token that tokenizer.json knows; name one there", dir);
+    f->turn_end = f->text_eos;
+    f->plain = true;
+    set_token(f->tokens, "eos_token", tokenizer, f->text_eos);
+    f->source = host_strdup(kNoneBody);
+}
+
+// The token that ends an answer, as the template shows on a conversation of two turns; -1 where there is none.
+static int shown_turn_end(const ChatFormat* f, const Tokenizer* tokenizer) {
+    json_t* messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "a", "role", "assistant", "content", "b");
+    unsigned char trained[2] = {0, 1};
+    Conversation c = {messages, NULL, trained, ""};
+    ChatTokens out;
+    memset(&out, 0, sizeof out);
+    int end = -1;
+    if (chat_encode(f, tokenizer, &c, &out) && out.answer_count) {
+        const ChatAnswer* a = &out.answers[out.answer_count - 1];
+        int last = a->last > a->first ? out.tokens.ids[a->last - 1] : -1;
+        if (tokenizer_is_special(tokenizer, last)) end = last;
+    }
+    chat_tokens_free(&out);
+    json_decref(messages);
+    return end;
+}
+
+static bool is_built_in(const char* form) { return !strcmp(form, "llama3") || !strcmp(form, "chatml") || !strcmp(form, "none"); }
+
+// A template of the user's, or the model's own.
+static void open_template(ChatFormat* f, const char* dir, const json_t* config, const char* form, char** own, char** where) {
+    if (strcmp(form, "auto")) {
+        size_t length = strlen(form);
+        if (!path_exists(form) || length < 6 || strcmp(form + length - 6, ".jinja"))
+            user_error("--chat %s: no such chat format; it is auto, llama3, chatml, none or the path of a .jinja file", form);
+        f->source = file_read(form, NULL);
+        f->name = host_strdup(form);
+        return;
+    }
+    if (!*own)
+        user_error("%s: no chat template in chat_template.jinja or tokenizer_config.json; choose one with --chat "
+                   "llama3|chatml|none (none for a base model)", dir);
+    f->source = host_strdup(*own);
+    f->name = host_strdup(*where);
+    char *tool_where, *tool = model_template(dir, "additional_chat_templates/tool_use.jinja", config, "tool_use", &tool_where);
+    if (tool) f->tool_jinja = compiled(tool, tool_where);
+    free(tool);
+    free(tool_where);
+}
+
+ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOptions* options) {
+    const char* form = options->form && *options->form ? options->form : "auto";
     json_t* config = config_read(dir);
-    char* chat_template = template_read(dir, config);
+    char *where, *own = model_template(dir, "chat_template.jinja", config, "default", &where);
     ChatFormat f;
     memset(&f, 0, sizeof f);
-    f.kind = kind_of(dir, chat_template, forced_name);
-    f.bos = f.text_bos = post_processor_bos(tokenizer);
-    f.text_eos = eos_of(config, tokenizer);
-    f.turn_start = f.header_end = -1;
-    switch (f.kind) {
-        case CHAT_LLAMA3:
-            f.date_block = chat_template && strstr(chat_template, kDateMarker);
-            f.bos = required_token(tokenizer, "<|begin_of_text|>", dir, f.kind);
-            f.turn_start = required_token(tokenizer, "<|start_header_id|>", dir, f.kind);
-            f.header_end = required_token(tokenizer, "<|end_header_id|>", dir, f.kind);
-            f.turn_end = required_token(tokenizer, "<|eot_id|>", dir, f.kind);
-            break;
-        case CHAT_CHATML:
-            if (chat_template) {
-                f.bos = strstr(chat_template, "bos_token") ? config_token(config, "bos_token", tokenizer) : -1;
-                default_system_of(chat_template, &f.default_system);
-            }
-            f.turn_start = required_token(tokenizer, "<|im_start|>", dir, f.kind);
-            f.turn_end = required_token(tokenizer, "<|im_end|>", dir, f.kind);
-            break;
-        case CHAT_NONE:
-            if (f.text_eos < 0)
-                user_error("%s/tokenizer_config.json: no eos_token that tokenizer.json knows; name one there", dir);
-            f.turn_end = f.text_eos;
-            break;
-    }
+    f.tokens = named_tokens(config);
+    f.text_bos = text_bos_of(config, f.tokens, tokenizer, &f.note);
+    f.text_eos = eos_of(f.tokens, tokenizer);
+    f.date = options->date && *options->date ? host_strdup(options->date) : NULL;
+    f.specials = options->specials;
+    f.built_in = is_built_in(form);
+    if (!f.built_in) open_template(&f, dir, config, form, &own, &where);
+    else if (!strcmp(form, "llama3")) open_llama3(&f, dir, tokenizer, own);
+    else if (!strcmp(form, "chatml")) open_chatml(&f, dir, tokenizer, own);
+    else open_none(&f, dir, tokenizer);
+    if (!f.name) f.name = host_strdup(form);
+    f.jinja = compiled(f.source, f.name);
+    if (!f.built_in) f.turn_end = shown_turn_end(&f, tokenizer);
     if (f.text_eos < 0) f.text_eos = f.turn_end;
-    free(chat_template);
+    free(own);
+    free(where);
     json_decref(config);
     return f;
 }
 
-void chat_free(ChatFormat* format) {
-    free(format->default_system);
-    format->default_system = NULL;
+void chat_free(ChatFormat* f) {
+    jinja_free(f->jinja);
+    if (f->tool_jinja) jinja_free(f->tool_jinja);
+    json_decref(f->tokens);
+    free(f->name);
+    free(f->source);
+    free(f->date);
+    memset(f, 0, sizeof *f);
+}
+
+// ---- rendering
+
+static bool render(const ChatFormat* f, const Conversation* c, size_t count, bool generation_prompt, JinjaOutput* out,
+                   JinjaError* error) {
+    static const char* const data_names[] = {"messages", "tools", NULL};
+    const Jinja* jinja = c->tools && f->tool_jinja ? f->tool_jinja : f->jinja;
+    json_t* context = json_copy(f->tokens);
+    json_t* messages = c->messages;
+    if (count < json_array_size(messages)) {
+        messages = json_array();
+        for (size_t i = 0; i < count; i++) json_array_append(messages, json_array_get(c->messages, i));
+        json_object_set_new(context, "messages", messages);
+    } else {
+        json_object_set(context, "messages", messages);
+    }
+    if (c->tools) json_object_set(context, "tools", c->tools);
+    json_object_set_new(context, "add_generation_prompt", json_boolean(generation_prompt));
+    if (f->plain) json_object_set_new(context, "joint", json_string(c->joint));
+    bool done = jinja_render(jinja, context, data_names, f->date, out, error);
+    json_decref(context);
+    if (!done && !f->date && strstr(error->text, "strftime_now") && strlen(error->text) + 64 < sizeof error->text)
+        strcat(error->text, "; the template asks for the day: give it with --date YYYY-MM-DD");
+    return done;
+}
+
+// Bytes that both begin with, written by the same side.
+static size_t common_bytes(const JinjaOutput* a, const JinjaOutput* b) {
+    size_t n = a->bytes < b->bytes ? a->bytes : b->bytes, i = 0;
+    if (!memcmp(a->text, b->text, n) && !memcmp(a->from_data, b->from_data, n)) return n;
+    while (i < n && a->text[i] == b->text[i] && a->from_data[i] == b->from_data[i]) i++;
+    return i;
+}
+
+// ---- finding the answers
+
+// Of the control tokens that the template wrote in bytes [from, to), the last: its id, its end, how many times it comes there, and how many
+// there are of any id.
+typedef struct {
+    int id, times;
+    size_t end;
+    int all;
+} LastToken;
+
+static LastToken last_token(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, size_t to) {
+    enum { kMaxKinds = 16 };
+    LastToken kinds[kMaxKinds], last = {-1, 0, to, 0};
+    int kind_count = 0, all = 0;
+    size_t begin, end;
+    for (int id; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, to, from, &begin, &end)) >= 0; from = end) {
+        int k = 0;
+        while (k < kind_count && kinds[k].id != id) k++;
+        if (k == kMaxKinds) k = 0;
+        if (k == kind_count) {
+            LastToken fresh = {id, 0, 0, 0};
+            kinds[kind_count++] = fresh;
+        }
+        kinds[k].times++;
+        kinds[k].end = end;
+        kinds[k].all = ++all;
+        last = kinds[k];
+    }
+    return last;
+}
+
+// The end of what stands like `last` at or behind `from`: the token of its id that comes as often there, or the one that has as many
+// control tokens before it, whichever is first (a template may drop the thought before an earlier answer, or end the answer by another
+// token); 0: neither is there.
+static size_t same_end(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, const LastToken* last) {
+    size_t begin, end;
+    int times = 0, all = 0;
+    for (int id; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, text->bytes, from, &begin, &end)) >= 0; from = end) {
+        times += id == last->id;
+        all++;
+        if ((id == last->id && times == last->times) || all == last->all) return end;
+    }
+    return 0;
+}
+
+static bool is_assistant(const json_t* messages, size_t i) {
+    const char* role = json_string_value(json_object_get(json_array_get(messages, i), "role"));
+    return role && !strcmp(role, "assistant");
+}
+
+static ChatAnswer* add_answer(ChatTokens* out, int message, bool trained, size_t begin, size_t end) {
+    ChatAnswer answer = {message, trained, begin, end, 0, 0};
+    out->answers[out->answer_count] = answer;
+    return &out->answers[out->answer_count++];
+}
+
+// Whether the prompt without its generation prompt, from where it parts from the whole, is no more than what a template puts around its
+// last message: none of the user's bytes, and one control token at most.
+static bool differs_in_template(const Tokenizer* tokenizer, const JinjaOutput* bare, size_t from) {
+    if (from >= bare->bytes) return true;
+    return !memchr(bare->from_data + from, 1, bare->bytes - from) && last_token(tokenizer, bare, from, bare->bytes).all <= 1;
+}
+
+// The end of the generation prompt (what `prompt` has behind `bare`) in the whole text, at or behind `from` and before any of the
+// user's bytes; 0 if it is not there.
+static size_t after_generation_prompt(const JinjaOutput* prompt, const JinjaOutput* bare, const JinjaOutput* text, size_t from) {
+    if (common_bytes(prompt, bare) < bare->bytes || prompt->bytes == bare->bytes) return 0;
+    size_t bytes = prompt->bytes - bare->bytes;
+    for (size_t at = from; at + bytes <= text->bytes && !text->from_data[at]; at++)
+        if (!memcmp(text->text + at, prompt->text + bare->bytes, bytes)) return at + bytes;
+    return 0;
+}
+
+// Where message i stands in the whole rendering. False and out->error if the template fails; *found says whether it is there.
+static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, size_t i, ChatTokens* out, bool* found,
+                        size_t* begin, size_t* end) {
+    const JinjaOutput *text = &out->text, *upto = &out->part;
+    *found = false;
+    bool refused = !render(f, c, i, true, &out->prompt, &out->error), parted = false;
+    if (refused) {   // many templates refuse an empty conversation: an answer that opens one follows the generation prompt all the same
+        if (i > 0 || !render(f, c, 1, true, &out->prompt, &out->error) || !render(f, c, 1, false, &out->part, &out->error)) return false;
+        *begin = after_generation_prompt(&out->prompt, &out->part, text, 0);
+        if (*begin == 0) return true;
+    } else {
+        *begin = common_bytes(&out->prompt, text);
+        parted = out->last_parted = *begin < out->prompt.bytes;
+    }
+    if (parted) {
+        if (!render(f, c, i, false, &out->part, &out->error)) return false;
+        if (!differs_in_template(tokenizer, &out->part, *begin)) return true;
+        size_t behind_prompt = after_generation_prompt(&out->prompt, &out->part, text, *begin);
+        parted = behind_prompt == 0;
+        if (behind_prompt) *begin = behind_prompt;
+    }
+    if (i + 1 == json_array_size(c->messages)) {
+        *end = last_token(tokenizer, text, *begin, text->bytes).end;
+    } else {
+        if (!render(f, c, i + 1, false, &out->part, &out->error)) return false;
+        size_t own_begin = refused ? *begin : common_bytes(&out->prompt, upto);
+        LastToken last = last_token(tokenizer, upto, own_begin, upto->bytes);
+        if (common_bytes(upto, text) == upto->bytes) *end = last.end;
+        else if (last.id < 0) return true;
+        else *end = same_end(tokenizer, text, *begin, &last);
+    }
+    size_t behind = out->answer_count ? out->answers[out->answer_count - 1].end : 0;
+    *found = *begin >= behind && *end > *begin;
+    out->parted += *found && parted;
+    return true;
+}
+
+// Answers by the prompts before them.
+static bool find_answers(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, ChatTokens* out) {
+    size_t count = json_array_size(c->messages), last = count;
+    while (last > 0 && !is_assistant(c->messages, last - 1)) last--;
+    for (size_t i = 0; i < last; i++) {
+        bool found;
+        size_t begin, end;
+        if (!is_assistant(c->messages, i) || (!c->trained[i] && i + 1 < last)) continue;
+        if (!find_answer(f, tokenizer, c, i, out, &found, &begin, &end)) return false;
+        if (found) add_answer(out, (int)i, c->trained[i], begin, end);
+        else out->lost += c->trained[i];
+    }
+    return true;
+}
+
+// Answers by the template's own blocks. Where there is one for each assistant's message, a message's weight counts for its block.
+static void take_blocks(const Conversation* c, ChatTokens* out) {
+    int count = (int)json_array_size(c->messages), assistants = 0, message = -1;
+    for (int i = 0; i < count; i++) assistants += is_assistant(c->messages, (size_t)i);
+    for (int b = 0; b < out->text.generations; b++) {
+        const JinjaSpan* span = &out->text.generation[b];
+        bool one_each = assistants == out->text.generations;
+        if (one_each)
+            while (!is_assistant(c->messages, (size_t)++message)) {}
+        if (span->end > span->begin) add_answer(out, message, one_each ? c->trained[message] != 0 : true, span->begin, span->end);
+    }
 }
 
 // ---- encoding
 
-// Bytes of the white-space character that the `bytes` bytes at p start with; 0 if it is another. The set is that of Python's
-// str.strip, which the templates' trim uses.
-static size_t space_bytes(const char* p, size_t bytes) {
-    static const char* const wide[] = {
-        "\xc2\x85",     "\xc2\xa0",     "\xe1\x9a\x80", "\xe2\x80\x80", "\xe2\x80\x81", "\xe2\x80\x82", "\xe2\x80\x83",
-        "\xe2\x80\x84", "\xe2\x80\x85", "\xe2\x80\x86", "\xe2\x80\x87", "\xe2\x80\x88", "\xe2\x80\x89", "\xe2\x80\x8a",
-        "\xe2\x80\xa8", "\xe2\x80\xa9", "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80",
-    };
-    if (*p == ' ' || (*p >= '\t' && *p <= '\r') || (*p >= 0x1c && *p <= 0x1f)) return 1;
-    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
-        size_t n = strlen(wide[i]);
-        if (n <= bytes && !memcmp(p, wide[i], n)) return n;
+static void encode(const ChatFormat* f, const Tokenizer* tokenizer, ChatTokens* out) {
+    JinjaOutput* text = &out->text;
+    int cuts = 2 * out->answer_count;
+    size_t* cut = (size_t*)host_alloc((size_t)(cuts + 1) * sizeof(size_t));
+    int* at = (int*)host_alloc((size_t)(cuts + 1) * sizeof(int));
+    for (int i = 0; i < out->answer_count; i++) {
+        const ChatAnswer* a = &out->answers[i];
+        cut[2 * i] = a->begin;
+        cut[2 * i + 1] = a->end;
+        if (f->specials == SPECIALS_ANSWERS) memset(text->from_data + a->begin, 0, a->end - a->begin);
     }
-    return 0;
-}
-
-static size_t last_space_bytes(const char* p, size_t bytes) {
-    for (size_t n = 1; n <= 3 && n <= bytes; n++)
-        if (space_bytes(p + bytes - n, n) == n) return n;
-    return 0;
-}
-
-static void trim(const char** text, size_t* bytes) {
-    size_t n;
-    while (*bytes && (n = space_bytes(*text, *bytes))) *text += n, *bytes -= n;
-    while (*bytes && (n = last_space_bytes(*text, *bytes))) *bytes -= n;
-}
-
-static void encode_text(const Tokenizer* tokenizer, const char* text, ChatTokens* out) {
-    tokenizer_encode(tokenizer, text, strlen(text), kEncodePlain, &out->tokens);
-}
-
-static TurnSpan* open_turn(const ChatFormat* f, const Tokenizer* tokenizer, Role role, ChatTokens* out) {
-    TurnSpan* span = &out->turns[out->turn_count++];
-    span->role = role;
-    span->start = out->tokens.count;
-    if (f->kind != CHAT_NONE) {
-        token_list_push(&out->tokens, f->turn_start);
-        encode_text(tokenizer, kRoleNames[role], out);
-        if (f->kind == CHAT_LLAMA3) token_list_push(&out->tokens, f->header_end);
-        encode_text(tokenizer, f->kind == CHAT_LLAMA3 ? "\n\n" : "\n", out);
+    if (f->plain && f->text_bos >= 0) token_list_push(&out->tokens, f->text_bos);
+    MarkedText marked = {text->text, text->bytes, f->specials == SPECIALS_ALL ? NULL : text->from_data, cut, cuts};
+    out->kept = tokenizer_encode_marked(tokenizer, &marked, at, &out->tokens);
+    for (int i = 0; i < out->answer_count; i++) {
+        out->answers[i].first = at[2 * i];
+        out->answers[i].last = at[2 * i + 1];
     }
-    span->content = span->content_end = span->end = out->tokens.count;
-    return span;
+    if (out->last_parted && out->answer_count) {
+        MarkedText prompt = {out->prompt.text, out->prompt.bytes, f->specials == SPECIALS_ALL ? NULL : out->prompt.from_data, NULL, 0};
+        tokenizer_encode_marked(tokenizer, &prompt, NULL, &out->prompt_tokens);
+    }
+    free(cut);
+    free(at);
 }
 
-static void encode_turn(const ChatFormat* f, const Tokenizer* tokenizer, Role role, const char* text, size_t bytes,
-                        const char* joint, ChatTokens* out) {
-    TurnSpan* span = open_turn(f, tokenizer, role, out);
-    if (f->kind == CHAT_LLAMA3) trim(&text, &bytes);
-    if (f->date_block && role == ROLE_SYSTEM) encode_text(tokenizer, kDateLines, out);
-    // `none` is one text, whatever its pieces: only the first of them begins it.
-    bool continues = f->kind == CHAT_NONE && out->turn_count > 1;
-    int flags = continues ? kEncodeContinue : kEncodePlain;
-    if (f->kind == CHAT_NONE && role != ROLE_ASSISTANT && *joint) {
-        // In one piece, since the joint may be one token with the end of the text ("?\n" is, for Llama 3).
-        size_t joint_bytes = strlen(joint);
-        char* joined = (char*)host_alloc(bytes + joint_bytes);
-        memcpy(joined, text, bytes);
-        memcpy(joined + bytes, joint, joint_bytes);
-        tokenizer_encode(tokenizer, joined, bytes + joint_bytes, flags, &out->tokens);
-        free(joined);
-    } else {
-        tokenizer_encode(tokenizer, text, bytes, flags, &out->tokens);
-    }
-    span->content_end = out->tokens.count;
-    if (f->kind != CHAT_NONE || role == ROLE_ASSISTANT) token_list_push(&out->tokens, f->turn_end);
-    span->end = out->tokens.count;
+bool chat_encode(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, ChatTokens* out) {
+    size_t count = json_array_size(c->messages);
+    out->tokens.count = out->prompt_tokens.count = out->answer_count = out->lost = out->parted = out->kept = 0;
+    out->last_parted = false;
+    if (!render(f, c, count, false, &out->text, &out->error)) return false;
+    size_t room = count > (size_t)out->text.generations ? count : (size_t)out->text.generations;
+    out->answers = (ChatAnswer*)host_grow(out->answers, (room + 1) * sizeof(ChatAnswer));
+    if (out->text.generations) take_blocks(c, out);
+    else if (!find_answers(f, tokenizer, c, out)) return false;
+    encode(f, tokenizer, out);
+    return true;
 }
 
-// ChatML's newline between turns belongs to the turn before it; behind the last one there is nothing to learn from it.
-static void end_line(const ChatFormat* f, const Tokenizer* tokenizer, ChatTokens* out) {
-    if (f->kind != CHAT_CHATML || out->turn_count == 0) return;
-    encode_text(tokenizer, "\n", out);
-    out->turns[out->turn_count - 1].end = out->tokens.count;
+int chat_used_tokens(const ChatTokens* chat) {
+    return chat->answer_count ? chat->answers[chat->answer_count - 1].last : chat->tokens.count;
 }
 
-void chat_encode(const ChatFormat* f, const Tokenizer* tokenizer, const Turn* turns, int count, const char* joint,
-                 ChatTokens* out) {
-    check(out->tokens.count == 0 && out->turn_count == 0, "chat_encode: the output already holds a conversation");
-    out->turns = (TurnSpan*)host_grow(out->turns, ((size_t)count + 2) * sizeof(TurnSpan));
-    if (f->bos >= 0) token_list_push(&out->tokens, f->bos);
-    if (count == 0 || turns[0].role != ROLE_SYSTEM) {
-        const char* text = f->default_system ? f->default_system : "";
-        if (f->date_block || f->default_system) encode_turn(f, tokenizer, ROLE_SYSTEM, text, strlen(text), joint, out);
-    }
-    for (int i = 0; i < count; i++) {
-        check(i == 0 || turns[i].role != ROLE_SYSTEM, "chat_encode: turn %d of %d is a system turn", i, count);
-        end_line(f, tokenizer, out);
-        encode_turn(f, tokenizer, turns[i].role, turns[i].text, turns[i].bytes, joint, out);
-    }
-    if (count == 0 || turns[count - 1].role != ROLE_ASSISTANT) {
-        end_line(f, tokenizer, out);
-        open_turn(f, tokenizer, ROLE_ASSISTANT, out);
-    }
+void chat_prompt(const ChatFormat* f, const Tokenizer* tokenizer, const char* text, TokenList* out) {
+    Conversation c = {json_pack("[{s:s, s:s}]", "role", "user", "content", text), NULL, NULL, ""};
+    JinjaOutput rendered;
+    JinjaError error;
+    memset(&rendered, 0, sizeof rendered);
+    if (!c.messages) user_error("the prompt is not valid UTF-8");
+    if (!render(f, &c, 1, true, &rendered, &error))
+        user_error("%s: line %d of the chat template: %s", f->name, error.line, printable(error.text));
+    if (f->plain && f->text_bos >= 0) token_list_push(out, f->text_bos);
+    MarkedText marked = {rendered.text, rendered.bytes, f->specials == SPECIALS_ALL ? NULL : rendered.from_data, NULL, 0};
+    tokenizer_encode_marked(tokenizer, &marked, NULL, out);
+    jinja_output_free(&rendered);
+    json_decref(c.messages);
 }
 
 // ---- shortening
 
-static void remove_tokens(ChatTokens* chat, int from, int to) {
-    memmove(chat->tokens.ids + from, chat->tokens.ids + to, (size_t)(chat->tokens.count - to) * sizeof(int));
-    chat->tokens.count -= to - from;
-    for (int i = 0; i < chat->turn_count; i++) {
-        TurnSpan* s = &chat->turns[i];
-        int* edges[] = {&s->start, &s->content, &s->content_end, &s->end};
-        for (int e = 0; e < 4; e++)
-            if (*edges[e] > from) *edges[e] = *edges[e] >= to ? *edges[e] - (to - from) : from;
-    }
+typedef struct {
+    const ChatFormat* format;
+    const Tokenizer* tokenizer;
+    int limit;
+    ChatTokens* out;
+} Fitting;
+
+static bool fits_within(const Fitting* f, const Conversation* c) {
+    return chat_encode(f->format, f->tokenizer, c, f->out) && chat_used_tokens(f->out) <= f->limit;
 }
 
-bool chat_truncate(ChatTokens* chat, int limit) {
-    int first = chat->turns[0].role == ROLE_SYSTEM, prompt = chat->turn_count - 2, keep = first;
-    int removed = 0, excess = chat->tokens.count - limit;
-    if (excess <= 0) return true;
-    if (prompt < first) return false;
-    // Whole turns before the last prompt; an answer never stays without its question.
-    while (keep < prompt && (removed < excess || chat->turns[keep].role == ROLE_ASSISTANT)) {
-        removed += chat->turns[keep].end - chat->turns[keep].start;
-        keep++;
+// The conversation without messages [first, keep); its list is the caller's to release.
+static Conversation without(const Conversation* c, size_t first, size_t keep, unsigned char* trained) {
+    Conversation rest = *c;
+    rest.messages = json_array();
+    rest.trained = trained;
+    for (size_t i = 0; i < json_array_size(c->messages); i++) {
+        if (i >= first && i < keep) continue;
+        trained[json_array_size(rest.messages)] = c->trained[i];
+        json_array_append(rest.messages, json_array_get(c->messages, i));
     }
-    int cut = max_int(excess - removed, 0);
-    if (cut > chat->turns[prompt].content_end - chat->turns[prompt].content) return false;
-    remove_tokens(chat, chat->turns[prompt].content, chat->turns[prompt].content + cut);
-    remove_tokens(chat, chat->turns[first].start, chat->turns[keep].start);
-    memmove(chat->turns + first, chat->turns + keep, (size_t)(chat->turn_count - keep) * sizeof(TurnSpan));
-    chat->turn_count -= keep - first;
+    return rest;
+}
+
+// Cuts the front of message `at`, by as few characters as will do; leaves that conversation encoded. False if nothing is enough.
+static bool cut_front(const Fitting* f, Conversation* c, size_t at) {
+    const json_t* content = json_object_get(json_array_get(c->messages, at), "content");
+    if (!json_is_string(content)) return false;
+    size_t bytes = json_string_length(content), low = 0, high = bytes;   // cutting `high` is enough if anything is
+    char* text = (char*)host_alloc(bytes + 1);
+    memcpy(text, json_string_value(content), bytes);
+    json_t* message = json_copy(json_array_get(c->messages, at));
+    json_array_set_new(c->messages, at, message);
+    json_object_set_new(message, "content", json_string(""));
+    bool fits = fits_within(f, c);
+    while (fits && low < high) {
+        size_t middle = low + (high - low) / 2;
+        while (middle > low && ((unsigned char)text[middle] & 0xc0) == 0x80) middle--;
+        json_object_set_new(message, "content", json_stringn(text + middle, bytes - middle));
+        if (fits_within(f, c)) high = middle;
+        else low = middle + max_int(1, utf8_char_bytes(text + middle, bytes - middle));
+        if (low > high) low = high;
+    }
+    if (fits) {
+        json_object_set_new(message, "content", json_stringn(text + high, bytes - high));
+        fits = fits_within(f, c);
+    }
+    free(text);
+    return fits;
+}
+
+static bool shorten(const Fitting* f, const Conversation* c) {
+    const json_t* messages = c->messages;
+    size_t count = json_array_size(messages), last = count;
+    while (last > 0 && !is_assistant(messages, last - 1)) last--;
+    const char* role = json_string_value(json_object_get(json_array_get(messages, 0), "role"));
+    size_t first = role && !strcmp(role, "system") ? 1 : 0;
+    if (last < first + 2) return false;   // nothing stands before the last answer
+    size_t prompt = last - 2, keep = first;
+    unsigned char* trained = (unsigned char*)host_alloc(count);
+    Conversation rest = without(c, first, first, trained);
+    bool fits = false;
+    while (!fits && keep < prompt) {
+        do keep++;   // whole exchanges: an answer never stays without its question
+        while (keep < prompt && !(is_assistant(messages, keep - 1) && !is_assistant(messages, keep)));
+        json_decref(rest.messages);
+        rest = without(c, first, keep, trained);
+        fits = fits_within(f, &rest);
+    }
+    if (!fits) fits = cut_front(f, &rest, first + prompt - keep);
+    json_decref(rest.messages);
+    free(trained);
+    return fits;
+}
+
+bool chat_encode_within(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, int limit, ChatTokens* out, bool* fits,
+                        bool* shortened) {
+    *shortened = false;
+    *fits = true;
+    if (!chat_encode(f, tokenizer, c, out)) return false;
+    if (chat_used_tokens(out) <= limit) return true;
+    Fitting fitting = {f, tokenizer, limit, out};
+    *fits = shorten(&fitting, c);
+    *shortened = *fits;
     return true;
 }
 
 void chat_tokens_free(ChatTokens* chat) {
+    jinja_output_free(&chat->text);
+    jinja_output_free(&chat->prompt);
+    jinja_output_free(&chat->part);
     token_list_free(&chat->tokens);
-    free(chat->turns);
+    token_list_free(&chat->prompt_tokens);
+    free(chat->answers);
     memset(chat, 0, sizeof *chat);
 }

@@ -1,63 +1,97 @@
-// Chat templates: turns of a conversation -> token ids, in the form that the model was tuned on.
+// Chat templates: a conversation -> its text and token ids, exactly as the model's own template writes it and as a server that runs the
+// template will feed it; and where in them the answers lie that are trained.
 //
-//   llama3   <|begin_of_text|> then, per turn, <|start_header_id|>role<|end_header_id|>\n\ntext<|eot_id|>, text trimmed.
-//            The template of Llama 3.1 and later opens every conversation with a system turn that begins with two dates.
-//   chatml   per turn <|im_start|>role\ntext<|im_end|>, a newline between turns, text as it is
-//   none     plain concatenation: BOS if the tokenizer adds one, the prompt, the completion, EOS
+//   auto         the model's own template (chat_template.jinja, else chat_template of tokenizer_config.json) is run (jinja.h)
+//   FILE.jinja   another one
+//   llama3, chatml, none   templates of ours, for base models: see kLlama3Body and its neighbours. `none` is plain concatenation.
 //
-// A template is recognised by its markers, not executed; one without them is refused. Special tokens enter as ids and every
-// text is encoded as plain text, so that nothing a user writes can close a turn.
+// What came out of the user's data is told from what the template wrote, byte by byte: control tokens are recognised in the template's
+// bytes alone, so that nothing a user writes can close a turn (ChatOptions.specials widens that).
+//
+// An answer is what rendering the messages up to it adds to rendering the prompt before it (with generation prompt), without what stands
+// behind its last control token; where a template has {% generation %} blocks, they are the answers. Each prompt is encoded as one text,
+// and the answer continues it.
 #ifndef DATA_CHAT_H
 #define DATA_CHAT_H
 
+#include "jinja/jinja.h"
 #include "tokenizer/tokenizer.h"
 
-typedef enum { CHAT_LLAMA3, CHAT_CHATML, CHAT_NONE } ChatKind;
-typedef enum { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT } Role;
+// Where special tokens are recognised in the user's own text.
+typedef enum {
+    SPECIALS_AUTO,       // not in conversations; in plain texts, which the user rendered
+    SPECIALS_TEMPLATE,   // nowhere: only in what the template wrote
+    SPECIALS_ANSWERS,    // in answers
+    SPECIALS_ALL         // everywhere
+} SpecialsPolicy;
 
 typedef struct {
-    ChatKind kind;
-    bool date_block;              // llama3: the system turn opens with the two date lines
-    char* default_system;         // chatml: the system text of conversations that bring none; NULL if there is none
-    int bos;                      // before the first turn; -1 if there is none
-    int turn_start, header_end;   // around the role (chatml has no header_end: -1; none has neither)
-    int turn_end;                 // after each turn; `none`: after the assistant's, EOS
-    int text_bos, text_eos;       // around a plain text; text_bos is -1 if there is none
+    const char* form;     // "auto" (or NULL, ""), "llama3", "chatml", "none", or the path of a template
+    const char* date;     // "YYYY-MM-DD" for strftime_now, or NULL
+    SpecialsPolicy specials;
+} ChatOptions;
+
+typedef struct {
+    char* name;           // for messages: "llama3", or the file that the template came from
+    char* source;         // the template, as chat_template.jinja has to hold it
+    bool built_in;        // one of ours: a base model that is trained with it becomes a chat model (not `none`)
+    bool plain;           // `none`: the text has no BOS of its own, the tokenizer's is put before it
+    Jinja* jinja;
+    Jinja* tool_jinja;    // the template for conversations with tools, or NULL: the same
+    json_t* tokens;       // what else a template may name: bos_token, eos_token, ...
+    char* date;           // or NULL
+    SpecialsPolicy specials;
+    int turn_end;         // the token that ends an answer, -1 if the template writes none
+    int text_bos, text_eos;   // around a plain text; text_bos is -1 if there is none
+    const char* note;     // a line for the user where versions of transformers differ about BOS, or NULL
 } ChatFormat;
 
-// The format of the model in DIR: `forced_name` "llama3", "chatml" or "none"; NULL or "" reads DIR/chat_template.jinja or
-// the chat_template of DIR/tokenizer_config.json. A template that is missing or unknown, and a tokenizer that lacks one of
-// the format's tokens, are user_errors. A forced llama3 still follows the template about the date lines.
-C_API ChatFormat chat_detect(const char* dir, const Tokenizer* tokenizer, const char* forced_name);
+// The format of the model in DIR. A template that is missing, unreadable or broken, and a tokenizer that lacks a token of the built-in
+// forms, are user_errors. `llama3` still follows the model's own template about the two date lines of Llama 3.1.
+C_API ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOptions* options);
 C_API void chat_free(ChatFormat* format);
-C_API const char* chat_name(ChatKind kind);
 
 typedef struct {
-    Role role;
-    char* text;     // UTF-8, NUL-terminated; may hold NULs of its own
-    size_t bytes;
-} Turn;
+    json_t* messages;               // a list of objects with "role" and "content"
+    json_t* tools;                  // a list, or NULL
+    const unsigned char* trained;   // (messages) 1: an answer to train
+    const char* joint;              // what stands behind the other roles' texts in `none`
+} Conversation;
 
-// Where a turn lies among the tokens: header [start, content), text [content, content_end), ending [content_end, end).
+// Where an answer lies: bytes [begin, end) of the text, tokens [first, last).
 typedef struct {
-    Role role;
-    int start, content, content_end, end;
-} TurnSpan;
+    int message;          // -1: a {% generation %} block that belongs to no one message
+    bool trained;
+    size_t begin, end;
+    int first, last;
+} ChatAnswer;
 
-// Starts as {0}.
+// Starts as {0}; its memory serves the next conversation.
 typedef struct {
+    JinjaOutput text;
     TokenList tokens;
-    TurnSpan* turns;
-    int turn_count;
+    ChatAnswer* answers;  // in order; the conversation's last answer is among them even where it is not trained
+    int answer_count;
+    int lost;             // trained answers that the whole rendering does not show
+    int parted;           // answers whose prompt is no beginning of the whole rendering: they start where the two part
+    TokenList prompt_tokens;   // what a server generates the last answer from, where that is no beginning of `tokens`; else empty
+    int kept;             // spellings of special tokens in the user's text that stayed text
+    JinjaError error;     // where chat_encode returns false
+    bool last_parted;           // scratch: whether prompt, the last one rendered, is no beginning of the text
+    JinjaOutput prompt, part;   // scratch
 } ChatTokens;
 
-// Encodes a conversation; a system turn may only be the first. If the last turn is not the assistant's, the assistant's
-// header follows as an empty turn: that is the prompt to generate from. In `none`, `joint` follows the other roles' texts.
-C_API void chat_encode(const ChatFormat* format, const Tokenizer* tokenizer, const Turn* turns, int count,
-                       const char* joint, ChatTokens* out);
-// Shortens a conversation to `limit` tokens from the prompt side: first the oldest exchanges go as a whole, then the front
-// of the text before the last answer. The system turn, the headers and the last answer stay. False if that is not enough.
-C_API bool chat_truncate(ChatTokens* chat, int limit);
+// Renders and encodes a conversation. False and out->error if the template fails.
+C_API bool chat_encode(const ChatFormat* format, const Tokenizer* tokenizer, const Conversation* conversation, ChatTokens* out);
+// The same for a conversation that has to end its last answer within `limit` tokens, shortened from the prompt side: the oldest
+// exchanges go first, then the front of the text before the last answer; the system turn and the last answer stay. *fits: whether
+// that was enough; *shortened: whether anything went.
+C_API bool chat_encode_within(const ChatFormat* format, const Tokenizer* tokenizer, const Conversation* conversation, int limit,
+                              ChatTokens* out, bool* fits, bool* shortened);
+// The prompt to generate an answer to one user's text from. A template that fails is a user_error.
+C_API void chat_prompt(const ChatFormat* format, const Tokenizer* tokenizer, const char* text, TokenList* out);
+// Tokens up to the end of the last answer: what stands behind it teaches nothing.
+C_API int chat_used_tokens(const ChatTokens* chat);
 C_API void chat_tokens_free(ChatTokens* chat);
 
 #endif

@@ -1,7 +1,20 @@
 // RFC 4180: see csv.h.
 #include "csv.h"
 
+#include "utf8.h"
+
+static void require_utf8(const char* path, const char* text, size_t bytes) {
+    size_t valid = utf8_valid_bytes(text, bytes);
+    if (valid == bytes) return;
+    int line = 1;
+    size_t start = 0;
+    for (size_t i = 0; i < valid; i++)
+        if (text[i] == '\n') line++, start = i + 1;
+    user_error("%s:%d:%d: not valid UTF-8; convert the file, say with: iconv -f latin1 -t utf8", path, line, (int)(valid - start) + 1);
+}
+
 Csv csv_open(const char* path, const char* text, size_t bytes) {
+    require_utf8(path, text, bytes);
     Csv csv;
     memset(&csv, 0, sizeof csv);
     csv.path = path;

@@ -21,7 +21,7 @@ typedef struct {
     char* storage;
 } Csv;
 
-// `text` stays the caller's. csv_close frees what the reader holds itself.
+// `text` stays the caller's; text that is no UTF-8 is a user_error with line and column. csv_close frees what the reader holds itself.
 C_API Csv csv_open(const char* path, const char* text, size_t bytes);
 // Reads the next record, skipping empty lines; false at the end. A stray or unclosed quote is a user_error with line and
 // column (bytes from 1).

@@ -7,6 +7,8 @@
 
 struct Dataset {
     DataStats stats;
+    Text notes;            // what the files were taken for
+    const char* chat_name; // of the format
     Example* examples;     // (stats.examples)
     int seq;
     bool pack;
@@ -24,7 +26,9 @@ struct Dataset {
 typedef struct {
     Example* examples;
     int count;
-    bool truncated, skipped;
+    bool truncated, skipped, untrained;
+    int lost, parted, kept;
+    char* error;          // of the template
 } Encoded;
 
 // Holds a copy of the tokens; none is scored yet.
@@ -32,117 +36,275 @@ static Example new_example(const int* tokens, int count) {
     Example e;
     memset(&e, 0, sizeof e);
     e.count = count;
-    e.tokens = (int*)host_alloc((size_t)count * sizeof(int));
-    e.scored = (unsigned char*)host_alloc((size_t)count);
+    e.tokens = (int*)host_alloc((size_t)max_int(count, 1) * sizeof(int));
+    e.scored = (unsigned char*)host_alloc((size_t)max_int(count, 1));
     memcpy(e.tokens, tokens, (size_t)count * sizeof(int));
     return e;
 }
 
+static void example_free(Example* e) {
+    free(e->tokens);
+    free(e->scored);
+    free(e->prompt);
+    free(e->reference);
+    free(e->text);
+}
+
 static void score(Example* e, int from, int to) {
-    for (int i = max_int(from, 1); i < to; i++) {
+    for (int i = max_int(from, 1); i < min_int(to, e->count); i++) {
         e->scored_count += !e->scored[i];
         e->scored[i] = 1;
     }
 }
 
+static void keep_text(Example* e, const char* text, size_t bytes) {
+    e->text = (char*)host_alloc(bytes + 1);
+    memcpy(e->text, text, bytes);
+    e->text_bytes = bytes;
+}
+
+// BOS, the text, EOS; one that the text itself spells is not doubled.
+static int encode_text(const Tokenizer* tokenizer, const ChatFormat* chat, const Record* record, TokenList* all) {
+    bool special = chat->specials == SPECIALS_AUTO || chat->specials == SPECIALS_ALL;
+    unsigned char* data = NULL;
+    if (!special) {
+        data = (unsigned char*)host_alloc(record->bytes + 1);
+        memset(data, 1, record->bytes);
+    }
+    MarkedText marked = {record->text, record->bytes, data, NULL, 0};
+    if (chat->text_bos >= 0) token_list_push(all, chat->text_bos);
+    int kept = tokenizer_encode_marked(tokenizer, &marked, NULL, all);
+    if (chat->text_bos >= 0 && all->count > 1 && all->ids[1] == chat->text_bos)
+        memmove(all->ids, all->ids + 1, (size_t)(--all->count) * sizeof(int));
+    if (all->count < 1 || all->ids[all->count - 1] != chat->text_eos || all->count == 1) token_list_push(all, chat->text_eos);
+    free(data);
+    return kept;
+}
+
 // A text longer than a row is cut into consecutive chunks. Neighbours share one token, the last to be predicted here and the
 // first to be seen there, so that each token but the very first is predicted exactly once.
-static Encoded encode_plain(const Tokenizer* tokenizer, const ChatFormat* chat, const Turn* text, int seq) {
+static Encoded encode_plain(const Tokenizer* tokenizer, const Record* record, const DataOptions* options, bool with_text) {
     TokenList all = {NULL, 0, 0};
-    if (chat->text_bos >= 0) token_list_push(&all, chat->text_bos);
-    tokenizer_encode(tokenizer, text->text, text->bytes, kEncodePlain, &all);
-    token_list_push(&all, chat->text_eos);
-    Encoded out = {NULL, 0, false, all.count < 2};
+    int seq = options->seq;
+    Encoded out;
+    memset(&out, 0, sizeof out);
+    out.kept = encode_text(tokenizer, options->chat, record, &all);
+    out.skipped = all.count < 2;
     out.examples = (Example*)host_alloc((size_t)ceil_div(all.count, seq) * sizeof(Example));
     for (int at = 0; at + 1 < all.count; at += seq) {
         Example e = new_example(all.ids + at, min_int(seq + 1, all.count - at));
         score(&e, 0, e.count);
+        if (with_text && all.count <= seq + 1) keep_text(&e, record->text, record->bytes);
+        if (with_text && all.count > seq + 1) {
+            Text chunk = {NULL, 0, 0};
+            tokenizer_decode(tokenizer, e.tokens, e.count, false, &chunk);
+            keep_text(&e, chunk.data, chunk.bytes);
+            text_free(&chunk);
+        }
         out.examples[out.count++] = e;
     }
     token_list_free(&all);
     return out;
 }
 
-static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* record, const DataOptions* options) {
-    ChatTokens chat;
-    memset(&chat, 0, sizeof chat);
-    chat_encode(options->chat, tokenizer, record->turns, record->count, record->joint, &chat);
-    Encoded out = {NULL, 0, chat.tokens.count > options->seq + 1, false};
-    if (out.truncated) out.skipped = options->long_policy == LONG_SKIP || !chat_truncate(&chat, options->seq + 1);
-    if (chat.tokens.count < 2) out.skipped = true;
-    if (out.skipped) {
-        out.truncated = false;
-        chat_tokens_free(&chat);
-        return out;
+static char* template_error(const Record* record, const ChatFormat* chat, const JinjaError* error) {
+    char text[1024];
+    snprintf(text, sizeof text, "%s:%d: the chat template (%s, line %d) fails on this record: %s", record->path, record->line, chat->name,
+             error->line, error->text);
+    return host_strdup(text);
+}
+
+// The example that a rendered conversation makes; nothing behind the last answer unless somebody wants to see it.
+static Example example_of(const ChatTokens* chat, const Record* record, const DataOptions* options, bool with_text) {
+    bool whole = options->inspect || options->train_on_prompt;
+    Example e = new_example(chat->tokens.ids, whole ? chat->tokens.count : chat_used_tokens(chat));
+    for (int i = 0; i < chat->answer_count; i++)
+        if (chat->answers[i].trained) score(&e, chat->answers[i].first, chat->answers[i].last);
+    if (options->train_on_prompt) score(&e, 0, chat_used_tokens(chat));
+    if (chat->answer_count) e.prompt_count = chat->answers[chat->answer_count - 1].first;
+    e.own_prompt_count = chat->prompt_tokens.count;
+    if (e.own_prompt_count) {
+        e.prompt = (int*)host_alloc((size_t)e.own_prompt_count * sizeof(int));
+        memcpy(e.prompt, chat->prompt_tokens.ids, (size_t)e.own_prompt_count * sizeof(int));
     }
-    Example e = new_example(chat.tokens.ids, chat.tokens.count);
-    for (int i = 0; i < chat.turn_count; i++)
-        if (chat.turns[i].role == ROLE_ASSISTANT) score(&e, chat.turns[i].content, chat.turns[i].content_end + 1);
-    if (options->train_on_prompt) score(&e, 0, e.count);
-    e.prompt_count = chat.turns[chat.turn_count - 1].content;
-    e.reference = host_strdup(record->turns[record->count - 1].text);
-    chat_tokens_free(&chat);
+    e.reference = host_strdup(record_reference(record));
+    if (with_text) keep_text(&e, chat->text.text, chat->text.bytes);
+    return e;
+}
+
+static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* record, const DataOptions* options, ChatTokens* chat,
+                                   bool with_text) {
+    Conversation c = {record->messages, record->tools, record->trained, record->joint};
+    Encoded out;
+    bool fits;
+    memset(&out, 0, sizeof out);
+    if (options->long_policy == LONG_SKIP) {
+        if (chat_encode(options->chat, tokenizer, &c, chat)) fits = chat_used_tokens(chat) <= options->seq + 1;
+        else out.error = template_error(record, options->chat, &chat->error);
+    } else if (!chat_encode_within(options->chat, tokenizer, &c, options->seq + 1, chat, &fits, &out.truncated)) {
+        out.error = template_error(record, options->chat, &chat->error);
+    }
+    out.skipped = out.error || !fits;
+    if (out.skipped) return out;
+    Example e = example_of(chat, record, options, with_text);
+    out.lost = chat->lost;
+    out.parted = chat->parted;
+    out.kept = chat->kept;
+    out.untrained = e.scored_count == 0;
+    out.skipped = out.untrained && !options->inspect;
     out.examples = (Example*)host_alloc(sizeof(Example));
     out.examples[out.count++] = e;
+    if (out.skipped) {
+        example_free(&e);
+        out.count = 0;
+    }
     return out;
 }
 
 static void gather(Dataset* d, Encoded* encoded, int records) {
-    d->stats.records = records;
+    DataStats* s = &d->stats;
+    s->records = records;
     int64_t total = 0;
-    for (int r = 0; r < records; r++) total += encoded[r].count;
-    if (total > 1 << 30) user_error("%lld examples: more than 2^30; split the file or raise --seq", (long long)total);
-    d->examples = (Example*)host_alloc((size_t)total * sizeof(Example));
     for (int r = 0; r < records; r++) {
-        for (int i = 0; i < encoded[r].count; i++) {
-            const Example* e = &encoded[r].examples[i];
-            d->examples[d->stats.examples++] = *e;
-            d->stats.tokens += (size_t)e->count;
-            d->stats.scored += (size_t)e->scored_count;
+        if (encoded[r].error) user_error("%s", encoded[r].error);
+        total += encoded[r].count;
+    }
+    if (total > 1 << 30) user_error("%lld examples: more than 2^30; split the file or raise --seq", (long long)total);
+    d->examples = (Example*)host_alloc((size_t)(total + 1) * sizeof(Example));
+    for (int r = 0; r < records; r++) {
+        const Encoded* from = &encoded[r];
+        for (int i = 0; i < from->count; i++) {
+            const Example* e = &from->examples[i];
+            d->examples[s->examples++] = *e;
+            s->tokens += (size_t)e->count;
+            s->scored += (size_t)e->scored_count;
         }
-        d->stats.truncated += encoded[r].truncated;
-        d->stats.skipped += encoded[r].skipped;
-        free(encoded[r].examples);
+        s->truncated += from->truncated;
+        s->skipped += from->skipped;
+        s->untrained += from->untrained;
+        s->lost += from->lost;
+        s->parted += from->parted;
+        s->kept += from->kept;
+        free(from->examples);
     }
 }
 
-Dataset* dataset_load(const char* path, const Tokenizer* tokenizer, const DataOptions* options) {
-    check(options->seq > 0, "dataset_load: rows of %d positions", options->seq);
-    RecordList list = records_read(path);
-    Encoded* encoded = (Encoded*)host_alloc((size_t)list.count * sizeof(Encoded));
-#pragma omp parallel for schedule(dynamic, 16)
-    for (int r = 0; r < list.count; r++) {
-        const Record* record = &list.records[r];
-        progress_phase("tokenizing", -1);
-        encoded[r] = record->plain ? encode_plain(tokenizer, options->chat, &record->turns[0], options->seq)
-                                   : encode_conversation(tokenizer, record, options);
+// ---- which records
+
+// Takes the part of the records that the options ask for, in place.
+static void select_records(RecordList* list, const DataOptions* options) {
+    int kept = 0;
+    for (int r = 0; r < list->count; r++) {
+        bool held_out = options->val_split > 0 && (double)record_hash(&list->records[r]) < options->val_split * 0x1p64;
+        bool taken = held_out == options->held_out && (options->limit <= 0 || kept < options->limit);
+        if (!taken) continue;
+        Record held = list->records[kept];   // records left out move to the end, where they are freed with the others
+        list->records[kept++] = list->records[r];
+        list->records[r] = held;
     }
+    list->selected = kept;
+    if (kept == 0)
+        user_error("%s: no record is left %s; raise --val-split or give more data", list->paths[0],
+                   options->held_out ? "to hold out" : "to train on");
+}
+
+static bool is_empty_answer(const Record* record) {
+    const char* answer = record_reference(record);
+    while (*answer && strchr(" \t\r\n", *answer)) answer++;
+    const json_t* last = record->messages ? json_array_get(record->messages, json_array_size(record->messages) - 1) : NULL;
+    return last && !*answer && !json_is_array(json_object_get(last, "content")) && !json_object_get(last, "tool_calls");
+}
+
+static void refuse_empty_answers(const RecordList* list) {
+    for (int r = 0; r < list->selected; r++)
+        if (!is_empty_answer(&list->records[r])) return;
+    user_error("%s: every answer is empty, so that there is nothing to learn; check the file's columns", list->paths[0]);
+}
+
+// ---- loading
+
+static void encode_records(Encoded* encoded, const RecordList* list, const Tokenizer* tokenizer, const DataOptions* options) {
+#pragma omp parallel
+    {
+        ChatTokens chat;
+        memset(&chat, 0, sizeof chat);
+#pragma omp for schedule(dynamic, 16)
+        for (int r = 0; r < list->selected; r++) {
+            const Record* record = &list->records[r];
+            bool with_text = r < max_int(options->texts, 1);
+            progress_phase("tokenizing", -1);
+            encoded[r] = record->messages ? encode_conversation(tokenizer, record, options, &chat, with_text)
+                                          : encode_plain(tokenizer, record, options, with_text);
+        }
+        chat_tokens_free(&chat);
+    }
+}
+
+static bool calls_tools(const Record* record) {
+    for (size_t i = 0; i < json_array_size(record->messages); i++)
+        if (json_object_get(json_array_get(record->messages, i), "tool_calls")) return true;
+    return false;
+}
+
+// A template that is given tools, or calls of tools, and never looks at them.
+static void note_ignored_tools(Dataset* d, const RecordList* list, const ChatFormat* chat) {
+    const Jinja* jinja = chat->tool_jinja ? chat->tool_jinja : chat->jinja;
+    int given[2] = {0, 0};
+    static const char* const names[] = {"tools", "tool_calls"};
+    for (int r = 0; r < list->selected; r++) {
+        given[0] += list->records[r].tools != NULL;
+        given[1] += calls_tools(&list->records[r]);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (given[i] == 0 || jinja_mentions(jinja, names[i])) continue;
+        char text[512];
+        snprintf(text, sizeof text, "warning: %d records have %s, which the chat template %s ignores\n", given[i], names[i], chat->name);
+        text_append(&d->notes, text, strlen(text));
+    }
+}
+
+static void refuse_untrained(const Dataset* d, const char* paths, const DataOptions* options) {
+    const DataStats* s = &d->stats;
+    if (s->scored || options->inspect) return;
+    if (s->lost)
+        user_error("%s: none of %d answers can be found in what the chat template %s makes of its conversation; give another template "
+                   "with --chat", paths, s->lost, options->chat->name);
+    user_error("%s: an epoch would train no token: %d of %d records are left out at --seq %d; raise --seq", paths, s->skipped, s->records,
+               options->seq);
+}
+
+Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataOptions* options) {
+    check(options->seq > 0, "dataset_load: rows of %d positions", options->seq);
+    RecordList list = records_read(paths, options->prompt_file);
+    select_records(&list, options);
+    if (!options->inspect) refuse_empty_answers(&list);
     Dataset* d = (Dataset*)host_alloc(sizeof(Dataset));
     d->seq = options->seq;
     d->pack = options->pack;
-    gather(d, encoded, list.count);
+    d->chat_name = options->chat->name;
+    text_append(&d->notes, list.notes.data, list.notes.bytes);
+    if (options->chat->note) text_append(&d->notes, options->chat->note, strlen(options->chat->note));
+    note_ignored_tools(d, &list, options->chat);
+    Encoded* encoded = (Encoded*)host_alloc((size_t)list.selected * sizeof(Encoded));
+    encode_records(encoded, &list, tokenizer, options);
+    gather(d, encoded, list.selected);
     free(encoded);
     records_free(&list);
-    if (d->stats.scored == 0)
-        user_error("%s: an epoch would train no token: %d of %d records are left out at --seq %d; raise --seq", path,
-                   d->stats.skipped, d->stats.records, options->seq);
+    refuse_untrained(d, paths, options);
     size_t n = (size_t)d->stats.examples;
     d->row_start = (int*)host_alloc((n + 1) * sizeof(int));
-    d->row_examples = (int*)host_alloc(n * sizeof(int));
-    d->shuffled = (int*)host_alloc(n * sizeof(int));
-    d->row_of = (int*)host_alloc(n * sizeof(int));
-    dataset_plan(d, 0, 0);
+    d->row_examples = (int*)host_alloc((n + 1) * sizeof(int));
+    d->shuffled = (int*)host_alloc((n + 1) * sizeof(int));
+    d->row_of = (int*)host_alloc((n + 1) * sizeof(int));
+    if (!options->inspect) dataset_plan(d, 0, 0);
     return d;
 }
 
 void dataset_free(Dataset* d) {
     if (!d) return;
-    for (int i = 0; i < d->stats.examples; i++) {
-        free(d->examples[i].tokens);
-        free(d->examples[i].scored);
-        free(d->examples[i].reference);
-    }
+    for (int i = 0; i < d->stats.examples; i++) example_free(&d->examples[i]);
     free(d->examples);
+    text_free(&d->notes);
     free(d->row_start);
     free(d->row_examples);
     free(d->shuffled);
@@ -155,6 +317,34 @@ const DataStats* dataset_stats(const Dataset* d) { return &d->stats; }
 const Example* dataset_example(const Dataset* d, int index) {
     check(index >= 0 && index < d->stats.examples, "example %d of %d", index, d->stats.examples);
     return &d->examples[index];
+}
+
+// ---- what the user should know
+
+static void report_first(const Dataset* d, FILE* out) {
+    enum { kShownBytes = 800 };
+    const Example* e = d->stats.examples ? &d->examples[0] : NULL;
+    if (!e || !e->text) return;
+    size_t shown = e->text_bytes < kShownBytes ? e->text_bytes : (size_t)kShownBytes;
+    while (shown > 0 && shown < e->text_bytes && ((unsigned char)e->text[shown] & 0xc0) == 0x80) shown--;
+    fprintf(out, "the first example under %s, %d tokens, %d of them trained:\n%.*s%s\n", d->chat_name, e->count, e->scored_count,
+            (int)shown, e->text, shown < e->text_bytes ? " ..." : "");
+}
+
+void dataset_report(const Dataset* d, FILE* out) {
+    const DataStats* s = &d->stats;
+    fputs(d->notes.data ? d->notes.data : "", out);
+    report_first(d, out);
+    if (s->kept) fprintf(out, "%d spellings of special tokens in the data are kept as plain text (--special-tokens)\n", s->kept);
+    if (s->parted)
+        fprintf(out, "%d answers do not follow the generation prompt as the template writes it (it opens a thought, say): they are trained "
+                "from where the two part\n", s->parted);
+    if (s->lost) fprintf(out, "warning: %d answers are not trained: the template rewrites them in the whole conversation\n", s->lost);
+    if (s->untrained) fprintf(out, "%d records have nothing to train\n", s->untrained);
+    if (10 * (s->skipped + 0.0) > s->records)
+        fprintf(out, "WARNING: %d of %d records are left out, more than a tenth: raise --seq above %d\n", s->skipped, s->records, d->seq);
+    if (2 * (s->truncated + 0.0) > s->records)
+        fprintf(out, "WARNING: the prompts of %d of %d records are cut: raise --seq above %d\n", s->truncated, s->records, d->seq);
 }
 
 // ---- planning an epoch

@@ -1,4 +1,4 @@
-// A data file as tokenized examples, and the order in which an epoch visits them.
+// Data files as tokenized examples, and the order in which an epoch visits them.
 //
 // An example of n tokens takes n - 1 positions of a row: the last token is only ever predicted. A row holds `seq`
 // positions: one example, or with `pack` several that do not see each other. An epoch's rows are one global list, made from
@@ -10,12 +10,19 @@
 
 typedef enum { LONG_TRUNCATE, LONG_SKIP } LongPolicy;
 
+// All but the first three may stay zero.
 typedef struct {
     const ChatFormat* chat;
     int seq;                  // positions in a row
     bool pack;
     bool train_on_prompt;     // score every token, not only completions and their end tokens
-    LongPolicy long_policy;   // conversations above seq + 1 tokens: cut from the prompt side (chat_truncate), or leave out
+    LongPolicy long_policy;   // conversations above seq + 1 tokens: cut from the prompt side (chat_encode_within), or leave out
+    const char* prompt_file;  // see records_read
+    double val_split;         // this share of the records, chosen by their hashes, is held out ...
+    bool held_out;            // ... and with this flag, they alone are taken
+    int limit;                // the first so many records only; 0: all
+    bool inspect;             // keep examples with nothing to train, what stands behind the last answer, and the texts of ...
+    int texts;                // ... so many first examples
 } DataOptions;
 
 typedef struct {
@@ -24,23 +31,33 @@ typedef struct {
     int count;                // 2 .. seq + 1
     int scored_count;
     int prompt_count;         // tokens before the last completion: what to generate from; 0 for plain text
+    int* prompt;              // (own_prompt_count) what to generate from where that is no beginning of `tokens`; else NULL
+    int own_prompt_count;
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
+    char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
+    size_t text_bytes;
 } Example;
 
 typedef struct {
-    int records;              // in the file
+    int records;              // in the files
     int examples;             // to train on; a plain text longer than a row makes several
     int truncated;            // conversations that were shortened
     int skipped;              // records left out: too long (the completion alone, or by policy), or with nothing to predict
     size_t tokens;            // in all examples
     size_t scored;            // of those, the ones to predict
+    int untrained;            // of the skipped (with `inspect`: of the examples), those with nothing to predict
+    int lost;                 // answers that are not trained, because the template does not show them in the whole conversation
+    int parted;               // answers whose generation prompt the template does not write into the whole conversation
+    int kept;                 // spellings of special tokens in the data that stayed text
 } DataStats;
 
 typedef struct Dataset Dataset;
 
-// Reads and tokenizes all of `path` (on all cores; the result does not depend on their number), then plans epoch 0 of
-// seed 0. Malformed data, and a file that leaves no token to predict, are user_errors.
-C_API Dataset* dataset_load(const char* path, const Tokenizer* tokenizer, const DataOptions* options);
+// Reads and tokenizes all of `paths` (records_read; on all cores, the result does not depend on their number), then plans epoch 0 of
+// seed 0. Malformed data, a template that fails, answers that are all empty, and data that leave no token to predict are user_errors.
+C_API Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataOptions* options);
+// What the files were taken for, the first example as the model sees it, and what the user should know: a line each.
+C_API void dataset_report(const Dataset* d, FILE* out);
 C_API void dataset_free(Dataset* d);
 C_API const DataStats* dataset_stats(const Dataset* d);
 C_API const Example* dataset_example(const Dataset* d, int index);   // in the order of the file

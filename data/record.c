@@ -5,30 +5,26 @@
 #include "csv.h"
 #include "files.h"
 #include "json.h"
+#include "record_source.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 // ---- the forms
 
+typedef enum { FORM_MESSAGES, FORM_SHAREGPT, FORM_PAIR, FORM_TEXT } FormKind;
 typedef struct {
-    const char* prompt;      // the key that tells the form; also that of the one value of `messages` and `text`
-    const char* completion;  // NULL: `messages` and `text`
+    FormKind kind;
+    const char* prompt;      // the key that tells the form; also that of the one value of `messages`, `conversations` and `text`
+    const char* completion;  // NULL: these three
     const char* extra;       // a key that may be absent: more of the prompt
     const char* joint;
+    const char* name;
+    const char* intro;       // what stands before the prompt, or NULL
 } Form;
 
-// Only prompt and completion are written to stand directly behind each other.
-static const Form kForms[] = {
-    {"messages", NULL, NULL, "\n"},
-    {"prompt", "completion", NULL, ""},
-    {"instruction", "output", "input", "\n"},
-    {"question", "answer", NULL, "\n"},
-    {"text", NULL, NULL, ""},
-};
-enum { kFormCount = sizeof kForms / sizeof *kForms };
-static const char kFormNames[] =
-    "messages | prompt, completion | instruction, output (and input) | question, answer | text";
-
 // The prompt that the paper trains ViGGO on: IST-DASLab/HALO, preprocessing.py, VIGGO_PROMPT. It is part of the experiment,
-// so the wording is theirs to the letter; the sentence follows.
+// so the wording is theirs to the letter.
 static const char kViggoPrompt[] =
     "Given a target sentence construct the underlying meaning representation of the input sentence as a single function "
     "with attributes and attribute values. This function should describe the target string accurately and the function "
@@ -38,229 +34,478 @@ static const char kViggoPrompt[] =
     "'has_multiplayer', 'platforms', 'available_on_steam', 'has_linux_release', 'has_mac_release', 'specifier']"
     "\n\n### Target sentence:\n";
 
-static const char* const kViggoColumns[][2] = {{"mr", "ref"}, {"meaning_representation", "target"}};
+// Only prompt and completion are written to stand directly behind each other.
+static const Form kForms[] = {
+    {FORM_MESSAGES, "messages", NULL, NULL, "\n", "conversations (messages)", NULL},
+    {FORM_SHAREGPT, "conversations", NULL, NULL, "\n", "conversations (ShareGPT)", NULL},
+    {FORM_PAIR, "prompt", "completion", NULL, "", "prompt and completion", NULL},
+    {FORM_PAIR, "prompt", "chosen", NULL, "", "prompt and chosen answer", NULL},
+    {FORM_PAIR, "instruction", "output", "input", "\n", "instruction and output (Alpaca)", NULL},
+    {FORM_PAIR, "instruction", "response", "context", "\n", "instruction and response (Dolly)", NULL},
+    {FORM_PAIR, "question", "answer", NULL, "\n", "question and answer (GSM8K)", NULL},
+    {FORM_PAIR, "ref", "mr", NULL, "\n", "sentence and meaning representation (ViGGO)", kViggoPrompt},
+    {FORM_PAIR, "target", "meaning_representation", NULL, "\n", "sentence and meaning representation (ViGGO)", kViggoPrompt},
+    {FORM_TEXT, "text", NULL, NULL, "", "plain text", NULL},
+};
+enum { kFormCount = sizeof kForms / sizeof *kForms };
+static const char kFormNames[] =
+    "messages | conversations | prompt, completion (or chosen) | instruction, output (and input) | instruction, response (and context) | "
+    "question, answer | text";
+
+// One file being read.
+enum { kMaxIgnored = 32 };
+typedef struct {
+    RecordList* list;
+    const char* prompt_text;     // of --prompt-file, or NULL
+    const char* prompt_file;
+    const Form* form;
+    char* ignored[kMaxIgnored];
+    int ignored_count;
+    int trailing;                // conversations that end with another's turn than the assistant's
+} Reading;
 
 // ---- building records
 
-// A turn whose text is a, then b.
-static Turn turn_of(Role role, const char* a, size_t a_bytes, const char* b, size_t b_bytes) {
-    Turn turn = {role, (char*)host_alloc(a_bytes + b_bytes + 1), a_bytes + b_bytes};
-    memcpy(turn.text, a, a_bytes);
-    memcpy(turn.text + a_bytes, b, b_bytes);
-    return turn;
-}
-
-static Turn json_turn(Role role, const json_t* text) {
-    return turn_of(role, json_string_value(text), json_string_length(text), "", 0);
-}
-
-static Record* new_record(RecordList* list, int turns, const char* joint) {
+static Record* new_record(Reading* r, const Place* place, json_t* messages) {
+    RecordList* list = r->list;
     if ((list->count & (list->count - 1)) == 0) {   // full at every power of two
-        check(list->count < 1 << 30, "more than 2^30 records in one file");
+        check(list->count < 1 << 30, "more than 2^30 records");
         list->records = (Record*)host_grow(list->records, (size_t)(list->count ? 2 * list->count : 1) * sizeof(Record));
     }
     progress_phase("reading data", -1);
     Record* record = &list->records[list->count++];
     memset(record, 0, sizeof *record);
-    record->turns = (Turn*)host_alloc((size_t)turns * sizeof(Turn));
-    record->count = turns;
-    record->joint = joint;
+    record->messages = messages;
+    record->trained = (unsigned char*)host_alloc(json_array_size(messages) + 1);
+    record->joint = r->form->joint;
+    record->path = place->path;
+    record->line = place->line;
     return record;
 }
 
+static void record_free(Record* record) {
+    json_decref(record->messages);
+    json_decref(record->tools);
+    free(record->trained);
+    free(record->text);
+}
+
 void records_free(RecordList* list) {
-    for (int r = 0; r < list->count; r++) {
-        for (int i = 0; i < list->records[r].count; i++) free(list->records[r].turns[i].text);
-        free(list->records[r].turns);
-    }
+    for (int r = 0; r < list->count; r++) record_free(&list->records[r]);
+    for (int i = 0; i < list->path_count; i++) free(list->paths[i]);
+    free(list->paths);
     free(list->records);
+    text_free(&list->notes);
     memset(list, 0, sizeof *list);
 }
 
-// ---- JSON Lines
+static json_t* message_of(const char* role, json_t* content) { return json_pack("{s:s, s:o}", "role", role, "content", content); }
 
-typedef struct {
-    const char* path;
-    int number;          // from 1
-    const char* text;
-    size_t bytes;
-} Line;
-
-// The column (bytes from 1) of the first "key" in the line; 1 if it is written with escapes.
-static int column_of(const Line* line, const char* key) {
-    size_t n = strlen(key);
-    for (size_t at = 0; at + n + 2 <= line->bytes; at++)
-        if (line->text[at] == '"' && !memcmp(line->text + at + 1, key, n) && line->text[at + n + 1] == '"')
-            return (int)at + 1;
-    return 1;
+// A value as text: a string as it is, a number or truth value as JSON writes it; else a user_error.
+static json_t* text_value(const Place* place, json_t* value, const char* key) {
+    if (json_is_string(value)) return json_incref(value);
+    if (!json_is_number(value) && !json_is_boolean(value))
+        user_error("%s: \"%s\" has to be a string (or a number)", place_at(place, key), key);
+    char number[64];
+    if (json_is_integer(value)) {
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
+    } else if (json_is_real(value)) {
+        for (int digits = 1; digits <= 17; digits++) {
+            snprintf(number, sizeof number, "%.*g", digits, json_real_value(value));
+            if (strtod(number, NULL) == json_real_value(value)) break;
+        }
+    } else {
+        snprintf(number, sizeof number, "%s", json_is_true(value) ? "true" : "false");
+    }
+    return json_string(number);
 }
 
-static json_t* parse_line(const Line* line) {
-    json_error_t error;
-    json_t* object = json_loadb(line->text, line->bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
-    if (!object)
-        user_error("%s:%d:%d: not valid JSON: %s", line->path, line->number, max_int(error.column, 1),
-                   printable(error.text));
-    if (!json_is_object(object))
-        user_error("%s:%d:1: expected a JSON object with the keys %s (JSON Lines: one object a line)", line->path,
-                   line->number, kFormNames);
-    return object;
+// ---- messages
+
+static bool is_role(json_t* message, const char* role) {
+    const char* its_role = json_string_value(json_object_get(message, "role"));
+    return its_role && !strcmp(its_role, role);
 }
 
-static bool key_belongs(const Form* form, const char* key) {
-    return !strcmp(key, form->prompt) || (form->completion && !strcmp(key, form->completion)) ||
-           (form->extra && !strcmp(key, form->extra));
+static void check_content(const Place* place, json_t* message, size_t index) {
+    json_t* content = json_object_get(message, "content");
+    if (json_is_null(content) && json_object_get(message, "tool_calls")) return;
+    if (json_is_array(content)) {
+        size_t i;
+        json_t* part;
+        json_array_foreach(content, i, part) {
+            const char* type = json_string_value(json_object_get(part, "type"));
+            if (!type || strcmp(type, "text") || !json_is_string(json_object_get(part, "text")))
+                user_error("%s: part %zu of message %zu is no {\"type\": \"text\", \"text\": ...}, and only texts can be trained",
+                           place_at(place, "content"), i + 1, index + 1);
+        }
+    } else if (!json_is_string(content)) {
+        json_object_set_new(message, "content", text_value(place, content, "content"));
+    }
 }
 
-static const Form* form_of(const Line* line, json_t* object) {
-    for (int i = 0; i < kFormCount; i++)
-        if (json_object_get(object, kForms[i].prompt)) return &kForms[i];
-    user_error("%s:%d:1: no known form of record; the keys are %s", line->path, line->number, kFormNames);
+static void check_message(const Place* place, json_t* message, size_t index, const char* key) {
+    static const char* const roles[] = {"system", "developer", "user", "assistant", "tool", "function", "ipython"};
+    if (!json_is_object(message) || !json_object_get(message, "role") ||
+        (!json_object_get(message, "content") && !json_object_get(message, "tool_calls")))
+        user_error("%s: message %zu has to be an object with the keys role and content", place_at(place, key), index + 1);
+    if (!json_object_get(message, "content")) json_object_set_new(message, "content", json_null());
+    if (!json_is_string(json_object_get(message, "role")))
+        user_error("%s: \"role\" has to be a string in message %zu", place_at(place, "role"), index + 1);
+    const char* role = json_string_value(json_object_get(message, "role"));
+    size_t known = 0;
+    while (known < sizeof roles / sizeof *roles && strcmp(role, roles[known])) known++;
+    if (known == sizeof roles / sizeof *roles)
+        user_error("%s: role \"%s\" in message %zu; it is system, user, assistant or tool", place_at(place, role), printable(role),
+                   index + 1);
+    check_content(place, message, index);
 }
 
-static void check_keys(const Line* line, const Form* form, json_t* object) {
+// Takes the messages over; those behind the last answer are an error, or cut off where the form is known for them.
+static void add_conversation(Reading* r, const Place* place, const char* key, json_t* messages, json_t* tools) {
+    size_t i, count = json_array_size(messages);
+    json_t* message;
+    json_array_foreach(messages, i, message) check_message(place, message, i, key);
+    while (count && !is_role(json_array_get(messages, count - 1), "assistant")) count--;
+    if (count < json_array_size(messages)) {
+        if (r->form->kind != FORM_SHAREGPT || count == 0)
+            user_error("%s: the last message has to be the assistant's: it is what is trained on", place_at(place, key));
+        while (json_array_size(messages) > count) json_array_remove(messages, count);
+        r->trailing++;
+    }
+    Record* record = new_record(r, place, messages);
+    json_array_foreach(messages, i, message) {
+        json_t* weight = json_object_get(message, "weight");
+        if (weight && (!json_is_number(weight) || (json_number_value(weight) != 0 && json_number_value(weight) != 1)))
+            user_error("%s: \"weight\" of message %zu has to be 0 or 1", place_at(place, "weight"), i + 1);
+        record->trained[i] = is_role(message, "assistant") && !(weight && json_number_value(weight) == 0);
+        json_object_del(message, "weight");
+    }
+    if (json_is_array(tools) && json_array_size(tools)) record->tools = json_incref(tools);
+}
+
+// "tools": a list, or a string that holds one as JSON; NULL or null: none. The caller releases it.
+static json_t* tools_of(const Place* place, json_t* object) {
+    json_t* tools = json_object_get(object, "tools");
+    if (json_is_string(tools)) {
+        if (json_string_length(tools) == 0) return NULL;
+        json_error_t error;
+        tools = json_loadb(json_string_value(tools), json_string_length(tools), JSON_REJECT_DUPLICATES, &error);
+        if (!json_is_array(tools)) user_error("%s: the text of \"tools\" has to be a JSON list", place_at(place, "tools"));
+        return tools;
+    }
+    if (tools && !json_is_null(tools) && !json_is_array(tools)) user_error("%s: \"tools\" has to be a list", place_at(place, "tools"));
+    return json_is_array(tools) ? json_incref(tools) : NULL;
+}
+
+static void demand_list(const Place* place, json_t* list, const char* key) {
+    if (!json_is_array(list) || json_array_size(list) == 0)
+        user_error("%s: \"%s\" has to be a list with at least one message", place_at(place, key), key);
+}
+
+static void read_messages(Reading* r, const Place* place, json_t* object) {
+    json_t *messages = json_object_get(object, "messages"), *tools = tools_of(place, object);
+    demand_list(place, messages, "messages");
+    add_conversation(r, place, "messages", json_incref(messages), tools);
+    json_decref(tools);
+}
+
+static const char* sharegpt_role(const Place* place, const char* from) {
+    static const char* const names[][2] = {
+        {"human", "user"},      {"user", "user"},   {"gpt", "assistant"},   {"assistant", "assistant"}, {"chatgpt", "assistant"},
+        {"model", "assistant"}, {"tool", "tool"},   {"system", "system"},   {"observation", "tool"},    {"function_response", "tool"},
+        {"function_call", "assistant"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(from, names[i][0])) return names[i][1];
+    user_error("%s: \"from\": \"%s\"; it is human, gpt, system or tool", place_at(place, from), printable(from));
+}
+
+static void read_sharegpt(Reading* r, const Place* place, json_t* object) {
+    json_t *turns = json_object_get(object, "conversations"), *system_text = json_object_get(object, "system");
+    json_t *messages = json_array(), *tools = tools_of(place, object), *turn;
+    demand_list(place, turns, "conversations");
+    if (json_is_string(system_text) && json_string_length(system_text))
+        json_array_append_new(messages, message_of("system", json_incref(system_text)));
+    size_t i;
+    json_array_foreach(turns, i, turn) {
+        const char* from = json_string_value(json_object_get(turn, "from"));
+        json_t* value = json_object_get(turn, "value");
+        if (json_object_get(turn, "role")) {   // the one key with the other form's turns
+            json_array_append(messages, turn);
+            continue;
+        }
+        if (!from || !value)
+            user_error("%s: turn %zu has to be an object with the keys from and value", place_at(place, "conversations"), i + 1);
+        json_t* message = message_of(sharegpt_role(place, from), text_value(place, value, "value"));
+        json_t* weight = json_object_get(turn, "weight");
+        if (weight) json_object_set(message, "weight", weight);
+        json_array_append_new(messages, message);
+    }
+    add_conversation(r, place, "conversations", messages, tools);
+    json_decref(tools);
+}
+
+// ---- prompt and answer
+
+// The prompt file's text with {name} replaced by the record's values; braces around anything but a name stay.
+static json_t* filled_prompt(const Reading* r, const Place* place, json_t* object) {
+    Text out = {NULL, 0, 0};
+    text_append(&out, "", 0);
+    for (const char* at = r->prompt_text; *at;) {
+        size_t name = *at == '{' ? strspn(at + 1, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") : 0;
+        if (name == 0 || at[1 + name] != '}') {
+            text_append(&out, at++, 1);
+            continue;
+        }
+        char key[128];
+        snprintf(key, sizeof key, "%.*s", (int)name, at + 1);
+        json_t* value = json_object_get(object, key);
+        if (!value)
+            user_error("%s: the record has no \"%s\", which {%s} in --prompt-file %s stands for", place_at(place, key), printable(key),
+                       printable(key), r->prompt_file);
+        json_t* text = text_value(place, value, key);
+        text_append(&out, json_string_value(text), json_string_length(text));
+        json_decref(text);
+        at += name + 2;
+    }
+    json_t* prompt = json_stringn(out.data, out.bytes);
+    text_free(&out);
+    if (!prompt) user_error("--prompt-file %s: not valid UTF-8", r->prompt_file);
+    return prompt;
+}
+
+static json_t* join_texts(const char* a, size_t a_bytes, const char* between, const char* b, size_t b_bytes) {
+    Text text = {NULL, 0, 0};
+    text_append(&text, a, a_bytes);
+    text_append(&text, between, strlen(between));
+    text_append(&text, b, b_bytes);
+    json_t* joined = json_stringn(text.data, text.bytes);
+    text_free(&text);
+    return joined;
+}
+
+static json_t* prompt_text(const Reading* r, const Place* place, json_t* object) {
+    const Form* form = r->form;
+    if (r->prompt_text) return filled_prompt(r, place, object);
+    json_t* prompt = text_value(place, json_object_get(object, form->prompt), form->prompt);
+    json_t* extra = form->extra ? json_object_get(object, form->extra) : NULL;
+    json_t* whole = NULL;
+    if (form->intro) {
+        whole = join_texts(form->intro, strlen(form->intro), "", json_string_value(prompt), json_string_length(prompt));
+    } else if (extra && !json_is_null(extra)) {
+        json_t* text = text_value(place, extra, form->extra);
+        if (json_string_length(text))   // Alpaca's way to say that there is none is an empty one
+            whole = join_texts(json_string_value(prompt), json_string_length(prompt), "\n\n", json_string_value(text),
+                               json_string_length(text));
+        json_decref(text);
+    }
+    if (!whole) return prompt;
+    json_decref(prompt);
+    return whole;
+}
+
+static void read_pair(Reading* r, const Place* place, json_t* object) {
+    const Form* form = r->form;
+    json_t *prompt = json_object_get(object, form->prompt), *answer = json_object_get(object, form->completion), *messages = json_array();
+    json_t* tools = tools_of(place, object);
+    // A chosen answer may be the whole conversation.
+    bool whole = json_is_array(answer) && !is_role(json_array_get(answer, 0), "assistant");
+    if (json_is_array(prompt) && !r->prompt_text) {
+        if (!whole) json_array_extend(messages, prompt);
+    } else if (!whole) {
+        json_array_append_new(messages, message_of("user", prompt_text(r, place, object)));
+    }
+    if (json_is_array(answer)) {
+        demand_list(place, answer, form->completion);
+        json_array_extend(messages, answer);
+    } else {
+        json_array_append_new(messages, message_of("assistant", text_value(place, answer, form->completion)));
+    }
+    size_t i;
+    json_t* message;   // only what follows the prompt is the answer: the prompt's own assistant turns are its context
+    size_t context = json_is_array(prompt) && !whole ? json_array_size(prompt) : 0;
+    json_array_foreach(messages, i, message) {
+        if (i < context && is_role(message, "assistant")) json_object_set_new(message, "weight", json_integer(0));
+    }
+    add_conversation(r, place, form->completion, messages, tools);
+    json_decref(tools);
+}
+
+static void read_text(Reading* r, const Place* place, json_t* object) {
+    json_t* text = json_object_get(object, "text");
+    if (!json_is_string(text)) user_error("%s: \"text\" has to be a string", place_at(place, "text"));
+    Record* record = new_record(r, place, NULL);
+    record->bytes = json_string_length(text);
+    record->text = (char*)host_alloc(record->bytes + 1);
+    memcpy(record->text, json_string_value(text), record->bytes);
+}
+
+// ---- one record
+
+static const Form* form_of(const Place* place, json_t* object) {
+    const Form* near = NULL;
+    for (int i = 0; i < kFormCount; i++) {
+        const Form* form = &kForms[i];
+        if (!json_object_get(object, form->prompt)) continue;
+        if (!form->completion || json_object_get(object, form->completion)) return form;
+        if (!near) near = form;
+    }
+    if (near)
+        user_error("%s: the key \"%s\" is missing beside \"%s\"; the forms are %s", place_at(place, NULL), near->completion, near->prompt,
+                   kFormNames);
+    user_error("%s: no known form of record; the keys are %s", place_at(place, NULL), kFormNames);
+}
+
+static void note_ignored(Reading* r, json_t* object) {
+    const Form* form = r->form;
     const char* key;
     json_t* value;
     json_object_foreach(object, key, value) {
-        if (!key_belongs(form, key))
-            user_error("%s:%d:%d: key \"%s\" does not belong into this file, whose first record has \"%s\"; the forms are "
-                       "%s", line->path, line->number, column_of(line, key), printable(key), form->prompt, kFormNames);
+        bool used = !strcmp(key, form->prompt) || (form->completion && !strcmp(key, form->completion)) ||
+                    (form->extra && !strcmp(key, form->extra)) || (form->kind != FORM_TEXT && !strcmp(key, "tools")) ||
+                    (form->kind == FORM_SHAREGPT && !strcmp(key, "system"));
+        int i = 0;
+        while (i < r->ignored_count && strcmp(r->ignored[i], key)) i++;
+        if (!used && i == r->ignored_count && i < kMaxIgnored) r->ignored[r->ignored_count++] = host_strdup(key);
     }
-    const char* required[] = {form->prompt, form->completion};
+}
+
+// A RecordFn.
+static void read_object(void* reading, const Place* place, json_t* object) {
+    Reading* r = (Reading*)reading;
+    if (!json_is_object(object))
+        user_error("%s: expected a JSON object with the keys %s", place_at(place, NULL), kFormNames);
+    if (!r->form) r->form = form_of(place, object);
+    const char* required[] = {r->form->prompt, r->form->completion};
     for (int i = 0; i < 2; i++)
         if (required[i] && !json_object_get(object, required[i]))
-            user_error("%s:%d:1: the key \"%s\" is missing; the forms are %s", line->path, line->number, required[i],
-                       kFormNames);
-}
-
-static json_t* string_of(const Line* line, json_t* object, const char* key) {
-    json_t* value = json_object_get(object, key);
-    if (!json_is_string(value))
-        user_error("%s:%d:%d: \"%s\" has to be a string", line->path, line->number, column_of(line, key), key);
-    return value;
-}
-
-static Role role_of(const Line* line, json_t* message, size_t index, size_t count) {
-    const char* name = json_string_value(string_of(line, message, "role"));
-    Role role = ROLE_SYSTEM;
-    if (!strcmp(name, "user")) role = ROLE_USER;
-    else if (!strcmp(name, "assistant")) role = ROLE_ASSISTANT;
-    else if (strcmp(name, "system"))
-        user_error("%s:%d:%d: role \"%s\" in message %zu; it is system, user or assistant", line->path, line->number,
-                   column_of(line, name), printable(name), index + 1);
-    if (role == ROLE_SYSTEM && index > 0)
-        user_error("%s:%d:%d: message %zu has the role system, which only the first may have", line->path, line->number,
-                   column_of(line, "messages"), index + 1);
-    if (role != ROLE_ASSISTANT && index + 1 == count)
-        user_error("%s:%d:%d: the last message has to be the assistant's: it is what is trained on", line->path,
-                   line->number, column_of(line, "messages"));
-    return role;
-}
-
-static void read_messages(const Line* line, const Form* form, json_t* object, RecordList* list) {
-    json_t* messages = json_object_get(object, "messages");
-    size_t i, count = json_array_size(messages);
-    if (count == 0)
-        user_error("%s:%d:%d: \"messages\" has to be a list with at least one message", line->path, line->number,
-                   column_of(line, "messages"));
-    Record* record = new_record(list, (int)count, form->joint);
-    json_t* message;
-    json_array_foreach(messages, i, message) {
-        if (!json_is_object(message) || json_object_size(message) != 2 || !json_object_get(message, "role") ||
-            !json_object_get(message, "content"))
-            user_error("%s:%d:%d: message %zu has to be an object with the keys role and content and no other", line->path,
-                       line->number, column_of(line, "messages"), i + 1);
-        Role role = role_of(line, message, i, count);
-        record->turns[i] = json_turn(role, string_of(line, message, "content"));
+            user_error("%s: the key \"%s\" is missing; this file's first record has the form of %s", place_at(place, NULL), required[i],
+                       r->form->name);
+    if (r->prompt_text && r->form->kind != FORM_PAIR)
+        user_error("%s: --prompt-file needs records of a prompt and an answer, and these are %s", place->path, r->form->name);
+    note_ignored(r, object);
+    switch (r->form->kind) {
+        case FORM_MESSAGES: read_messages(r, place, object); return;
+        case FORM_SHAREGPT: read_sharegpt(r, place, object); return;
+        case FORM_PAIR: read_pair(r, place, object); return;
+        case FORM_TEXT: read_text(r, place, object); return;
     }
+    die("a form of record of kind %d", (int)r->form->kind);
 }
 
-static void read_object(const Line* line, const Form* form, json_t* object, RecordList* list) {
-    if (!strcmp(form->prompt, "messages")) {
-        read_messages(line, form, object, list);
-        return;
-    }
-    json_t* prompt = string_of(line, object, form->prompt);
-    if (!form->completion) {
-        Record* record = new_record(list, 1, form->joint);
-        record->plain = true;
-        record->turns[0] = json_turn(ROLE_ASSISTANT, prompt);
-        return;
-    }
-    json_t* completion = string_of(line, object, form->completion);
-    Record* record = new_record(list, 2, form->joint);
-    record->turns[0] = json_turn(ROLE_USER, prompt);
-    record->turns[1] = json_turn(ROLE_ASSISTANT, completion);
-    if (!form->extra || !json_object_get(object, form->extra)) return;
-    json_t* extra = string_of(line, object, form->extra);
-    if (json_string_length(extra) == 0) return;   // Alpaca's way to say that there is none
-    Turn instruction = record->turns[0];
-    Turn input = turn_of(ROLE_USER, "\n\n", 2, json_string_value(extra), json_string_length(extra));
-    record->turns[0] = turn_of(ROLE_USER, instruction.text, instruction.bytes, input.text, input.bytes);
-    free(instruction.text);
-    free(input.text);
-}
+// ---- files
 
-static bool is_blank(const Line* line) {
-    for (size_t i = 0; i < line->bytes; i++)
-        if (!strchr(" \t\r", line->text[i]) || !line->text[i]) return false;
-    return true;
-}
-
-static void read_json_lines(const char* path, const char* text, size_t bytes, RecordList* list) {
-    const Form* form = NULL;
-    Line line = {path, 0, text, 0};
-    for (const char* end = text + bytes; line.text < end; line.text += line.bytes + 1) {
-        const char* newline = (const char*)memchr(line.text, '\n', (size_t)(end - line.text));
-        line.bytes = (size_t)((newline ? newline : end) - line.text);
-        line.number++;
-        if (is_blank(&line)) continue;
-        json_t* object = parse_line(&line);
-        if (!form) form = form_of(&line, object);
-        check_keys(&line, form, object);
-        read_object(&line, form, object, list);
-        json_decref(object);
-    }
-}
-
-// ---- ViGGO
-
-// Which of the two columns holds the meaning (0) and which the sentence (1).
-static void viggo_header(const Csv* csv, int* meaning, int* sentence) {
-    for (int names = 0; names < 2; names++)
-        for (int first = 0; csv->count == 2 && first < 2; first++)
-            if (!strcmp(csv->field[first], kViggoColumns[names][0]) &&
-                !strcmp(csv->field[1 - first], kViggoColumns[names][1])) {
-                *meaning = first;
-                *sentence = 1 - first;
-                return;
-            }
-    user_error("%s:1:1: the first line has to name the columns mr,ref or meaning_representation,target (ViGGO); other data "
-               "go into a .jsonl file", csv->path);
-}
-
-static void read_viggo(const char* path, const char* text, size_t bytes, RecordList* list) {
-    Csv csv = csv_open(path, text, bytes);
-    int meaning = 0, sentence = 1;
-    if (csv_next(&csv)) viggo_header(&csv, &meaning, &sentence);
-    while (csv_next(&csv)) {
-        if (csv.count != 2) user_error("%s:%d:1: %d fields where the first line has 2", path, csv.first_line, csv.count);
-        Record* record = new_record(list, 2, "\n");
-        record->turns[0] =
-            turn_of(ROLE_USER, kViggoPrompt, sizeof kViggoPrompt - 1, csv.field[sentence], csv.field_bytes[sentence]);
-        record->turns[1] = turn_of(ROLE_ASSISTANT, csv.field[meaning], csv.field_bytes[meaning], "", 0);
-    }
-    csv_close(&csv);
-}
-
-RecordList records_read(const char* path) {
-    RecordList list = {NULL, 0};
-    size_t bytes, mark = 0, length = strlen(path);
-    char* text = file_read(path, &bytes);
-    if (bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) mark = 3;   // a byte order mark, as spreadsheets write it
-    bool csv = length >= 4 && !strcmp(path + length - 4, ".csv");
-    (csv ? read_viggo : read_json_lines)(path, text + mark, bytes - mark, &list);
+uint64_t record_hash(const Record* record) {
+    if (!record->messages) return XXH3_64bits(record->text, record->bytes);
+    json_t* all = json_pack("[O, O?]", record->messages, record->tools);
+    char* text = json_dumps(all, JSON_COMPACT | JSON_SORT_KEYS);
+    uint64_t hash = XXH3_64bits(text, strlen(text));
     free(text);
-    if (list.count == 0) user_error("%s: no records in it", path);
+    json_decref(all);
+    return hash;
+}
+
+const char* record_reference(const Record* record) {
+    for (size_t i = json_array_size(record->messages); i-- > 0;) {
+        json_t* message = json_array_get(record->messages, i);
+        if (!is_role(message, "assistant")) continue;
+        const char* content = json_string_value(json_object_get(message, "content"));
+        return content ? content : "";
+    }
+    return "";
+}
+
+typedef struct {
+    uint64_t hash;
+    int index;
+} Ranked;
+
+static int compare_ranked(const void* pa, const void* pb) {
+    const Ranked *a = (const Ranked*)pa, *b = (const Ranked*)pb;
+    return a->hash != b->hash ? (a->hash < b->hash ? -1 : 1) : a->index - b->index;
+}
+
+// Keeps the records from `first` on whose hashes are the smallest share of all, in their order.
+static void take_share(RecordList* list, int first, double share) {
+    const uint64_t kSalt = 0x9e3779b97f4a7c15ull;   // apart from the choice of a validation split
+    int count = list->count - first, kept = max_int(1, (int)(share * count + 0.5)), at = first;
+    Ranked* ranked = (Ranked*)host_alloc((size_t)count * sizeof(Ranked));
+    unsigned char* keep = (unsigned char*)host_alloc((size_t)count);
+    for (int i = 0; i < count; i++) {
+        ranked[i].hash = (record_hash(&list->records[first + i]) ^ kSalt) * kSalt;
+        ranked[i].index = i;
+    }
+    qsort(ranked, (size_t)count, sizeof(Ranked), compare_ranked);
+    for (int i = 0; i < kept; i++) keep[ranked[i].index] = 1;
+    for (int i = 0; i < count; i++) {
+        if (keep[i]) list->records[at++] = list->records[first + i];
+        else record_free(&list->records[first + i]);
+    }
+    list->count = at;
+    free(keep);
+    free(ranked);
+}
+
+static void add_note(RecordList* list, const char* text) { text_append(&list->notes, text, strlen(text)); }
+
+static void note_file(Reading* r, const char* path, int records, double share) {
+    char text[1024];
+    snprintf(text, sizeof text, "%s: %d records of %s", path, records, r->form->name);
+    add_note(r->list, text);
+    if (share < 1) snprintf(text, sizeof text, ", of which a share of %g is taken", share);
+    if (share < 1) add_note(r->list, text);
+    for (int i = 0; i < r->ignored_count; i++) {
+        snprintf(text, sizeof text, "%s%s", i ? ", " : "; ignored: ", printable(r->ignored[i]));
+        add_note(r->list, text);
+        free(r->ignored[i]);
+    }
+    if (r->trailing) {
+        snprintf(text, sizeof text, "; %d end with another's turn than the assistant's, which is left off", r->trailing);
+        add_note(r->list, text);
+    }
+    add_note(r->list, "\n");
+}
+
+// One of the files: "FILE" or "FILE:SHARE".
+static void read_file(RecordList* list, const char* name, const char* prompt_file, const char* prompt) {
+    char* path = host_strdup(name);
+    char* colon = strrchr(path, ':');
+    double share = 1;
+    if (colon && !path_exists(path)) {
+        char* end;
+        share = strtod(colon + 1, &end);
+        if (end == colon + 1 || *end || !(share > 0 && share <= 1))
+            user_error("--data %s: the share behind the colon has to be above 0 and at most 1", name);
+        *colon = 0;
+    }
+    list->paths = (char**)host_grow(list->paths, (size_t)(list->path_count + 1) * sizeof(char*));
+    list->paths[list->path_count++] = path;
+    Reading r;
+    memset(&r, 0, sizeof r);
+    r.list = list;
+    r.prompt_text = prompt;
+    r.prompt_file = prompt_file;
+    int first = list->count;
+    source_read(path, read_object, &r);
+    if (list->count == first) user_error("%s: no records in it", path);
+    int count = list->count - first;
+    if (share < 1) take_share(list, first, share);
+    note_file(&r, path, count, share);
+}
+
+RecordList records_read(const char* paths, const char* prompt_file) {
+    RecordList list;
+    memset(&list, 0, sizeof list);
+    char* prompt = prompt_file && *prompt_file ? file_read(prompt_file, NULL) : NULL;
+    char* names = host_strdup(paths);
+    bool one = path_exists(names);   // a comma may be part of a name
+    for (char *name = names, *next; name; name = next) {
+        next = one ? NULL : strchr(name, ',');
+        if (next) *next++ = 0;
+        read_file(&list, name, prompt_file, prompt);
+    }
+    free(names);
+    free(prompt);
+    list.selected = list.count;
     return list;
 }

@@ -22,15 +22,20 @@ static const Flag kFlags[] = {
     {"model", TEXT, AT(model), kAll, true, NULL, "DIR", "Hugging Face directory: config.json, *.safetensors, tokenizer.json"},
     {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
     {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
-    {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
+    {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
     {"layers", INTEGER, AT(layers), TRAIN | BENCH, true, "0", "N", "cut the model to its first N layers"},
-    {"data", TEXT, AT(data), TRAIN | EVAL | GENERATE, true, NULL, "FILE", ".jsonl (messages | prompt+completion | instruction+output | question+answer | text) or ViGGO .csv"},
+    {"data", TEXT, AT(data), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "FILE[:SHARE][,FILE ...]: .jsonl, .json (.gz) of messages, conversations, prompt+completion, instruction+output, question+answer or text; ViGGO .csv"},
     {"val", TEXT, AT(val), TRAIN, false, NULL, "FILE", "evaluate on this file as well"},
-    {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE, true, "auto", "auto|llama3|chatml|none", "chat template; auto reads the model's"},
-    {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH, true, "512", "N", "tokens in a row"},
+    {"val-split", NUMBER, AT(val_split), TRAIN, true, "0", "X", "hold out this share of the records, chosen by their content, and evaluate on it"},
+    {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "FORM", "auto: the model's own chat template; FILE.jinja: that one; llama3, chatml, none: for base models"},
+    {"date", TEXT, AT(date), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "YYYY-MM-DD", "the day that a chat template's strftime_now gives"},
+    {"special-tokens", CHOICE, AT(special_tokens), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "auto|template|answers|all", "where spellings of special tokens in the data count as such; auto: in text records"},
+    {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "the prompt of each record, with {name} for a CSV column or a key"},
+    {"limit", INTEGER, AT(limit), TRAIN | EVAL | GENERATE | INSPECT, true, "0", "N", "the first N records only; 0: all"},
+    {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH | INSPECT, true, "512", "N", "tokens in a row"},
     {"pack", SWITCH, AT(pack), TRAIN | EVAL, true, NULL, NULL, "several examples in a row, hidden from each other"},
-    {"long", CHOICE, AT(long_policy), TRAIN | EVAL, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
-    {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL, true, NULL, NULL, "score the prompt's tokens too"},
+    {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
+    {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
     {"level", TEXT, AT(level), TRAIN | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
     {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
     {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
@@ -66,6 +71,8 @@ static const Flag kFlags[] = {
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
+    {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
+    {"json", SWITCH, AT(json), INSPECT, false, NULL, NULL, "a line of JSON an example: text, tokens, trained"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
     {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss", "what to evaluate"},
     {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
@@ -308,13 +315,17 @@ static void check_recipe(const Options* o, int command, int ranks) {
 static void check_train(const Options* o) {
     if (!o->data) user_error("train: name the data with --data FILE");
     if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
-    if (o->eval_every && !o->val) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
+    if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
+    if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
     if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
     if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
 }
 
 void options_check(const Options* o, int command, int ranks) {
     check_batch(o, ranks);
+    if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
+        user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
+    if (command == INSPECT) return;
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
         user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
     Config published;

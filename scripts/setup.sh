@@ -16,6 +16,7 @@ compiles jansson.h || missing+=(libjansson-dev)
 printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n' | ${CC:-cc} -fsyntax-only -x c - 2>/dev/null ||
     missing+=(libpcre2-dev)
 compiles xxhash.h || missing+=(libxxhash-dev)
+compiles zlib.h || missing+=(zlib1g-dev)
 command -v mpicc >/dev/null && [ -n "$(mpicc --showme:compile 2>/dev/null)" ] || missing+=(libopenmpi-dev openmpi-bin)
 for extra in "$@"; do command -v "$extra" >/dev/null || missing+=("$extra"); done
 [ ${#missing[@]} -gt 0 ] || exit 0

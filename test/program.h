@@ -186,7 +186,7 @@ static const char kConfig[] =
 static const char kGenerationConfig[] = "{\"eos_token_id\": [258, 257]}\n";
 static const char kTokenizerConfig[] =
     "{\"eos_token\": \"<|end|>\", \"chat_template\": \"{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}"
-    "<|im_end|>{% endfor %}\"}\n";
+    "<|im_end|>\\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}\"}\n";
 
 __attribute__((unused))
 static void write_tokenizer(const char* dir) {

@@ -1,8 +1,12 @@
 // Data files: every form and every error; cutting, packing, shuffling; the arrays of a batch.
 #include "../data/batch.h"
+#include "../data/inspect.h"
+#include "../data/record.h"
 #include "../halo/progress.h"
 
 #include "byte_tokenizer.h"
+
+#include <zlib.h>
 
 enum { kBos, kEos, kHead, kText, kEot, kImStart, kImEnd };
 
@@ -10,7 +14,10 @@ static Tokenizer* tokenizer;   // bytes, every special token, BOS by the post-pr
 static ChatFormat none, llama3;
 
 static DataOptions options_of(const ChatFormat* chat, int seq) {
-    DataOptions o = {chat, seq, false, false, LONG_TRUNCATE};
+    DataOptions o;
+    memset(&o, 0, sizeof o);
+    o.chat = chat;
+    o.seq = seq;
     return o;
 }
 
@@ -61,8 +68,20 @@ static void forms_case(void) {
          "instruction, output; empty input"},
         {"a.jsonl", "{\"instruction\": \"I\", \"output\": \"O\"}\n{\"instruction\": \"I\", \"input\": \"in\", \"output\": \"O\"}",
          "{bos}I\n\nin\n|O{eos}", "O{eos}", "O", 2, "instruction, input, output"},
-        {"a.jsonl", "{\"text\": \"<|eot_id|>\"}", "|{bos}<|eot_id|>{eos}", "<|eot_id|>{eos}", NULL, 1, "text"},
-        {"a.jsonl", "{\"prompt\": \"\", \"completion\": \"\"}", "{bos}|{eos}", "{eos}", "", 1, "nothing but the end"},
+        {"a.jsonl", "{\"text\": \"a<|eot_id|>\"}", "|{bos}a{eot}{eos}", "a{eot}{eos}", NULL, 1, "text: special tokens are recognised"},
+        {"a.jsonl", "{\"text\": \"<|begin_of_text|>a<|end_of_text|>\"}", "|{bos}a{eos}", "a{eos}", NULL, 1,
+            "text: BOS and EOS are not doubled"},
+        {"a.jsonl", "{\"prompt\": \"\", \"completion\": \"A\"}\n{\"prompt\": \"\", \"completion\": \"\"}", "{bos}|{eos}", "{eos}", "", 2,
+         "nothing but the end"},
+        {"a.jsonl", "{\"instruction\": \"I\", \"input\": null, \"output\": 7, \"id\": 1}\n{\"instruction\": \"I\", \"output\": 0.1}",
+         "{bos}I\n|0.1{eos}", "0.1{eos}", "0.1", 2, "a null input, numbers as answers, other columns"},
+        {"a.jsonl", "{\"instruction\": \"I\", \"context\": \"C\", \"response\": \"R\", \"category\": \"x\"}", "{bos}I\n\nC\n|R{eos}",
+            "R{eos}", "R", 1,
+         "Dolly"},
+        {"a.json", "[{\"question\": \"Q\", \"answer\": \"A\"},\n {\"question\": \"R\",\n  \"answer\": \"B\"}\n]\n", "{bos}R\n|B{eos}",
+            "B{eos}", "B", 2,
+         "a JSON array over several lines"},
+        {"a.csv", "question,answer,id\nQ,A,1\n", "{bos}Q\n|A{eos}", "A{eos}", "A", 1, "other columns in CSV"},
         {"a.csv", "mr,ref\r\n\"inform(name[\"\"X\"\", y])\",\"A\nB, c\"\r\nf(x),plain\r\n",
          "{bos}" VIGGO "plain\n|f(x){eos}", "f(x){eos}", "f(x)", 2, "ViGGO"},
         {"a.csv", "target,meaning_representation\n\"say \"\"hi\"\"\n, now\",\"g[a, b]\"",
@@ -80,7 +99,31 @@ static void forms_case(void) {
          "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\n|A{eot}", "A{eot}", "A", 1, "prompt, completion in a chat"},
         {"a.jsonl", "{\"text\": \"T\"}", "|{bos}T{eos}", "T{eos}", NULL, 1, "text has no chat around it"},
     };
+#define SHARED "{bos}{head}system{text}\n\nS{eot}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}user{text}\n\nR{eot}" \
+    "{head}assistant{text}\n\n|B{eot}"
+    static const Form shared[] = {
+        {"a.jsonl", "{\"conversations\": [{\"from\": \"system\", \"value\": \"S\"}, {\"from\": \"human\", \"value\": \"Q\"}, {\"from\": \"gpt\", "
+         "\"value\": \"A\"}, {\"from\": \"human\", \"value\": \"R\"}, {\"from\": \"gpt\", \"value\": \"B\"}, {\"from\": \"human\", \"value\": \"?\"}]}",
+         SHARED, "A{eot}B{eot}", "B", 1, "ShareGPT, with a last question that is left off"},
+        {"a.jsonl", "{\"prompt\": [{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", "
+         "\"content\": \"A\"}, {\"role\": \"user\", \"content\": \"R\"}], \"completion\": \"B\"}", SHARED, "B{eot}", "B", 1,
+         "a prompt of messages: what is in it is not trained"},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"chosen\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\"}], "
+         "\"rejected\": \"no\"}", "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\n|A{eot}", "A{eot}", "A", 1,
+             "a chosen conversation"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0}, "
+         "{\"role\": \"tool\", \"content\": \"T\", \"name\": \"f\"}, {\"role\": \"assistant\", \"content\": \"B\", \"weight\": 1}]}",
+         "{bos}{head}user{text}\n\nQ{eot}{head}assistant{text}\n\nA{eot}{head}tool{text}\n\nT{eot}{head}assistant{text}\n\n|B{eot}",
+             "B{eot}",
+         "B", 1, "weight 0, and a tool's turn"},
+    };
     for (int i = 0; i < COUNT(chat); i++) expect_form(&chat[i], &llama3);
+    for (int i = 0; i < COUNT(shared); i++) expect_form(&shared[i], &llama3);
+    none.specials = SPECIALS_TEMPLATE;
+    static const Form plain_text = {"a.jsonl", "{\"text\": \"a<|eot_id|>\"}", "|{bos}a<|eot_id|>{eos}", "a<|eot_id|>{eos}", NULL, 1,
+                                    "text with --special-tokens template"};
+    expect_form(&plain_text, &none);
+    none.specials = SPECIALS_AUTO;
     DataOptions all = options_of(&llama3, 100);
     all.train_on_prompt = true;
     Dataset* d = load("a.jsonl", chat[1].content, all);
@@ -100,6 +143,8 @@ static void load_refused(void* arg) {
     load(r->file, r->content, options_of(&none, 100));
 }
 
+static void load_without_column(void* arg);
+
 static void load_absent(void* arg) {
     DataOptions options = options_of(&none, 100);
     dataset_load((const char*)arg, tokenizer, &options);
@@ -112,29 +157,36 @@ static void errors_case(void) {
         {"a.jsonl", GOOD "\n{\"prompt\": \"Q\", ", "a.jsonl:3:"},
         {"a.jsonl", "{\"prompt\": \"\xff\", \"completion\": \"A\"}", "a.jsonl:1:"},
         {"a.jsonl", "{\"prompt\": \"a\", \"prompt\": \"b\", \"completion\": \"A\"}", "duplicate object key"},
-        {"a.jsonl", "[" GOOD "]", "a.jsonl:1:"},
-        {"a.jsonl", "[1, 2]", "a.jsonl:1:1: expected a JSON object"},
         {"a.jsonl", "{\"input\": \"Q\"}", "a.jsonl:1:1: no known form"},
-        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\", \"text\": \"T\"}", "a.jsonl:1:36: key \"text\" does not belong"},
-        {"a.jsonl", GOOD "{\"question\": \"Q\", \"answer\": \"A\"}", "a.jsonl:2:2: key \"question\" does not belong"},
+        {"a.jsonl", "[1, 2]", "a.jsonl:1:2: expected a JSON object"},
+        {"a.jsonl", "[" GOOD GOOD "]", "a.jsonl:2:1: a comma or the list's closing bracket"},
+        {"a.jsonl", "[\n" GOOD ",{\"prompt\": 1 2}]", "a.jsonl:3:"},
+        {"a.jsonl", "[" GOOD "] x", "a.jsonl:2:3: something follows the list"},
+        {"a.jsonl", GOOD "{\"question\": \"Q\", \"answer\": \"A\"}", "a.jsonl:2:1: the key \"prompt\" is missing"},
         {"a.jsonl", "{\"prompt\": \"Q\"}", "\"completion\" is missing"},
         {"a.jsonl", "{\"instruction\": \"Q\", \"output\": null}", "a.jsonl:1:22: \"output\" has to be a string"},
-        {"a.jsonl", "{\"instruction\": \"Q\", \"input\": 3, \"output\": \"O\"}", "\"input\" has to be a string"},
+        {"a.jsonl", "{\"instruction\": \"Q\", \"input\": [3], \"output\": \"O\"}", "\"input\" has to be a string"},
         {"a.jsonl", "{\"text\": [\"T\"]}", "\"text\" has to be a string"},
         {"a.jsonl", "{\"messages\": \"Q\"}", "a.jsonl:1:2: \"messages\" has to be a list"},
         {"a.jsonl", "{\"messages\": []}", "at least one message"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\"}]}", "message 1 has to be an object"},
-        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"\", \"name\": \"x\"}]}", "and no other"},
-        {"a.jsonl", "{\"messages\": [{\"role\": \"tool\", \"content\": \"\"}]}", "a.jsonl:1:24: role \"tool\" in message 1"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"bard\", \"content\": \"\"}]}", "a.jsonl:1:24: role \"bard\" in message 1"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}", "only texts can be trained"},
+        {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0.5}]}",
+            "\"weight\" of message 1 has to be 0 or 1"},
+        {"a.jsonl", "{\"conversations\": [{\"from\": \"bard\", \"value\": \"\"}]}", "\"from\": \"bard\""},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"\"}\n{\"prompt\": \"Q\", \"completion\": \" \"}", "every answer is empty"},
+        {"a.parquet", "PAR1....", "pandas.read_parquet"},
+        {"a.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"},
+        {"a.jsonl", "\x1f\x8b\x08", "the gzip data are broken or cut off"},
+        {"a.csv", "mr,ref\na,b\n\xff,c\n", "a.csv:3:1: not valid UTF-8"},
+        {"a.csv", "mr,mr\na,b\n", "two columns are called"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}]}", "the last message has to be the assistant's"},
-        {"a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"system\", \"content\": \"\"}]}",
-         "message 2 has the role system"},
         {"a.jsonl", "{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}", "\"content\" has to be a string"},
         {"a.jsonl", "", "no records"},
         {"a.jsonl", " \n\r\n", "no records"},
         {"a.csv", "mr,ref\n", "no records"},
-        {"a.csv", "mr,text\na,b\n", "a.csv:1:1: the first line has to name the columns"},
-        {"a.csv", "mr,ref,x\na,b,c\n", "a.csv:1:1:"},
+        {"a.csv", "mr,text2\na,b\n", "a.csv:2:1: no known form"},
         {"a.csv", "mr,ref\na,b\na\n", "a.csv:3:1: 1 fields"},
         {"a.csv", "mr,ref\na,\"b\nc\nd", "a.csv:2:3: this quote is never closed"},
         {"a.csv", "mr,ref\na,\"b\nc\" d\n", "a.csv:3:3: a comma or the line's end"},
@@ -143,7 +195,114 @@ static void errors_case(void) {
          "01234567890123456789012345678901234567890123456789\"}", "an epoch would train no token: 1 of 1 records"},
     };
     for (int i = 0; i < COUNT(all); i++) expect_exit(load_refused, &all[i], kExitUser, all[i].words, all[i].words);
+    temp_write("q.txt", "{gone}");
+    expect_exit(load_without_column, (void*)temp_path("q.txt"), kExitUser, "the record has no \"gone\"",
+        "--prompt-file with a column that is not there");
     expect_exit(load_absent, (void*)temp_path("absent.jsonl"), kExitUser, "absent.jsonl", "a file that is not there");
+}
+
+// ---- which records, and what is said of them
+
+static int examples_of(const char* paths, DataOptions o) {
+    Dataset* d = dataset_load(paths, tokenizer, &o);
+    int count = dataset_stats(d)->examples;
+    dataset_free(d);
+    return count;
+}
+
+static void select_case(void) {
+    FILE* f = fopen(temp_path("n.jsonl"), "wb");
+    for (int i = 0; i < 1000; i++) fprintf(f, "{\"prompt\": \"%d\", \"completion\": \"A\"}\n", i);
+    fclose(f);
+    temp_write("m.jsonl", "{\"question\": \"Q\", \"answer\": \"A\"}\n");
+    DataOptions o = options_of(&none, 100);
+    char both[1024];
+    snprintf(both, sizeof both, "%s:0.3,%s", temp_path("n.jsonl"), temp_path("m.jsonl"));
+    ok(examples_of(both, o) == 301, "two files, one with a share");
+    o.limit = 7;
+    ok(examples_of(both, o) == 7, "a limit");
+    o.limit = 0;
+    o.val_split = 0.1;
+    int rest = examples_of(temp_path("n.jsonl"), o);
+    o.held_out = true;
+    int held = examples_of(temp_path("n.jsonl"), o);
+    ok(rest + held == 1000 && held > 60 && held < 140, "val-split 0.1 holds out %d of 1000", held);
+    RecordList list = records_read(temp_path("m.jsonl"), NULL), again = records_read(temp_path("n.jsonl"), NULL);
+    ok(record_hash(&list.records[0]) != record_hash(&again.records[0]) && record_hash(&again.records[3]) != record_hash(&again.records[4]),
+       "records have hashes of their own");
+    records_free(&list);
+    records_free(&again);
+}
+
+static void gzip_case(void) {
+    gzFile z = gzopen(temp_path("z.jsonl.gz"), "wb");
+    for (int i = 0; i < 5000; i++) gzprintf(z, "{\"prompt\": \"%d\", \"completion\": \"A\"}\n", i);
+    gzclose(z);
+    ok(examples_of(temp_path("z.jsonl.gz"), options_of(&none, 100)) == 5000, "gzip: 5000 records");
+}
+
+static void prompt_file_case(void) {
+    temp_write("p.txt", "Say {ref} {x} {\"a\": {}}\n{mr}:");
+    DataOptions o = options_of(&none, 300);
+    o.prompt_file = temp_path("p.txt");
+    static const char csv[] = "mr,ref,x\nm,r,{ref}\n";
+    Dataset* d = load("a.csv", csv, o);
+    const Example* e = dataset_example(d, 0);
+    same_text(shown(e->tokens, NULL, e->count), "{bos}Say r {ref} {\"a\": {}}\nm:\nm{eos}", "--prompt-file: columns in braces");
+    dataset_free(d);
+    const char* own = refpack("data/prompts/viggo.txt");
+    if (!own) return;
+    o.prompt_file = own;
+    d = load("a.csv", "meaning_representation,target\nm,r\n", o);
+    o.prompt_file = NULL;
+    Dataset* built_in = load("a.csv", "meaning_representation,target\nm,r\n", o);
+    ok(d && dataset_example(d, 0)->count == dataset_example(built_in, 0)->count &&
+       !memcmp(dataset_example(d, 0)->tokens, dataset_example(built_in, 0)->tokens, sizeof(int) * (size_t)dataset_example(d, 0)->count),
+       "--prompt-file with the paper's prompt: what is built in");
+    dataset_free(d);
+    dataset_free(built_in);
+}
+
+static void load_without_column(void* arg) {
+    DataOptions o = options_of(&none, 300);
+    o.prompt_file = (const char*)arg;
+    load("a.csv", "mr,ref\nm,r\n", o);
+}
+
+static void inspect_case(void) {
+    DataOptions o = options_of(&llama3, 200);
+    o.inspect = true;
+    o.texts = 2;
+    Dataset* d = load("a.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"<|eot_id|>\"}, {\"role\": \"assistant\", \"content\": \"A\"}], \"id\": 1}\n"
+                      "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\", \"weight\": 0}]}\n", o);
+    char *text = NULL, *shown_text = NULL;
+    size_t bytes = 0, shown_bytes = 0;
+    FILE* f = open_memstream(&text, &bytes);
+    InspectOptions json = {2, true, false}, plain = {2, false, false};
+    inspect_dataset(d, tokenizer, &json, f);
+    fclose(f);
+    char* second = strchr(text, '\n');
+    json_t* line = json_loadb(text, (size_t)(second - text), 0, NULL);
+    json_t *tokens = json_object_get(line, "tokens"), *trained = json_object_get(line, "trained");
+    ok(line && !strcmp(json_string_value(json_object_get(line, "text")),
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|eot_id|><|eot_id|>"
+       "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"), "inspect --json: the rendered text");
+    size_t n = json_array_size(tokens);
+    ok(n > 2 && json_array_size(trained) == n && json_integer_value(json_array_get(trained, n - 1)) == 1 &&
+       json_integer_value(json_array_get(trained, n - 2)) == 1 && json_integer_value(json_array_get(trained, n - 3)) == 0,
+       "inspect --json: %zu tokens, the last two trained", n);
+    ok(strchr(second + 1, '\n') == text + bytes - 1, "inspect --json: a line an example, one without training among them");
+    json_decref(line);
+    f = open_memstream(&shown_text, &shown_bytes);
+    inspect_dataset(d, tokenizer, &plain, f);
+    fclose(f);
+    ok(strstr(shown_text, "[[A<|eot_id|>]]") && strstr(shown_text, "NOTHING TO TRAIN") && strstr(shown_text, "ignored: id") &&
+       strstr(shown_text, "1 spellings of special tokens") && strstr(shown_text, "2 records of conversations (messages)"),
+           "inspect: marks and counts");
+    free(text);
+    free(shown_text);
+    dataset_free(d);
 }
 
 // ---- lengths
@@ -387,8 +546,9 @@ static void refpack_case(void) {
     const char* model = refpack("data/models/stories260K/hf");
     if (!model) return;
     Tokenizer* stories = tokenizer_load(model);
-    ChatFormat chat = chat_detect(model, stories, "none");
-    ok(chat.bos == 1 && chat.turn_end == 2, "stories260K: BOS and EOS");
+    ChatOptions plain = {"none", NULL, SPECIALS_AUTO};
+    ChatFormat chat = chat_open(model, stories, &plain);
+    ok(chat.text_bos == 1 && chat.turn_end == 2, "stories260K: BOS and EOS");
     for (int i = 0; i < COUNT(files); i++) {
         const char* path = refpack(files[i].path);
         if (!path) continue;
@@ -413,15 +573,17 @@ static void refpack_case(void) {
 
 static const Case cases[] = {
     {"dataset.errors", errors_case},   // first: a child of a process whose OpenMP threads are up may not start its own
-    {"dataset.forms", forms_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
+    {"dataset.forms", forms_case}, {"dataset.select", select_case}, {"dataset.gzip", gzip_case}, {"dataset.prompt_file", prompt_file_case},
+    {"dataset.inspect", inspect_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
     {"dataset.pack", pack_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},
 };
 
 int main(int argc, char** argv) {
     temp_make();
     tokenizer = byte_tokenizer(kBos, kImEnd, true);
-    none = chat_detect(temp_dir, tokenizer, "none");
-    llama3 = chat_detect(temp_dir, tokenizer, "llama3");
+    ChatOptions plain = {"none", NULL, SPECIALS_AUTO}, turns = {"llama3", NULL, SPECIALS_AUTO};
+    none = chat_open(temp_dir, tokenizer, &plain);
+    llama3 = chat_open(temp_dir, tokenizer, &turns);
     int failed = test_main(cases, COUNT(cases), argc, argv);
     chat_free(&none);
     chat_free(&llama3);

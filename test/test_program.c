@@ -558,7 +558,7 @@ static void bad_inputs_case(void) {
         const char *file, *text, *more, *words;
     } inputs[] = {
         {"tokenizer_config.json", "{\"eos_token\": \"<|end|>\", \"chat_template\": \"### {{ x }}\"}", "--chat auto",
-         "neither Llama-3's nor ChatML|--chat"},
+         "answers can be found|--chat"},
         {"tokenizer_config.json", "{\"eos_token\": \"<|end|>\"}", "--chat auto", "no chat template|--chat"},
         {"tokenizer.json", "{\"model\": ", "", "tokenizer.json"},
         {"config.json", "{", "", "config.json"},

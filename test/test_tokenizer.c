@@ -6,6 +6,7 @@
 #include "../data/tokenizer/tokenizer.h"
 
 #include <pthread.h>
+#include <sys/stat.h>
 
 // ---- Helpers
 
@@ -622,6 +623,8 @@ static const BadCase bad_cases[] = {
     {"content missing", "{\"added_tokens\": [{\"id\": 300}]}", "\"content\""},
     {"single_word", "{\"added_tokens\": [" ADDED(300, "<b>", ", \"single_word\": true") "]}", "\"single_word\" of \"<b>\""},
     {"a line break in a name", "{\"added_tokens\": [" ADDED(5, "a\\nb", "") "]}", "\"a?b\""},
+    {"added tokens that are no list", "{\"added_tokens\": {\"a\": 1}}", "has to be a list"},
+    {"a single byte", "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\\\\C\"}, \"behavior\": \"Isolated\"}}", "cut characters apart"},
     {"dropout", "{\"model\": {\"dropout\": 0.1}}", "dropout"},
     {"word ends", "{\"model\": {\"end_of_word_suffix\": \"</w>\"}}", "end_of_word_suffix"},
     {"unknown token missing", "{\"model\": {\"unk_token\": \"<unk>\"}}", "unk_token"},
@@ -649,8 +652,16 @@ static void errors_case(void) {
         json_decref(root);
         expect_exit(load_dir, shared_dir, kExitUser, bad_cases[i].words, name);
     }
-    free(shared_dir);
     remove_tokenizer();
+    mkdir(shared_dir, 0700);
+    char path[256];
+    snprintf(path, sizeof path, "%s/tokenizer.model", shared_dir);
+    FILE* f = fopen(path, "wb");
+    check(f && fclose(f) == 0, "%s: not written", path);
+    expect_exit(load_dir, shared_dir, kExitUser, "save_pretrained", "error.tokenizer.model alone");
+    unlink(path);
+    rmdir(shared_dir);
+    free(shared_dir);
 }
 
 static const Case cases[] = {

@@ -54,16 +54,26 @@ static size_t skip_spaces_back(const char* text, size_t from, size_t at) {
     return at;
 }
 
-bool added_tokens_next(const AddedTokens* list, const char* text, size_t bytes, size_t from, bool parse_special,
-                       AddedMatch* match) {
+static bool holds_data(const AddedSearch* search, size_t at, int bytes) {
+    if (!search->data) return search->plain;
+    return memchr(search->data + at, 1, (size_t)bytes) != NULL;
+}
+
+bool added_tokens_next(const AddedTokens* list, AddedSearch* search, size_t from, AddedMatch* match) {
     if (list->count == 0) return false;
+    const char* text = search->text;
+    size_t bytes = search->bytes, kept_end = 0;
     for (size_t at = from; at < bytes; at++) {
         int byte = (unsigned char)text[at];
         for (int i = list->first[byte]; i < list->first[byte + 1]; i++) {
             const AddedToken* token = &list->tokens[i];
-            if (token->special && !parse_special) continue;
             if ((size_t)token->bytes > bytes - at || memcmp(text + at, token->content, (size_t)token->bytes)) continue;
             size_t end = at + (size_t)token->bytes;
+            if (token->special && holds_data(search, at, token->bytes)) {
+                search->kept += at >= kept_end;
+                kept_end = end;
+                continue;
+            }
             match->begin = token->lstrip ? skip_spaces_back(text, from, at) : at;
             match->end = token->rstrip ? skip_spaces(text, bytes, end) : end;
             match->id = token->id;

@@ -28,9 +28,15 @@ typedef struct {
     size_t begin, end;
     int id;
 } AddedMatch;
+// What is searched: text[0..bytes), and who wrote its bytes.
+typedef struct {
+    const char* text;
+    size_t bytes;
+    const unsigned char* data;   // (bytes) 1: special tokens are not recognised over this byte. NULL: nowhere if `plain`, else everywhere
+    bool plain;
+    int kept;                    // special tokens found over such bytes and left as text; the search counts them
+} AddedSearch;
 // The leftmost, then longest token in text[from..bytes), with the white space that it takes; false if there is none.
-// Special tokens count only with `parse_special`.
-C_API bool added_tokens_next(const AddedTokens* list, const char* text, size_t bytes, size_t from, bool parse_special,
-                             AddedMatch* match);
+C_API bool added_tokens_next(const AddedTokens* list, AddedSearch* search, size_t from, AddedMatch* match);
 
 #endif

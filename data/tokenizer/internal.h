@@ -73,8 +73,10 @@ struct Tokenizer {
 // U+2581, the space of SentencePiece vocabularies.
 #define WORD_MARK "\xe2\x96\x81"
 // Appends the text after all steps to `out`.
-// Without `prepend`, the steps that prepend are left out.
-C_API void rewrite(const Rewrites* rewrites, bool prepend, const char* text, size_t bytes, Text* out);
+// Without `prepend`, the steps that prepend are left out. With `marks` (bytes), one for each byte of the text, *out_marks receives
+// those of the result: a replacement has the mark of what it replaces, what is prepended that of the first byte.
+C_API void rewrite(const Rewrites* rewrites, bool prepend, const char* text, const unsigned char* marks, size_t bytes, Text* out,
+                   Text* out_marks);
 C_API void rewrites_free(Rewrites* rewrites);
 
 #endif

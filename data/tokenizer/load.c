@@ -117,6 +117,7 @@ static void load_vocabulary(const char* where, Tokenizer* t, const json_t* root)
 }
 
 static void load_added_tokens(const char* where, Tokenizer* t, const json_t* added) {
+    if (added && !json_is_null(added) && !json_is_array(added)) user_error("%s: has to be a list of tokens", where);
     for (size_t i = 0; i < json_array_size(added); i++) {
         const json_t* entry = json_array_get(added, i);
         const char* name = member_string(entry, "content", where);
@@ -136,7 +137,7 @@ static void load_added_tokens(const char* where, Tokenizer* t, const json_t* add
         if (!*name) continue;   // is in every text, and in none
         if (optional_bool(where, entry, "normalized", !token.special)) {
             Text normalized = {NULL, 0, 0};
-            rewrite(&t->normalizer, true, name, strlen(name), &normalized);
+            rewrite(&t->normalizer, true, name, NULL, strlen(name), &normalized, NULL);
             added_tokens_add(&t->normalized_added, normalized.data, normalized.bytes, token);
             text_free(&normalized);
         } else {
@@ -278,7 +279,7 @@ static void set_added_texts(Tokenizer* t, const AddedTokens* added) {
         const AddedToken* token = &added->tokens[i];
         if (strings_has(&t->texts, token->id)) continue;   // the same token came twice
         text.bytes = 0;
-        rewrite(&t->decoder.replace, true, token->content, (size_t)token->bytes, &text);
+        rewrite(&t->decoder.replace, true, token->content, NULL, (size_t)token->bytes, &text, NULL);
         strings_set(&t->texts, token->id, text.data, text.bytes);
     }
     text_free(&text);
@@ -306,7 +307,7 @@ static void set_texts(Tokenizer* t) {
             strings_set(&t->texts, id, &one, 1);
         } else {
             text.bytes = 0;
-            rewrite(&t->decoder.replace, true, content, bytes, &text);
+            rewrite(&t->decoder.replace, true, content, NULL, bytes, &text, NULL);
             strings_set(&t->texts, id, text.data, text.bytes);
         }
     }
@@ -460,8 +461,18 @@ static void load_part(const char* path, const char* name, LoadPart load, Tokeniz
     free(where);
 }
 
+// Older models come with SentencePiece's own file alone.
+static void require_file(const char* dir, const char* path) {
+    char* model = path_join(dir, "tokenizer.model");
+    if (!path_exists(path) && path_exists(model))
+        user_error("%s: not there, and tokenizer.model is not read; make it once with: python3 -c \"from transformers import AutoTokenizer "
+                   "as T; T.from_pretrained('%s').save_pretrained('%s')\"", path, dir, dir);
+    free(model);
+}
+
 Tokenizer* tokenizer_load(const char* dir) {
     char* path = path_join(dir, "tokenizer.json");
+    require_file(dir, path);
     json_t* root = json_parse_file(path);
     const json_t* model = member_object(root, "model", path);
     Tokenizer* t = (Tokenizer*)host_alloc(sizeof *t);

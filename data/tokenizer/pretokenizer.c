@@ -25,8 +25,15 @@ static char* spell_out_spaces(const char* pattern, size_t bytes, size_t* out_byt
     return out;
 }
 
+static bool has_single_byte(const char* pattern, size_t bytes) {
+    for (size_t i = 0; i + 1 < bytes; i++)
+        if (pattern[i] == '\\' && pattern[++i] == 'C') return true;
+    return false;
+}
+
 const char* pretokenizer_add(PreTokenizer* pre, const char* pattern, size_t bytes, bool literal, Keep keep) {
     if (pre->count == kMaxSplits) return "more than 8 splits";
+    if (!literal && has_single_byte(pattern, bytes)) return "\\C, a single byte, would cut characters apart";
     size_t regex_bytes = bytes;
     char* spelled = literal ? NULL : spell_out_spaces(pattern, bytes, &regex_bytes);
     uint32_t options = PCRE2_UTF | (literal ? (uint32_t)PCRE2_LITERAL : (uint32_t)PCRE2_UCP);
@@ -92,10 +99,12 @@ static void split_from(const Splitting* s, int stage, const char* text, size_t b
                        "shorten the text or simplify the expression", bytes, message);
         }
         size_t begin = bounds[0], end = bounds[1];   // deeper stages reuse the match data
+        if (begin < done || end < begin)   // \K can move a match's bounds
+            user_error("tokenizer.json: the pre-tokenizer's regular expression matches backwards; take \\K out of it");
         if (begin > done && keep != KEEP_MATCHES) split_from(s, stage + 1, text + done, begin - done);
         if (end > begin && keep != KEEP_GAPS) split_from(s, stage + 1, text + begin, end - begin);
         done = end;
-        from = end > begin ? end : end + (end < bytes ? (size_t)utf8_char_bytes(text + end, bytes - end) : 1);
+        from = end > begin ? end : end + (end < bytes ? (size_t)max_int(1, utf8_char_bytes(text + end, bytes - end)) : 1);
     }
     if (done < bytes && keep != KEEP_MATCHES) split_from(s, stage + 1, text + done, bytes - done);
 }

@@ -61,10 +61,13 @@ struct Worker {
     CacheSlot* cache;        // (kCacheSlots)
     SplitScratch split;
     Merger merger;
-    Text normalized, prefixed;
+    Text normalized, normalized_marks, prefixed;
     const Tokenizer* t;
-    TokenList* out;          // of the call at work, and its kEncodeContinue
-    bool continues;
+    // of the call at work
+    TokenList* out;
+    bool plain;              // special tokens are recognised nowhere
+    bool continues;          // the segment goes on inside a text: no mark of a word's start before it
+    int kept;
 };
 
 static Worker* take_worker(const Tokenizer* t) {
@@ -94,6 +97,7 @@ static void worker_free(Worker* worker) {
     split_scratch_free(&worker->split);
     merger_free(&worker->merger);
     text_free(&worker->normalized);
+    text_free(&worker->normalized_marks);
     text_free(&worker->prefixed);
     free(worker);
 }
@@ -207,11 +211,27 @@ static void receive_piece(void* receiver, const char* piece, size_t bytes) {
 
 // ---- From text to pieces
 
-static void replace_all(const Rewrite* step, bool prepend, const char* text, size_t bytes, Text* out) {
-    size_t from_bytes = strlen(step->from), to_bytes = strlen(step->to);
+// Text and, where wanted, the marks of its bytes.
+typedef struct {
+    Text *text, *marks;
+} Marked;
+
+static void append_marked(Marked out, const char* text, size_t bytes, const unsigned char* marks) {
+    text_append(out.text, text, bytes);
+    if (marks) text_append(out.marks, (const char*)marks, bytes);
+}
+
+static void append_replacement(Marked out, const char* to, const unsigned char* mark) {
+    size_t bytes = strlen(to);
+    text_append(out.text, to, bytes);
+    for (size_t i = 0; mark && i < bytes; i++) text_append(out.marks, (const char*)mark, 1);
+}
+
+static void replace_all(const Rewrite* step, bool prepend, const char* text, const unsigned char* marks, size_t bytes, Marked out) {
+    size_t from_bytes = strlen(step->from);
     if (from_bytes == 0) {
-        if (bytes && prepend) text_append(out, step->to, to_bytes);
-        text_append(out, text, bytes);
+        if (bytes && prepend) append_replacement(out, step->to, marks);
+        append_marked(out, text, bytes, marks);
         return;
     }
     size_t done = 0;
@@ -223,26 +243,30 @@ static void replace_all(const Rewrite* step, bool prepend, const char* text, siz
             at++;
             continue;
         }
-        text_append(out, text + done, at - done);
-        text_append(out, step->to, to_bytes);
+        append_marked(out, text + done, at - done, marks ? marks + done : NULL);
+        append_replacement(out, step->to, marks ? marks + at : NULL);
         done = at += from_bytes;
     }
-    text_append(out, text + done, bytes - done);
+    append_marked(out, text + done, bytes - done, marks ? marks + done : NULL);
 }
 
-void rewrite(const Rewrites* rewrites, bool prepend, const char* text, size_t bytes, Text* out) {
-    if (rewrites->count == 0) text_append(out, text, bytes);
-    Text between[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
+void rewrite(const Rewrites* rewrites, bool prepend, const char* text, const unsigned char* marks, size_t bytes, Text* out,
+             Text* out_marks) {
+    Marked end = {out, out_marks};
+    if (rewrites->count == 0) append_marked(end, text, bytes, marks);
+    Text between[4];
+    memset(between, 0, sizeof between);
     for (int i = 0; i < rewrites->count; i++) {
         bool last = i + 1 == rewrites->count;
-        Text* to = last ? out : &between[i % 2];
-        if (!last) text_clear(to);
-        replace_all(&rewrites->steps[i], prepend, text, bytes, to);
-        text = to->data;
-        bytes = to->bytes;
+        Marked to = {&between[i % 2], &between[2 + i % 2]};
+        if (last) to = end;
+        if (!last) text_clear(to.text), text_clear(to.marks);
+        replace_all(&rewrites->steps[i], prepend, text, marks, bytes, to);
+        text = to.text->data;
+        bytes = to.text->bytes;
+        if (marks) marks = (const unsigned char*)to.marks->data;
     }
-    text_free(&between[0]);
-    text_free(&between[1]);
+    for (int i = 0; i < 4; i++) text_free(&between[i]);
 }
 
 void rewrites_free(Rewrites* rewrites) {
@@ -260,7 +284,7 @@ static void encode_plain(Worker* worker, const char* text, size_t bytes, bool be
     if (t->spaces.count || wants_prefix) {
         Text* prefixed = &worker->prefixed;
         text_clear(prefixed);
-        rewrite(&t->spaces, true, text, bytes, prefixed);
+        rewrite(&t->spaces, true, text, NULL, bytes, prefixed, NULL);
         size_t prefix_bytes = wants_prefix ? strlen(t->prefix) : 0;
         if (wants_prefix && strncmp(prefixed->data, t->prefix, prefix_bytes)) {
             size_t plain_bytes = prefixed->bytes;
@@ -274,43 +298,103 @@ static void encode_plain(Worker* worker, const char* text, size_t bytes, bool be
     pretokenize(&t->pre, &worker->split, text, bytes, receive_piece, worker);
 }
 
+// A part of the text with one search for added tokens over it.
+static AddedSearch search_of(const Worker* worker, const char* text, const unsigned char* data, size_t bytes) {
+    AddedSearch search = {text, bytes, data, worker->plain, 0};
+    return search;
+}
+
 // Text between added tokens that are looked for as they are.
-static void encode_unnormalized(Worker* worker, const char* text, size_t bytes, bool begins_text, bool parse_special) {
+static void encode_unnormalized(Worker* worker, const char* text, const unsigned char* data, size_t bytes, bool begins_text) {
     const Tokenizer* t = worker->t;
     if (t->normalizer.count) {
         text_clear(&worker->normalized);
-        rewrite(&t->normalizer, !worker->continues, text, bytes, &worker->normalized);
+        text_clear(&worker->normalized_marks);
+        rewrite(&t->normalizer, !worker->continues, text, data, bytes, &worker->normalized, &worker->normalized_marks);
         text = worker->normalized.data;
         bytes = worker->normalized.bytes;
+        if (data) data = (const unsigned char*)worker->normalized_marks.data;
     }
     size_t done = 0;
     AddedMatch match;
-    while (added_tokens_next(&t->normalized_added, text, bytes, done, parse_special, &match)) {
+    AddedSearch search = search_of(worker, text, data, bytes);
+    while (added_tokens_next(&t->normalized_added, &search, done, &match)) {
         if (match.begin > done) encode_plain(worker, text + done, match.begin - done, begins_text && done == 0);
         token_list_push(worker->out, match.id);
+        worker->continues = false;
         done = match.end;
     }
-    if (bytes > done) encode_plain(worker, text + done, bytes - done, begins_text && done == 0);
+    worker->kept += search.kept;
+    if (bytes == done) return;
+    encode_plain(worker, text + done, bytes - done, begins_text && done == 0);
+    worker->continues = true;
+}
+
+// One part of a text, to its end or to a cut. worker->continues says whether a segment is open where it begins, and then where it ends.
+static void encode_part(Worker* worker, const char* text, const unsigned char* data, size_t bytes, bool begins_text) {
+    const Tokenizer* t = worker->t;
+    size_t done = 0;
+    AddedMatch match;
+    AddedSearch search = search_of(worker, text, data, bytes);
+    while (added_tokens_next(&t->raw_added, &search, done, &match)) {
+        const unsigned char* marks = data ? data + done : NULL;
+        if (match.begin > done) encode_unnormalized(worker, text + done, marks, match.begin - done, begins_text && done == 0);
+        token_list_push(worker->out, match.id);
+        worker->continues = false;
+        done = match.end;
+    }
+    worker->kept += search.kept;
+    if (bytes == done) return;
+    encode_unnormalized(worker, text + done, data ? data + done : NULL, bytes - done, begins_text && done == 0);
 }
 
 void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, int flags, TokenList* out) {
-    bool parse_special = (flags & kEncodeSpecial) != 0;
     if (flags & kEncodeTemplate)
         for (int i = 0; i < t->template_before.count; i++) token_list_push(out, t->template_before.ids[i]);
     Worker* worker = take_worker(t);
     worker->out = out;
+    worker->plain = !(flags & kEncodeSpecial);
     worker->continues = (flags & kEncodeContinue) != 0;
-    size_t done = 0;
-    AddedMatch match;
-    while (added_tokens_next(&t->raw_added, text, bytes, done, parse_special, &match)) {
-        if (match.begin > done) encode_unnormalized(worker, text + done, match.begin - done, done == 0, parse_special);
-        token_list_push(out, match.id);
-        done = match.end;
-    }
-    if (bytes > done) encode_unnormalized(worker, text + done, bytes - done, done == 0, parse_special);
+    encode_part(worker, text, NULL, bytes, true);
     put_worker_back(worker);
     if (flags & kEncodeTemplate)
         for (int i = 0; i < t->template_after.count; i++) token_list_push(out, t->template_after.ids[i]);
+}
+
+int tokenizer_encode_marked(const Tokenizer* t, const MarkedText* text, int* cut_tokens, TokenList* out) {
+    Worker* worker = take_worker(t);
+    worker->out = out;
+    worker->plain = worker->continues = false;
+    worker->kept = 0;
+    size_t at = 0;
+    for (int i = 0; i <= text->cut_count; i++) {
+        size_t end = i < text->cut_count ? text->cuts[i] : text->bytes;
+        check(end >= at && end <= text->bytes, "cut %d at %zu of %zu bytes, behind one at %zu", i, end, text->bytes, at);
+        if (end > at) encode_part(worker, text->text + at, text->data ? text->data + at : NULL, end - at, at == 0);
+        if (i < text->cut_count && cut_tokens) cut_tokens[i] = out->count;
+        at = end;
+    }
+    int kept = worker->kept;
+    put_worker_back(worker);
+    return kept;
+}
+
+int tokenizer_next_special(const Tokenizer* t, const char* text, const unsigned char* data, size_t bytes, size_t from, size_t* begin,
+                           size_t* end) {
+    const AddedTokens* lists[] = {&t->raw_added, &t->normalized_added};
+    AddedMatch best = {bytes, bytes, -1};
+    for (int i = 0; i < 2; i++) {
+        AddedSearch search = {text, bytes, data, false, 0};
+        AddedMatch match;
+        for (size_t at = from; added_tokens_next(lists[i], &search, at, &match); at = match.end) {
+            if (!t->special[match.id]) continue;
+            if (best.id < 0 || match.begin < best.begin) best = match;
+            break;
+        }
+    }
+    *begin = best.begin;
+    *end = best.end;
+    return best.id;
 }
 
 // ---- From ids to text
@@ -318,6 +402,17 @@ void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, int fl
 int tokenizer_size(const Tokenizer* t) { return t->contents.size; }
 int tokenizer_id(const Tokenizer* t, const char* content) {
     return strings_find(&t->contents, content, strlen(content));
+}
+int tokenizer_bos(const Tokenizer* t) {
+    return t->template_before.count ? t->template_before.ids[t->template_before.count - 1] : -1;
+}
+char* tokenizer_content(const Tokenizer* t, int id) {
+    if (!strings_has(&t->contents, id)) return NULL;
+    size_t bytes;
+    const char* s = strings_get(&t->contents, id, &bytes);
+    char* content = (char*)host_alloc(bytes + 1);
+    memcpy(content, s, bytes);
+    return content;
 }
 bool tokenizer_is_special(const Tokenizer* t, int id) { return id >= 0 && id < t->contents.size && t->special[id]; }
 

@@ -29,12 +29,34 @@ enum {
     kEncodePlain = 0,
     kEncodeTemplate = 1,   // add what the post-processor adds around one text (usually BOS)
     kEncodeSpecial = 2,    // recognise special tokens in the text; without it "<|eot_id|>" in user text is just text
-    kEncodeContinue = 4,   // the text goes on from an earlier piece: nothing (the Llama-2 family's space) is put before it
+    kEncodeContinue = 4,   // the text goes on inside an earlier one: nothing (the Llama-2 family's space) is put before it
 };
 // Appends the ids of `bytes` bytes of UTF-8 text (invalid bytes are encoded as they are where the model can). As in Hugging
 // Face, a character that has no token leaves the unknown token, or nothing if the model has none. Safe to call from several
 // threads with one Tokenizer; each keeps a cache of about 4 MiB for the next calls.
 C_API void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, int flags, TokenList* out);
+
+// A text whose bytes are not all of one origin, such as a conversation that a chat template wrote.
+typedef struct {
+    const char* text;
+    size_t bytes;
+    const unsigned char* data;   // (bytes) 1 where a byte is the user's: special tokens that hold such a byte are plain text. NULL: none is
+    const size_t* cuts;          // (cut_count) ascending offsets that no token crosses: what stands before each is encoded as if the text
+    int cut_count;               // ended there, and what follows continues it
+} MarkedText;
+// Appends the ids of a marked text as Hugging Face encodes it without adding special tokens: all of it is one text, in which marks of
+// word starts are put once (or behind every added token, as the tokenizer's scheme says), whatever pieces it was written in.
+// cut_tokens[i] (NULL: not wanted) becomes the number of ids in `out` before cuts[i]. Returns how many spellings of special tokens were
+// left as plain text because they held bytes of the user's.
+C_API int tokenizer_encode_marked(const Tokenizer* t, const MarkedText* text, int* cut_tokens, TokenList* out);
+// The first special token in text[from..bytes) that holds no byte of the user's (`data` as in MarkedText): its id, and where it lies with
+// the white space that it takes; -1 if there is none.
+C_API int tokenizer_next_special(const Tokenizer* t, const char* text, const unsigned char* data, size_t bytes, size_t from, size_t* begin,
+                                 size_t* end);
+// What the post-processor puts before a text: its last id (BOS), or -1.
+C_API int tokenizer_bos(const Tokenizer* t);
+// A token's content ("<|eot_id|>"), NUL-terminated, for the caller to free; NULL if there is no such token.
+C_API char* tokenizer_content(const Tokenizer* t, int id);
 
 // Appends the text of ids to a NUL-terminated, growing string (starts as {0}). Special tokens are left out if skip_special,
 // ids without a token always. Bytes that are no UTF-8 come out as they are (Hugging Face would put U+FFFD).

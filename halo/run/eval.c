@@ -31,7 +31,7 @@ void print_evaluation(const char* path, Evaluation e) {
 int command_eval(Options o) {
     Session s = session_open(o, EVAL);
     open_tokenizer(&s);
-    Dataset* d = open_data(&s, o.data);
+    Dataset* d = open_data(&s, o.data, false);
     load_weights(&s, false);
     Model* model = model_new(&s.config, s.ops, s.recipe, s.shard, model_options(&s, false));
     float* losses = (float*)s.ops->alloc(sizeof(float) * (size_t)o.batch * o.seq);

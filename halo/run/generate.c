@@ -53,16 +53,12 @@ static void write_answer(Writer* w, const int* prompt, int count, uint64_t numbe
 
 static void answer_prompt(Session* s, Writer* w, const char* prompt) {
     Text text = {NULL, 0, 0};
-    ChatTokens chat;
-    memset(&chat, 0, sizeof chat);
-    char* copy = host_strdup(prompt);
-    Turn turn = {ROLE_USER, copy, strlen(copy)};
-    chat_encode(&s->chat, s->tokenizer, &turn, 1, "", &chat);
-    write_answer(w, chat.tokens.ids, chat.tokens.count, 0, true, &text);
+    TokenList tokens = {NULL, 0, 0};
+    chat_prompt(&s->chat, s->tokenizer, prompt, &tokens);
+    write_answer(w, tokens.ids, tokens.count, 0, true, &text);
     putchar('\n');
-    chat_tokens_free(&chat);
+    token_list_free(&tokens);
     text_free(&text);
-    free(copy);
 }
 
 static bool same_trimmed(const char* a, const char* b) {
@@ -100,9 +96,11 @@ static void answer_data(Session* s, Writer* w) {
         const Example* e = dataset_example(d, i);
         if (!e->reference) user_error("%s: plain text has no prompts to answer", s->o.data);
         Text text = {NULL, 0, 0}, prompt = {NULL, 0, 0};
-        write_answer(w, e->tokens, e->prompt_count, (uint64_t)i, false, &text);
+        const int* ids = e->prompt ? e->prompt : e->tokens;
+        int id_count = e->prompt ? e->own_prompt_count : e->prompt_count;
+        write_answer(w, ids, id_count, (uint64_t)i, false, &text);
         text_append(&text, "", 0);
-        tokenizer_decode(s->tokenizer, e->tokens, e->prompt_count, true, &prompt);
+        tokenizer_decode(s->tokenizer, ids, id_count, true, &prompt);
         bool match = same_trimmed(text.data, e->reference);
         matches += match;
         json_t* line = json_pack("{s:o, s:o, s:o, s:b}", "prompt", json_text(prompt.data, prompt.bytes),

@@ -25,13 +25,19 @@ static void open_source(Session* s) {
     s->tokenizer_dir = o->tokenizer ? o->tokenizer : s->source_dir;
 }
 
+void open_chat(Session* s) {
+    static const SpecialsPolicy kPolicies[] = {SPECIALS_AUTO, SPECIALS_TEMPLATE, SPECIALS_ANSWERS, SPECIALS_ALL};   // in the order of the flag's words
+    ChatOptions chat = {s->o.chat, s->o.date, kPolicies[s->o.special_tokens]};
+    s->chat = chat_open(s->tokenizer_dir, s->tokenizer, &chat);
+}
+
 void open_tokenizer(Session* s) {
     if (!s->tokenizer_dir) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
     s->tokenizer = tokenizer_load(s->tokenizer_dir);
     if (tokenizer_size(s->tokenizer) > s->config.V)
         user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_dir,
                    tokenizer_size(s->tokenizer), s->config.V);
-    s->chat = chat_detect(s->tokenizer_dir, s->tokenizer, strcmp(s->o.chat, "auto") ? s->o.chat : NULL);
+    open_chat(s);
 }
 
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
@@ -111,8 +117,16 @@ ModelOptions model_options(const Session* s, bool train) {
 }
 
 DataOptions data_options(const Session* s) {
-    DataOptions d = {&s->chat, s->o.seq, s->o.pack, s->o.train_on_prompt,
-                     s->o.long_policy == LONG_ROWS_SKIP ? LONG_SKIP : LONG_TRUNCATE};
+    DataOptions d;
+    memset(&d, 0, sizeof d);
+    d.chat = &s->chat;
+    d.seq = s->o.seq;
+    d.pack = s->o.pack;
+    d.train_on_prompt = s->o.train_on_prompt;
+    d.long_policy = s->o.long_policy == LONG_ROWS_SKIP ? LONG_SKIP : LONG_TRUNCATE;
+    d.prompt_file = s->o.prompt_file;
+    d.val_split = s->o.val_split;
+    d.limit = s->o.limit;
     return d;
 }
 
@@ -167,13 +181,16 @@ void ranks_agree(const Session* s, const DataStats* data) {
     free(first);
 }
 
-Dataset* open_data(const Session* s, const char* path) {
+Dataset* open_data(const Session* s, const char* path, bool held_out) {
     DataOptions options = data_options(s);
+    options.held_out = held_out;
+    if (held_out) options.limit = 0;
     Dataset* d = dataset_load(path, s->tokenizer, &options);
     const DataStats* n = dataset_stats(d);
     if (leads(s))
         printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
                n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
+    if (leads(s)) dataset_report(d, stdout);
     return d;
 }
 

@@ -29,8 +29,10 @@ static inline double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 // `command`: its bit (options.h).
 C_API Session session_open(Options o, int command);
 C_API void session_close(Session* s);
-C_API void open_tokenizer(Session* s);
-C_API Dataset* open_data(const Session* s, const char* path);
+C_API void open_tokenizer(Session* s);   // and the chat template
+C_API void open_chat(Session* s);        // the chat template alone, for the tokenizer that is open
+// `held_out`: the records that --val-split keeps from training, and no others.
+C_API Dataset* open_data(const Session* s, const char* path, bool held_out);
 // Makes the shard and fills it; `train`: with gradients and optimizer state.
 C_API void load_weights(Session* s, bool train);
 // Ends the job if a rank was started with another model, other data or other flags than rank 0; all ranks call it together.
