@@ -3,7 +3,7 @@
 #ifndef DATA_BPE_H
 #define DATA_BPE_H
 
-#include "tokenizer.h"
+#include "token_list.h"
 
 typedef struct {
     uint64_t pair;   // left id << 32 | right id

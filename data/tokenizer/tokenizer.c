@@ -12,20 +12,6 @@
 
 // ---- Growing lists
 
-void token_list_push(TokenList* list, int id) {
-    if (list->count == list->capacity) {
-        check(list->capacity < INT32_MAX / 2, "more than 2^30 tokens in one list");
-        list->capacity = max_int(64, 2 * list->capacity);
-        list->ids = (int*)host_grow(list->ids, (size_t)list->capacity * sizeof(int));
-    }
-    list->ids[list->count++] = id;
-}
-
-void token_list_free(TokenList* list) {
-    free(list->ids);
-    memset(list, 0, sizeof *list);
-}
-
 void text_append(Text* text, const char* bytes, size_t count) {
     if (text->bytes + count + 1 > text->capacity) {
         text->capacity = 2 * (text->bytes + count) + 16;

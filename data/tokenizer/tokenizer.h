@@ -3,17 +3,9 @@
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H
 
-#include "../../halo/base.h"
+#include "token_list.h"
 
 typedef struct Tokenizer Tokenizer;
-
-// A growing list of token ids; starts as {0}.
-typedef struct {
-    int* ids;
-    int count, capacity;
-} TokenList;
-C_API void token_list_push(TokenList* list, int id);
-C_API void token_list_free(TokenList* list);
 
 // Reads DIR/tokenizer.json. A construct that this program does not know is a user_error that names it.
 C_API Tokenizer* tokenizer_load(const char* dir);
