@@ -375,9 +375,13 @@ uint32_t j_upper(uint32_t c);
 uint32_t j_lower(uint32_t c);
 bool j_is_alpha(uint32_t c);
 bool j_is_decimal(uint32_t c);
+bool j_is_digit(uint32_t c);                    // decimals, superscripts and the like
 bool j_is_numeric(uint32_t c);
 bool j_is_printable(uint32_t c);
 bool j_is_cased(uint32_t c);
+bool j_is_lower(uint32_t c);
+bool j_is_upper(uint32_t c);
+int j_upper_all(uint32_t c, uint32_t out[3]);   // upper case of up to three characters: how many
 
 // ---- operators.c
 JValue j_arith(JRun* r, JArith op, JValue a, JValue b);
