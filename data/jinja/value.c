@@ -268,6 +268,7 @@ void j_put(JRun* r, JDict* d, JValue key, JValue value) {
 static JValue attribute(JRun* r, JValue v, const JText* name) {
     if (v.kind == kJUndefined) j_fail_undefined(r, v);
     if (v.kind == kJLoop) return j_loop_attribute(r, v.as.loop, name);
+    if (v.kind == kJCycler) return j_cycler_attribute(r, v.as.cycler, name);
     if (v.kind == kJNamespace) {
         JValue* found = j_find_name(r, v.as.dict, name);
         return found ? *found : j_missing();
