@@ -129,9 +129,8 @@ static JValue raise_exception(JRun* r, const JFunction* f, const JArgs* a) {
     static const char* const names[1] = {"message"};
     JValue message;
     parameters(r, f, a, names, 1, 1, &message);
-    JText* text = j_str(r, message);
-    if (!text->bytes) jinja_fail(r, "the template raised an exception");
-    jinja_fail(r, "%s", j_c_string(r, text));
+    const char* text = j_c_string(r, j_str(r, message));
+    jinja_fail(r, "%s", *text ? text : "the template raised an exception");
 }
 
 // The date at midnight, written by C's strftime.
