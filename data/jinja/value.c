@@ -114,14 +114,16 @@ bool j_next(JRun* r, JCursor* c, JValue* out) {
         if ((size_t)c->at >= t->bytes) return false;
         j_decode(t->s + c->at, t->bytes - (size_t)c->at, &length);
         *out = j_text(j_part(r, t, (size_t)c->at, (size_t)c->at + (size_t)length));
+        out->as.text->safe = false;
         c->at += length;
         return true;
     }
     case kJIterator:
         if (c->of.as.iterator->done) return false;
-        if (c->of.as.iterator->next(r, c->of.as.iterator, out)) return true;
-        c->of.as.iterator->done = true;
-        return false;
+        jinja_enter(r);   // generators over generators
+        c->of.as.iterator->done = !c->of.as.iterator->next(r, c->of.as.iterator, out);
+        jinja_leave(r);
+        return !c->of.as.iterator->done;
     default: return false;
     }
 }
