@@ -157,7 +157,7 @@ static void spread(JRun* r, JFrame* f, const JCallArgs* c, JArgs* a) {
 // The arguments of a call; `caller`, if any, is one more of its keywords.
 static JArgs arguments(JRun* r, JFrame* f, const JCallArgs* c, const JValue* caller) {
     JArgs a = {NULL, c->count, c->names, NULL, c->named_count};
-    if (c->count) a.values = (JValue*)jinja_take(r, (size_t)c->count * sizeof(JValue));
+    a.values = (JValue*)jinja_take(r, (size_t)c->count * sizeof(JValue));
     for (int i = 0; i < c->count; i++) a.values[i] = eval(r, f, c->args[i]);
     if (c->named_count || caller) a.named = (JValue*)jinja_take(r, (size_t)(c->named_count + 1) * sizeof(JValue));
     for (int i = 0; i < c->named_count; i++) a.named[i] = eval(r, f, c->named[i]);

@@ -191,7 +191,7 @@ static uint64_t hash_of(JRun* r, JValue key) {
         memcpy(&h, &key.as.real, sizeof h);
         return mix(h);
     case kJText:
-        jinja_step(r, key.as.text->bytes);
+        jinja_step(r, 4 * key.as.text->bytes);   // byte by byte
         for (size_t i = 0; i < key.as.text->bytes; i++) h = (h ^ (unsigned char)key.as.text->s[i]) * 0x100000001b3ull;
         return mix(h);
     case kJTuple:
