@@ -338,9 +338,10 @@ static JValue made_later(JRun* r, JList* (*make)(JRun*, JValue, const JValue*), 
 static JList* make_batches(JRun* r, JValue of, const JValue* args) {
     JCursor c = j_cursor(r, of);
     JList *batches = j_list_new(r, 4), *batch = j_list_new(r, 4);
-    int64_t size = j_need_int(r, args[0], "the size of batches");
+    int64_t size = 0;
     JValue item;
     while (j_next(r, &c, &item)) {
+        size = j_need_int(r, args[0], "the size of batches");
         if (batch->count == size) {
             j_push(r, batches, j_list(kJList, batch));
             batch = j_list_new(r, 4);
