@@ -243,7 +243,7 @@ JValue j_slice(JRun* r, JValue v, const JSlice* slice, bool* has) {
     int64_t span = back ? s.start - s.stop : s.stop - s.start;
     s.count = span <= 0 ? 0 : (span - 1) / (back ? -s.step : s.step) + 1;
     if (v.kind == kJText) {
-        jinja_step(r, v.as.text->bytes);
+        jinja_step(r, (count == (int64_t)v.as.text->bytes ? 1 : 4) * v.as.text->bytes);   // characters are looked for from the start
         return j_text(slice_text(r, v.as.text, s));
     }
     if (v.kind == kJRange) {
