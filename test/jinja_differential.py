@@ -154,7 +154,7 @@ class Maker:
     def any(self, depth):
         if depth <= 0:
             return self.pick("any", "d", "s", "n", "f", "l", "w", "none_", "yes", "missing", "d.k", "d['a']", "any.a", "any[0]", "tools", "messages",
-                             "any.b.c", "d.items", "none", "True")
+                             "any.b.c", "d.Z", "none", "True")
         e = self.expression
         kind = self.pick("text", "int", "float", "bool", "list", "words", "dict", "rows", "item")
         if kind != "item":
@@ -219,7 +219,7 @@ INT = [
     lambda m, d: f"{m.expression('any', d)}|int{k(m, '', '(5)', '(base=16)', '(default=none)', '(0, 0)', '(0, 2)')}",
     lambda m, d: f"{m.expression('int', d)}|abs", lambda m, d: f"{m.expression('list', d)}|sum", lambda m, d: f"{m.expression('list', d)}|{k(m, 'min', 'max', 'first')}",
     lambda m, d: f"{m.expression('text', d)}.{k(m, 'find', 'rfind', 'index', 'count', 'rindex')}({m.expression('text', d)}{k(m, '', '', ', 1', ', 1, 4', ', -3', ', n, n')})",
-    lambda m, d: f"{m.expression('list', d)}|list.{k(m, 'index', 'count')}({m.expression('int', d)})", lambda m, d: f"{m.expression('text', d)}|wordcount",
+    lambda m, d: f"{m.expression('text', d)}|wordcount",
     lambda m, d: f"{m.expression('int', d)}|round({k(m, '', '1', '-1', '0')})",
     lambda m, d: f"({m.expression('list', d)}|list).{k(m, 'index', 'count')}({m.expression('int', d)})",
 ]

@@ -338,20 +338,20 @@ static JValue made_later(JRun* r, JList* (*make)(JRun*, JValue, const JValue*), 
 static JList* make_batches(JRun* r, JValue of, const JValue* args) {
     JCursor c = j_cursor(r, of);
     JList *batches = j_list_new(r, 4), *batch = j_list_new(r, 4);
-    int64_t size = 0;
-    JValue item;
+    JValue item, size = args[0];
     while (j_next(r, &c, &item)) {
-        size = j_need_int(r, args[0], "the size of batches");
-        if (batch->count == size) {
+        if (j_same(r, j_int(batch->count), size)) {
             j_push(r, batches, j_list(kJList, batch));
             batch = j_list_new(r, 4);
         }
         j_push(r, batch, item);
     }
     if (!batch->count) return batches;
-    while (!absent(args[1]) && batch->count < size) {
-        jinja_step(r, 0);
-        j_push(r, batch, args[1]);
+    if (!absent(args[1]) && j_order(r, j_int(batch->count), size, kOpLt)) {
+        for (int64_t missing = j_need_int(r, size, "the size of batches") - batch->count; missing > 0; missing--) {
+            jinja_step(r, 0);
+            j_push(r, batch, args[1]);
+        }
     }
     j_push(r, batches, j_list(kJList, batch));
     return batches;
@@ -623,12 +623,12 @@ static JValue filter_indent(JRun* r, JValue self, const JValue* args) {
 }
 
 static JValue filter_truncate(JRun* r, JValue self, const JValue* args) {
-    JText* t = j_need_text(r, self, "what is truncated");
     JValue end = args[2].kind == kJMissing ? j_text(j_literal(r, "...")) : j_text(j_need_text(r, args[2], "the end"));
     int64_t length = integer_or(r, args[0], 255, "the length"), leeway = absent(args[3]) ? 5 : j_need_int(r, args[3], "the leeway");
     int64_t kept = length - j_chars(end.as.text);
     if (kept < 0 || leeway < 0) jinja_fail(r, "truncate: the end is longer than the length, or the leeway negative");
-    if (j_chars(t) <= length + leeway) return self;
+    if (filter_length(r, self, NULL).as.integer <= length + leeway) return self;
+    JText* t = j_need_text(r, self, "what is truncated");
     t = j_part(r, t, 0, j_offset(t, kept));
     const char* space = flag(r, args[1]) || !t->bytes ? NULL : (const char*)memrchr(t->s, ' ', t->bytes);
     if (space) t = j_part(r, t, 0, (size_t)(space - t->s));

@@ -6,8 +6,8 @@ typedef enum { kCaseUpper, kCaseLower, kCaseTitle, kCaseCapitalize, kCaseSwap, k
 
 static void add_upper(JBuilder* b, uint32_t c, unsigned char mark, bool title) {
     uint32_t upper[3];
-    int count = j_upper_all(c, upper);
-    for (int i = 0; i < count; i++) j_add_char(b, title && i ? j_lower(upper[i]) : upper[i], mark);
+    int count = title ? j_title_all(c, upper) : j_upper_all(c, upper);
+    for (int i = 0; i < count; i++) j_add_char(b, upper[i], mark);
 }
 
 // Is the capital sigma at byte `at` the last letter of its word? Then its small letter has another form.
