@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Random templates, rendered by Jinja2 as transformers sets it up and by test/jinja_driver: jinja_differential.py DRIVER CASES SEED
 
-Equal means the same text, or a failure of both. Left out are cases where Jinja2 prints functions or addresses, and those beyond this interpreter's
+Equal means the same text, or a failure of both. Characters that only the user's data has must be marked as such, and none may be marked if the
+template asks for no data. Left out are cases where Jinja2 prints functions or addresses, and those beyond this interpreter's
 bounds (integers of 64 bits). The last line says "CASES cases, N differences"; the exit code is 1 if there are any.
 """
 import json
@@ -45,6 +46,7 @@ def environment():
 STRINGS = ["", "a", "Hello World", " padded \t", "line one\nline two\n\n  three", "<b>&'\"", "käse ÄÖ straße", "日本語 テキスト", "a,b,,c", "42",
            "-7", "3.5", "1e3", "x-y_z w", "user", "assistant", "system", "{'k': 1}", "{% raw %}", "tab\there", "\x01\x7f", "😀 ok", "0x1F", "_",
            "Ǆungla ﬁn", "ΑΣ Σ", "back\\slash", "true", "  ", "aXbXc", "<think>a</think>b", "\r\nq\rz", "1_000", "inf", "²x٣"]
+USERS = "\u4e01\u4e03\u4e09"   # nobody else writes these
 ROLES = ["user", "assistant", "system", "tool"]
 
 
@@ -60,6 +62,11 @@ class Maker:
         return self.rng.choice(options)
 
     # ---- contexts
+    def user(self):
+        s = self.rng.choice(STRINGS)
+        at = self.rng.randrange(len(s) + 1)
+        return s[:at] + self.pick("", "", *USERS) + s[at:]
+
     def value(self, depth=2):
         kind = self.rng.randrange(9 if depth else 6)
         if kind == 0:
@@ -77,9 +84,9 @@ class Maker:
         return {self.rng.choice(["a", "b", "k", "name", "items", "ü", "x y"]): self.value(depth - 1) for _ in range(self.rng.randrange(4))}
 
     def message(self):
-        m = {"role": self.rng.choice(ROLES), "content": self.rng.choice(STRINGS)}
+        m = {"role": self.rng.choice(ROLES), "content": self.user()}
         if self.rng.random() < 0.2:
-            m["content"] = [{"type": "text", "text": self.rng.choice(STRINGS)} for _ in range(self.rng.randrange(3))]
+            m["content"] = [{"type": "text", "text": self.user()} for _ in range(self.rng.randrange(3))]
         if self.rng.random() < 0.2:
             m["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": self.value()}}]
             m["content"] = None
@@ -91,7 +98,7 @@ class Maker:
                 "l": [self.rng.randrange(9) for _ in range(self.rng.randrange(5))], "w": [self.rng.choice(STRINGS) for _ in range(self.rng.randrange(5))],
                 "d": {k: self.value() for k in self.rng.sample(["a", "b", "k", "Z", "name"], self.rng.randrange(5))},
                 "r": [{"k": self.rng.choice([1, 2, 3]), "v": self.rng.choice(STRINGS)} for _ in range(self.rng.randrange(4))],
-                "none_": None, "yes": True, "any": self.value(3), "tools": self.pick(None, [{"type": "function", "function": {"name": "g", "parameters": self.value(3)}}])}
+                "none_": None, "yes": True, "any": self.value(3), "tools": self.pick(None, [{"type": "function", "function": {"name": self.user(), "parameters": self.value(3)}}])}
 
     # ---- expressions
     def literal(self, s):
@@ -390,6 +397,19 @@ def comparable(theirs, ours):
                 or "<Macro" in printed or "<list_reverseiterator" in printed or "64 bits" in ours.get("error", ""))
 
 
+def well_marked(case, ours):
+    marks, text = ours["marks"], ours["text"]
+    if "messages" not in case["template"] and "tools" not in case["template"]:
+        return "1" not in marks
+    at = 0
+    for c in text:
+        size = len(c.encode())
+        if c in USERS and marks[at:at + size] != "1" * size:
+            return False
+        at += size
+    return at == len(marks)
+
+
 def run_driver(driver, cases):
     lines = "".join(json.dumps(c) + "\n" for c in cases)
     done = subprocess.run([driver], input=lines.encode(), stdout=subprocess.PIPE, check=False)
@@ -412,7 +432,7 @@ def main():
             left_out += 1
             continue
         failures += "error" in theirs
-        same = theirs["text"] == ours.get("text") if "text" in theirs else "error" in ours
+        same = theirs["text"] == ours.get("text") and well_marked(case, ours) if "text" in theirs else "error" in ours
         if same:
             continue
         differences += 1

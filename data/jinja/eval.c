@@ -311,12 +311,18 @@ static JValue eval_slice(JRun* r, JFrame* f, const JNode* n) {
     return v;
 }
 
+static bool is_literal(const JNode* n) { return !n || n->type == kNConst || (n->type == kNUnary && n->a->type == kNConst); }
+
+// A slice that only literals make is Jinja2's compiler's to find, and nothing where there is none; any other fails.
+static bool is_literal_slice(const JNode* n) { return is_literal(n->a) && is_literal(n->b->a) && is_literal(n->b->b) && is_literal(n->b->c); }
+
 static JValue eval_item(JRun* r, JFrame* f, const JNode* n) {
     JValue of = eval(r, f, n->a), key = eval(r, f, n->b);
     if (key.kind != kJSlice) return j_getitem(r, of, key);
     bool has;
     if (of.kind == kJUndefined) j_fail_undefined(r, of);
     JValue part = j_slice(r, of, key.as.slice, &has);
+    if (!has && is_literal_slice(n)) return j_undefined(r, "(of this slice)", j_type_name(of), NULL);
     if (!has) jinja_fail(r, "a value of type %s has no such slice", j_type_name(of));
     return part;
 }

@@ -31,6 +31,7 @@ static JText* change_case(JRun* r, const JText* t, CaseChange change) {
         if (c < 0x80) j_add_char(&b, up ? j_upper(c) : stays ? c : j_lower(c), mark);
         else if (up) add_upper(&b, c, mark, change == kCaseTitle || change == kCaseCapitalize);
         else if (change == kCaseFold && c == 0xdf) j_add(&b, "ss", 2, mark);
+        else if (c == 0x130 && !stays) j_add(&b, "i\xcc\x87", 3, mark);   // I with a dot: the small letter has two
         else if (change != kCaseFold && c == 0x3a3 && !stays && final_sigma(t, i, in_word)) j_add_char(&b, 0x3c2, mark);
         else j_add_char(&b, stays ? c : j_lower(c), mark);
         in_word = j_is_cased(c);
