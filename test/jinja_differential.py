@@ -92,12 +92,15 @@ class Maker:
             m["content"] = None
         return m
 
+    def size(self):
+        return self.pick(1, 1, 2, 2, 3, 3, 4, 5, 0)
+
     def context(self):
-        return {"messages": [self.message() for _ in range(self.rng.randrange(5))], "bos_token": "<s>", "add_generation_prompt": self.pick(True, False),
+        return {"messages": [self.message() for _ in range(self.size())], "bos_token": "<s>", "add_generation_prompt": self.pick(True, False),
                 "s": self.rng.choice(STRINGS), "t": self.rng.choice(STRINGS), "n": self.rng.randrange(-5, 12), "f": self.pick(0.5, 2.0, -1.25, 1e16),
-                "l": [self.rng.randrange(9) for _ in range(self.rng.randrange(5))], "w": [self.rng.choice(STRINGS) for _ in range(self.rng.randrange(5))],
+                "l": [self.rng.randrange(9) for _ in range(self.size())], "w": [self.rng.choice(STRINGS) for _ in range(self.size())],
                 "d": {k: self.value() for k in self.rng.sample(["a", "b", "k", "Z", "name"], self.rng.randrange(5))},
-                "r": [{"k": self.rng.choice([1, 2, 3]), "v": self.rng.choice(STRINGS)} for _ in range(self.rng.randrange(4))],
+                "r": [{"k": self.rng.choice([1, 2, 3]), "v": self.rng.choice(STRINGS)} for _ in range(self.size())],
                 "none_": None, "yes": True, "any": self.value(3), "tools": self.pick(None, [{"type": "function", "function": {"name": self.user(), "parameters": self.value(3)}}])}
 
     # ---- expressions
@@ -110,9 +113,8 @@ class Maker:
             kind = self.pick("text", "int", "float", "list", "words", "dict", "bool", "any", "rows")
         make = getattr(self, kind)
         made = make(depth - 1)
-        if kind in ("text", "int", "float") and self.rng.random() < 0.04:
-            return f"({made})"
-        return made
+        # Mostly in parentheses: what stands behind a filter's arguments is seldom an expression's end.
+        return f"({made})" if self.rng.random() < (0.75 if "|" in made or " " in made else 0.04) else made
 
     def text(self, depth):
         e = self.expression
@@ -204,7 +206,7 @@ TEXT = [
     lambda m, x, d: f"('{k(m, '%d', '%5d', '%-4d|', '%05d', '%+d', '%x', '%#x', '%X', '%o', '% d', '%.3d', '%i', '%r', '%c', '%5.1f', '%e', '%g')}' % {m.expression('int', d)})",
     lambda m, x, d: f"'{k(m, '%f', '%.2f', '%8.3f', '%-9.1f|', '%+.1e', '%g', '%.3g', '%G', '%08.2f', '%s', '%r', '%d', '%.0f', '%#.0f')}'|format({m.expression('float', d)})",
     lambda m, x, d: f"'%(a)s-%(b)r'|format(a={x}, b={m.expression('any', d)})",
-    lambda m, x, d: f"'{{}}{{!r}}|{{2}}'.format({x}, {m.expression('any', d)}, n)",
+    lambda m, x, d: f"'{{0}}{{1!r}}|{{2}}'.format({x}, {m.expression('any', d)}, n)",
     lambda m, x, d: f"'{{:{k(m, '', '10', '<6', '>6', '^7', '*^9', '.2', '05', 's', 'd', '-<8.3s')}}}|{{!r:>5}}'.format({x}, {m.expression('any', d)})",
     lambda m, x, d: f"'{{0[a]}} {{0.b}} {{x}}'.format({m.expression('dict', d)}, x={x})",
     lambda m, x, d: f"'{{:{k(m, ',', '05d', 'x', '#x', 'b', '+', ' d', '_', '_b', '>5', 'e', '.1f', '%', 'c', 'n', '08,', '^6')}}}'.format({m.expression('int', d)})",

@@ -526,7 +526,7 @@ static JValue filter_round(JRun* r, JValue self, const JValue* args) {
     if (common) return rounded(r, self, digits);
     double scale = pow(10, (double)digits), d = j_as_float(self) * scale;
     if (d - d != 0) jinja_fail(r, "round: this number is no integer");
-    return j_float((ceiling ? ceil(d) : floor(d)) / scale);
+    return j_float(((ceiling ? ceil(d) : floor(d)) + 0.0) / scale);   // as an integer has it: no -0
 }
 
 static JValue filter_filesizeformat(JRun* r, JValue self, const JValue* args) {
@@ -569,22 +569,33 @@ static JValue filter_replace(JRun* r, JValue self, const JValue* args) {
     return j_text(j_replace(r, j_str(r, self), j_str(r, args[0]), j_str(r, args[1]), count));
 }
 
+// Adds bytes [begin, end) with a capital in front and small letters behind.
+static void add_titled(JBuilder* b, const JText* t, size_t begin, size_t end) {
+    int length;
+    if (begin == end) return;
+    j_decode(t->s + begin, end - begin, &length);
+    j_add_text(b, j_change_case(b->r, j_part(b->r, t, begin, begin + (size_t)length), true));
+    j_add_text(b, j_change_case(b->r, j_part(b->r, t, begin + (size_t)length, end), false));
+}
+
 // Words begin behind white space, hyphens and opening brackets.
 static JValue filter_title(JRun* r, JValue self, const JValue* args) {
     const JText* t = j_soft_str(r, self);
     JBuilder b = j_builder(r);
-    bool begins = true;
+    size_t begin = 0;
     (void)args;
     jinja_step(r, 4 * t->bytes);
     for (size_t i = 0; i < t->bytes;) {
         int length;
-        uint32_t c = j_decode(t->s + i, t->bytes - i, &length), upper[3];
-        int count = j_upper_all(c, upper);
-        for (int k = 0; k < count && begins; k++) j_add_char(&b, upper[k], j_mark_at(t, i));
-        if (!begins) j_add_char(&b, j_lower(c), j_mark_at(t, i));
-        begins = j_py_space(c) || (c < 0x80 && strchr("-({[<", (int)c) && c);
+        uint32_t c = j_decode(t->s + i, t->bytes - i, &length);
+        if (j_py_space(c) || (c && c < 0x80 && strchr("-({[<", (int)c))) {
+            add_titled(&b, t, begin, i);
+            begin = i + (size_t)length;
+            j_add_part(&b, t, i, begin);
+        }
         i += (size_t)length;
     }
+    add_titled(&b, t, begin, t->bytes);
     return j_text(j_built(&b));
 }
 
