@@ -125,6 +125,8 @@ static const JinjaCase jinja_cases[] = {
     {"for", "{% for a, (b, c) in [[1, [2, 3]]] %}{{ a }}{{ b }}{{ c }}{% endfor %}", "123"},
     {"for", "{% for x in list %}{% with %}{% filter upper %}a{% break %}{% endfilter %}{% endwith %}{% endfor %}b", "b"},
     {"for", "{% for x in list if loop is defined %}{{ x }}{% else %}undefined{% endfor %}", "undefined"},
+    {"for", "{% for x in list %}{% for y in [] recursive %}{% else %}{% break %}{% endfor %}{% endfor %}", NULL},
+    {"for", "{% for x in list %}{% for y in [] %}{% else %}{% break %}{% endfor %}{{ x }}{% endfor %}b", "b"},
     {"set", "{% set a = 1 %}{% set b, c = 2, 3 %}{{ a }}{{ b }}{{ c }}", "123"},
     {"set", "{% set a = 1 %}{% if yes %}{% set a = 2 %}{% endif %}{{ a }}", "2"},
     {"set", "{% set a = 1 %}{% for x in list %}{{ a }}{% set a = x %}{{ a }}{% endfor %}{{ a }}", "1311121"},

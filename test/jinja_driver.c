@@ -1,4 +1,5 @@
-// Renders chat templates for test/jinja_differential.py: a line of JSON {"template", "context"} in, a line {"text"} or {"error"} out.
+// Renders chat templates for test/jinja_differential.py: a line of JSON {"template", "context"} in, a line {"text", "marks"} or
+// {"error"} out. marks: a 0 or 1 for each byte of the text, 1 where it came out of the messages or tools.
 #include "../data/jinja/jinja.h"
 
 static json_t* answer(const json_t* request) {
@@ -11,6 +12,8 @@ static json_t* answer(const json_t* request) {
     Jinja* t = jinja_compile(json_string_value(source), json_string_length(source), &error);
     bool done = t && jinja_render(t, context, data_names, NULL, &out, &error);
     json_t* reply = json_pack("{s:o}", done ? "text" : "error", done ? json_stringn(out.text, out.bytes) : json_string(error.text));
+    for (size_t i = 0; done && i < out.bytes; i++) out.text[i] = (char)('0' + out.from_data[i]);
+    if (done) json_object_set_new(reply, "marks", json_stringn(out.text, out.bytes));
     check(reply, "text that is no UTF-8");
     jinja_free(t);
     jinja_output_free(&out);

@@ -288,7 +288,22 @@ static void refused_soon(const char* name, const char* source) {
     jinja_output_free(&out);
 }
 
-static void hostile_case(void) {
+// A thread of little stack, which the bounds of nesting have to keep to. Sanitizers need more for the same calls.
+static void with_little_stack(void* (*run)(void*)) {
+    size_t stack = (size_t)2 << 20;
+#ifdef __SANITIZE_ADDRESS__
+    stack *= 16;
+#endif
+    pthread_attr_t little;
+    pthread_t thread;
+    pthread_attr_init(&little);
+    pthread_attr_setstacksize(&little, stack);
+    if (ok(pthread_create(&thread, &little, run, NULL) == 0, "a thread of %zu MiB of stack", stack >> 20)) pthread_join(thread, NULL);
+    pthread_attr_destroy(&little);
+}
+
+static void* hostile_templates(void* unused) {
+    (void)unused;
     static const struct {
         const char *name, *source;
     } cases[] = {
@@ -323,9 +338,12 @@ static void hostile_case(void) {
 #endif
     };
     for (int i = 0; i < COUNT(cases); i++) refused_soon(cases[i].name, cases[i].source);
+    return NULL;
 }
+static void hostile_case(void) { with_little_stack(hostile_templates); }
 
-static void nesting_case(void) {
+static void* nested_templates(void* unused) {
+    (void)unused;
     static const struct {
         const char *name, *open, *middle, *close;
     } cases[] = {
@@ -345,7 +363,9 @@ static void nesting_case(void) {
         free(source);
         free(inner);
     }
+    return NULL;
 }
+static void nesting_case(void) { with_little_stack(nested_templates); }
 
 // ---- several threads with one template
 typedef struct {

@@ -1,6 +1,7 @@
 // Walks the syntax tree: expressions give values, statements write to the output or leave a loop.
 //
-// Set blocks, macros and the like collect what their body writes: it goes to the end of the output, and is taken from there when the body ends.
+// Set blocks, macros and the like collect what their body writes: it goes to the end of the output, and is taken from there when
+// the body ends.
 #include "internal.h"
 
 struct JMacro {
@@ -212,7 +213,9 @@ static void take_parameters(JRun* r, const JMacro* m, JFrame* f, const JArgs* a)
     for (int i = 0; i < c->count; i++) f->slots[c->args[i]->slot] = i < a->count ? a->values[i] : take_keyword(a, used, c->args[i]->name);
     if (n->caller_slot >= 0) {
         JValue caller = take_keyword(a, used, j_literal(r, "caller"));
-        if (caller.kind == kJMissing || caller.kind == kJNone) caller = j_undefined(r, "caller", NULL, "the macro wants a caller: call it by {% call %}");
+        if (caller.kind == kJMissing || caller.kind == kJNone) {
+            caller = j_undefined(r, "caller", NULL, "the macro wants a caller: call it by {% call %}");
+        }
         f->slots[n->caller_slot] = caller;
     }
     take_rest(r, m, f, a, used);
@@ -311,12 +314,18 @@ static JValue eval_slice(JRun* r, JFrame* f, const JNode* n) {
     return v;
 }
 
+static bool is_literal(const JNode* n) { return !n || n->type == kNConst || (n->type == kNUnary && n->a->type == kNConst); }
+
+// A slice that only literals make is Jinja2's compiler's to find, and nothing where there is none; any other fails.
+static bool is_literal_slice(const JNode* n) { return is_literal(n->a) && is_literal(n->b->a) && is_literal(n->b->b) && is_literal(n->b->c); }
+
 static JValue eval_item(JRun* r, JFrame* f, const JNode* n) {
     JValue of = eval(r, f, n->a), key = eval(r, f, n->b);
     if (key.kind != kJSlice) return j_getitem(r, of, key);
     bool has;
     if (of.kind == kJUndefined) j_fail_undefined(r, of);
     JValue part = j_slice(r, of, key.as.slice, &has);
+    if (!has && is_literal_slice(n)) return j_undefined(r, "(of this slice)", j_type_name(of), NULL);
     if (!has) jinja_fail(r, "a value of type %s has no such slice", j_type_name(of));
     return part;
 }
@@ -497,7 +506,7 @@ static JValue passing(JRun* r, JFrame* f, const JNode* n, JValue iterable) {
     return v;
 }
 
-// The turns of a loop; is `*finished` true, one of them came to the end of the body.
+// The turns of a loop; *finished becomes true when one of them comes to the end of the body.
 static void turn(JRun* r, JFrame* f, const JNode* n, JLoop* loop, JCursor* cursor, bool* finished) {
     JValue item;
     while (loop ? loop_advance(r, loop, &item) : j_next(r, cursor, &item)) {
@@ -508,7 +517,8 @@ static void turn(JRun* r, JFrame* f, const JNode* n, JLoop* loop, JCursor* curso
     }
 }
 
-// Runs a loop in the frame of its body. As in Jinja2, else is for loops of which no turn came to its end, a break or continue in each.
+// Runs a loop in the frame of its body. As in Jinja2, else is run when no turn came to the end of the body: there were no turns, or
+// each was left by a break or continue.
 static bool run_loop(JRun* r, JFrame* f, const JNode* n, JValue iterable, int64_t depth0) {
     JCursor cursor = j_cursor(r, n->c ? passing(r, f, n, iterable) : iterable);
     JLoop* loop = NULL;

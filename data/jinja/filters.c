@@ -338,20 +338,20 @@ static JValue made_later(JRun* r, JList* (*make)(JRun*, JValue, const JValue*), 
 static JList* make_batches(JRun* r, JValue of, const JValue* args) {
     JCursor c = j_cursor(r, of);
     JList *batches = j_list_new(r, 4), *batch = j_list_new(r, 4);
-    int64_t size = 0;
-    JValue item;
+    JValue item, size = args[0];
     while (j_next(r, &c, &item)) {
-        size = j_need_int(r, args[0], "the size of batches");
-        if (batch->count == size) {
+        if (j_same(r, j_int(batch->count), size)) {
             j_push(r, batches, j_list(kJList, batch));
             batch = j_list_new(r, 4);
         }
         j_push(r, batch, item);
     }
     if (!batch->count) return batches;
-    while (!absent(args[1]) && batch->count < size) {
-        jinja_step(r, 0);
-        j_push(r, batch, args[1]);
+    if (!absent(args[1]) && j_order(r, j_int(batch->count), size, kOpLt)) {
+        for (int64_t missing = j_need_int(r, size, "the size of batches") - batch->count; missing > 0; missing--) {
+            jinja_step(r, 0);
+            j_push(r, batch, args[1]);
+        }
     }
     j_push(r, batches, j_list(kJList, batch));
     return batches;
@@ -526,7 +526,7 @@ static JValue filter_round(JRun* r, JValue self, const JValue* args) {
     if (common) return rounded(r, self, digits);
     double scale = pow(10, (double)digits), d = j_as_float(self) * scale;
     if (d - d != 0) jinja_fail(r, "round: this number is no integer");
-    return j_float((ceiling ? ceil(d) : floor(d)) / scale);
+    return j_float(((ceiling ? ceil(d) : floor(d)) + 0.0) / scale);   // as an integer has it: no -0
 }
 
 static JValue filter_filesizeformat(JRun* r, JValue self, const JValue* args) {
@@ -569,22 +569,33 @@ static JValue filter_replace(JRun* r, JValue self, const JValue* args) {
     return j_text(j_replace(r, j_str(r, self), j_str(r, args[0]), j_str(r, args[1]), count));
 }
 
+// Adds bytes [begin, end) with a capital in front and small letters behind.
+static void add_titled(JBuilder* b, const JText* t, size_t begin, size_t end) {
+    int length;
+    if (begin == end) return;
+    j_decode(t->s + begin, end - begin, &length);
+    j_add_text(b, j_change_case(b->r, j_part(b->r, t, begin, begin + (size_t)length), true));
+    j_add_text(b, j_change_case(b->r, j_part(b->r, t, begin + (size_t)length, end), false));
+}
+
 // Words begin behind white space, hyphens and opening brackets.
 static JValue filter_title(JRun* r, JValue self, const JValue* args) {
     const JText* t = j_soft_str(r, self);
     JBuilder b = j_builder(r);
-    bool begins = true;
+    size_t begin = 0;
     (void)args;
     jinja_step(r, 4 * t->bytes);
     for (size_t i = 0; i < t->bytes;) {
         int length;
-        uint32_t c = j_decode(t->s + i, t->bytes - i, &length), upper[3];
-        int count = j_upper_all(c, upper);
-        for (int k = 0; k < count && begins; k++) j_add_char(&b, upper[k], j_mark_at(t, i));
-        if (!begins) j_add_char(&b, j_lower(c), j_mark_at(t, i));
-        begins = j_py_space(c) || (c < 0x80 && strchr("-({[<", (int)c) && c);
+        uint32_t c = j_decode(t->s + i, t->bytes - i, &length);
+        if (j_py_space(c) || (c && c < 0x80 && strchr("-({[<", (int)c))) {
+            add_titled(&b, t, begin, i);
+            begin = i + (size_t)length;
+            j_add_part(&b, t, i, begin);
+        }
         i += (size_t)length;
     }
+    add_titled(&b, t, begin, t->bytes);
     return j_text(j_built(&b));
 }
 
@@ -623,12 +634,12 @@ static JValue filter_indent(JRun* r, JValue self, const JValue* args) {
 }
 
 static JValue filter_truncate(JRun* r, JValue self, const JValue* args) {
-    JText* t = j_need_text(r, self, "what is truncated");
     JValue end = args[2].kind == kJMissing ? j_text(j_literal(r, "...")) : j_text(j_need_text(r, args[2], "the end"));
     int64_t length = integer_or(r, args[0], 255, "the length"), leeway = absent(args[3]) ? 5 : j_need_int(r, args[3], "the leeway");
     int64_t kept = length - j_chars(end.as.text);
     if (kept < 0 || leeway < 0) jinja_fail(r, "truncate: the end is longer than the length, or the leeway negative");
-    if (j_chars(t) <= length + leeway) return self;
+    if (filter_length(r, self, NULL).as.integer <= length + leeway) return self;
+    JText* t = j_need_text(r, self, "what is truncated");
     t = j_part(r, t, 0, j_offset(t, kept));
     const char* space = flag(r, args[1]) || !t->bytes ? NULL : (const char*)memrchr(t->s, ' ', t->bytes);
     if (space) t = j_part(r, t, 0, (size_t)(space - t->s));

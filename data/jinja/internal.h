@@ -383,6 +383,7 @@ bool j_is_cased(uint32_t c);
 bool j_is_lower(uint32_t c);
 bool j_is_upper(uint32_t c);
 int j_upper_all(uint32_t c, uint32_t out[3]);   // upper case of up to three characters: how many
+int j_title_all(uint32_t c, uint32_t out[3]);   // the same as the first letter of a word
 
 // ---- operators.c
 JValue j_arith(JRun* r, JArith op, JValue a, JValue b);

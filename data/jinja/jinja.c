@@ -18,7 +18,7 @@ static void note_names(JRun* r, Jinja* t, const JToken* tokens, int count) {
     if (t->mentioned_count) qsort(t->mentioned, (size_t)t->mentioned_count, sizeof(JText*), by_bytes);
 }
 
-// Its arena outlives the call: the tree lies there. A failure jumps to the setjmp in jinja_compile.
+// The arena of `r` outlives the call, for the tree lies in it. A failure jumps to the setjmp in jinja_compile.
 static Jinja* compiled(JRun* r, const char* source, size_t bytes) {
     int count;
     char* copy = (char*)jinja_take(r, bytes);
@@ -82,7 +82,8 @@ static void start_output(JinjaOutput* out) {
     check(out->text && out->from_data, "out of host memory: %zu bytes", 2 * out->capacity);
 }
 
-bool jinja_render(const Jinja* t, const json_t* context, const char* const* data_names, const char* date, JinjaOutput* out, JinjaError* error) {
+bool jinja_render(const Jinja* t, const json_t* context, const char* const* data_names, const char* date,
+                  JinjaOutput* out, JinjaError* error) {
     JRun r;
     memset(&r, 0, sizeof r);
     r.error = error;

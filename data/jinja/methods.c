@@ -6,8 +6,8 @@ typedef enum { kCaseUpper, kCaseLower, kCaseTitle, kCaseCapitalize, kCaseSwap, k
 
 static void add_upper(JBuilder* b, uint32_t c, unsigned char mark, bool title) {
     uint32_t upper[3];
-    int count = j_upper_all(c, upper);
-    for (int i = 0; i < count; i++) j_add_char(b, title && i ? j_lower(upper[i]) : upper[i], mark);
+    int count = title ? j_title_all(c, upper) : j_upper_all(c, upper);
+    for (int i = 0; i < count; i++) j_add_char(b, upper[i], mark);
 }
 
 // Is the capital sigma at byte `at` the last letter of its word? Then its small letter has another form.
@@ -31,6 +31,7 @@ static JText* change_case(JRun* r, const JText* t, CaseChange change) {
         if (c < 0x80) j_add_char(&b, up ? j_upper(c) : stays ? c : j_lower(c), mark);
         else if (up) add_upper(&b, c, mark, change == kCaseTitle || change == kCaseCapitalize);
         else if (change == kCaseFold && c == 0xdf) j_add(&b, "ss", 2, mark);
+        else if (c == 0x130 && !stays) j_add(&b, "i\xcc\x87", 3, mark);   // I with a dot: the small letter has two
         else if (change != kCaseFold && c == 0x3a3 && !stays && final_sigma(t, i, in_word)) j_add_char(&b, 0x3c2, mark);
         else j_add_char(&b, stays ? c : j_lower(c), mark);
         in_word = j_is_cased(c);

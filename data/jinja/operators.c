@@ -82,6 +82,7 @@ static JValue float_arith(JRun* r, JArith op, double a, double b) {
         if (rest != 0 && (rest < 0) != (b < 0)) rest += b;
         if (op == kOpMod) return j_float(rest != 0 ? rest : copysign(0, b));
         double quotient = (a - rest) / b, whole = floor(quotient);
+        if (quotient == 0) return j_float(copysign(0, a / b));
         return j_float(quotient - whole > 0.5 ? whole + 1 : whole);
     }
 }
@@ -184,6 +185,8 @@ bool j_contains(JRun* r, JValue item, JValue in) {
         return has_part(in.as.text, part);
     }
     if (in.kind == kJDict) return j_find(r, in.as.dict, item) != NULL;
+    if (in.kind == kJView && !strcmp(in.as.list->view, "dict_keys") && (item.kind == kJList || item.kind == kJDict))
+        jinja_fail(r, "a %s can't be the key of a dict", j_type_name(item));
     JCursor c = j_cursor(r, in);
     JValue element;
     while (j_next(r, &c, &element))

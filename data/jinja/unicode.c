@@ -37,12 +37,21 @@ bool j_is_upper(uint32_t c) { return in_set(upper_edges, COUNT(upper_edges), c);
 // Letters with a case of their own for titles (U+01C5, the Greek ones with a iota beside) have both other cases.
 bool j_is_cased(uint32_t c) { return j_is_lower(c) || j_is_upper(c) || j_lower(c) != c; }
 
-int j_upper_all(uint32_t c, uint32_t out[3]) {
-    out[0] = j_upper(c);
-    for (size_t i = 0; c >= 0xdf && i < COUNT(upper_expansions); i++) {
-        if (upper_expansions[i].from != c) continue;
-        memcpy(out, upper_expansions[i].to, sizeof upper_expansions[i].to);
+static int expanded(const CaseExpansion* table, size_t count, uint32_t c, uint32_t out[3]) {
+    for (size_t i = 0; c >= 0xdf && i < count; i++) {
+        if (table[i].from != c) continue;
+        memcpy(out, table[i].to, sizeof table[i].to);
         return out[2] ? 3 : 2;
     }
     return 1;
+}
+
+int j_upper_all(uint32_t c, uint32_t out[3]) {
+    out[0] = j_upper(c);
+    return expanded(upper_expansions, COUNT(upper_expansions), c, out);
+}
+
+int j_title_all(uint32_t c, uint32_t out[3]) {
+    out[0] = changed(to_title, COUNT(to_title), c);
+    return expanded(title_expansions, COUNT(title_expansions), c, out);
 }
