@@ -321,7 +321,14 @@ static void check_train(const Options* o) {
     if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
 }
 
+// One of the words, or a template's file.
+static void check_chat(const Options* o, int command) {
+    if (!(command & (TRAIN | EVAL | GENERATE | INSPECT)) || word_number(o->chat, "auto|llama3|chatml|none") >= 0) return;
+    if (access(o->chat, R_OK)) user_error("--chat %s: must be auto|llama3|chatml|none, or the file of a chat template", o->chat);
+}
+
 void options_check(const Options* o, int command, int ranks) {
+    check_chat(o, command);
     check_batch(o, ranks);
     if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
         user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
