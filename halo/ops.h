@@ -190,9 +190,9 @@ typedef struct Ops {
     void (*copy)(void* dst, const void* src, size_t bytes);
     void (*zero)(void* dst, size_t bytes);
     void (*sync)(void);
-    size_t (*free_bytes)(void);       // what `alloc` could still give
+    size_t (*free_bytes)(void);       // what `alloc` could still give, once the backend has taken its workspace
     size_t (*total_bytes)(void);      // of the device, or the host
-    size_t (*workspace_bytes)(void);  // what the backend takes for itself with its first products
+    size_t (*workspace_bytes)(void);  // what the backend allocates for itself when it starts and holds to the end; its ops allocate nothing
     // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
     // `forget_marks` lets all marks be used anew.
     int (*mark)(void);

@@ -341,27 +341,19 @@ static void launch_quantize(Quantization a) {
 }
 
 // Codes of x H or H x: the rotation writes them, and a pass over them transposes them, a band of whole vectors at a time, which stays in
-// the L2 cache. Where only transposed codes are wanted the band lies in a workspace meanwhile.
-enum { kQuantizeBandBytes = 32 << 20 };
-
-static void* quantize_band_memory() {
-    static void* band;   // reserved by the first such call, for all
-    if (!band) cuda_ok(cudaMalloc(&band, kQuantizeBandBytes), "workspace of quantize");
-    return band;
-}
-
+// the L2 cache. Where only transposed codes are wanted the band lies in the workspace meanwhile (the rotation inside has a strip of its own).
 static void quantize_rotated(Quantization a, Rotation rotation) {
     int rows = qmat_row_count(a.q), cols = a.x.cols;
     bool by_rows = rotation.axis == ROTATE_COLS;
     int count = by_rows ? rows : cols, vector = (int)round_up((size_t)(by_rows ? cols : rows), kTransposeChunk), band = count;
-    if (a.q.codes_t.data) band = kQuantizeBandBytes / vector / kTransposeTile * kTransposeTile;
+    if (a.q.codes_t.data) band = kWorkspaceBytes / vector / kTransposeTile * kTransposeTile;
     check(band > 0, "quantize (cuda): a band of (%d, %d) exceeds the workspace", rows, cols);
     for (int first = 0; first < count; first += band) {
         int some = min_int(band, count - first);
         QMat q = by_rows ? qmat_rows(a.q, first, some) : qmat_cols(a.q, first, some);
         Mat x = by_rows ? mat_rows(a.x, first, some) : mat_cols(a.x, first, some);
         if (!q.codes.data)
-            q.codes = Mat{quantize_band_memory(), by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
+            q.codes = Mat{cuda_held().workspace, by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
         RotateJob job = rotate_job(q.codes, x, rotation.axis, false, rotation.block);
         job.quantizer = Quantizer{a.absmax, a.q.scale, a.clip};
         run_rotate_job(job);

@@ -15,7 +15,6 @@
 #include "rotate/rotate.cuh"
 
 enum {
-    kNormRows = 16,
     kNormForwardMax = 8 * 8 * 512,    // columns: octets * kKeep * threads
     kNormBackwardMax = 8 * 4 * 512,
     kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
@@ -255,9 +254,6 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
 #undef LAUNCH_KEEPING
     if (rotates && !inside) rotate(mat(NULL, y.rows, C, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
-
-// (ceil(BT / kNormRows), C) floats
-static size_t rmsnorm_scratch(int BT, int C) { return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(float); }
 
 #define LAUNCH_RMSNORM_BACKWARD(kernel, threads)                                                                           \
     LAUNCH(kernel, blocks, (threads), 0, rows_of<bf16>(dres), dw_rows, rows_of<const bf16>(dy), rows_of<const bf16>(res),  \

@@ -229,13 +229,7 @@ static bool rotate_exact(const RotateJob& job) {
 // Vectors longer than shared memory: first within runs of `low` elements, then over the elements that are `low` apart, some columns (or
 // rows) at a time. What lies between is FP32 and stays in the L2 cache. Long rows have to follow each other without gaps: the first
 // pass takes their runs for rows, and the second the runs of a row for a block of tokens.
-enum { kRotateStripBytes = 32 << 20, kRotateLow = 256 };
-
-static float* rotate_strip() {
-    static float* strip;   // reserved by the first such shape, for all
-    if (!strip) cuda_ok(cudaMalloc((void**)&strip, kRotateStripBytes), "workspace of rotate");
-    return strip;
-}
+enum { kRotateLow = 256 };
 
 static bool rotate_in_two_passes(RotateJob within, RotateJob over) {
     within.scale = 1;
@@ -256,7 +250,7 @@ static void rotate_long_columns(const RotateJob& job) {
             RotateJob within = job, over = job;
             within.x = mat_cols(block_of(job.x), first, cols);
             over.y = mat_cols(block_of(job.y), first, cols);
-            within.y = over.x = mat(rotate_strip(), job.n, cols, F32);
+            within.y = over.x = mat(cuda_held().strip, job.n, cols, F32);
             within.n = over.step = low;
             over.n = job.n / low;
             check(rotate_in_two_passes(within, over), "rotate (cuda): %d tokens exceed shared memory in two passes", job.n);
@@ -275,7 +269,7 @@ static void rotate_long_rows(const RotateJob& job) {
         RotateJob within = job, over = job;
         within.x = mat(mat_rows(job.x, first, rows).data, rows * runs, low, job.x.fmt);
         over.y = mat(mat_rows(job.y, first, rows).data, rows * runs, low, job.y.fmt);
-        within.y = over.x = mat(rotate_strip(), rows * runs, low, F32);
+        within.y = over.x = mat(cuda_held().strip, rows * runs, low, F32);
         within.n = low;
         over.n = runs;
         over.axis = ROTATE_ROWS;
