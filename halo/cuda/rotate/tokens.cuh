@@ -208,68 +208,6 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
     return exponent;
 }
 
-// ---- the stages of a block
-// Load: `rows` tokens of kTokenColumns columns from (row, col) on to the block's buffer, zero outside of x.
-__device__ __forceinline__ void tokens_fetch(bf16* buffer, Rows<const bf16> x, const TokenItem& item, int row, int col_of_item, int rows,
-                                             int run_bits) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    int octet = lane % kTokenOctets, col = col_of_item + octet * 8;
-    int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
-    for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
-        int token = first + lane / kTokenOctets;
-        const bf16* from = x[row + token] + col;
-        if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
-            cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
-                          kTokenFetch / 8);
-        } else {
-            for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
-                cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
-        }
-    }
-    cp_async_commit();
-}
-
-// This lane's signs of the products within runs, which tokens_within unpacks.
-__device__ __forceinline__ uint32_t token_signs() {
-    uint32_t fragment[4], packed = 0;
-    partial_hadamard(fragment, 15);
-    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
-    return packed;
-}
-
-// Transform within runs: a warp takes eight columns of a chunk at a time. exponents: of the block's chunks.
-template <int kRunBits>
-__device__ __forceinline__ void tokens_within_chunks(bf16* buffer, int* exponents, int* of_octet, int chunks, int run_bits, const uint32_t* signs) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    for (int unit = warp; unit - warp < kTokenOctets * chunks; unit += kTokenWarps) {
-        int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
-        if (chunk >= chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
-            named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
-            continue;
-        }
-        int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
-        if (octet == 0 && lane == 0) exponents[chunk] = exponent;
-    }
-}
-
-// Exchange: the factors of a vector's `order` runs (`padded` with zeros) relative to the largest exponent, by a warp for itself. Returns the
-// unit of their sums. kMany: there may be more runs than lanes.
-template <bool kMany, typename ExponentOf>
-__device__ __forceinline__ float tokens_scales(uint16_t* scales, int order, int padded, int run_bits, const ExponentOf& exponent_of) {
-    int lane = threadIdx.x % kWarp;
-    int last = exponent_of(lane), largest = lane < order ? last : 0;   // this lane's run, one after the other
-#pragma unroll 1
-    for (int g = kWarp + lane; kMany && g < order; g += kWarp) largest = max(largest, exponent_of(g));
-    largest = __reduce_max_sync(0xffffffffu, largest);
-#pragma unroll 1
-    for (int g = lane; g < padded; g += kWarp) {
-        if (kMany) last = exponent_of(g);
-        scales[g] = (uint16_t)(g < order ? half_power(largest - last) : 0);
-    }
-    __syncwarp();
-    return f32_from_bits((uint32_t)(largest + run_bits - 14) << 23);   // 2^(largest + run_bits - 141)
-}
-
 // kRunBits: 8, or any number of them (0).
 template <int kTiles, bool kCluster, int kRunBits, typename Sink>
 __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item,
@@ -314,10 +252,25 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         return Corner{down * item.vectors * item.n, (i - down * (int)item.items_across.d) * kTokenColumns};
     };
     auto fetch = [&](Corner corner) {
-        tokens_fetch(buffer, x, item, corner.row + rank * item.local, corner.col, rows, run_bits);
+        int octet = lane % kTokenOctets, col = corner.col + octet * 8, row = corner.row + rank * item.local;
+        int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
+        for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
+            int token = first + lane / kTokenOctets;
+            const bf16* from = x[row + token] + col;
+            if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
+                cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
+                              kTokenFetch / 8);
+            } else {
+                for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
+                    cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
+            }
+        }
+        cp_async_commit();
     };
 
-    uint32_t packed = token_signs();
+    uint32_t fragment[4], packed = 0;
+    partial_hadamard(fragment, 15);
+    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
     if (warp == 0) signs[lane] = packed;
 
     int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
@@ -327,7 +280,15 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here
-        tokens_within_chunks<kRunBits>(buffer, exponents, of_octet, layout.chunks, run_bits, signs);
+        for (int unit = warp; unit - warp < kTokenOctets * layout.chunks; unit += kTokenWarps) {
+            int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
+            if (chunk >= layout.chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
+                named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
+                continue;
+            }
+            int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
+            if (octet == 0 && lane == 0) exponents[chunk] = exponent;
+        }
         sync();   // from here on nothing of the item's x is read: y may be x
 
         // The runs' scales, and the unit of their sums.
@@ -338,7 +299,17 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
 #endif
                 return exponents[(vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
             };
-            sink.unit(tokens_scales<(kTiles > 2)>(scales, item.order, layout.padded, run_bits, exponent_of));
+            int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // this lane's run, one after the other
+#pragma unroll 1
+            for (int g = kWarp + lane; kTiles > 2 && g < item.order; g += kWarp) largest = max(largest, exponent_of(g));
+            largest = __reduce_max_sync(0xffffffffu, largest);
+#pragma unroll 1
+            for (int g = lane; g < layout.padded; g += kWarp) {
+                if (kTiles > 2) last = exponent_of(g);
+                scales[g] = (uint16_t)(g < item.order ? half_power(largest - last) : 0);
+            }
+            __syncwarp();
+            sink.unit(f32_from_bits((uint32_t)(largest + run_bits - 14) << 23));   // 2^(largest + run_bits - 141)
         };
         int scaled = -1;   // the vector
         if (kCluster) rescale(scaled = 0);
