@@ -4,6 +4,10 @@
 // Letters: B sequences of T tokens (BT = B*T rows), C model width, V vocabulary, NH query heads and NKV key/value heads of HD
 // each, F the MLP's width; M, N, K in products. All work of a backend runs in call order; nothing but `download` and `sync`
 // waits for it.
+//
+// Words: a stack is the matrices of a layer that lie below each other as one (q, k and v; gate and up), a unit is what is gathered and
+// updated at a time: the embedding, a layer, or the tail. A piece is one stack of one unit, and a rank's share the rows of a piece that the
+// rank owns (shard.h). A place is where something lies: a gathered unit in memory, a value in a table.
 #ifndef HALO_OPS_H
 #define HALO_OPS_H
 
@@ -190,9 +194,9 @@ typedef struct Ops {
     void (*copy)(void* dst, const void* src, size_t bytes);
     void (*zero)(void* dst, size_t bytes);
     void (*sync)(void);
-    size_t (*free_bytes)(void);       // what `alloc` could still give
+    size_t (*free_bytes)(void);       // what `alloc` could still give, once the backend has taken its workspace
     size_t (*total_bytes)(void);      // of the device, or the host
-    size_t (*workspace_bytes)(void);  // what the backend takes for itself with its first products
+    size_t (*workspace_bytes)(void);  // what the backend allocates for itself when it starts and holds to the end; its ops allocate nothing
     // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
     // `forget_marks` lets all marks be used anew.
     int (*mark)(void);

@@ -77,26 +77,9 @@ __device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
         if (i < inside) to[i] = (uint8_t)(word[i / 4] >> 8 * (i % 4));
 }
 
-// Where a thread's 8 x 8 values lie in the matrix and in the tile of its block.
-struct TilePlace {
-    int tile_row, tile_col, row_octet, col_octet;   // the tile's corner; the thread's octets, counted from it
-    int row, col;                                   // the corner of the 8 x 8
-    bool inside;                                    // cols is a multiple of 8: all of an octet's columns are inside, or none
-    __device__ explicit TilePlace(int cols) {
-        int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles_across = (cols + kTile - 1) / kTile;
-        row_octet = warp / 2 * 4 + lane / 8;
-        col_octet = warp % 2 * 8 + lane % 8;
-        tile_row = (int)(blockIdx.x / tiles_across) * kTile;
-        tile_col = (int)(blockIdx.x % tiles_across) * kTile;
-        row = tile_row + row_octet * kOctet;
-        col = tile_col + col_octet * kOctet;
-        inside = col < cols;
-    }
-};
-
-// The largest magnitude of the 32 x 32 block that a thread's values belong to: the block is 16 lanes of a warp.
+// The largest magnitude of the 32 x 32 values that 16 lanes of a warp hold, in each of these lanes.
 template <typename T>
-__device__ inline float block32_maximum(const Octet<T> (&v)[kOctet]) {
+__device__ __forceinline__ float largest_of_block32(const Octet<T> (&v)[kOctet]) {
     uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < kOctet; i++) bits = max(bits, v[i].largest());
@@ -105,39 +88,18 @@ __device__ inline float block32_maximum(const Octet<T> (&v)[kOctet]) {
     return f32_from_bits(bits);
 }
 
-// Finds 1 / scale of the thread's values (PER_ROW: each row has another) and writes the scale where this thread is the first that has it.
-template <Fmt kFmt, Gran kGran, typename T>
-__device__ inline float tile_inverse(const Octet<T> (&v)[kOctet], const TilePlace& at, float* scale, const float* absmax, int rows, int cols,
-                                     float clip) {
-    float inverse = 1;
-    if (kGran == PER_TENSOR) {
-        inverse = quant_inverse(*absmax, kFmt, clip);
-        if (blockIdx.x == 0 && threadIdx.x == 0) *scale = quant_scale(*absmax, kFmt, clip);
-    }
-    if (kGran == PER_BLOCK32) {
-        float largest = block32_maximum(v);
-        int lane = threadIdx.x % kWarp;
-        inverse = quant_inverse(largest, kFmt, clip);
-        if (lane % 4 == 0 && lane / 8 == 0 && at.inside && at.row < rows) {
-            int blocks_across = (cols + kQuantBlock - 1) / kQuantBlock;
-            scale[(size_t)(at.row / kQuantBlock) * blocks_across + at.col / kQuantBlock] = quant_scale(largest, kFmt, clip);
-        }
-    }
-    return inverse;
-}
-
-// Transposes the tile's codes, in registers and then through shared memory, and stores them. All threads of the block call it.
-__device__ inline void store_transposed(const Rows<uint8_t>& codes_t, uint4* shared, uint2 (&octets)[kOctet], const TilePlace& at, int rows,
-                                        int cols) {
+// Exchange and store: every thread's 8 x 8 codes (octets) through `shared` to the rows of codes_t, 16 codes an access.
+__device__ __forceinline__ void store_transposed(Rows<uint8_t> codes_t, uint4* shared, uint2 (&octets)[kOctet], int row_octet, int col_octet,
+                                                 int tile_row, int tile_col, int rows, int cols) {
     transpose_octets(octets);
 #pragma unroll
-    for (int j = 0; j < kOctet; j++) reinterpret_cast<uint2*>(shared)[tile_unit(at.col_octet * kOctet + j, at.row_octet)] = octets[j];
+    for (int j = 0; j < kOctet; j++) reinterpret_cast<uint2*>(shared)[tile_unit(col_octet * kOctet + j, row_octet)] = octets[j];
     __syncthreads();
     for (int unit = threadIdx.x; unit < kTile * (kTile / 16); unit += kTileThreads) {
         int column = unit / 8, part = unit % 8;   // 16 rows each
-        if (at.tile_col + column >= cols) break;
+        if (tile_col + column >= cols) break;
         uint4 codes16 = shared[tile_unit(column, 2 * part) / 2];   // the next unit is its neighbour
-        store_codes(codes_t[at.tile_col + column] + at.tile_row + part * 16, codes16, rows - at.tile_row - part * 16);
+        store_codes(codes_t[tile_col + column] + tile_row + part * 16, codes16, rows - tile_row - part * 16);
     }
 }
 
@@ -147,26 +109,47 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_B
 quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
                      float clip) {
     __shared__ uint4 shared[kTile * kTile / 16];
-    TilePlace at(cols);
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    int row_octet = warp / 2 * 4 + lane / 8, col_octet = warp % 2 * 8 + lane % 8;
+    int tiles_across = (cols + kTile - 1) / kTile;
+    int tile_row = (int)(blockIdx.x / tiles_across) * kTile, tile_col = (int)(blockIdx.x % tiles_across) * kTile;
+    int row = tile_row + row_octet * kOctet, col = tile_col + col_octet * kOctet;
+    bool inside = col < cols;   // cols is a multiple of 8
+
     Octet<T> v[kOctet];
 #pragma unroll
     for (int i = 0; i < kOctet; i++) {
         v[i] = Octet<T>{};
-        if (at.inside && at.row + i < rows) v[i].load(x[at.row + i] + at.col);
+        if (inside && row + i < rows) v[i].load(x[row + i] + col);
     }
 
-    float inverse = tile_inverse<kFmt, kGran>(v, at, scale, absmax, rows, cols, clip);
-    uint2 octets[kOctet];   // codes
+    float inverse = 1;
+    if (kGran == PER_TENSOR) {
+        inverse = quant_inverse(*absmax, kFmt, clip);
+        if (blockIdx.x == 0 && threadIdx.x == 0) *scale = quant_scale(*absmax, kFmt, clip);
+    }
+    if (kGran == PER_BLOCK32) {
+        float largest = largest_of_block32(v);
+        inverse = quant_inverse(largest, kFmt, clip);
+        if (lane % 4 == 0 && lane / 8 == 0 && inside && row < rows) {
+            int blocks_across = (cols + kQuantBlock - 1) / kQuantBlock;
+            scale[(size_t)(row / kQuantBlock) * blocks_across + col / kQuantBlock] = quant_scale(largest, kFmt, clip);
+        }
+    }
+
+    uint2 octets[kOctet];
 #pragma unroll
     for (int i = 0; i < kOctet; i++) {
-        if (kGran == PER_ROW) inverse = at.row + i < rows ? quant_inverse(scale[at.row + i], kFmt, clip) : 1.0f;
+        if (kGran == PER_ROW) inverse = row + i < rows ? quant_inverse(scale[row + i], kFmt, clip) : 1.0f;
         Values<8> row_values = v[i].values();
 #pragma unroll
         for (int j = 0; j < 8 && kGran != NO_SCALE; j++) row_values.v[j] = __fmul_rn(row_values.v[j], inverse);
         octets[i] = code_octet<kFmt>(row_values);
-        if (codes.data && at.inside && at.row + i < rows) *(uint2*)(codes[at.row + i] + at.col) = octets[i];
+        if (codes.data && inside && row + i < rows) *(uint2*)(codes[row + i] + col) = octets[i];
     }
-    if (codes_t.data) store_transposed(codes_t, shared, octets, at, rows, cols);
+    if (!codes_t.data) return;
+
+    store_transposed(codes_t, shared, octets, row_octet, col_octet, tile_row, tile_col, rows, cols);
 }
 
 // ================================================================ anything
@@ -370,27 +353,19 @@ static void launch_quantize(Quantization a) {
 }
 
 // Codes of x H or H x: the rotation writes them, and a pass over them transposes them, a band of whole vectors at a time, which stays in
-// the L2 cache. Where only transposed codes are wanted the band lies in a workspace meanwhile.
-enum { kQuantizeBandBytes = 32 << 20 };
-
-static void* quantize_band_memory() {
-    static void* band;   // reserved by the first such call, for all
-    if (!band) cuda_ok(cudaMalloc(&band, kQuantizeBandBytes), "workspace of quantize");
-    return band;
-}
-
+// the L2 cache. Where only transposed codes are wanted the band lies in the workspace meanwhile (the rotation inside has a strip of its own).
 static void quantize_rotated(Quantization a, Rotation rotation) {
     int rows = qmat_row_count(a.q), cols = a.x.cols;
     bool by_rows = rotation.axis == ROTATE_COLS;
     int count = by_rows ? rows : cols, vector = (int)round_up((size_t)(by_rows ? cols : rows), kTransposeChunk), band = count;
-    if (a.q.codes_t.data) band = kQuantizeBandBytes / vector / kTransposeTile * kTransposeTile;
+    if (a.q.codes_t.data) band = kWorkspaceBytes / vector / kTransposeTile * kTransposeTile;
     check(band > 0, "quantize (cuda): a band of (%d, %d) exceeds the workspace", rows, cols);
     for (int first = 0; first < count; first += band) {
         int some = min_int(band, count - first);
         QMat q = by_rows ? qmat_rows(a.q, first, some) : qmat_cols(a.q, first, some);
         Mat x = by_rows ? mat_rows(a.x, first, some) : mat_cols(a.x, first, some);
         if (!q.codes.data)
-            q.codes = Mat{quantize_band_memory(), by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
+            q.codes = Mat{cuda_held().workspace, by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
         RotateJob job = rotate_job(q.codes, x, rotation.axis, false, rotation.block);
         job.quantizer = Quantizer{a.absmax, a.q.scale, a.clip};
         run_rotate_job(job);

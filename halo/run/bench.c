@@ -76,9 +76,9 @@ static void print_speed(const Session* s, double seconds, double plain_tflops, s
 
 // Only of a GPU: a host's memory is not ours alone. `left_before`: what was free before the weights were loaded.
 static void print_memory_taken(const Session* s, size_t planned, size_t left_before, size_t left) {
-    size_t used = left_before + s->comm->staging_bytes - left;
+    size_t used = left_before + held_bytes(s) - left;
     printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f\n", gib(used), gib(planned),
-           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - s->comm->staging_bytes - left_before));
+           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - held_bytes(s) - left_before));
 }
 
 // The ceilings that the profile compares with are measured here, by all ranks.

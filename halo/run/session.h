@@ -23,6 +23,8 @@ typedef struct {
 
 // Rank 0 prints and writes what all ranks have in common.
 static inline bool leads(const Session* s) { return s->comm->rank == 0; }
+// What ranks and backend have taken of the backend's memory for themselves before the first free_bytes; memory_plan counts it.
+static inline size_t held_bytes(const Session* s) { return s->comm->staging_bytes + s->ops->workspace_bytes(); }
 static inline double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 
 // Chooses the backend, joins the other ranks, checks the flags (options_check), reads the model's config.json and finds the recipe.

@@ -43,7 +43,7 @@ static void check_fit(const Session* s, size_t needed, size_t left) {
 
 void print_start(const Session* s) {
     MemoryPlan plan = plan_memory(s);
-    size_t left = s->ops->free_bytes() + s->comm->staging_bytes;   // the staging is taken already
+    size_t left = s->ops->free_bytes() + held_bytes(s);   // what is held already is part of the plan
     if (leads(s)) {
         print_model(s);
         print_memory(plan, left);
