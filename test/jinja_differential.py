@@ -2,11 +2,12 @@
 """Random templates, rendered by Jinja2 as transformers sets it up and by test/jinja_driver: jinja_differential.py DRIVER CASES SEED
 
 Equal means the same text, or a failure of both. Characters that only the user's data has must be marked as such, and none may be marked if the
-template asks for no data. Left out are cases where Jinja2 prints functions or addresses, and those beyond this interpreter's
-bounds (integers of 64 bits). The last line says "CASES cases, N differences"; the exit code is 1 if there are any.
+template asks for no data. Left out are cases where Jinja2 prints functions or addresses, those beyond this interpreter's
+bounds (integers of 64 bits), and slices of numbers, which Jinja2's constant folding sometimes finds undefined. The last line says "CASES cases, N differences"; the exit code is 1 if there are any.
 """
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -393,10 +394,11 @@ def expected(env, case):
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def comparable(theirs, ours):
-    printed = theirs.get("text", "")
-    return not (" at 0x" in printed or "<function" in printed or "<bound method" in printed or "<built-in" in printed or "<class" in printed
-                or "<Macro" in printed or "<list_reverseiterator" in printed or "64 bits" in ours.get("error", ""))
+def comparable(case, theirs, ours):
+    printed = theirs.get("text", "").lower()
+    error = ours.get("error", "")
+    return not (any(p in printed for p in (" at 0x", "<function", "<built-in", "<class", "<macro")) or "64 bits" in error
+                or "no such slice" in error or re.search(r"\b[0-9]+\[[^]]*:", case["template"]))
 
 
 def well_marked(case, ours):
@@ -430,7 +432,7 @@ def main():
         cases.append({"template": maker.body(maker.rng.randrange(3)), "context": maker.context()})
     for case, ours in zip(cases, run_driver(driver, cases)):
         theirs = expected(env, case)
-        if not comparable(theirs, ours):
+        if not comparable(case, theirs, ours):
             left_out += 1
             continue
         failures += "error" in theirs

@@ -504,7 +504,8 @@ static JValue rounded(JRun* r, JValue v, int64_t digits) {
     if (v.kind == kJFloat) {
         if (v.as.real - v.as.real != 0 || digits > 340) return v;
         if (digits < -340) return j_float(0 * v.as.real);
-        if (digits < 0) return j_float((double)(nearbyintl((long double)v.as.real / powl(10, (long double)-digits)) * powl(10, (long double)-digits)));
+        long double tens = powl(10, (long double)-digits);
+        if (digits < 0) return j_float((double)(nearbyintl((long double)v.as.real / tens) * tens));
         char* text = (char*)jinja_take(r, 800);
         snprintf(text, 800, "%.*f", (int)digits, v.as.real);
         return j_float(strtod(text, NULL));
@@ -545,7 +546,9 @@ static JValue filter_filesizeformat(JRun* r, JValue self, const JValue* args) {
         char letter = binary && !i ? 'K' : letters[i];
         snprintf(text, sizeof text, "%.1f %c%sB", base * bytes / unit, letter, binary ? "i" : "");
     }
-    return j_text(j_part(r, j_literal(r, memcpy(jinja_take(r, strlen(text) + 1), text, strlen(text) + 1)), 0, strlen(text)));
+    JBuilder b = j_builder(r);
+    j_add_c(&b, text);
+    return j_text(j_built(&b));
 }
 
 // ---- text

@@ -145,8 +145,8 @@ static void add_real(JBuilder* b, const Spec* s, double d) {
     } else if (!type) {
         short_float(out, size, d, precision ? precision : 1);
     } else {
-        char pattern[8] = {'%', s->alternate ? '#' : '.', s->alternate ? '.' : '*', s->alternate ? '*' : 0, 0, 0, 0, 0};
-        pattern[strlen(pattern)] = type == '%' ? 'f' : type;
+        char pattern[8];
+        snprintf(pattern, sizeof pattern, "%%%s.*%c", s->alternate ? "#" : "", type == '%' ? 'f' : type);
         snprintf(out, size, pattern, precision, d);
     }
     if (type == '%') strcat(out, "%");
@@ -163,8 +163,10 @@ static JText* ascii_repr(JRun* r, JValue v) {
         char escape[12];
         uint32_t c = j_decode(t->s + i, t->bytes - i, &length);
         if (c < 0x80) j_add_part(&out, t, i, i + 1);
-        else j_add(&out, escape, (size_t)snprintf(escape, sizeof escape, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c),
-                   j_mark_at(t, i));
+        else {
+            const char* pattern = c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x";
+            j_add(&out, escape, (size_t)snprintf(escape, sizeof escape, pattern, (unsigned)c), j_mark_at(t, i));
+        }
         i += (size_t)length;
     }
     return j_built(&out);
