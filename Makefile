@@ -179,7 +179,7 @@ run-benches: $(BUILD)/train_llama3 $(BENCHES)
 	  if [ $${b##*/} = bench_comm ]; then $(if $(filter-out 0 1,$(GPU_COUNT)),mpirun $(AS_ROOT) --bind-to none -np $(GPU_COUNT)) $$b; else $$b; fi || exit 1; done
 
 # valgrind knows no AVX-512. Children that end in an error message leave their memory behind: leaks are no errors there.
-LOADER_TESTS = $(addprefix $(BUILD)/test/test_,safetensors hf_model checkpoint tokenizer chat dataset)
+LOADER_TESTS = $(addprefix $(BUILD)/test/test_,safetensors hf_model checkpoint tokenizer chat dataset gguf metric)
 valgrind:
 	@scripts/setup.sh valgrind
 	@$(MAKE) --no-print-directory MARCH=x86-64-v3 run-valgrind
