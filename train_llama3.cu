@@ -7,6 +7,7 @@
 #include <signal.h>
 
 #include "halo/progress.h"
+#include "halo/run/answer.h"
 #include "halo/run/bench.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
@@ -43,6 +44,7 @@ static void catch_signals(int ranks) {
 typedef struct {
     Session s;
     Dataset *data, *val;   // val: NULL without --val
+    Dataset* prompts;      // of --val, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
     Progress done;
@@ -62,6 +64,7 @@ static void open_training_data(TrainingRun* r) {
     r->data = open_data(s, o->data);
     ranks_agree(s, dataset_stats(r->data));
     r->val = o->val ? open_data(s, o->val) : NULL;
+    r->prompts = o->val_metric ? open_prompts(s, o->val) : NULL;
     r->global_rows = o->batch * o->accum * s->comm->ranks;
     plan_epoch(r);
     double steps = o->steps ? o->steps : ceil(o->epochs * steps_per_epoch(r));
@@ -104,6 +107,10 @@ static void evaluate_step(TrainingRun* r) {
     if (!isfinite(e.loss))
         user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, s->o.val);
     if (leads(s)) log_evaluation(&r->log, s->o.val, step, e);
+    if (!r->prompts) return;
+    Verdict v = judge_answers(s, r->prompts, metric_find(s->o.val_metric), NULL);
+    if (leads(s)) log_verdict(&r->log, s->o.val_metric, step, v);
+    free(v.line);
 }
 
 static void run_steps(TrainingRun* r) {
@@ -125,7 +132,8 @@ static void run_steps(TrainingRun* r) {
 static void close_training(TrainingRun* r) {
     log_close(&r->log);
     trainer_free(&r->s, &r->trainer);
-    if (r->val) dataset_free(r->val);
+    dataset_free(r->val);
+    dataset_free(r->prompts);
     dataset_free(r->data);
     session_close(&r->s);
 }
@@ -156,10 +164,10 @@ static int command_train(Options o) {
 
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
-    {"eval", EVAL, "the loss on a data file", command_eval},
+    {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
-    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory", command_export},
+    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
 };
 enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 

@@ -31,18 +31,17 @@ static const char* template_of(json_t* config) {
 }
 
 // The template's text, or NULL; the caller frees it. The file is the newer home and wins.
-static char* template_read(const char* dir, json_t* config) {
-    char* path = path_join(dir, "chat_template.jinja");
-    const char* text = template_of(config);
-    char* chat_template = path_exists(path) ? file_read(path, NULL) : text ? host_strdup(text) : NULL;
-    free(path);
-    return chat_template;
+static char* template_read(const ModelFiles* files, json_t* config) {
+    const ModelFile* own = model_files_get(files, "chat_template.jinja");
+    const char* text = own ? own->text : template_of(config);
+    return text ? host_strdup(text) : NULL;
 }
 
-// DIR/tokenizer_config.json, or an empty object where the model has none.
-static json_t* config_read(const char* dir) {
+// tokenizer_config.json, or an empty object where the model has none.
+static json_t* config_read(const ModelFiles* files, const char* dir) {
     char* path = path_join(dir, "tokenizer_config.json");
-    json_t* config = path_exists(path) ? json_parse_file(path) : json_object();
+    const ModelFile* file = model_files_get(files, "tokenizer_config.json");
+    json_t* config = file ? json_parse(file->text, file->bytes, path) : json_object();
     if (!json_is_object(config)) user_error("%s: expected a JSON object", path);
     free(path);
     return config;
@@ -130,8 +129,15 @@ static int eos_of(json_t* config, const Tokenizer* tokenizer) {
 }
 
 ChatFormat chat_detect(const char* dir, const Tokenizer* tokenizer, const char* forced_name) {
-    json_t* config = config_read(dir);
-    char* chat_template = template_read(dir, config);
+    ModelFiles* files = model_files_from_dirs(NULL, dir);
+    ChatFormat format = chat_detect_in(files, dir, tokenizer, forced_name);
+    model_files_free(files);
+    return format;
+}
+
+ChatFormat chat_detect_in(const ModelFiles* files, const char* dir, const Tokenizer* tokenizer, const char* forced_name) {
+    json_t* config = config_read(files, dir);
+    char* chat_template = template_read(files, config);
     ChatFormat f;
     memset(&f, 0, sizeof f);
     f.kind = kind_of(dir, chat_template, forced_name);
@@ -164,6 +170,13 @@ ChatFormat chat_detect(const char* dir, const Tokenizer* tokenizer, const char* 
     free(chat_template);
     json_decref(config);
     return f;
+}
+
+char* chat_template_text(const ModelFiles* files, const char* where) {
+    json_t* config = config_read(files, where);
+    char* text = template_read(files, config);
+    json_decref(config);
+    return text;
 }
 
 void chat_free(ChatFormat* format) {

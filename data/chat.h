@@ -10,6 +10,7 @@
 #ifndef DATA_CHAT_H
 #define DATA_CHAT_H
 
+#include "model_files.h"
 #include "tokenizer/tokenizer.h"
 
 typedef enum { CHAT_LLAMA3, CHAT_CHATML, CHAT_NONE } ChatKind;
@@ -29,6 +30,10 @@ typedef struct {
 // the chat_template of DIR/tokenizer_config.json. A template that is missing or unknown, and a tokenizer that lacks one of
 // the format's tokens, are user_errors. A forced llama3 still follows the template about the date lines.
 C_API ChatFormat chat_detect(const char* dir, const Tokenizer* tokenizer, const char* forced_name);
+// The same from the files themselves; `where` begins the messages.
+C_API ChatFormat chat_detect_in(const ModelFiles* files, const char* where, const Tokenizer* tokenizer, const char* forced_name);
+// The text of the model's template, NULL if there is none; the caller frees it.
+C_API char* chat_template_text(const ModelFiles* files, const char* where);
 C_API void chat_free(ChatFormat* format);
 C_API const char* chat_name(ChatKind kind);
 

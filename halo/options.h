@@ -11,26 +11,29 @@ typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } Backen
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
+typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
 
 typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
-    const char *out, *log, *prompt, *metric;
+    const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
     LongChoice long_policy;
+    GgufChoice gguf_type;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, slots, generate;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
     bool pack, train_on_prompt, qfsdp, resume, profile, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
 
-enum { kAuto = -1 };   // a whole number (warmup, zero) that was left at "auto"
+enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
+enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most
 
 // A row of the program's table of commands. To add a command: give it a bit above, and fill a row in train_llama3.cu.
 typedef struct {

@@ -1,6 +1,8 @@
 // Writing models; see export.h.
 #include "export.h"
 
+#include "../../data/files.h"
+#include "../../data/gguf_write.h"
 #include "run_state.h"
 
 static void read_shard_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
@@ -9,10 +11,32 @@ static void read_shard_rows(void* self, int spec, int layer, int row0, int rows,
 
 void write_model(Session* s, const char* dir) {
     size_t shard_bytes = (size_t)(s->o.shard_gb * 1e9);
-    HfOutput out = {leads(s) ? dir : NULL, s->o.layers ? NULL : s->source_dir, s->tokenizer_dir, s->ops->act,
-                    shard_bytes ? shard_bytes : kDefaultShardBytes};
-    hf_model_write(&out, &s->config, read_shard_rows, s->shard);
+    HfOutput out = {leads(s) ? dir : NULL, NULL, NULL, s->ops->act, shard_bytes ? shard_bytes : kDefaultShardBytes};
+    hf_model_write_files(&out, s->files, &s->config, read_shard_rows, s->shard);
     if (leads(s)) printf("wrote %s\n", dir);
+}
+
+// GGUF is written from F32: rows of the format that layers read are widened.
+static void read_rows_as_floats(void* self, int spec, int layer, int row0, int rows, void* dst) {
+    const Session* s = (const Session*)self;
+    shard_read(s->shard, spec, layer, row0, rows, dst);
+    if (s->ops->act == F32) return;
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(&s->config, specs);
+    for (size_t i = (size_t)rows * (size_t)specs[spec].cols; i-- > 0;) ((float*)dst)[i] = f32_from_bf16(((const uint16_t*)dst)[i]);   // from the end: in place
+}
+
+static void write_gguf(Session* s) {
+    static const GgmlType types[] = {GGML_BF16, GGML_F16, GGML_Q8_0};   // in the order of GgufChoice
+    const ModelFile* tokenizer = model_files_get(s->files, "tokenizer.json");
+    if (!tokenizer) user_error("export --gguf: there is no tokenizer.json, which llama.cpp needs; name its folder with --tokenizer DIR");
+    char* where = path_join(s->tokenizer_path, "tokenizer.json");
+    char* chat_template = chat_template_text(s->files, s->tokenizer_path);
+    GgufOutput out = {s->o.gguf, types[s->o.gguf_type], s->source_path ? s->source_path : s->o.preset, tokenizer->text, chat_template, where};
+    gguf_write(&out, &s->config, read_rows_as_floats, s);
+    printf("wrote %s\n", s->o.gguf);
+    free(chat_template);
+    free(where);
 }
 
 int command_export(Options o) {
@@ -20,7 +44,8 @@ int command_export(Options o) {
     load_weights(&s, o.resume);
     Progress done;
     if (o.resume) resume(&s, &done);
-    write_model(&s, o.out);
+    if (o.out) write_model(&s, o.out);
+    if (o.gguf) write_gguf(&s);
     session_close(&s);
     return 0;
 }
