@@ -162,8 +162,9 @@ static void place_weights(Model* m, Arena* arena, Arena* maxima) {
 }
 
 static void place_cache(Model* m, Arena* arena) {
+    int spare = m->ops->round_rows ? 1 : 0;   // the sequence of rows that fill a batch up
     for (int l = 0; m->opt.slots && l < m->c.L; l++)
-        m->cache[l] = take_mat(arena, m->opt.slots * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
+        m->cache[l] = take_mat(arena, (m->opt.slots + spare) * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
 }
 
 static Fmt logits_fmt(const Model* m) { return m->opt.slots ? F32 : m->ops->act; }
@@ -570,17 +571,18 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
     }
 }
 
-// The logits after some rows of the final norm, as floats on the host.
-static void logits_to_host(Model* m, Mat h, float* out) {
+// The logits after the first `rows` rows of h, which are of the final norm, as floats on the host.
+static void logits_to_host(Model* m, Mat h, int rows, float* out) {
     const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
-    for (int row = 0; row < h.rows; row += m->logits.rows) {
+    for (int row = 0; row < rows; row += m->logits.rows) {
         HeadPiece p = head_piece(m, h, row);
         head_forward(m, head, &p);
-        size_t count = p.logits.rows * V;
-        m->ops->download(raw, p.logits.data, mat_bytes(p.logits));
-        if (p.logits.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
+        Mat wanted = mat_rows(p.logits, 0, min_int(p.logits.rows, rows - row));
+        size_t count = wanted.rows * V;
+        m->ops->download(raw, wanted.data, mat_bytes(wanted));
+        if (wanted.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
         else
             for (size_t i = 0; i < count; i++) out[row * V + i] = f32_from_bf16(((uint16_t*)raw)[i]);
     }
@@ -590,45 +592,55 @@ static void logits_to_host(Model* m, Mat h, float* out) {
 void model_logits(Model* m, const Batch* batch, float* out) {
     upload_batch(m, batch);
     trunk_forward(m);
-    logits_to_host(m, m->h, out);
+    logits_to_host(m, m->h, m->BT, out);
 }
 
-// Whether each sequence in the batch begins in it, and has its rows side by side: then each is a document of one row of tokens.
-static bool begins_sequences(const NewTokens* batch, int* start, int* end) {
-    int n = batch->rows;
+// Whether each sequence among n rows begins in them, and has its rows side by side: then each is a document of one row of tokens.
+static bool begins_sequences(int n, const int* slot, const int* pos, int* start, int* end) {
     for (int i = 0; i < n; i++) {
-        bool goes_on = i && batch->slot[i] == batch->slot[i - 1] && batch->pos[i] == batch->pos[i - 1] + 1;
-        if (!goes_on && batch->pos[i]) return false;
-        start[i] = i - batch->pos[i];
+        bool goes_on = i && slot[i] == slot[i - 1] && pos[i] == pos[i - 1] + 1;
+        if (!goes_on && pos[i]) return false;
+        start[i] = i - pos[i];
     }
-    for (int i = n - 1; i >= 0; i--) end[i] = i + 1 < n && batch->pos[i + 1] ? end[i + 1] : i + 1;
+    for (int i = n - 1; i >= 0; i--) end[i] = i + 1 < n && pos[i + 1] ? end[i + 1] : i + 1;
     return true;
 }
 
-// Appends the tokens; the rows of the final norm after the wanted ones.
+static int rounded_rows(const Model* m, int rows, int most) {
+    return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
+}
+
+// Appends the tokens; the rows of the final norm after the wanted ones, and some more. What fills the batch up are copies of one token at
+// the start of the spare sequence, and of the first wanted row.
 static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
     check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
-    int n = batch->rows;
-    int* host = (int*)host_alloc(sizeof(int) * 3 * (size_t)n);   // (3, n)
-    int *start = host, *end = host + n, *wanted_rows = host + 2 * n;
-    memcpy(wanted_rows, wanted, sizeof(int) * (size_t)wanted_count);
-    const int* const from[] = {batch->tokens, batch->slot, batch->pos, wanted_rows, start, end};
+    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
+    int* host = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)n);   // (kBatchArrays, n)
+    int *tokens = host, *slot = host + n, *pos = host + 2 * n, *wanted_rows = host + 3 * n, *start = host + 4 * n, *end = host + 5 * n;
+    for (int i = 0; i < n; i++) {
+        bool given = i < batch->rows;
+        tokens[i] = given ? batch->tokens[i] : 0;
+        slot[i] = given ? batch->slot[i] : m->opt.slots;
+        pos[i] = given ? batch->pos[i] : 0;
+        wanted_rows[i] = wanted_count ? wanted[i < wanted_count ? i : 0] : 0;
+    }
+    const int* const from[] = {tokens, slot, pos, wanted_rows, start, end};
     const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows, &m->start, &m->end};
     progress_phase("generating", -1);
     m->extending = true;
-    m->fresh = m->ops->attention_append && begins_sequences(batch, start, end);
+    m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
     set_rows(m, n);
     upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
     trunk_forward(m);
     free(host);
-    Mat rows = mat_rows(m->wanted, 0, wanted_count);
+    Mat rows = mat_rows(m->wanted, 0, wanted_n);
     if (wanted_count) m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
     return rows;
 }
 
 void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits) {
     Mat rows = extend_trunk(m, batch, wanted, wanted_count);
-    if (wanted_count) logits_to_host(m, rows, logits);
+    if (wanted_count) logits_to_host(m, rows, wanted_count, logits);
 }
 
 void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, int* best) {

@@ -199,6 +199,10 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
+    // ---- how many rows a batch of `rows` had better have where their number changes from call to call: a GPU's products are planned, and
+    // large ones timed, once per shape, so that it wants few of them. Never fewer rows; of more rows never fewer. NULL: any number is as good.
+    int (*round_rows)(int rows);
+
     // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
     // order, and so its rounding, independent of how the work is cut. dw += .
     void (*embed_forward)(Mat y, Mat w, const int* tokens);                            // (BT,C) <- (V,C)

@@ -88,6 +88,7 @@ const Ops CPU_OPS = {
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,
+    NULL,   // round_rows
     embed_forward,
     embed_backward,
     rmsnorm_forward,
