@@ -77,6 +77,7 @@ static void open_trainer(TrainingRun* r) {
     load_weights(s, true);
     if (s->o.resume) resume(s, &r->done);
     r->trainer = trainer_new(s, r->steps);
+    if (r->prompts) check_answers_fit(s, r->prompts);
     r->log = log_open(s, r->steps, r->done.step);
     if (r->done.epoch) plan_epoch(r);
 }

@@ -419,6 +419,16 @@ static void metric_case(void) {
         json_decref(object);
     }
     ok(whole == 22, "--answers: a JSON line an example with every verdict: %d", whole);
+    free(lines);
+    free(verdict);
+    free(answers);
+    free(out);
+}
+
+// Answers from anywhere, and flags that do not go together.
+static void score_case(void) {
+    make_inputs();
+    char *answers = scratch_path("crafted.jsonl"), *flags, *text;
     const char* crafted = "{\"expected\": \"#### 5\", \"generated\": \"so #### 5.\"}\n{\"expected\": \"#### 5\", \"generated\": \"6\"}\n";
     put_file(answers, crafted, strlen(crafted));
     flags = text_of("eval --metric gsm8k-flexible --score %s", answers);
@@ -429,12 +439,19 @@ static void metric_case(void) {
     flags = text_of("eval --score %s", answers);
     run_refused(flags, "--score|--metric exact", "--score without --metric");
     free(flags);
-    flags = text_of("eval --model %s --data %s --answers %s", out, data_path, answers);
+    flags = text_of("eval --model %s --data %s --answers %s", model_dir, data_path, answers);
     run_refused(flags, "--answers|--metric", "--answers without --metric");
     free(flags);
-    flags = text_of("eval --model %s --data %s --metric exact --batch 0", out, data_path);
+    flags = text_of("eval --model %s --data %s --metric exact --batch 0", model_dir, data_path);
     run_refused(flags, "--batch 0|1 to", "eval --batch 0");
     free(flags);
+    free(answers);
+}
+
+// The loss under a recipe, and verdicts while training.
+static void evaluation_case(void) {
+    make_inputs();
+    char *out = trained("evaluated", ""), *flags, *text;
     // eval's loss can be had under a recipe, and says which
     flags = text_of("eval --model %s --data %s --chat none --seq 32 --level halo2", out, val_path);
     text = run_well(flags, "eval --level halo2");
@@ -456,9 +473,6 @@ static void metric_case(void) {
     free(flags);
     free(val_out);
     free(more);
-    free(lines);
-    free(verdict);
-    free(answers);
     free(out);
 }
 
@@ -754,6 +768,8 @@ static const Case kCases[] = {
     {"quant_stats", quant_stats_case},
     {"generate", generate_case},
     {"metric", metric_case},
+    {"score", score_case},
+    {"evaluation", evaluation_case},
     {"gguf", gguf_case},
     {"bench_and_export", bench_and_export_case},
 };

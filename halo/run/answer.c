@@ -59,16 +59,21 @@ typedef struct {
     void* context;
 } Listener;
 
-static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
-    const Options* o = &s->o;
-    int limit = most_positions(s), positions = 1, stop[kMaxEos + 1];
+// The positions of a slot: for the longest prompt and its answer. Prompts that cannot be answered are user_errors.
+static int slot_positions(const Session* s, const Prompt* prompts, int count) {
+    int limit = most_positions(s), positions = 2;
     for (int i = 0; i < count; i++) {
         if (prompts[i].count == 0) user_error("the prompt has no tokens to go on from (the tokenizer adds no BOS); write something");
         if (prompts[i].count >= limit)
             user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", prompts[i].count, limit - 1, kMaxContext);
-        positions = max_int(positions, prompts[i].count + (o->max_tokens < limit ? o->max_tokens : limit));
+        positions = max_int(positions, prompts[i].count + min_int(s->o.max_tokens, limit));
     }
-    positions = min_int(max_int(positions, 2), limit);
+    return min_int(positions, limit);
+}
+
+static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
+    const Options* o = &s->o;
+    int positions = slot_positions(s, prompts, count), stop[kMaxEos + 1];
     Decoding d;
     memset(&d, 0, sizeof d);
     d.slots = pick_slots(s, positions, count);
@@ -169,14 +174,27 @@ static void hand_over(void* context, int prompt) {
     }
 }
 
-void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context) {
-    size_t count = (size_t)dataset_stats(d)->examples;
-    Prompt* prompts = (Prompt*)host_alloc(sizeof(Prompt) * count);
-    for (size_t i = 0; i < count; i++) {
-        const Example* e = dataset_example(d, (int)i);
+static Prompt* prompts_of(const Dataset* d) {
+    int count = dataset_stats(d)->examples;
+    Prompt* prompts = (Prompt*)host_alloc(sizeof(Prompt) * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        const Example* e = dataset_example(d, i);
         Prompt prompt = {e->tokens, e->prompt_count};
         prompts[i] = prompt;
     }
+    return prompts;
+}
+
+void check_answers_fit(const Session* s, const Dataset* d) {
+    int count = dataset_stats(d)->examples;
+    Prompt* prompts = prompts_of(d);
+    pick_slots(s, slot_positions(s, prompts, count), count);
+    free(prompts);
+}
+
+void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context) {
+    size_t count = (size_t)dataset_stats(d)->examples;
+    Prompt* prompts = prompts_of(d);
     FileAnswers f = {s, d, (TokenList*)host_alloc(sizeof(TokenList) * count), (bool*)host_alloc(count), 0, take, context};
     Listener listener = {keep_token, hand_over, &f};
     answer_tokens(s, prompts, (int)count, listener);

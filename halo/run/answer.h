@@ -13,6 +13,9 @@ C_API Dataset* open_prompts(const Session* s, const char* path);
 typedef void (*TakeAnswer)(void* context, const Answer* answer);
 C_API void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context);
 
+// A user_error unless the memory that is free now holds a model that answers them: better at a run's start than at its first evaluation.
+C_API void check_answers_fit(const Session* s, const Dataset* d);
+
 // Answers one prompt on stdout, character by character.
 C_API void answer_prompt(const Session* s, const char* prompt);
 
