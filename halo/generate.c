@@ -52,7 +52,8 @@ static void fill_slots(Scheduler* s) {
     for (int i = 0; i < s->d->slots && s->next < s->count; i++) {
         if (s->slots[i].prompt != kNoPrompt) continue;
         const Prompt* p = &s->prompts[s->next];
-        check(p->count >= 1 && p->count < s->d->positions, "generate_answers: a prompt of %d tokens in a slot of %d", p->count, s->d->positions);
+        check(p->count >= 1 && p->count < s->d->positions, "generate_answers: a prompt of %d tokens in a slot of %d", p->count,
+              s->d->positions);
         Slot fresh = {s->next++, 0, 0, 0};
         s->slots[i] = fresh;
     }
@@ -142,9 +143,10 @@ void generate_answers(Model* model, const Config* config, const Decoding* d, con
     s.row_limit = generation_options(d->slots, d->positions).T;
     s.slots = (Slot*)host_alloc(sizeof(Slot) * (size_t)d->slots);
     for (int i = 0; i < d->slots; i++) s.slots[i].prompt = kNoPrompt;
-    Step step = {{0, NULL, NULL, NULL}, ints(s.row_limit), ints(s.row_limit), ints(s.row_limit), ints(d->slots), ints(d->slots), 0, ints(d->slots),
-                 d->sampler.temperature > 0 ? (float*)host_alloc(sizeof(float) * (size_t)d->slots * (size_t)config->V) : NULL};
+    Step step = {{0, NULL, NULL, NULL}, ints(s.row_limit), ints(s.row_limit), ints(s.row_limit), ints(d->slots), ints(d->slots), 0,
+                 ints(d->slots), NULL};
     s.step = step;
+    if (d->sampler.temperature > 0) s.step.logits = (float*)host_alloc(sizeof(float) * (size_t)d->slots * (size_t)config->V);
     NewTokens batch = {0, step.tokens, step.slot, step.pos};
     s.step.batch = batch;
     for (;;) {
@@ -157,6 +159,6 @@ void generate_answers(Model* model, const Config* config, const Decoding* d, con
     }
     int* const all[] = {step.tokens, step.slot, step.pos, step.wanted, step.owner, step.best};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
-    free(step.logits);
+    free(s.step.logits);
     free(s.slots);
 }

@@ -25,7 +25,8 @@ typedef struct {
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, slots, generate;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
+    int slots, generate;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
     bool pack, train_on_prompt, qfsdp, resume, profile, help;
 } Options;

@@ -62,7 +62,8 @@ static void answer_all(World* w, const Decoding* d) {
 static int differing(const Answers* a, const Answers* b) {
     int n = 0;
     for (int p = 0; p < kPrompts; p++)
-        n += a->count[p] != b->count[p] || memcmp(a->tokens[p], b->tokens[p], sizeof(int) * (size_t)a->count[p]) || a->ended[p] != 1 || b->ended[p] != 1;
+        n += a->count[p] != b->count[p] || memcmp(a->tokens[p], b->tokens[p], sizeof(int) * (size_t)a->count[p]) || a->ended[p] != 1 ||
+             b->ended[p] != 1;
     return n;
 }
 
@@ -225,6 +226,7 @@ static void share_case(void) {
 }
 
 static const Case cases[] = {
-    {"greedy", greedy_case}, {"neighbours", neighbours_case}, {"limits", limits_case}, {"long_prompts", long_prompts_case}, {"quantized", quantized_case}, {"share", share_case},
+    {"greedy", greedy_case}, {"neighbours", neighbours_case}, {"limits", limits_case},
+    {"long_prompts", long_prompts_case}, {"quantized", quantized_case}, {"share", share_case},
 };
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

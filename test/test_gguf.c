@@ -330,7 +330,8 @@ static void pretokenizers_case(void) {
         char* text = json_dumps(root, JSON_COMPACT);
         Tokenizer* ours = tokenizer_parse(text, strlen(text), table[i].name);
         int different = different_ids(ours, theirs, kTexts, COUNT(kTexts));
-        ok(same_form == (different == 0), "%s: %d of %d texts encoded otherwise than by llama-bpe", table[i].name, different, (int)COUNT(kTexts));
+        ok(same_form == (different == 0), "%s: %d of %d texts encoded otherwise than by llama-bpe", table[i].name, different,
+           (int)COUNT(kTexts));
         found += same_form;
         tokenizer_free(ours);
         free(text);
@@ -416,5 +417,6 @@ static void hostile_case(void) {
     free(path);
 }
 
-static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"pieces", pieces_case}, {"pretokenizers", pretokenizers_case}, {"written", written_case}, {"hostile", hostile_case}};
+static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"pieces", pieces_case}, {"pretokenizers", pretokenizers_case},
+                             {"written", written_case}, {"hostile", hostile_case}};
 int main(int argc, char** argv) { return scratch_main("test_gguf", cases, COUNT(cases), argc, argv); }

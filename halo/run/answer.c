@@ -5,8 +5,6 @@
 #include "../../data/hf_config.h"
 #include "../generate.h"
 
-#include <math.h>
-
 enum { kMaxContext = 8192 };   // tokens of prompt and answer, at most
 enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says more
 
@@ -22,22 +20,24 @@ Dataset* open_prompts(const Session* s, const char* path) {
 
 // ---- the model that generates
 
+static double generator_bytes(const Session* s, int slots, int positions) {
+    return (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_hands_out_codes(s->shard),
+                                                    generation_options(slots, positions)));
+}
+
 // As many answers side by side as were asked for, as there are, and as fit the memory that is free on every rank.
 static int pick_slots(const Session* s, int positions, int prompts) {
-    int most = min_int(prompts, s->o.slots == kAuto ? kDefaultSlots : s->o.slots);
-    double fixed = (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_hands_out_codes(s->shard), generation_options(1, positions)));
-    double next = (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_hands_out_codes(s->shard), generation_options(2, positions))) - fixed;
-    fixed += (double)s->ops->workspace_bytes();
-    double room = 0.9 * (double)s->ops->free_bytes() - fixed;
-    int ranks = s->comm->ranks;
+    int most = min_int(prompts, s->o.slots == kAuto ? kDefaultSlots : s->o.slots), ranks = s->comm->ranks;
+    double room = 0.9 * (double)s->ops->free_bytes() - (double)s->ops->workspace_bytes();
     double* fit = (double*)host_alloc(sizeof(double) * (size_t)ranks);
-    fit[s->comm->rank] = room < 0 ? 0 : 1 + floor(room / next);
+    fit[s->comm->rank] = most;
+    while (fit[s->comm->rank] > 0 && generator_bytes(s, (int)fit[s->comm->rank], positions) > room) fit[s->comm->rank]--;
     s->comm->host_sum(fit, ranks);
-    for (int i = 0; i < ranks; i++)
-        if (fit[i] < most) most = (int)fit[i];
+    for (int i = 0; i < ranks; i++) most = min_int(most, (int)fit[i]);
     free(fit);
-    if (most == 0) user_error("no memory for one answer of %d positions: %.1f GiB are needed, %.1f are free", positions, fixed / (1 << 30),
-                              gib(s->ops->free_bytes()));
+    if (most == 0)
+        user_error("no memory for one answer of %d positions: %.1f GiB are needed, %.1f are free", positions,
+                   generator_bytes(s, 1, positions) / (1 << 30), room / (1 << 30));
     return most;
 }
 
@@ -65,7 +65,8 @@ static int slot_positions(const Session* s, const Prompt* prompts, int count) {
     for (int i = 0; i < count; i++) {
         if (prompts[i].count == 0) user_error("the prompt has no tokens to go on from (the tokenizer adds no BOS); write something");
         if (prompts[i].count >= limit)
-            user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", prompts[i].count, limit - 1, kMaxContext);
+            user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", prompts[i].count, limit - 1,
+                       kMaxContext);
         positions = max_int(positions, prompts[i].count + min_int(s->o.max_tokens, limit));
     }
     return min_int(positions, limit);
@@ -166,7 +167,8 @@ static void hand_over(void* context, int prompt) {
     for (int count = dataset_stats(f->d)->examples; f->next < count && f->done[f->next]; f->next++) {
         const Example* e = dataset_example(f->d, f->next);
         TokenList* tokens = &f->answers[f->next];
-        Answer answer = {text_of(f->s->tokenizer, e->tokens, e->prompt_count), e->reference, text_of(f->s->tokenizer, tokens->ids, tokens->count)};
+        const Tokenizer* tokenizer = f->s->tokenizer;
+        Answer answer = {text_of(tokenizer, e->tokens, e->prompt_count), e->reference, text_of(tokenizer, tokens->ids, tokens->count)};
         f->take(f->context, &answer);
         token_list_free(tokens);
         free(answer.prompt);

@@ -23,7 +23,11 @@ static void read_rows_as_floats(void* self, int spec, int layer, int row0, int r
     if (s->ops->act == F32) return;
     ParamSpec specs[kMaxParamSpecs];
     param_specs(&s->config, specs);
-    for (size_t i = (size_t)rows * (size_t)specs[spec].cols; i-- > 0;) ((float*)dst)[i] = f32_from_bf16(((const uint16_t*)dst)[i]);   // from the end: in place
+    size_t count = (size_t)rows * (size_t)specs[spec].cols;
+    uint16_t* narrow = (uint16_t*)host_alloc(count * sizeof(uint16_t));
+    memcpy(narrow, dst, count * sizeof(uint16_t));
+    for (size_t i = 0; i < count; i++) ((float*)dst)[i] = f32_from_bf16(narrow[i]);
+    free(narrow);
 }
 
 static void write_gguf(Session* s) {
