@@ -7,6 +7,7 @@
 #include <signal.h>
 
 #include "halo/progress.h"
+#include "halo/run/answer.h"
 #include "halo/run/bench.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
@@ -45,6 +46,7 @@ typedef struct {
     Session s;
     Dataset *data, *val;   // val: NULL without --val and --val-split
     const char* val_name;  // as messages call it
+    Dataset* prompts;      // of it, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
     Progress done;
@@ -66,6 +68,7 @@ static void open_training_data(TrainingRun* r) {
     r->val_name = o->val ? o->val : "held-out records";
     if (o->val) r->val = open_data(s, o->val, false);
     else if (o->val_split > 0) r->val = open_data(s, o->data, true);
+    if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
     r->global_rows = o->batch * o->accum * s->comm->ranks;
     plan_epoch(r);
     double steps = o->steps ? o->steps : ceil(o->epochs * steps_per_epoch(r));
@@ -78,6 +81,7 @@ static void open_trainer(TrainingRun* r) {
     load_weights(s, true);
     if (s->o.resume) resume(s, &r->done);
     r->trainer = trainer_new(s, r->steps);
+    if (r->prompts) check_answers_fit(s, r->prompts);
     r->log = log_open(s, r->steps, r->done.step);
     if (r->done.epoch) plan_epoch(r);
 }
@@ -108,6 +112,10 @@ static void evaluate_step(TrainingRun* r) {
     if (!isfinite(e.loss))
         user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, r->val_name);
     if (leads(s)) log_evaluation(&r->log, r->val_name, step, e);
+    if (!r->prompts) return;
+    Verdict v = judge_answers(s, r->prompts, metric_find(s->o.val_metric), NULL);
+    if (leads(s)) log_verdict(&r->log, s->o.val_metric, step, v);
+    free(v.line);
 }
 
 static void run_steps(TrainingRun* r) {
@@ -129,7 +137,8 @@ static void run_steps(TrainingRun* r) {
 static void close_training(TrainingRun* r) {
     log_close(&r->log);
     trainer_free(&r->s, &r->trainer);
-    if (r->val) dataset_free(r->val);
+    dataset_free(r->val);
+    dataset_free(r->prompts);
     dataset_free(r->data);
     session_close(&r->s);
 }
@@ -160,11 +169,11 @@ static int command_train(Options o) {
 
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
-    {"eval", EVAL, "the loss on a data file", command_eval},
+    {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
-    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory", command_export},
+    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
 };
 enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 

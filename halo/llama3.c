@@ -71,12 +71,14 @@ struct Model {
     // generation
     Mat* cache;              // L of (slots * positions, 2 NKV HD)
     Mat wanted;              // (BT, C) the rows of h whose logits are wanted
+    int* best;               // (BT) the likeliest tokens
     const int *slot, *wanted_rows;
-    bool extending;          // this batch goes through the cache
+    bool extending;          // this batch goes to the cache
+    bool fresh;              // and holds whole beginnings of sequences, whose rows see nothing that is not in this batch
     void* memory;
 };
 
-enum { kBatchArrays = 6 };   // Batch has six; NewTokens and the rows wanted of it are fewer
+enum { kBatchArrays = 6 };   // Batch has six; so have NewTokens with the rows wanted of it and where its documents begin and end
 
 // The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
 static int head_unit(const Config* c) { return c->tied ? 0 : c->L + 1; }
@@ -160,14 +162,17 @@ static void place_weights(Model* m, Arena* arena, Arena* maxima) {
 }
 
 static void place_cache(Model* m, Arena* arena) {
+    int spare = m->ops->round_rows ? 1 : 0;   // the sequence of rows that fill a batch up
     for (int l = 0; m->opt.slots && l < m->c.L; l++)
-        m->cache[l] = take_mat(arena, m->opt.slots * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
+        m->cache[l] = take_mat(arena, (m->opt.slots + spare) * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
 }
+
+static Fmt logits_fmt(const Model* m) { return m->opt.slots ? F32 : m->ops->act; }
 
 // The rows of a piece of logits: whole tiles of products if it has room for one.
 static int piece_rows(const Model* m) {
     enum { kTileRows = 128 };
-    size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(m->ops->act));
+    size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(logits_fmt(m)));
     int rows = fit < 1 ? 1 : fit > (size_t)m->most_rows ? m->most_rows : (int)fit;
     return rows < m->most_rows && rows >= kTileRows ? rows / kTileRows * kTileRows : rows;
 }
@@ -220,9 +225,12 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
     linear_place(&m->head, arena, m->ops, m->opt.head, &m->head_shape, 1, rows, 0);
     m->branch = take_mat(arena, m->BT, c->C, act);
-    m->logits = take_mat(arena, rows, c->V, act);
+    m->logits = take_mat(arena, rows, c->V, logits_fmt(m));
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
-    if (m->opt.slots) m->wanted = take_mat(arena, m->BT, c->C, act);
+    if (m->opt.slots) {
+        m->wanted = take_mat(arena, m->BT, c->C, act);
+        m->best = (int*)arena_take(arena, sizeof(int) * m->BT);
+    }
     if (m->opt.train) place_backward(m, arena);
 
     // The maxima lie together, so that one call zeroes them: measured here, placed as one.
@@ -338,7 +346,8 @@ float* rope_table(const Config* c, const Ops* ops, int positions) {
 // ---- the pieces of a block, forward
 
 static Attn attention_shape(const Model* m) {
-    Attn a = {m->BT / m->opt.T, m->opt.T, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
+    int B = m->extending ? 1 : m->BT / m->opt.T;   // new tokens are one row of documents
+    Attn a = {B, m->BT / B, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
     return a;
 }
 
@@ -364,12 +373,14 @@ static void swiglu_forward(Model* m, Block* b) {
 // Over the batch's own tokens, or over what the cache holds of each row's sequence.
 static void attention_forward(Model* m, Block* b) {
     const Config* c = &m->c;
+    const Ops* ops = m->ops;
+    Mat cache = m->cache[b - m->blocks];
+    bool cached = m->extending && !m->fresh;
     Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_O]);
-    if (prep.rotate || m->extending) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
-    if (m->extending)
-        m->ops->attention_cached(b->att, m->cache[b - m->blocks], b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
-    else
-        m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
+    if (prep.rotate || cached) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
+    if (cached) ops->attention_cached(b->att, cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
+    else ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
+    if (m->fresh) ops->attention_append(cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
     linear_prepare_input(&m->linear, &b->x[LINEAR_O], b->att, prep);
 }
 
@@ -493,7 +504,7 @@ static void upload_batch(Model* m, const Batch* batch) {
     const int* const from[kBatchArrays] = {batch->tokens, batch->targets, batch->pos, batch->start, batch->end, batch->order};
     const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
     progress_phase("embedding", -1);
-    m->extending = false;
+    m->extending = m->fresh = false;
     set_rows(m, m->most_rows);
     upload_inputs(m, from, to, kBatchArrays, m->BT);
 }
@@ -560,17 +571,18 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
     }
 }
 
-// The logits after some rows of the final norm, as floats on the host.
-static void logits_to_host(Model* m, Mat h, float* out) {
+// The logits after the first `rows` rows of h, which are of the final norm, as floats on the host.
+static void logits_to_host(Model* m, Mat h, int rows, float* out) {
     const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
-    for (int row = 0; row < h.rows; row += m->logits.rows) {
+    for (int row = 0; row < rows; row += m->logits.rows) {
         HeadPiece p = head_piece(m, h, row);
         head_forward(m, head, &p);
-        size_t count = p.logits.rows * V;
-        m->ops->download(raw, p.logits.data, mat_bytes(p.logits));
-        if (p.logits.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
+        Mat wanted = mat_rows(p.logits, 0, min_int(p.logits.rows, rows - row));
+        size_t count = wanted.rows * V;
+        m->ops->download(raw, wanted.data, mat_bytes(wanted));
+        if (wanted.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
         else
             for (size_t i = 0; i < count; i++) out[row * V + i] = f32_from_bf16(((uint16_t*)raw)[i]);
     }
@@ -580,27 +592,67 @@ static void logits_to_host(Model* m, Mat h, float* out) {
 void model_logits(Model* m, const Batch* batch, float* out) {
     upload_batch(m, batch);
     trunk_forward(m);
-    logits_to_host(m, m->h, out);
+    logits_to_host(m, m->h, m->BT, out);
+}
+
+// Whether each sequence among n rows begins in them, and has its rows side by side: then each is a document of one row of tokens.
+static bool begins_sequences(int n, const int* slot, const int* pos, int* start, int* end) {
+    for (int i = 0; i < n; i++) {
+        bool goes_on = i && slot[i] == slot[i - 1] && pos[i] == pos[i - 1] + 1;
+        if (!goes_on && pos[i]) return false;
+        start[i] = i - pos[i];
+    }
+    for (int i = n - 1; i >= 0; i--) end[i] = i + 1 < n && pos[i + 1] ? end[i + 1] : i + 1;
+    return true;
+}
+
+static int rounded_rows(const Model* m, int rows, int most) {
+    return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
+}
+
+// Appends the tokens; the rows of the final norm after the wanted ones, and some more. What fills the batch up are copies of one token at
+// the start of the spare sequence, and of the first wanted row.
+static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
+    check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
+    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
+    int* host = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)n);   // (kBatchArrays, n)
+    int *tokens = host, *slot = host + n, *pos = host + 2 * n, *wanted_rows = host + 3 * n, *start = host + 4 * n, *end = host + 5 * n;
+    for (int i = 0; i < n; i++) {
+        bool given = i < batch->rows;
+        tokens[i] = given ? batch->tokens[i] : 0;
+        slot[i] = given ? batch->slot[i] : m->opt.slots;
+        pos[i] = given ? batch->pos[i] : 0;
+        wanted_rows[i] = wanted_count ? wanted[i < wanted_count ? i : 0] : 0;
+    }
+    const int* const from[] = {tokens, slot, pos, wanted_rows, start, end};
+    const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows, &m->start, &m->end};
+    progress_phase("generating", -1);
+    m->extending = true;
+    m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
+    set_rows(m, n);
+    upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
+    trunk_forward(m);
+    free(host);
+    Mat rows = mat_rows(m->wanted, 0, wanted_n);
+    if (wanted_count) m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+    return rows;
 }
 
 void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits) {
-    check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
-    int n = batch->rows;
-    int* wanted_rows = (int*)host_alloc(sizeof(int) * (size_t)n);
-    memcpy(wanted_rows, wanted, sizeof(int) * (size_t)wanted_count);
-    const int* const from[] = {batch->tokens, batch->slot, batch->pos, wanted_rows};
-    const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows};
-    progress_phase("generating", -1);
-    m->extending = true;
-    set_rows(m, n);
-    upload_inputs(m, from, to, 4, n);
-    trunk_forward(m);
-    if (wanted_count) {
-        Mat rows = mat_rows(m->wanted, 0, wanted_count);
-        m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
-        logits_to_host(m, rows, logits);
+    Mat rows = extend_trunk(m, batch, wanted, wanted_count);
+    if (wanted_count) logits_to_host(m, rows, wanted_count, logits);
+}
+
+void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, int* best) {
+    Mat rows = extend_trunk(m, batch, wanted, wanted_count);
+    if (!wanted_count) return;
+    const Unit* head = acquire_head(m, FORWARD);
+    for (int row = 0; row < wanted_count; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, rows, row);
+        head_forward(m, head, &p);
+        m->ops->argmax(m->best + row, p.logits);
     }
-    free(wanted_rows);
+    m->ops->download(best, m->best, sizeof(int) * (size_t)wanted_count);
 }
 
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.

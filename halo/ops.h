@@ -203,6 +203,10 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
+    // ---- how many rows a batch of `rows` had better have where their number changes from call to call: a GPU's products are planned, and
+    // large ones timed, once per shape, so that it wants few of them. Never fewer rows; of more rows never fewer. NULL: any number is as good.
+    int (*round_rows)(int rows);
+
     // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
     // order, and so its rounding, independent of how the work is cut. dw += .
     void (*embed_forward)(Mat y, Mat w, const int* tokens);                            // (BT,C) <- (V,C)
@@ -231,6 +235,9 @@ typedef struct Ops {
     // (rows) ints on the backend. Rows of one sequence come with rising positions. y (rows, NH HD): a row's bits do not depend on
     // which other rows come with it.
     void (*attention_cached)(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD);
+    // The first half of attention_cached alone: k and v of the rows to the cache, for rows that attend only to each other and therefore go
+    // through attention_forward. NULL: this backend's attention_cached is as fast.
+    void (*attention_append)(Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD);
 
     // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
     void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);
@@ -240,6 +247,8 @@ typedef struct Ops {
     // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
     // want_grad, logits <- scale * d loss / d logits in place
     void (*cross_entropy)(float* loss, Mat logits, const int* labels, float scale, bool want_grad);
+    // best (rows) = the column of the largest logit of each row of logits (rows, V) in F32: the lowest of equals; NaN is never the largest
+    void (*argmax)(int* best, Mat logits);
 
     // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
     // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale

@@ -19,7 +19,7 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Flag kFlags[] = {
-    {"model", TEXT, AT(model), kAll, true, NULL, "DIR", "Hugging Face directory: config.json, *.safetensors, tokenizer.json"},
+    {"model", TEXT, AT(model), kAll, true, NULL, "DIR|FILE.gguf", "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
     {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
     {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
     {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
@@ -36,13 +36,14 @@ static const Flag kFlags[] = {
     {"pack", SWITCH, AT(pack), TRAIN | EVAL, true, NULL, NULL, "several examples in a row, hidden from each other"},
     {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
-    {"level", TEXT, AT(level), TRAIN | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
-    {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
-    {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
+    {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
+    {"dtype", TEXT, AT(dtype), TRAIN | EVAL | GENERATE | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
+    {"recipe", TEXT, AT(recipe), TRAIN | EVAL | GENERATE | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
+    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "rows per rank and micro-step"},
+    {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
@@ -54,7 +55,7 @@ static const Flag kFlags[] = {
     {"beta2", NUMBER, AT(beta2), TRAIN, true, "0.999", "X", "AdamW"},
     {"eps", NUMBER, AT(eps), TRAIN, true, "1e-8", "X", "AdamW"},
     {"clip", NUMBER, AT(clip), TRAIN, true, "0", "X", "clip the gradient's norm; 0: never"},
-    {"seed", INTEGER, AT(seed), TRAIN | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
+    {"seed", INTEGER, AT(seed), TRAIN | EVAL | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
     {"master", CHOICE, AT(master), TRAIN | BENCH, true, "fp32", "fp32|bf16-sr", "FP32 master weights, or BF16 with stochastic rounding"},
     {"grad-dtype", CHOICE, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
     {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
@@ -67,18 +68,24 @@ static const Flag kFlags[] = {
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
     {"keep", INTEGER, AT(keep), TRAIN, false, "1", "N", "checkpoints to keep"},
+    {"gguf", TEXT, AT(gguf), EXPORT, false, NULL, "FILE", "write a GGUF file for llama.cpp, instead of --out or beside it"},
+    {"gguf-type", CHOICE, AT(gguf_type), EXPORT, false, "bf16", "bf16|f16|q8_0", "the type of its matrices"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
     {"json", SWITCH, AT(json), INSPECT, false, NULL, NULL, "a line of JSON an example: text, tokens, trained"},
+    {"generate", INTEGER, AT(generate), BENCH, false, "0", "N", "time N answers of --max-tokens side by side to prompts of --seq tokens instead"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
-    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss", "what to evaluate"},
+    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss|exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "the loss, or the share of generated answers that are right"},
+    {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
+    {"answers", TEXT, AT(answers), EVAL, false, NULL, "FILE", "write prompts, answers and verdicts here, a JSON line each"},
+    {"score", TEXT, AT(score), EVAL, false, NULL, "FILE", "judge the answers in such a file again; no model is needed"},
     {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
-    {"max-tokens", INTEGER, AT(max_tokens), GENERATE, false, "256", "N", "longest answer"},
-    {"temperature", NUMBER, AT(temperature), GENERATE, false, "0", "X", "0: greedy"},
-    {"top-p", NUMBER, AT(top_p), GENERATE, false, "1", "X", "sample within this much probability"},
+    {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
+    {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
+    {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
     {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
     {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
 };
@@ -317,6 +324,7 @@ static void check_train(const Options* o) {
     if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
     if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
+    if (o->val_metric && !o->val && !(o->val_split > 0)) user_error("--val-metric %s: name the file with --val FILE", o->val_metric);
     if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
     if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
 }
@@ -334,7 +342,7 @@ void options_check(const Options* o, int command, int ranks) {
         user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
     if (command == INSPECT) return;
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
-        user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
+        user_error("name one of --model DIR|FILE.gguf, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
     Config published;
     if (o->preset && !config_preset(&published, o->preset))
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
@@ -342,7 +350,12 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
     if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
     if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
-    if (command == EXPORT && !o->out) user_error("export: name the folder to write with --out DIR");
+    if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
+    if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
+    if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");
+    if (command & (EVAL | GENERATE) && (o->slots == 0 || o->slots > kMostSlots)) user_error("--batch %d: must be from 1 to %d", o->slots, (int)kMostSlots);
+    if (command == EVAL && o->answers && !strcmp(o->metric, "loss")) user_error("--answers: choose what judges them with --metric");
+    if (command == BENCH && o->generate > kMostSlots) user_error("--generate %d: at most %d", o->generate, (int)kMostSlots);
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }

@@ -88,6 +88,7 @@ const Ops CPU_OPS = {
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,
+    NULL,   // round_rows
     embed_forward,
     embed_backward,
     rmsnorm_forward,
@@ -98,9 +99,11 @@ const Ops CPU_OPS = {
     attention_backward,
     attention_scratch,
     attention_cached,
+    NULL,   // attention_append: cached attention works on whole blocks of queries too, and gives a row the bits it has alone
     swiglu_forward,
     swiglu_backward,
     cross_entropy,
+    argmax,
     cpu_gemm,
     rotate,
     absmax,

@@ -124,4 +124,40 @@ static void cross_entropy(float* loss, Mat logits, const int* labels, float scal
     else launch_cross_entropy<1>(loss, logits, labels, scale, want_grad);
 }
 
+// ---- the largest logit of a row: a block takes a row
+
+struct Largest {
+    float value;
+    int at;
+};
+__device__ inline Largest larger(Largest a, Largest b) { return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a; }
+__device__ inline Largest warp_largest(Largest x) {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        Largest other = {__shfl_xor_sync(0xffffffffu, x.value, step), __shfl_xor_sync(0xffffffffu, x.at, step)};
+        x = larger(x, other);
+    }
+    return x;
+}
+
+__global__ void __launch_bounds__(kLossThreads) argmax_kernel(int* best, const float* logits, int ld, int V) {
+    __shared__ Largest of_warp[kWarp];
+    const float* x = logits + (size_t)blockIdx.x * ld;
+    const Largest none = {-INFINITY, 0};
+    Largest mine = none;
+    int threads = blockDim.x, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll 8
+    for (int v = threadIdx.x; v < V; v += threads)
+        if (x[v] > mine.value) mine.value = x[v], mine.at = v;
+    mine = warp_largest(mine);
+    if (lane == 0) of_warp[warp] = mine;
+    __syncthreads();
+    mine = warp_largest(lane < threads / kWarp ? of_warp[lane] : none);
+    if (threadIdx.x == 0) best[blockIdx.x] = mine.at;
+}
+
+static void argmax(int* best, Mat logits) {
+    check(logits.fmt == F32, "argmax: logits in %s", fmt_name(logits.fmt));
+    LAUNCH(argmax_kernel, logits.rows, threads_for(logits.cols, kLossThreads), 0, best, (const float*)logits.data, logits.ld, logits.cols);
+}
+
 #endif

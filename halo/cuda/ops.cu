@@ -197,6 +197,12 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
+// Tiles of few rows while a step reads mostly weights, few shapes where products are timed.
+static int cuda_round_rows(int rows) {
+    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
+    return ceil_div(max_int(rows, 1), step) * step;
+}
+
 const Ops cuda_ops = {
     "cuda",
     BF16,
@@ -213,6 +219,7 @@ const Ops cuda_ops = {
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,
+    cuda_round_rows,
     embed_forward,
     embed_backward,
     rmsnorm_forward,
@@ -223,9 +230,11 @@ const Ops cuda_ops = {
     attention_backward,
     cuda_attention_scratch,
     attention_cached,
+    attention_append,
     swiglu_forward,
     swiglu_backward,
     cross_entropy,
+    argmax,
     gemm,
     rotate,
     absmax,

@@ -4,6 +4,7 @@
 #include "../ceilings.h"
 #include "../profile.h"
 #include "../progress.h"
+#include "bench_generation.h"
 #include "start.h"
 #include "train_step.h"
 
@@ -109,6 +110,11 @@ static void fill_moments(const Session* s) {
 int command_bench(Options o) {
     if (!o.steps) o.steps = 10;
     Session s = session_open(o, BENCH);
+    if (o.generate) {
+        bench_generation(&s);
+        session_close(&s);
+        return 0;
+    }
     print_start(&s);
     bool notes_waits = s.comm->ranks > 1;
     if (notes_waits) s.comm = profile_comm(s.comm, s.ops);

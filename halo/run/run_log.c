@@ -64,6 +64,13 @@ void log_quant_stats(StepLog* log, const Trainer* t, int step) {
     if (log->file) log_flush(log);
 }
 
+void log_verdict(StepLog* log, const char* metric, int step, Verdict v) {
+    puts(v.line);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"val_metric\": \"%s\", \"val_percent\": %.6g, \"val_answers\": %d}\n", step, metric, v.percent, v.count);
+    log_flush(log);
+}
+
 void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
     print_evaluation(path, e);
     if (!log->file) return;

@@ -2,6 +2,7 @@
 #ifndef HALO_RUN_LOG_H
 #define HALO_RUN_LOG_H
 
+#include "answer.h"
 #include "eval.h"
 #include "train_step.h"
 
@@ -17,5 +18,6 @@ C_API void log_close(StepLog* log);
 C_API void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds);
 C_API void log_quant_stats(StepLog* log, const Trainer* t, int step);
 C_API void log_evaluation(StepLog* log, const char* path, int step, Evaluation e);
+C_API void log_verdict(StepLog* log, const char* metric, int step, Verdict v);
 
 #endif

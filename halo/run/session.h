@@ -3,8 +3,8 @@
 #define HALO_RUN_SESSION_H
 
 #include "../../data/dataset.h"
-#include "../../data/hf_read.h"
 #include "../../data/hf_write.h"
+#include "../../data/model_source.h"
 #include "../options.h"
 
 typedef struct {
@@ -13,10 +13,11 @@ typedef struct {
     const Ops* ops;
     const Recipe* recipe;     // of the blocks' linears
     Config config;
-    HfModel* source;          // NULL: random weights
-    const char* source_dir;   // of config.json; NULL for a preset
+    ModelSource* source;      // NULL: random weights
+    const char* source_path;  // of --model or --from-scratch; NULL for a preset
     Tokenizer* tokenizer;     // NULL if the command needs none
-    const char* tokenizer_dir;
+    const char* tokenizer_path;   // what messages call the place of the tokenizer; NULL: the command line names none
+    ModelFiles* files;        // config.json and the tokenizer's files as they were at the start: the output's come from here
     ChatFormat chat;
     Shard* shard;
 } Session;
@@ -32,6 +33,7 @@ static inline double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 C_API Session session_open(Options o, int command);
 C_API void session_close(Session* s);
 C_API void open_tokenizer(Session* s);   // and the chat template
+C_API void load_tokenizer(Session* s);   // the tokenizer alone, from the files of the session
 C_API void open_chat(Session* s);        // the chat template alone, for the tokenizer that is open
 // `held_out`: the records that --val-split keeps from training, and no others.
 C_API Dataset* open_data(const Session* s, const char* path, bool held_out);

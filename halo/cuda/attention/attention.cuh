@@ -138,6 +138,12 @@ static void launch_cached(AttnCached a, int splits) {
     if (a.parts) LAUNCH(attention_fold_kernel, dim3(a.rows, a.NH), threads_for(a.HD, kCachedThreads), 0, a);
 }
 
+static void attention_append(Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
+    bool vectors = has_vectors(qkv, HD) && has_vectors(cache, HD);
+    LAUNCH(attention_append_kernel, qkv.rows, kCachedThreads, 0, (bf16*)cache.data, cache.ld, (const bf16*)qkv.data + NH * HD, qkv.ld, slot,
+           pos, positions, 2 * NKV * HD, vectors);
+}
+
 static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
     int rows = qkv.rows, chunks = ceil_div(positions, kCachedChunk);
     Attn s = {1, rows, NH, NKV, HD, NULL, NULL};
@@ -146,8 +152,7 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const i
           "attention_cached: slots of %d positions in a cache of (%d, %d) in %s", positions, cache.rows, cache.cols, fmt_name(cache.fmt));
     bool vectors = has_vectors(qkv, HD) && has_vectors(cache, HD);
     const bf16* q = (const bf16*)qkv.data;
-    LAUNCH(attention_append_kernel, rows, kCachedThreads, 0, (bf16*)cache.data, cache.ld, q + NH * HD, qkv.ld, slot, pos, positions,
-           2 * NKV * HD, vectors);
+    attention_append(cache, qkv, slot, pos, positions, NH, NKV, HD);
     AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, NULL, slot, pos, rows, positions, chunks, NH, NKV, HD, qkv.ld, cache.ld, y.ld,
                     attention_scale(HD) * kLog2e, vectors};
     int at_once = cached_split_rows(rows, NH, NKV, HD, chunks);
