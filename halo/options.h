@@ -10,25 +10,27 @@
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
+typedef enum { ON_NAN_STOP, ON_NAN_SKIP } NanChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 
 typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
-    const char *out, *log, *prompt, *metric;
+    const char *out, *log, *prompt, *metric, *resume_from;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
     LongChoice long_policy;
+    NanChoice on_nan;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
-    bool pack, train_on_prompt, qfsdp, resume, profile, help;
+    bool pack, train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31, VERIFY = 32 };   // kAll: those that compute
 
 enum { kAuto = -1 };   // a whole number (warmup, zero) that was left at "auto"
 

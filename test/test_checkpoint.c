@@ -75,7 +75,7 @@ static bool same_run(const Run* a, const Run* b) {
 static void save_small(const char* dir, int step, int keep, int fill) {
     Run* run = make_run(0, 1, false, fill);
     checkpoint_write(dir, step, &run->state);
-    checkpoint_commit(dir, step, 1, keep);
+    checkpoint_commit(dir, step, 1, keep, -1);
     free_run(run);
 }
 
@@ -113,7 +113,7 @@ static void round_trip_case(void) {
         free_run(run);
     }
     ok(checkpoint_latest(dir) == NULL, "round trip: none before the commit");
-    checkpoint_commit(dir, 40, 2, 1);
+    checkpoint_commit(dir, 40, 2, 1, -1);
     char* latest = checkpoint_latest(dir);
     for (int rank = 0; rank < 2; rank++) {
         Run *want = make_run(rank, 2, rank == 0, 5), *got = make_run(rank, 2, rank == 0, 0);
@@ -170,7 +170,7 @@ static void write_limited(void* dir) {
 static void commit_too_early(void* dir) {
     Run* run = make_run(0, 2, false, 9);
     checkpoint_write((const char*)dir, 30, &run->state);
-    checkpoint_commit((const char*)dir, 30, 2, 1);
+    checkpoint_commit((const char*)dir, 30, 2, 1, -1);
 }
 
 static void failing_case(void) {

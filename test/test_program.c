@@ -8,8 +8,8 @@ enum { kSteps = 12 };   // 3 an epoch, the last one not full: step 5 is in the m
 
 // A run of the tiny model; `more` may say more.
 static char* train_flags(const char* out, const char* more) {
-    return text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
-                   "--log %s %s", model_dir, data_path, kSteps, out, out, more);
+    return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
+                              "--log %s", model_dir, data_path, kSteps, out, out), more);
 }
 
 // Its folder, trained; the caller frees the name.
@@ -107,7 +107,7 @@ static void train_case(void) {
     free(run_well(flags, "export"));
     free(flags);
     ok(same_files(out, copy, "model.safetensors") && same_files(out, copy, "config.json"), "export of a model is that model");
-    flags = text_of("export --model %s --out %s --backend cpu-f32", out, copy);
+    flags = text_of("export --model %s --out %s --backend cpu-f32 --overwrite", out, copy);
     free(run_well(flags, "export in FP32"));
     free(flags);
     text = text_at(copy, "config.json");
@@ -186,7 +186,7 @@ static void interrupt_case(void) {
         const char* line = strstr(r.out, "stopped after step ");
         if (line) stopped_after = atoi(line + strlen("stopped after step "));
     }
-    ok(r.code == 0 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
+    ok(r.code == 4 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
        "Ctrl-C: stops after a step (%d of %d), exit %d, and says how to go on", stopped_after, kSteps, r.code);
     char* text = text_at(part, "log.jsonl");
     ok(lines_in(text) == stopped_after && strstr(r.out, "saved step"), "Ctrl-C: the step is finished, logged and saved");
@@ -227,13 +227,24 @@ static void resume_refused_case(void) {
         free(more);
         free(flags);
     }
+    char* weights = path_join(out, "model.safetensors");
+    shell("rm", weights);   // else the run is finished
+    free(weights);
     char* flags = train_flags(out, "--resume --save-every 3 --keep 2 --recompute block");
     free(run_well(flags, "other --save-every, --keep and --recompute on the way"));
     free(flags);
 
-    char* none = scratch_path("no-checkpoint");
+    char *none = scratch_path("no-checkpoint"), *text;
     flags = train_flags(none, "--resume");
-    run_refused(flags, "--resume|no complete checkpoint", "--resume without a checkpoint");
+    text = run_well(flags, "--resume without a checkpoint");
+    ok(strstr(text, "starting from the beginning") && same_files(out, none, "model.safetensors"), "--resume without a checkpoint starts");
+    free(text);
+    text = run_well(flags, "--resume of a finished run");
+    ok(strstr(text, "finished: ") && !strstr(text, "\nstep "), "--resume of a finished run says so and does nothing");
+    free(text);
+    free(flags);
+    flags = train_flags(none, "--resume --lr 2e-2");
+    run_refused(flags, "training.json|lr = 0.01|0.02", "--resume of a finished run with another --lr");
     free(flags);
     free(none);
     free(out);

@@ -2,8 +2,10 @@
 #include "run_log.h"
 
 #include <errno.h>
+#include <math.h>
 
 #include "../../data/files.h"
+#include "stop.h"
 
 static void duration(double seconds, char text[32]) {
     int t = (int)(seconds + 0.5);
@@ -24,6 +26,13 @@ static void log_rewind(const char* path, int64_t step) {
     free(text);
 }
 
+// The log is a convenience: where it fails, that is said once and the run goes on without it.
+static void give_up_log(StepLog* log, const char* why) {
+    fprintf(stderr, "train_llama3: --log: log.jsonl cannot be written: %s; the run goes on without it\n", why);
+    fclose(log->file);
+    log->file = NULL;
+}
+
 StepLog log_open(const Session* s, int steps, int64_t steps_done) {
     StepLog log = {NULL, steps, 0};
     if (!s->o.log || !leads(s)) return log;
@@ -41,7 +50,14 @@ void log_close(StepLog* log) {
 }
 
 static void log_flush(StepLog* log) {
-    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
+    if (fflush(log->file)) give_up_log(log, strerror(errno));
+}
+
+// JSON has no infinities and no NaN: null stands for them.
+static const char* json_number(double x, char text[32]) {
+    if (isfinite(x)) snprintf(text, 32, "%.9g", x);
+    else strcpy(text, "null");
+    return text;
 }
 
 void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
@@ -51,11 +67,12 @@ void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, doub
     duration(eta, eta_text);
     printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
            log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
-    fflush(stdout);
+    stop_if_unheard();
     if (!log->file) return;
-    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, "
+    char loss[32], norm[32], rate[32];
+    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, "
                        "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
-            step, epoch, r.loss, (double)r.grad_norm, (double)lr, tokens_per_second, eta);
+            step, epoch, json_number(r.loss, loss), json_number((double)r.grad_norm, norm), json_number((double)lr, rate), tokens_per_second, eta);
     log_flush(log);
 }
 

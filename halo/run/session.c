@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "../../data/hf_config.h"
+#include "../../data/safetensors.h"
 #include "../hadamard.h"
 #include "../progress.h"
 #include "backend.h"
@@ -23,6 +24,7 @@ static void open_source(Session* s) {
     if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
     if (o->layers) s->config.L = o->layers;
     s->tokenizer_dir = o->tokenizer ? o->tokenizer : s->source_dir;
+    s->files = model_files_from_dirs(o->layers ? NULL : s->source_dir, s->tokenizer_dir);   // a cut model's config.json is made anew
 }
 
 void open_tokenizer(Session* s) {
@@ -35,7 +37,16 @@ void open_tokenizer(Session* s) {
 }
 
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
-    hf_model_rows((const HfModel*)self, spec, layer, row0, rows, F32, dst);
+    const Session* s = (const Session*)self;
+    hf_model_rows(s->source, spec, layer, row0, rows, F32, dst);
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(&s->config, specs);
+    size_t cols = (size_t)specs[spec].cols, count = (size_t)rows * cols, bad = first_not_finite(dst, count, F32);
+    if (bad == count) return;
+    char name[128];
+    param_name(&specs[spec], layer, name, sizeof name);
+    user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the model itself is damaged; write or download it again",
+               s->source_dir, name, (size_t)row0 + bad / cols, bad % cols, (double)dst[bad]);
 }
 
 // Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
@@ -54,7 +65,7 @@ ShardOptions shard_options(const Session* s, bool train) {
 void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
     RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
-    if (s->source) shard_load(s->shard, read_source_rows, s->source);
+    if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
 }
 
@@ -94,6 +105,7 @@ void session_close(Session* s) {
     progress_stop_watching();
     if (s->shard) shard_free(s->shard);
     if (s->source) hf_model_close(s->source);
+    model_files_free(s->files);
     if (s->tokenizer) {
         chat_free(&s->chat);
         tokenizer_free(s->tokenizer);
@@ -142,15 +154,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
     const Config* c = &s->config;
     state_fact(mine, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F,
                c->rope_theta);
-    float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
-    ParamSpec specs[kMaxParamSpecs];
-    int count = param_specs(c, specs);
-    for (int i = 0; s->source && i < count; i++) {
-        hf_model_rows(s->source, i, 0, 0, 1, F32, row);
-        double sum = 0;
-        for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
-        state_fact(mine, "the weights of %s: %.9g\n", specs[i].name, sum);
-    }
     state_fact(mine, "the data: %d examples, %zu tokens, %zu scored\n", data->examples, data->tokens, data->scored);
     *first = *mine;
     s->comm->host_broadcast(first, sizeof *first);
@@ -162,7 +165,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
         a += na + 1;   // both have a line, the same one
         b += nb + 1;
     }
-    free(row);
     free(mine);
     free(first);
 }

@@ -17,6 +17,7 @@ typedef struct {
     const char* source_dir;   // of config.json; NULL for a preset
     Tokenizer* tokenizer;     // NULL if the command needs none
     const char* tokenizer_dir;
+    ModelFiles* files;        // config.json and the tokenizer's files as they were at the start: the output's come from here
     ChatFormat chat;
     Shard* shard;
 } Session;
