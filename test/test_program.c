@@ -326,6 +326,7 @@ static void quant_stats_case(void) {
         ok(lines == 2, "--quant-stats 5 %s: a whole line of quant_stats at steps 5 and 10: %d", kinds[i], lines);
         ok(same_logs(off, on) && same_files(off, on, "model.safetensors"), "--quant-stats 5 %s: the losses and weights of a run without", kinds[i]);
         empty_dir(on);
+        empty_dir(off);
         free(plain);
         free(more);
         free(off);
@@ -519,6 +520,18 @@ static void bad_flags_case(void) {
         {below_a_file, "a-file"},
         {log_below_a_file, "a-file"},
         {"--lr 1e30 --warmup 0", "step |not finite|--lr"},
+        {"--lr 0", "--lr 0|smallest float"},
+        {"--lr 1e39", "--lr 1e+39|largest float"},
+        {"--eps 0", "--eps 0|smallest float"},
+        {"--eps 1e-50", "--eps 1e-50|smallest float"},
+        {"--clip 1e-46", "--clip 1e-46|smallest float"},
+        {"--weight-decay 1e39", "--weight-decay 1e+39|largest float"},
+        {"--beta2 0.99999999", "--beta2 0.99999999|below 1"},
+        {"--warmup 13", "--warmup 13|--steps 12"},
+        {"--seed 1 --seed 2", "--seed|given twice"},
+        {"--level halo0 --recipe bf16", "--level beside --recipe bf16"},
+        {"--dtype int8 --recipe bf16", "--dtype beside --recipe bf16"},
+        {"--keep-best", "--keep-best|--val"},
     };
     for (int i = 0; i < COUNT(changes); i++) {
         char* flags = train_flags(out, changes[i].more);
@@ -586,8 +599,8 @@ static void bad_inputs_case(void) {
         shell("rm -rf", broken);
         shell(copy, broken);
         put_text(broken, inputs[i].file, inputs[i].text);
-        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s %s", broken, data_path,
-                              out, inputs[i].more);
+        char* flags = with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s", broken, data_path,
+                                         out), inputs[i].more);
         run_refused(flags, inputs[i].words, inputs[i].words);
         ok(!path_exists(out), "%s: makes no folder", inputs[i].words);
         free(flags);

@@ -58,17 +58,6 @@ static void claim_model_dir(const Session* s) {
     if (fd < 0) user_error("--out %s: cannot be opened: %s", o->out, strerror(errno));
     lock(fd, "out", o->out);
     if (hf_model_recover(o->out)) printf("%s: a model that an earlier run had written whole was moved to its place\n", o->out);
-}
-
-void claim_out(const Session* s) {
-    const Options* o = &s->o;
-    if (!leads(s)) return;
-    claim_log(s);
-    if (!o->out) {
-        printf("no --out DIR: the trained model will not be saved\n");
-        return;
-    }
-    claim_model_dir(s);
     char *dir = path_join(o->out, "checkpoints"), *newest = checkpoint_latest(dir);
     if (newest && !o->resume)
         user_error("--out %s: holds the checkpoint %s; go on with it (--resume), choose another --out, or remove %s", o->out, newest, dir);
@@ -78,6 +67,14 @@ void claim_out(const Session* s) {
         user_error("--out %s: holds a model (%s) already; choose another --out, or replace it with --overwrite", o->out, model);
     free(newest);
     free(dir);
+}
+
+void claim_out(const Session* s) {
+    const Options* o = &s->o;
+    if (!leads(s)) return;
+    if (o->out) claim_model_dir(s);
+    else printf("no --out DIR: the trained model will not be saved\n");
+    claim_log(s);
 }
 
 // ---- finished runs
