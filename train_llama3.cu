@@ -14,6 +14,7 @@
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
 #include "halo/run/stop.h"
+#include "halo/run/verify.h"
 
 // ---- training
 
@@ -166,6 +167,7 @@ static const Command kCommands[] = {
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory", command_export},
+    {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},
 };
 enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 

@@ -335,6 +335,8 @@ static void load_blobs(const json_t* manifest, const CheckpointState* state, con
     close(fd);
 }
 
+bool is_checkpoint(const char* path) { return dir_exists(path) && ranks_of(path) > 0; }
+
 int checkpoint_ranks(const char* path) {
     int ranks = ranks_of(path);
     if (!ranks) user_error("%s: not a checkpoint of this program", path);

@@ -69,6 +69,8 @@ C_API char* checkpoint_verify_parts(const char* path, int first, int stride, voi
 // checkpoint_verify. Plain files and foreign folders in DIR are passed over.
 C_API char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context);
 
+// Whether a folder holds a rank's part of a checkpoint, whole or not.
+C_API bool is_checkpoint(const char* path);
 // How many ranks wrote the checkpoint.
 C_API int checkpoint_ranks(const char* path);
 // Loads one rank's part from the path of a checkpoint; state->ranks is the number that wrote it.

@@ -77,7 +77,7 @@ static const Flag kFlags[] = {
     {"temperature", NUMBER, AT(temperature), GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), GENERATE, false, "1", "X", "sample within this much probability"},
     {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
-    {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
+    {"help", SWITCH, AT(help), kAll | VERIFY, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
@@ -258,6 +258,10 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
         if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback);
     bool given[kFlagCount] = {false};
     for (int a = first; a < argc; a++) {
+        if (c->bit == VERIFY && !o.model && argv[a][0] != '-') {
+            o.model = argv[a];
+            continue;
+        }
         if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
         const char* name = argv[a] + 2;
         const Flag* found = flag_named(name, c->bit);
