@@ -25,6 +25,7 @@ typedef struct {
     StepLog log;
     Progress done;
     RunSettings settings;
+    int left_out;          // steps in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
     int rows;              // of the epoch that is under way
     int global_rows;       // rows of an optimizer step, on all ranks
@@ -60,14 +61,41 @@ static void open_trainer(TrainingRun* r) {
     if (resumed) plan_epoch(r);
 }
 
+enum { kMostLeftOut = 10 };   // steps in a row: then it is not the data
+
+// What is known of a step that went wrong: where, with which recipe, on which examples of the data. Ends the run unless --on-nan skip.
+static void report_not_finite(TrainingRun* r, StepResult result, int step) {
+    const Session* s = &r->s;
+    bool skip = s->o.on_nan == ON_NAN_SKIP && r->left_out < kMostLeftOut;
+    if (!leads(s)) {
+        if (!skip) s->comm->barrier();   // until rank 0 has ended the job
+        return;
+    }
+    char examples[256] = "", rank[64] = "";
+    int used = 0, first = (int)r->done.step_in_epoch * r->global_rows;
+    for (int row = first; row < first + r->global_rows && row < r->rows && used < (int)sizeof examples - 16; row++) {
+        const int* of_row;
+        int count = dataset_row(r->data, row, &of_row);
+        for (int i = 0; i < count && used < (int)sizeof examples - 16; i++)
+            used += snprintf(examples + used, sizeof examples - (size_t)used, "%s%d", used ? ", " : "", of_row[i] + 1);
+    }
+    if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " (first on rank %d)", result.bad_rank);
+    if (!skip)
+        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s%s of %s, and nothing of this step was saved; "
+                   "lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are whole)", step,
+                   result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "",
+                   s->o.data, step - 1);
+    fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s%s of %s: left out (--on-nan skip)\n", step, rank,
+            s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "", s->o.data);
+}
+
 static void take_step(TrainingRun* r) {
     Session* s = &r->s;
     double start = seconds_now();
     int step = (int)r->done.step + 1;
     StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch * r->global_rows, step);
-    if (!isfinite(result.loss) || !isfinite(result.grad_norm))
-        user_error("step %d: loss %g, gradient norm %g: not finite, and nothing of this step was saved; lower --lr or look at its data "
-                   "(checkpoints up to step %d are whole)", step, result.loss, (double)result.grad_norm, step - 1);
+    r->left_out = result.finite ? 0 : r->left_out + 1;
+    if (!result.finite) report_not_finite(r, result, step);
     double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / steps_per_epoch(r);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);

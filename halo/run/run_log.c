@@ -34,7 +34,9 @@ static void give_up_log(StepLog* log, const char* why) {
 }
 
 StepLog log_open(const Session* s, int steps, int64_t steps_done) {
-    StepLog log = {NULL, steps, 0};
+    StepLog log;
+    memset(&log, 0, sizeof log);
+    log.steps = steps;
     if (!s->o.log || !leads(s)) return log;
     dir_make(s->o.log);
     char* path = path_join(s->o.log, "log.jsonl");
@@ -60,6 +62,34 @@ static const char* json_number(double x, char text[32]) {
     return text;
 }
 
+static int by_size(const void* a, const void* b) {
+    double x = *(const double*)a, y = *(const double*)b;
+    return (x > y) - (x < y);
+}
+
+static double median_of(double* x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_size);
+    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
+}
+
+// Says when a loss lies far above the recent ones: 8 robust deviations (1.4826 times the median distance from the median, which is the
+// standard deviation where losses are normal).
+static void tell_spike(StepLog* log, int step, double loss) {
+    const int least = kRecentLosses / 2;
+    const double far = 8;
+    int n = min_int(log->losses, kRecentLosses);
+    if (!isfinite(loss)) return;
+    if (n >= least) {
+        double sorted[kRecentLosses], distances[kRecentLosses];
+        memcpy(sorted, log->recent, sizeof sorted);
+        double median = median_of(sorted, n);
+        for (int i = 0; i < n; i++) distances[i] = fabs(sorted[i] - median);
+        double deviation = 1.4826 * median_of(distances, n), z = deviation > 0 ? (loss - median) / deviation : 0;
+        if (z > far) printf("step %d: loss %.4f is a spike: %.1f robust deviations above the last %d's median %.4f\n", step, loss, z, n, median);
+    }
+    log->recent[log->losses++ % kRecentLosses] = loss;
+}
+
 void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
     log->mean_step_seconds = log->mean_step_seconds > 0 ? 0.9 * log->mean_step_seconds + 0.1 * seconds : seconds;
     double eta = (log->steps - step) * log->mean_step_seconds, tokens_per_second = (double)r.tokens / seconds;
@@ -67,6 +97,7 @@ void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, doub
     duration(eta, eta_text);
     printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
            log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
+    tell_spike(log, step, r.loss);
     stop_if_unheard();
     if (!log->file) return;
     char loss[32], norm[32], rate[32];
