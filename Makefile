@@ -131,8 +131,13 @@ $(BUILD)/%.o: %.cu $(CONFIG)
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
 	  $(if $(findstring comm,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
+# Preloaded into the program by test_faults. Sanitizers want to be the first library: without them.
+$(BUILD)/test/faults_shim.so: test/faults_shim.c $(CONFIG)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 -O1 $(WARN) -shared -fPIC $< -ldl -o $@
+$(BUILD)/test/test_faults: $(BUILD)/test/faults_shim.so
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIB)
-	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(filter-out %.so,$^) $(LDLIBS) -o $@
 $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)

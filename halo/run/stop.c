@@ -52,9 +52,10 @@ void catch_signals(int ranks) {
 bool stop_asked(void) { return asked; }
 
 void stop_if_unheard(void) {
-    if (fflush(stdout) == 0) return;
-    if (errno == EPIPE || errno == EFBIG) asked = 1;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return;
     clearerr(stdout);
+    // The failed write may be long past, and its error with it: one more byte tells what it was.
+    if (write(1, "\n", 1) < 0 && (errno == EPIPE || errno == EFBIG)) asked = 1;
 }
 
 void open_standard_streams(void) {
