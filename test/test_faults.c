@@ -84,7 +84,7 @@ static void faults_of(const char* kind, int step) {
 // Steps that share no divisor with the calls of one save: over the saves of a run every call of a save is struck.
 static void enospc_case(void) { faults_of("enospc", 5); }
 static void eio_case(void) { faults_of("eio", 7); }
-static void short_case(void) { faults_of("short", 13); }
+static void short_case(void) { faults_of("short", 11); }
 static void kill_case(void) { faults_of("kill", 3); }
 
 // ---- the end of a run on a full disk, with nothing saved before
@@ -208,7 +208,7 @@ static void signals_case(void) {
         free_run(r);
     }
     // a reader that has gone: the pipe's own status is head's
-    char *flags = flags_for(out, ""), *line = text_of("sh -c \"('%s' %s; echo $? >%s.code) | head -n 1 >/dev/null\" #", binary, flags, out);
+    char *flags = flags_for(out, ""), *line = text_of("('%s' %s; echo $? >%s.code) | head -n 1 >/dev/null #", binary, flags, out);
     empty_dir(out);
     shell(line, "");
     char *code_path = text_of("%s.code", out), *code = file_read(code_path, NULL);
