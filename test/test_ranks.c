@@ -350,9 +350,52 @@ static void refused(int ranks, const char* shell_line, const char* words) {
     free(flags);
 }
 
+// Two ranks in folders of their own, r0 and r1, whose data or model differ behind the same relative name.
+static void other_contents(const char* flags, const char* words) {
+    launcher = text_of("mpirun --allow-run-as-root --oversubscribe -np 2 sh -c 'cd %s/r$OMPI_COMM_WORLD_RANK; exec \"$0\" \"$@\"' ", scratch_dir);
+    char* all = text_of("train --tokenizer %s --chat none --seq 32 --steps 1 --backend cpu %s", deep_dir, flags);
+    Run r = run(all);
+    ok(r.code != 0 && strstr(r.err, words), "ranks with other contents are told: %s", words);
+    if (!strstr(r.err, words)) printf("  they were told: %s\n", r.err);
+    free((char*)launcher);
+    launcher = "";
+    free_run(r);
+    free(all);
+}
+
+static void contents_refused(void) {
+    static const char* const kLines[] = {"{\"prompt\": \"1\", \"completion\": \"2\"}\n", "{\"prompt\": \"3\", \"completion\": \"4\"}\n"};
+    char* trained = train_on(1, "trained", "");
+    for (int rank = 0; rank < 2; rank++) {
+        char *name = text_of("r%d", rank), *dir = scratch_path(name), *data = text_of("%s%s", kLines[rank], kLines[1 - rank]);
+        empty_dir(dir);
+        put_text(dir, "data.jsonl", data);
+        char *copy = text_of("cp -r %s", trained), *model = path_join(dir, "model"), *weights = path_join(model, "model.safetensors");
+        shell(copy, model);
+        size_t bytes;
+        char* text = file_read(weights, &bytes);
+        text[bytes - 2] = (char)(text[bytes - 2] ^ rank);   // the last digit of the last weight
+        put_file(weights, text, bytes);
+        free(text);
+        free(weights);
+        free(model);
+        free(copy);
+        free(data);
+        free(dir);
+        free(name);
+    }
+    char *same_data = text_of("--model model --data %s", data_path), *same_model = text_of("--from-scratch %s --data data.jsonl", deep_dir);
+    other_contents(same_model, "rank 1 disagrees with rank 0: it has another content of --data");
+    other_contents(same_data, "rank 1 disagrees with rank 0: the weights of ");
+    free(same_data);
+    free(same_model);
+    free(trained);
+}
+
 static void cpu_refused_case(void) {
     on_cpu();
     make_models();
+    contents_refused();
     refused(2, "\"$0\" \"$@\" --backend cpu --lr $((OMPI_COMM_WORLD_RANK + 1))", "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'");
     refused(2, "\"$0\" \"$@\" --backend cpu --prefetch $OMPI_COMM_WORLD_RANK", "rank 1 disagrees with rank 0: it has '--prefetch 1', rank 0 has '--prefetch 0'");
 }
