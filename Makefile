@@ -4,6 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
+# make fuzz SECONDS=60  every reader of files under libFuzzer, so long each
 # make sanitize       the GPU kernels under compute-sanitizer
 # make help           this text and what was found
 #
@@ -193,11 +194,28 @@ run-valgrind: $(LOADER_TESTS)
 	  --leak-check=full --errors-for-leak-kinds=none --show-leak-kinds=none $$t >$$t.valgrind 2>&1 || { tail -n 30 $$t.valgrind; exit 1; }; \
 	  tail -n 1 $$t.valgrind; done
 
+# ---- fuzzing: the readers by clang with libFuzzer, without OpenMP; corpora of our own making in build/fuzz/corpus
+FUZZ_CC      = clang
+FUZZ_FLAGS   = -std=c11 -g -O1 $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FUZZ_SOURCES = $(wildcard data/*.c data/tokenizer/*.c) halo/attempt.c halo/config.c halo/progress.c
+FUZZ_OBJECTS = $(FUZZ_SOURCES:%.c=build/fuzz/%.o) build/fuzz/test/fuzz/fuzz.o
+FUZZ_WRAPS   = -Wl,--wrap=mmap -Wl,--wrap=munmap -Wl,--wrap=_exit
+build/fuzz/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
+build/fuzz/fuzz: $(FUZZ_OBJECTS)
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $^ -ljansson -lpcre2-8 -lxxhash -lm -lpthread -o $@
+SECONDS ?= 60
+fuzz:
+	@scripts/setup.sh clang libclang-rt-14-dev
+	@$(MAKE) --no-print-directory build/fuzz/fuzz
+	@test/fuzz/run.sh $(SECONDS) $(TARGETS)
+
 sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
 	@BUILD=$(BUILD) test/sanitize.sh
 
 # Installs what is missing; quick when nothing is.
-.PHONY: sanitize setup run-tests run-benches valgrind run-valgrind
+.PHONY: fuzz sanitize setup run-tests run-benches valgrind run-valgrind
 setup:
 	@scripts/setup.sh
 
