@@ -25,6 +25,7 @@ typedef struct {
     StepLog log;
     Progress done;
     RunSettings settings;
+    Saving* saving;        // a checkpoint that is being written; or NULL
     int left_out;          // steps in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
     int rows;              // of the epoch that is under way
@@ -134,8 +135,11 @@ static void run_steps(TrainingRun* r) {
         s->comm->host_sum(&stop, 1);
         stopping = stop > 0 && !last;
         bool due = !last && ((o->save_every && step % o->save_every == 0) || stopping);
-        if (o->out && (due || best)) save_checkpoint(s, &r->settings, &r->done);
+        bool saves = o->out && (due || best);
+        r->saving = save_finish(s, r->saving, saves || stopping || last);
+        if (saves) r->saving = save_start(s, &r->settings, &r->done);
     }
+    r->saving = save_finish(s, r->saving, true);
 }
 
 // The model, or if it cannot be written what makes it later: nothing of the run is lost.
@@ -145,7 +149,7 @@ static void write_result(TrainingRun* r) {
     note_finished_run(s->files, r->settings.list, r->settings.count);
     if (write_model(s, s->o.out, s->files, fault)) return;
     if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
-    save_checkpoint(s, &r->settings, &r->done);
+    save_finish(s, save_start(s, &r->settings, &r->done), true);
     if (leads(s))
         user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the same "
                    "command with --resume writes it", r->steps, s->o.out, fault);

@@ -1,6 +1,8 @@
 // Checkpoints of a run; see run_state.h.
 #include "run_state.h"
 
+#include <pthread.h>
+
 #include "../../data/files.h"
 #include "../../data/safetensors.h"
 #include "../progress.h"
@@ -10,6 +12,8 @@ typedef struct {
     Session* s;
     StateArray array;
     int index, from_rank, from_ranks;
+    char* copy;   // in ordinary memory, for a checkpoint that is written while training goes on; or NULL
+    unsigned long pieces;   // of the copy that have been written
 } StateBlob;
 
 // What the named array holds; false: not known here.
@@ -25,16 +29,25 @@ static bool format_of(const Session* s, const char* name, Fmt* fmt) {
     return false;
 }
 
-static void state_read(void* self, size_t offset, size_t bytes, void* dst) {
-    StateBlob* b = (StateBlob*)self;
-    progress_phase("saving", -1);
-    b->s->ops->download(dst, (char*)b->array.data + offset, bytes);
+static void refuse_infinite(const StateBlob* b, size_t offset, size_t bytes, const void* values) {
     Fmt fmt;
     if (!format_of(b->s, b->array.name, &fmt)) return;
-    size_t count = bytes / fmt_bytes(fmt), bad = first_not_finite(dst, count, fmt);
+    size_t count = bytes / fmt_bytes(fmt), bad = first_not_finite(values, count, fmt);
     if (bad < count)
         user_error("the checkpoint is not written: value %zu of \"%s\" on rank %d is not finite; go back to an older one, with a lower --lr",
                    offset / fmt_bytes(fmt) + bad, b->array.name, b->s->comm->rank);
+}
+
+static void state_read(void* self, size_t offset, size_t bytes, void* dst) {
+    StateBlob* b = (StateBlob*)self;
+    if (b->copy) {
+        memcpy(dst, b->copy + offset, bytes);
+        __atomic_fetch_add(&b->pieces, 1, __ATOMIC_RELAXED);
+    } else {
+        progress_phase("saving", -1);
+        b->s->ops->download(dst, (char*)b->array.data + offset, bytes);
+    }
+    refuse_infinite(b, offset, bytes, dst);
 }
 
 static void state_write(void* self, size_t offset, size_t bytes, const void* src) {
@@ -86,7 +99,7 @@ static void describe_state(Session* s, const RunSettings* settings, Progress* pr
     StateArray arrays[kMaxStateArrays];
     int count = ranks == s->comm->ranks ? shard_state(s->shard, arrays) : shard_state_of(s->shard, ranks, arrays);
     for (int i = 0; i < count; i++) {
-        StateBlob place = {s, arrays[i], i, rank, ranks};
+        StateBlob place = {s, arrays[i], i, rank, ranks, NULL, 0};
         Blob blob = {arrays[i].name, arrays[i].bytes, state_read, state_write, &r->places[i]};
         r->places[i] = place;
         r->blobs[i] = blob;
@@ -106,18 +119,90 @@ size_t state_bytes(Session* s) {
     return bytes;
 }
 
-void save_checkpoint(Session* s, const RunSettings* settings, Progress* progress) {
+// ---- saving: a copy of the state, which a thread writes while training goes on. All ranks have the same save under way; it is committed
+// once every rank has written its part.
+
+struct Saving {
     RunState run;
-    describe_state(s, settings, progress, s->comm->rank, s->comm->ranks, &run);
-    char* dir = checkpoint_dir(s);
-    checkpoint_write(dir, (int)progress->step, &run.state);
-    s->comm->barrier();
-    int best = s->o.keep_best && progress->best_step ? (int)progress->best_step : -1;
-    if (leads(s)) checkpoint_commit(dir, (int)progress->step, s->comm->ranks, max_int(s->o.keep, 1), best);
-    s->comm->barrier();
-    if (leads(s)) printf("saved step %d in %s\n", (int)progress->step, dir);
-    free(dir);
+    Progress progress;   // as it was; `run` points to it
+    char* dir;
+    bool on_thread;
+    pthread_t thread;
+    volatile bool written;
+};
+
+static void* write_part(void* self) {
+    struct Saving* w = (struct Saving*)self;
+    checkpoint_write(w->dir, (int)w->progress.step, &w->run.state);
+    __atomic_store_n(&w->written, true, __ATOMIC_RELEASE);
+    return NULL;
 }
+
+// Whether memory for a copy is left, and a quarter more for whatever else comes. Ranks of one host ask at the same time for the same.
+static bool copy_fits(const Session* s, size_t bytes) {
+    char line[128];
+    long long available_kb = 0;
+    FILE* f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lld kB", &available_kb) == 1) break;
+    if (f) fclose(f);
+    return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->ranks;
+}
+
+// The copies stay for the next save: memory that is there already takes a copy in a fraction of the time.
+static bool copy_state(Session* s, struct Saving* w) {
+    static char* copies[kMaxStateArrays];
+    size_t bytes = 0;
+    for (int i = 0; i < w->run.state.blob_count; i++) bytes += w->run.places[i].array.bytes;
+    static bool said;
+    if (!copies[0] && !copy_fits(s, bytes)) {
+        if (leads(s) && !said) printf("too little memory for a copy of the state: training waits while a checkpoint is written\n");
+        said = true;
+        return false;
+    }
+    for (int i = 0; i < w->run.state.blob_count; i++) {
+        StateBlob* b = &w->run.places[i];
+        progress_phase("saving", -1);
+        if (!copies[i]) copies[i] = (char*)host_alloc(b->array.bytes);
+        b->copy = copies[i];
+        s->ops->download(b->copy, b->array.data, b->array.bytes);
+    }
+    return true;
+}
+
+Saving* save_start(Session* s, const RunSettings* settings, const Progress* progress) {
+    Saving* w = (Saving*)host_alloc(sizeof *w);
+    w->progress = *progress;
+    w->dir = checkpoint_dir(s);
+    describe_state(s, settings, &w->progress, s->comm->rank, s->comm->ranks, &w->run);
+    w->on_thread = copy_state(s, w) && pthread_create(&w->thread, NULL, write_part, w) == 0;
+    if (!w->on_thread) write_part(w);
+    return w;
+}
+
+Saving* save_finish(Session* s, Saving* w, bool wait) {
+    if (!w) return NULL;
+    double left = !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE);
+    if (!wait) s->comm->host_sum(&left, 1);
+    if (!wait && left > 0) return w;
+    for (unsigned long seen = 0; w->on_thread && !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE); usleep(1000)) {
+        unsigned long pieces = 0;
+        for (int i = 0; i < w->run.state.blob_count; i++) pieces += __atomic_load_n(&w->run.places[i].pieces, __ATOMIC_RELAXED);
+        if (pieces != seen) progress_phase("waiting for the disk", -1);   // a disk that hangs is no progress
+        seen = pieces;
+    }
+    if (w->on_thread) pthread_join(w->thread, NULL);
+    s->comm->barrier();
+    int step = (int)w->progress.step, best = s->o.keep_best && w->progress.best_step ? (int)w->progress.best_step : -1;
+    if (leads(s)) checkpoint_commit(w->dir, step, s->comm->ranks, max_int(s->o.keep, 1), best);
+    s->comm->barrier();
+    if (leads(s)) printf("saved step %d in %s\n", step, w->dir);
+    free(w->dir);
+    free(w);
+    return NULL;
+}
+
+// ---- going on
 
 // As many ranks as saved it read their own parts; other numbers take the rows that they own from all parts.
 static void load_checkpoint(Session* s, const RunSettings* settings, Progress* progress, const char* path) {

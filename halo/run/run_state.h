@@ -24,8 +24,12 @@ C_API void run_settings(const Session* s, RunSettings* r);   // all ranks call i
 
 // All ranks call these together. A run resumes on any number of ranks, with the settings that defined it.
 //
-// Values that are not finite are not saved: a user_error.
-C_API void save_checkpoint(Session* s, const RunSettings* settings, Progress* progress);
+// A checkpoint is copied, and written by a thread while training goes on; where memory for the copy is lacking it is written at once, and
+// that is said. Values that are not finite are not saved: a user_error. `settings` must last until save_finish.
+typedef struct Saving Saving;
+C_API Saving* save_start(Session* s, const RunSettings* settings, const Progress* progress);
+// Once every rank has written its part, makes the checkpoint the newest and returns NULL; before, with `wait` false, `saving`. NULL is none.
+C_API Saving* save_finish(Session* s, Saving* saving, bool wait);
 // Goes on from --resume-from, or else from the newest checkpoint that is whole, and names the damaged ones that are passed over. False:
 // there is no checkpoint yet. Checkpoints of which none is whole are a user_error.
 C_API bool resume(Session* s, const RunSettings* settings, Progress* progress);
