@@ -147,6 +147,14 @@ static void keep_case(void) {
     save_small(dir, 45, 2, 45);
     ok(latest_is(dir, 45, 45) && is_there(dir, "step-00000040") && !is_there(dir, "step-00000050"),
        "keep: a run that went back drops what came later");
+    save_small(dir, 55, 1, 55);
+    Run* run = make_run(0, 1, false, 56);
+    for (int step = 60; step <= 80; step += 10) {
+        checkpoint_write(dir, step, &run->state);
+        checkpoint_commit(dir, step, 1, 1, 55);
+    }
+    free_run(run);
+    ok(is_there(dir, "step-00000055") && !is_there(dir, "step-00000070") && is_there(dir, "step-00000080"), "keep: the best beside the newest");
     int left = 0;
     for (int i = 0; i < COUNT(foreign); i++) left += is_there(dir, foreign[i]);
     ok(left == COUNT(foreign), "keep: %d of %d other files are left alone", left, COUNT(foreign));

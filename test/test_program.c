@@ -208,6 +208,29 @@ static void interrupt_case(void) {
     free(whole);
 }
 
+// A rate so high that the loss on --val rises again: the checkpoint of its lowest stays, while only the newest other one does.
+static void keep_best_case(void) {
+    make_inputs();
+    char *more = text_of("--val %s --eval-every 1 --save-every 1 --keep 1 --keep-best --lr 3 --schedule constant --warmup 6", val_path);
+    char *out = trained("best", more), *log = text_at(out, "log.jsonl");
+    int best = 0;
+    double lowest = 0;
+    for (const char* p = log; (p = strstr(p, ", \"val_loss\": ")) != NULL; p++) {
+        const char* line = p;
+        while (line > log && line[-1] != '\n') line--;
+        double loss = atof(p + strlen(", \"val_loss\": "));
+        if (!best || (float)loss < (float)lowest) lowest = loss, best = atoi(line + strlen("{\"step\": "));
+    }
+    char *kept = text_of("checkpoints/step-%08d", best), *before = text_of("checkpoints/step-%08d", best + 1);
+    ok(best > 0 && best < kSteps - 2, "the loss on --val is lowest at step %d", best);
+    ok(exists_in(out, kept) && exists_in(out, "checkpoints/step-00000011") && !exists_in(out, before), "--keep-best keeps its checkpoint");
+    free(kept);
+    free(before);
+    free(log);
+    free(out);
+    free(more);
+}
+
 // What defines a run is not to be changed on the way.
 static void resume_refused_case(void) {
     make_inputs();
@@ -621,6 +644,7 @@ static const Case kCases[] = {
     {"train", train_case},
     {"resume", resume_case},
     {"interrupt", interrupt_case},
+    {"keep_best", keep_best_case},
     {"resume_refused", resume_refused_case},
     {"same_run", same_run_case},
     {"quant_stats", quant_stats_case},
