@@ -67,11 +67,14 @@ static void write_failed(const OutFile* out) {
 }
 
 OutFile out_open(const char* path, size_t total_bytes) {
-    OutFile out = {-1, host_strdup(path), 0, total_bytes};
+    OutFile out = {-1, host_strdup(path), 0, total_bytes, 0};
     out.fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     if (out.fd < 0) user_error("%s: cannot be created: %s", path, strerror(errno));
     return out;
 }
+
+// A large file goes to the disk on the way: its last sync would else be one wait without a word, longer than a watchdog's patience.
+enum { kSyncBytes = 256 << 20 };
 
 void out_write(OutFile* out, const void* data, size_t bytes) {
     const char* from = (const char*)data;
@@ -83,6 +86,9 @@ void out_write(OutFile* out, const void* data, size_t bytes) {
         bytes -= (size_t)put;
         out->written_bytes += (size_t)put;
     }
+    if (out->written_bytes - out->synced_bytes < kSyncBytes) return;
+    if (fdatasync(out->fd) && errno != EINVAL) write_failed(out);
+    out->synced_bytes = out->written_bytes;
 }
 
 void out_close(OutFile* out) {

@@ -21,7 +21,7 @@ C_API char* file_read(const char* path, size_t* bytes);
 typedef struct {
     int fd;
     char* path;
-    size_t written_bytes, total_bytes;
+    size_t written_bytes, total_bytes, synced_bytes;
 } OutFile;
 
 C_API OutFile out_open(const char* path, size_t total_bytes);   // replaces the file

@@ -4,6 +4,7 @@
 //   enospc, eio   the call fails with that error; so do all later writes (a disk that is full stays full)
 //   short         each write from then on takes half of its bytes, so that the caller has to go on
 //   kill          the process is killed before the call
+//   hang          the call never ends
 //
 // $FAULT_MARK is a file that is made when that happens. $FAULT_FREE: the bytes that disks seem to have free.
 #define _GNU_SOURCE
@@ -54,6 +55,7 @@ static bool goes_wrong(bool is_write) {
         int mark = REAL(open)(setting("FAULT_MARK"), O_CREAT | O_WRONLY, 0666);
         if (mark >= 0) REAL(close)(mark);
         if (is_kind("kill")) kill(getpid(), SIGKILL);
+        while (is_kind("hang")) pause();
         failing = true;
     }
     if (is_kind("short") || !(now || (failing && is_write))) return false;

@@ -2,6 +2,7 @@
 #include "export.h"
 
 #include "../attempt.h"
+#include "../progress.h"
 #include "out_dir.h"
 #include "run_state.h"
 
@@ -17,6 +18,7 @@ typedef struct {
 static void deliver_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
     ModelWrite* w = (ModelWrite*)self;
     w->delivered++;
+    progress_phase("writing the model", layer);
     if (w->delivered > w->skip) shard_read(w->s->shard, spec, layer, row0, rows, dst);
 }
 

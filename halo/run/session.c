@@ -93,7 +93,8 @@ Session session_open(Options o, int command) {
     s.o = o;
     s.ops = backend_pick(o.backend);
     s.comm = comm_start();
-    progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
+    bool watched = s.comm->ranks > 1 || command == TRAIN;   // nobody waits for one rank alone but the user of a long training
+    progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
     options_check(&o, command, s.comm->ranks);
     open_source(&s);
@@ -176,6 +177,12 @@ Dataset* open_data(const Session* s, const char* path) {
     if (leads(s))
         printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
                n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
+    if (leads(s) && n->skipped > n->records / 10)
+        printf("%s: NOTE: %d of %d records are left out: longer than --seq %d, or without an answer to learn\n", path, n->skipped, n->records,
+               s->o.seq);
+    if (leads(s) && n->truncated > n->examples / 2)
+        printf("%s: NOTE: %d of %d prompts lose their beginning: a longer --seq than %d keeps them whole\n", path, n->truncated, n->examples,
+               s->o.seq);
     return d;
 }
 
