@@ -87,6 +87,59 @@ static void eio_case(void) { faults_of("eio", 7); }
 static void short_case(void) { faults_of("short", 11); }
 static void kill_case(void) { faults_of("kill", 3); }
 
+// --out is --model: killed at any call, the folder holds the old model or the new one, whole, and the same command ends with the new one.
+static void in_place_case(void) {
+    make_whole();
+    char *fresh = scratch_path("fresh"), *out = scratch_path("in-place"), *mark = scratch_path("mark"), *copy = text_of("cp -r %s", fresh);
+    char* checkpoints = path_join(fresh, "checkpoints");
+    char* flags = text_of("train --model %s --data %s --chat none --seq 32 --batch 8 --steps 2 --lr 1e-2 --backend cpu --out %s --overwrite --resume",
+                          out, data_path, out);
+    char *verify = text_of("verify %s", out), *done = scratch_path("done"), *make = text_of("cp -r %s", whole_dir);
+    shell(make, fresh);
+    shell("rm -r", checkpoints);
+    char* note = path_join(fresh, "training.json");
+    shell("rm", note);   // as a downloaded model
+    shell(copy, out);
+    free(run_well(flags, "in place, undisturbed"));
+    ok(!same_files(fresh, out, "model.safetensors"), "in place: the weights are new");
+    char* keep = text_of("cp -r %s", out);
+    shell(keep, done);
+    int runs = 0, whole = 0, ended = 0;
+    bool struck = true;
+    for (int call = 1; struck; call += 2) {
+        shell("rm -rf", out);
+        shell(copy, out);
+        shell("rm -f", mark);
+        inject(out, "kill", call, mark);
+        free_run(run(flags));
+        inject_nothing();
+        struck = path_exists(mark);
+        runs += struck;
+        Run r = run(verify);
+        whole += struck && r.code == 0;
+        free_run(r);
+        r = run(flags);
+        bool well = r.code == 0 && same_files(done, out, "model.safetensors");
+        if (!well) printf("  killed at call %d: exit %d, %s\n", call, r.code, r.err);
+        ended += struck && well;
+        free_run(r);
+    }
+    ok(runs > 10 && whole == runs, "in place: killed, the folder is a whole model: %d of %d", whole, runs);
+    ok(ended == runs, "in place: killed, the same command ends with the new model: %d of %d", ended, runs);
+    shell("rm -rf", out);
+    free(keep);
+    free(note);
+    free(make);
+    free(done);
+    free(verify);
+    free(flags);
+    free(checkpoints);
+    free(copy);
+    free(mark);
+    free(out);
+    free(fresh);
+}
+
 // A disk that hangs, under one rank: the watchdog ends the run.
 static void hang_case(void) {
     make_whole();
@@ -375,7 +428,7 @@ static void changed_case(void) {
 }
 
 static const Case kCases[] = {
-    {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
+    {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case}, {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
     {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case},
 };
 

@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include "../../data/files.h"
 #include "../../data/json.h"
+#include "run_state.h"
 
 static const char kNoteName[] = "training.json";   // beside a trained model: what it was trained with
 
@@ -89,12 +91,20 @@ void note_finished_run(ModelFiles* files, const CheckpointSetting* settings, int
     json_decref(note);
 }
 
-static bool finished_here(const char* dir, const CheckpointSetting* settings, int count) {
+static bool same_folder(const char* a, const char* b) {
+    struct stat x, y;
+    return a && b && !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static bool finished_here(const Session* s, const CheckpointSetting* settings, int count) {
+    const char* dir = s->o.out;
+    bool replaced = same_folder(dir, s->source_dir);   // the run's own weights lie where those were that it began with
     const char* model = model_in(dir);
     if (!model || strncmp(model, "model.safetensors", strlen("model.safetensors")) || !holds(dir, kNoteName)) return false;
     char* path = path_join(dir, kNoteName);
     json_t* note = json_parse_file(path);
     for (int i = 0; i < count; i++) {
+        if (replaced && !strcmp(settings[i].name, WEIGHTS_SETTING)) continue;
         const char* then = json_string_value(json_object_get(note, settings[i].name));
         if (!then || strcmp(then, settings[i].value))
             user_error("%s: the model there was trained with %s = %s, this run has %s; resume with the same value", path, settings[i].name,
@@ -106,7 +116,7 @@ static bool finished_here(const char* dir, const CheckpointSetting* settings, in
 }
 
 bool run_is_finished(const Session* s, const CheckpointSetting* settings, int count) {
-    char finished = leads(s) && finished_here(s->o.out, settings, count);
+    char finished = leads(s) && finished_here(s, settings, count);
     s->comm->host_broadcast(&finished, sizeof finished);
     return finished;
 }

@@ -80,7 +80,7 @@ void run_settings(const Session* s, RunSettings* r) {
     }
     const CheckpointSetting contents[] = {
         {"rows of a global batch (--batch x --accum x ranks)", r->global_rows}, {"content of --data (XXH3)", r->identity.data},
-        {"weights at the start (XXH3)", r->identity.weights}, {"config.json (XXH3)", r->identity.config},
+        {WEIGHTS_SETTING, r->identity.weights}, {"config.json (XXH3)", r->identity.config},
         {"tokenizer and chat template (XXH3)", r->identity.tokenizer}};
     for (size_t i = 0; i < sizeof contents / sizeof contents[0]; i++) r->list[r->count++] = contents[i];
 }

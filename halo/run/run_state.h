@@ -12,6 +12,8 @@ typedef struct {
     int64_t best_step, best_loss_bits;    // of the lowest loss on --val so far: its step (0: none yet), and the float's bits
 } Progress;
 
+#define WEIGHTS_SETTING "weights at the start (XXH3)"
+
 // What has to be the same in a run that goes on. Must not move: the settings point into it.
 typedef struct {
     RunFlag flags[kMaxRunFlags];
