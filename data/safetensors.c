@@ -393,6 +393,7 @@ OutFile safetensors_create(const char* path, const Tensor* tensors, int count) {
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header_bytes >> 8 * i);
     OutFile out = out_open(path, sizeof length + header_bytes + data_bytes);
+    out_hash(&out);
     out_write(&out, length, sizeof length);
     out_write(&out, header, header_bytes);
     free(header);

@@ -106,7 +106,7 @@ static void in_place_case(void) {
     shell(keep, done);
     int runs = 0, whole = 0, ended = 0;
     bool struck = true;
-    for (int call = 1; struck; call += 2) {
+    for (int call = 1; struck; call += 3) {
         shell("rm -rf", out);
         shell(copy, out);
         shell("rm -f", mark);
@@ -318,8 +318,13 @@ static void damage_case(void) {
     static const double kPlaces[] = {0, 0.3, 0.999, 1};
     char *verify = text_of("verify %s", out), *resume = flags_for(out, "--resume"), *weights = path_join(out, "model.safetensors");
     char* text = run_well((text = text_of("verify %s", whole_dir)), "verify a whole run");
-    ok(strstr(text, "step-00000004: a whole checkpoint") && strstr(text, "a whole model: "), "verify names what is whole");
+    ok(strstr(text, "step-00000004: a whole checkpoint") && strstr(text, "a whole model: ") && strstr(text, " 1 checksum"), "verify names what is whole");
     free(text);
+    shell(copy, out);
+    flip(weights, 0.5);
+    Run flipped = run(verify);
+    ok(flipped.code == 2 && strstr(flipped.out, "DAMAGED: ") && strstr(flipped.out, "its checksum in checksums.json differs"), "a flipped bit in a model: %s", flipped.out);
+    free_run(flipped);
     int found = 0, resumed = 0, runs = 0;
     for (int f = 0; f < COUNT(kFiles); f++)
         for (int p = 0; p < COUNT(kPlaces); p++, runs++) {

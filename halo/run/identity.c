@@ -9,10 +9,7 @@
 static void digest_file(const char* path, char hex[kHexBytes]) {
     strcpy(hex, "none");
     if (!path) return;
-    size_t bytes;
-    char* text = file_read(path, &bytes);
-    hex_digest(XXH3_128bits(text, bytes), hex);
-    free(text);
+    file_digest(path, hex);
 }
 
 // What of config.json the arithmetic depends on.

@@ -2,8 +2,11 @@
 #include "verify.h"
 
 #include "../../data/checkpoint.h"
+#include "../../data/digest.h"
 #include "../../data/files.h"
+#include "../../data/hf_layout.h"
 #include "../../data/hf_read.h"
+#include "../../data/json.h"
 #include "../../data/safetensors.h"
 #include "../../data/tokenizer/tokenizer.h"
 #include "../attempt.h"
@@ -27,6 +30,29 @@ static void verify_tensor(const char* dir, const HfModel* m, const ParamSpec* sp
     free(rows);
 }
 
+// The weights' files against the checksums that were written with them; how many there are.
+static int verify_checksums(const char* dir) {
+    char* path = path_join(dir, HF_CHECKSUMS_NAME);
+    int count = 0;
+    if (path_exists(path)) {
+        json_t* checksums = json_parse_file(path);
+        const char* name;
+        const json_t* want;
+        json_object_foreach(checksums, name, want) {
+            char *file = path_join(dir, name), hex[kHexBytes];
+            if (strchr(name, '/')) user_error("%s: \"%s\" is not the name of a file in this directory", path, printable(name));
+            file_digest(file, hex);
+            if (!json_is_string(want) || strcmp(json_string_value(want), hex))
+                user_error("%s: is not the file that was written (its checksum in %s differs)", file, HF_CHECKSUMS_NAME);
+            free(file);
+            count++;
+        }
+        json_decref(checksums);
+    }
+    free(path);
+    return count;
+}
+
 static void verify_model(void* dir_name) {
     const char* dir = (const char*)dir_name;
     Config c;
@@ -37,6 +63,7 @@ static void verify_model(void* dir_name) {
     for (int i = 0; i < count; i++)
         for (int layer = 0; layer < (specs[i].per_layer ? c.L : 1); layer++, tensors++) verify_tensor(dir, m, &specs[i], i, layer, fmt);
     hf_model_close(m);
+    int sums = verify_checksums(dir);
     char* path = path_join(dir, "tokenizer.json");
     bool has_tokenizer = path_exists(path);
     free(path);
@@ -45,8 +72,8 @@ static void verify_model(void* dir_name) {
         if (tokenizer_size(t) > c.V) user_error("%s/tokenizer.json: %d tokens, but vocab_size is %d", dir, tokenizer_size(t), c.V);
         tokenizer_free(t);
     }
-    printf("%s: a whole model: %d tensors, %.1fM parameters, all of them finite%s\n", dir, tensors, (double)param_count(&c) / 1e6,
-           has_tokenizer ? ", and a tokenizer" : "; no tokenizer.json");
+    printf("%s: a whole model: %d tensors, %.1fM parameters, all of them finite, %d checksum%s%s\n", dir, tensors,
+           (double)param_count(&c) / 1e6, sums, sums == 1 ? "" : "s", has_tokenizer ? ", and a tokenizer" : "; no tokenizer.json");
 }
 
 // Each of these returns how many of what it looked at are damaged, and says so.
