@@ -82,9 +82,9 @@ static void report_not_finite(TrainingRun* r, StepResult result, int step) {
     }
     if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " (first on rank %d)", result.bad_rank);
     if (!skip)
-        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s%s of %s, and nothing of this step was saved; "
-                   "lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are whole)", step,
-                   result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "",
+        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s%s of %s, and nothing of this step was "
+                   "saved; lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are "
+                   "whole)", step, result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "",
                    s->o.data, step - 1);
     fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s%s of %s: left out (--on-nan skip)\n", step, rank,
             s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "", s->o.data);
@@ -151,8 +151,8 @@ static void write_result(TrainingRun* r) {
     if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
     save_finish(s, save_start(s, &r->settings, &r->done), true);
     if (leads(s))
-        user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the same "
-                   "command with --resume writes it", r->steps, s->o.out, fault);
+        user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the "
+                   "same command with --resume writes it", r->steps, s->o.out, fault);
     s->comm->barrier();   // until rank 0 has ended the job
 }
 

@@ -437,22 +437,3 @@ char* checkpoint_verify_parts(const char* path, int first, int stride, void (*ti
 }
 
 char* checkpoint_verify(const char* path) { return checkpoint_verify_parts(path, 0, 1, NULL); }
-
-char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context) {
-    int* steps;
-    int count = checkpoint_steps(dir, &steps);
-    char* found = NULL;
-    for (int i = 0; i < count && !found; i++) {
-        char* path = step_path(dir, steps[i], "");
-        char* fault = checkpoint_verify(path);
-        if (fault) {
-            damaged(context, fault);
-            free(path);
-        } else {
-            found = path;
-        }
-        free(fault);
-    }
-    free(steps);
-    return found;
-}

@@ -65,10 +65,6 @@ C_API char* checkpoint_verify(const char* path);
 // The same for the parts of ranks first, first + stride, ..., so that several readers share the work. `tick` is called every
 // few megabytes; it may be NULL.
 C_API char* checkpoint_verify_parts(const char* path, int first, int stride, void (*tick)(void));
-// The newest checkpoint that checkpoint_verify finds whole, or NULL; `damaged` is told of each newer one, by the result of
-// checkpoint_verify. Plain files and foreign folders in DIR are passed over.
-C_API char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context);
-
 // Whether a folder holds a rank's part of a checkpoint, whole or not.
 C_API bool is_checkpoint(const char* path);
 // How many ranks wrote the checkpoint.

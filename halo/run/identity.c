@@ -136,7 +136,8 @@ static void same_as_rank_0(const Session* s, const char* what, const char* mine)
     memcpy(first, mine, kHexBytes);
     s->comm->host_broadcast(first, kHexBytes);
     if (strcmp(first, mine))
-        user_error("rank %d disagrees with rank 0: it has another %s; start all ranks with the same model, data and flags", s->comm->rank, what);
+        user_error("rank %d disagrees with rank 0: it has another %s; start all ranks with the same model, data and flags", s->comm->rank,
+                   what);
 }
 
 void identity_take(const Session* s, Identity* id) {

@@ -85,7 +85,8 @@ static void tell_spike(StepLog* log, int step, double loss) {
         double median = median_of(sorted, n);
         for (int i = 0; i < n; i++) distances[i] = fabs(sorted[i] - median);
         double deviation = 1.4826 * median_of(distances, n), z = deviation > 0 ? (loss - median) / deviation : 0;
-        if (z > far) printf("step %d: loss %.4f is a spike: %.1f robust deviations above the last %d's median %.4f\n", step, loss, z, n, median);
+        if (z > far)
+            printf("step %d: loss %.4f is a spike: %.1f robust deviations above the last %d's median %.4f\n", step, loss, z, n, median);
     }
     log->recent[log->losses++ % kRecentLosses] = loss;
 }
@@ -103,7 +104,8 @@ void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, doub
     char loss[32], norm[32], rate[32];
     fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, "
                        "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
-            step, epoch, json_number(r.loss, loss), json_number((double)r.grad_norm, norm), json_number((double)lr, rate), tokens_per_second, eta);
+            step, epoch, json_number(r.loss, loss), json_number((double)r.grad_norm, norm), json_number((double)lr, rate),
+            tokens_per_second, eta);
     log_flush(log);
 }
 

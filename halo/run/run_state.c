@@ -241,7 +241,8 @@ static char* newest_whole(const Session* s, const char* dir) {
         if (!all_parts_whole(s, found)) free(found), found = NULL;
     }
     free(steps);
-    if (count && !found) user_error("--resume: none of the %d checkpoints in %s is whole; remove them to start from the beginning", count, dir);
+    if (count && !found)
+        user_error("--resume: none of the %d checkpoints in %s is whole; remove them to start from the beginning", count, dir);
     return found;
 }
 
