@@ -192,6 +192,35 @@ static void full_at_the_end_case(void) {
     free(out);
 }
 
+// The model's text files were read at the start: without them the run ends as with them.
+static void lost_side_files_case(void) {
+    make_whole();
+    char *out = scratch_path("sideless"), *model = scratch_path("going"), *copy = text_of("cp -r %s", model_dir);
+    char* log = path_join(out, "log.jsonl");
+    empty_dir(out);
+    shell("rm -rf", model);
+    shell(copy, model);
+    char *more = text_of("--from-scratch %s", model), *flags = flags_for(out, more);
+    pid_t child = start(flags);
+    for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
+        struct stat info;
+        if (!stat(log, &info) && info.st_size > 0) break;
+        usleep(1000);
+    }
+    shell("rm -rf", model);
+    Run r = finish(child);
+    ok(r.code == 0 && same_files(whole_dir, out, "model.safetensors") && same_files(whole_dir, out, "config.json") &&
+       same_files(whole_dir, out, "tokenizer.json"), "the model's folder goes while the run is under way: exit %d, %s", r.code, r.err);
+    free_run(r);
+    empty_dir(out);
+    free(flags);
+    free(more);
+    free(log);
+    free(copy);
+    free(model);
+    free(out);
+}
+
 static void log_and_locks_case(void) {
     make_whole();
     char *out = scratch_path("locked"), *flags, *log_dir = scratch_path("full-log");
@@ -441,7 +470,7 @@ static void infinite_case(void) {
 static const Case kCases[] = {
     {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
     {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
-    {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case},
+    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case},
 };
 
 int main(int argc, char** argv) {
