@@ -34,6 +34,8 @@ void model_source_rows(const ModelSource* s, int spec, int layer, int first_row,
     else gguf_model_rows(s->gguf, spec, layer, first_row, rows, fmt, dst);
 }
 
+Fmt model_source_fmt(const ModelSource* s) { return s->hf ? hf_model_fmt(s->hf) : gguf_model_fmt(s->gguf); }
+
 // Takes the text over.
 static void take(ModelFiles* files, const char* name, char* text) {
     model_files_set(files, name, text, strlen(text));

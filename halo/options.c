@@ -19,7 +19,7 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Flag kFlags[] = {
-    {"model", TEXT, AT(model), kAll, true, NULL, "DIR|FILE.gguf", "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
+    {"model", TEXT, AT(model), kAll | INSPECT, true, NULL, "DIR|FILE.gguf", "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
     {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
     {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
     {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
@@ -65,11 +65,15 @@ static const Flag kFlags[] = {
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
-    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
+    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest whole checkpoint in --out; without one: start"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
-    {"keep", INTEGER, AT(keep), TRAIN, false, "1", "N", "checkpoints to keep"},
     {"gguf", TEXT, AT(gguf), EXPORT, false, NULL, "FILE", "write a GGUF file for llama.cpp, instead of --out or beside it"},
     {"gguf-type", CHOICE, AT(gguf_type), EXPORT, false, "bf16", "bf16|f16|q8_0", "the type of its matrices"},
+    {"keep", INTEGER, AT(keep), TRAIN, false, "2", "N", "checkpoints to keep"},
+    {"keep-best", SWITCH, AT(keep_best), TRAIN, false, NULL, NULL, "save, and keep beside them, the one with the lowest loss on --val"},
+    {"resume-from", TEXT, AT(resume_from), TRAIN | EXPORT, false, NULL, "DIR", "go on from this checkpoint (.../checkpoints/step-00000040)"},
+    {"overwrite", SWITCH, AT(overwrite), TRAIN | EXPORT, false, NULL, NULL, "--out may hold a model, --log the lines of another run: they are replaced"},
+    {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip", "a step whose loss or gradient is not finite: end there, or leave it out"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
@@ -87,7 +91,7 @@ static const Flag kFlags[] = {
     {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
     {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
-    {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
+    {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
@@ -266,11 +270,18 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
     memset(&o, 0, sizeof o);
     for (int i = 0; i < kFlagCount; i++)
         if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback);
+    bool given[kFlagCount] = {false};
     for (int a = first; a < argc; a++) {
+        if (c->bit == VERIFY && !o.model && argv[a][0] != '-') {
+            o.model = argv[a];
+            continue;
+        }
         if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
         const char* name = argv[a] + 2;
         const Flag* found = flag_named(name, c->bit);
         if (!found) unknown_flag(name, c->name, c->bit);
+        if (given[found - kFlags]) user_error("--%s: given twice; leave one of them away", name);
+        given[found - kFlags] = true;
         if (found->type == SWITCH) options_set(&o, c->bit, name, "yes");
         else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
         else options_set(&o, c->bit, name, argv[++a]);
@@ -279,6 +290,11 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
         print_help(commands, command_count, c);
         exit(0);
     }
+    if (o.resume_from) o.resume = true;
+    const char* const kNamedByRecipe[] = {"level", "dtype"};
+    for (size_t i = 0; o.recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++)
+        if (given[flag_named(kNamedByRecipe[i], c->bit) - kFlags])
+            user_error("--%s beside --recipe %s: the recipe names both level and dtype; leave one of them away", kNamedByRecipe[i], o.recipe);
     return o;
 }
 
@@ -319,14 +335,35 @@ static void check_recipe(const Options* o, int command, int ranks) {
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
 }
 
+// Numbers are used as floats: what is above their range, or vanishes in it, is not what was asked for.
+static void check_floats(const Options* o) {
+    const struct {
+        const char* name;
+        double value;
+        bool may_be_0;
+    } numbers[] = {{"lr", o->lr, false}, {"weight-decay", o->weight_decay, true}, {"eps", o->eps, false}, {"clip", o->clip, true}};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        float used = (float)numbers[i].value;
+        if (!isfinite(used)) user_error("--%s %g: above the largest float, %g", numbers[i].name, numbers[i].value, (double)__FLT_MAX__);
+        if (used < __FLT_MIN__ && !(numbers[i].may_be_0 && numbers[i].value == 0))
+            user_error("--%s %g: is 0 or below the smallest float, %g%s", numbers[i].name, numbers[i].value, (double)__FLT_MIN__,
+                       numbers[i].may_be_0 ? "; 0 leaves it out" : "");
+    }
+    if ((float)o->beta1 >= 1 || (float)o->beta2 >= 1)
+        user_error("--beta1 %.9g --beta2 %.9g: both must be below 1, as floats too", o->beta1, o->beta2);
+}
+
 static void check_train(const Options* o) {
     if (!o->data) user_error("train: name the data with --data FILE");
-    if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
     if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
     if (o->val_metric && !o->val && !(o->val_split > 0)) user_error("--val-metric %s: name the file with --val FILE", o->val_metric);
+    check_floats(o);
+    if (o->steps && o->warmup > o->steps) user_error("--warmup %d: longer than the run, --steps %d", o->warmup, o->steps);
+    if (o->keep_best && !o->val && !(o->val_split > 0)) user_error("--keep-best: name the file whose loss counts with --val FILE");
     if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
     if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
+    if (!o->out && o->keep_best) user_error("--keep-best: name the folder to save in with --out DIR");
 }
 
 // One of the words, or a template's file.

@@ -10,6 +10,7 @@
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
+typedef enum { ON_NAN_STOP, ON_NAN_SKIP } NanChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 typedef enum { SPECIAL_TOKENS_AUTO, SPECIAL_TOKENS_TEMPLATE, SPECIAL_TOKENS_ANSWERS, SPECIAL_TOKENS_ALL } SpecialTokensChoice;
 typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
@@ -17,23 +18,24 @@ typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
 typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *date, *prompt_file;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
-    const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf;
+    const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf, *resume_from;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
     LongChoice long_policy;
     SpecialTokensChoice special_tokens;
     GgufChoice gguf_type;
+    NanChoice on_nan;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples;
     int slots, generate;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split;
-    bool pack, train_on_prompt, qfsdp, resume, profile, json, help;
+    bool pack, train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, json, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, kAll = 63 };
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute
 
 enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
 enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most

@@ -219,7 +219,7 @@ static void sharded_case(void) {
     write_small(dir, true, F32, kDefaultShardBytes);
     count = dir_names(dir, &names);
     dir_names_free(names, count);
-    ok(count == 4 && has_file(dir, "notes.txt") && has_file(dir, "model-card.safetensors"),
+    ok(count == 5 && has_file(dir, "notes.txt") && has_file(dir, "model-card.safetensors"),
        "sharded: replaced by one file, %d files left", count);
     expect_small(dir, "sharded: then F32 in one file, tied");
 

@@ -8,8 +8,8 @@ enum { kSteps = 12 };   // 3 an epoch, the last one not full: step 5 is in the m
 
 // A run of the tiny model; `more` may say more.
 static char* train_flags(const char* out, const char* more) {
-    return text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
-                   "--log %s %s", model_dir, data_path, kSteps, out, out, more);
+    return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
+                              "--log %s", model_dir, data_path, kSteps, out, out), more);
 }
 
 // Its folder, trained; the caller frees the name.
@@ -107,7 +107,7 @@ static void train_case(void) {
     free(run_well(flags, "export"));
     free(flags);
     ok(same_files(out, copy, "model.safetensors") && same_files(out, copy, "config.json"), "export of a model is that model");
-    flags = text_of("export --model %s --out %s --backend cpu-f32", out, copy);
+    flags = text_of("export --model %s --out %s --backend cpu-f32 --overwrite", out, copy);
     free(run_well(flags, "export in FP32"));
     free(flags);
     text = text_at(copy, "config.json");
@@ -186,7 +186,7 @@ static void interrupt_case(void) {
         const char* line = strstr(r.out, "stopped after step ");
         if (line) stopped_after = atoi(line + strlen("stopped after step "));
     }
-    ok(r.code == 0 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
+    ok(r.code == 4 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
        "Ctrl-C: stops after a step (%d of %d), exit %d, and says how to go on", stopped_after, kSteps, r.code);
     char* text = text_at(part, "log.jsonl");
     ok(lines_in(text) == stopped_after && strstr(r.out, "saved step"), "Ctrl-C: the step is finished, logged and saved");
@@ -208,6 +208,29 @@ static void interrupt_case(void) {
     free(whole);
 }
 
+// A rate so high that the loss on --val rises again: the checkpoint of its lowest stays, while only the newest other one does.
+static void keep_best_case(void) {
+    make_inputs();
+    char *more = text_of("--val %s --eval-every 1 --save-every 1 --keep 1 --keep-best --lr 3 --schedule constant --warmup 6", val_path);
+    char *out = trained("best", more), *log = text_at(out, "log.jsonl");
+    int best = 0;
+    double lowest = 0;
+    for (const char* p = log; (p = strstr(p, ", \"val_loss\": ")) != NULL; p++) {
+        const char* line = p;
+        while (line > log && line[-1] != '\n') line--;
+        double loss = atof(p + strlen(", \"val_loss\": "));
+        if (!best || (float)loss < (float)lowest) lowest = loss, best = atoi(line + strlen("{\"step\": "));
+    }
+    char *kept = text_of("checkpoints/step-%08d", best), *before = text_of("checkpoints/step-%08d", best + 1);
+    ok(best > 0 && best < kSteps - 2, "the loss on --val is lowest at step %d", best);
+    ok(exists_in(out, kept) && exists_in(out, "checkpoints/step-00000011") && !exists_in(out, before), "--keep-best keeps its checkpoint");
+    free(kept);
+    free(before);
+    free(log);
+    free(out);
+    free(more);
+}
+
 // What defines a run is not to be changed on the way.
 static void resume_refused_case(void) {
     make_inputs();
@@ -227,13 +250,24 @@ static void resume_refused_case(void) {
         free(more);
         free(flags);
     }
+    char* weights = path_join(out, "model.safetensors");
+    shell("rm", weights);   // else the run is finished
+    free(weights);
     char* flags = train_flags(out, "--resume --save-every 3 --keep 2 --recompute block");
     free(run_well(flags, "other --save-every, --keep and --recompute on the way"));
     free(flags);
 
-    char* none = scratch_path("no-checkpoint");
+    char *none = scratch_path("no-checkpoint"), *text;
     flags = train_flags(none, "--resume");
-    run_refused(flags, "--resume|no complete checkpoint", "--resume without a checkpoint");
+    text = run_well(flags, "--resume without a checkpoint");
+    ok(strstr(text, "starting from the beginning") && same_files(out, none, "model.safetensors"), "--resume without a checkpoint starts");
+    free(text);
+    text = run_well(flags, "--resume of a finished run");
+    ok(strstr(text, "finished: ") && !strstr(text, "\nstep "), "--resume of a finished run says so and does nothing");
+    free(text);
+    free(flags);
+    flags = train_flags(none, "--resume --lr 2e-2");
+    run_refused(flags, "training.json|lr = 0.01|0.02", "--resume of a finished run with another --lr");
     free(flags);
     free(none);
     free(out);
@@ -315,6 +349,7 @@ static void quant_stats_case(void) {
         ok(lines == 2, "--quant-stats 5 %s: a whole line of quant_stats at steps 5 and 10: %d", kinds[i], lines);
         ok(same_logs(off, on) && same_files(off, on, "model.safetensors"), "--quant-stats 5 %s: the losses and weights of a run without", kinds[i]);
         empty_dir(on);
+        empty_dir(off);
         free(plain);
         free(more);
         free(off);
@@ -605,7 +640,7 @@ static void help_case(void) {
     ok(!strcmp(plain, train), "train is the default command");
     free(plain);
     free(train);
-    const char* const unbuilt[] = {"plan", "doctor", "verify", "trian"};
+    const char* const unbuilt[] = {"plan", "doctor", "trian"};
     for (int i = 0; i < COUNT(unbuilt); i++) run_refused(unbuilt[i], "no such command|--help", unbuilt[i]);
 }
 
@@ -674,6 +709,18 @@ static void bad_flags_case(void) {
         {below_a_file, "a-file"},
         {log_below_a_file, "a-file"},
         {"--lr 1e30 --warmup 0", "step |not finite|--lr"},
+        {"--lr 0", "--lr 0|smallest float"},
+        {"--lr 1e39", "--lr 1e+39|largest float"},
+        {"--eps 0", "--eps 0|smallest float"},
+        {"--eps 1e-50", "--eps 1e-50|smallest float"},
+        {"--clip 1e-46", "--clip 1e-46|smallest float"},
+        {"--weight-decay 1e39", "--weight-decay 1e+39|largest float"},
+        {"--beta2 0.99999999", "--beta2 0.99999999|below 1"},
+        {"--warmup 13", "--warmup 13|--steps 12"},
+        {"--seed 1 --seed 2", "--seed|given twice"},
+        {"--level halo0 --recipe bf16", "--level beside --recipe bf16"},
+        {"--dtype int8 --recipe bf16", "--dtype beside --recipe bf16"},
+        {"--keep-best", "--keep-best|--val"},
     };
     for (int i = 0; i < COUNT(changes); i++) {
         char* flags = train_flags(out, changes[i].more);
@@ -741,8 +788,8 @@ static void bad_inputs_case(void) {
         shell("rm -rf", broken);
         shell(copy, broken);
         put_text(broken, inputs[i].file, inputs[i].text);
-        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s %s", broken, data_path,
-                              out, inputs[i].more);
+        char* flags = with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s", broken, data_path,
+                                         out), inputs[i].more);
         run_refused(flags, inputs[i].words, inputs[i].words);
         ok(!path_exists(out), "%s: makes no folder", inputs[i].words);
         free(flags);
@@ -763,6 +810,7 @@ static const Case kCases[] = {
     {"train", train_case},
     {"resume", resume_case},
     {"interrupt", interrupt_case},
+    {"keep_best", keep_best_case},
     {"resume_refused", resume_refused_case},
     {"same_run", same_run_case},
     {"quant_stats", quant_stats_case},

@@ -6,10 +6,14 @@
 #include "eval.h"
 #include "train_step.h"
 
+enum { kRecentLosses = 32 };
+
 typedef struct {
     FILE* file;   // log.jsonl, or NULL
     int steps;
     double mean_step_seconds;   // smoothed
+    double recent[kRecentLosses];   // finite losses, the newest at losses % kRecentLosses
+    int losses;
 } StepLog;
 
 // A resumed run appends to its log, after taking away the lines of steps behind `steps_done`: they will be made again.

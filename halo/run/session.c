@@ -5,6 +5,7 @@
 
 #include "../../data/files.h"
 #include "../../data/hf_config.h"
+#include "../../data/safetensors.h"
 #include "../hadamard.h"
 #include "../progress.h"
 #include "backend.h"
@@ -70,7 +71,16 @@ void open_tokenizer(Session* s) {
 }
 
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
-    model_source_rows((const ModelSource*)self, spec, layer, row0, rows, F32, dst);
+    const Session* s = (const Session*)self;
+    model_source_rows(s->source, spec, layer, row0, rows, F32, dst);
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(&s->config, specs);
+    size_t cols = (size_t)specs[spec].cols, count = (size_t)rows * cols, bad = first_not_finite(dst, count, F32);
+    if (bad == count) return;
+    char name[128];
+    param_name(&specs[spec], layer, name, sizeof name);
+    user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the model itself is damaged; write or download it again",
+               s->source_path, name, (size_t)row0 + bad / cols, bad % cols, (double)dst[bad]);
 }
 
 // Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
@@ -89,7 +99,7 @@ ShardOptions shard_options(const Session* s, bool train) {
 void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
     RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
-    if (s->source) shard_load(s->shard, read_source_rows, s->source);
+    if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
 }
 
@@ -117,7 +127,8 @@ Session session_open(Options o, int command) {
     s.o = o;
     s.ops = backend_pick(o.backend);
     s.comm = comm_start();
-    progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
+    bool watched = s.comm->ranks > 1 || command == TRAIN;   // nobody waits for one rank alone but the user of a long training
+    progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
     options_check(&o, command, s.comm->ranks);
@@ -187,15 +198,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
     const Config* c = &s->config;
     state_fact(mine, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F,
                c->rope_theta);
-    float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
-    ParamSpec specs[kMaxParamSpecs];
-    int count = param_specs(c, specs);
-    for (int i = 0; s->source && i < count; i++) {
-        model_source_rows(s->source, i, 0, 0, 1, F32, row);
-        double sum = 0;
-        for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
-        state_fact(mine, "the weights of %s: %.9g\n", specs[i].name, sum);
-    }
     state_fact(mine, "the data: %d examples, %zu tokens, %zu scored\n", data->examples, data->tokens, data->scored);
     *first = *mine;
     s->comm->host_broadcast(first, sizeof *first);
@@ -207,7 +209,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
         a += na + 1;   // both have a line, the same one
         b += nb + 1;
     }
-    free(row);
     free(mine);
     free(first);
 }
@@ -222,6 +223,12 @@ Dataset* open_data(const Session* s, const char* path, bool held_out) {
         printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
                n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
     if (leads(s)) dataset_report(d, stdout);
+    if (leads(s) && n->skipped > n->records / 10)
+        printf("%s: NOTE: %d of %d records are left out: longer than --seq %d, or without an answer to learn\n", path, n->skipped, n->records,
+               s->o.seq);
+    if (leads(s) && n->truncated > n->examples / 2)
+        printf("%s: NOTE: %d of %d prompts lose their beginning: a longer --seq than %d keeps them whole\n", path, n->truncated, n->examples,
+               s->o.seq);
     return d;
 }
 
