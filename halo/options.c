@@ -58,6 +58,14 @@ static const Flag kFlags[] = {
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
+    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora", "train low-rank factors beside frozen weights, instead of the weights"},
+    {"rank", INTEGER, AT(rank), TRAIN | BENCH, true, "16", "N", "of the adapter's factors"},
+    {"alpha", NUMBER, AT(alpha), TRAIN | BENCH, true, "32", "X", "the adapter counts alpha / rank times"},
+    {"rslora", SWITCH, AT(rslora), TRAIN | BENCH, true, NULL, NULL, "alpha / sqrt(rank) instead (some servers read it as alpha / rank)"},
+    {"dropout", NUMBER, AT(dropout), TRAIN | BENCH, true, "0", "X", "of the adapter's input, in training"},
+    {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST", "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
+    {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR", "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
+    {"merge", SWITCH, AT(merge), EXPORT, false, NULL, NULL, "add the adapter to the weights and write a whole model"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
@@ -305,6 +313,35 @@ static void check_recipe(const Options* o, int command, int ranks) {
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
 }
 
+Adapter options_adapter(const Options* o) {
+    Adapter a = {o->adapter == ADAPT_LORA ? ADAPTER_LORA : ADAPTER_NONE, o->rank, (float)o->alpha, o->rslora, (float)o->dropout,
+                 (uint64_t)o->seed, 0};
+    if (!strcmp(o->target, "all-linear")) {
+        a.targets = kAllTargets;
+        return a;
+    }
+    for (const char* at = o->target;; at++) {
+        int n = (int)strcspn(at, ","), t = 0;
+        while (t < kTargets && (strncmp(kTargetNames[t], at, (size_t)n) || kTargetNames[t][n])) t++;
+        if (!n || t == kTargets) user_error("--target %s: '%.*s' is none of q, k, v, o, gate, up, down; or say all-linear", o->target, n, at);
+        a.targets |= 1u << t;
+        at += n;
+        if (!*at) break;
+    }
+    return a;
+}
+
+static void check_adapter(const Options* o, int command) {
+    bool adapts = o->adapter != ADAPT_NONE || o->adapter_dir;
+    if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");
+    if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
+    if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
+    if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (o->dropout >= 1) user_error("--dropout %g: must be below 1", o->dropout);
+    if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
+    options_adapter(o);
+}
+
 static void check_train(const Options* o) {
     if (!o->data) user_error("train: name the data with --data FILE");
     if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
@@ -326,6 +363,7 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out) user_error("export: name the folder to write with --out DIR");
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
+    check_adapter(o, command);
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 

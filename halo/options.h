@@ -10,22 +10,25 @@
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
+typedef enum { ADAPT_NONE, ADAPT_LORA } AdaptChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 
 typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
     const char *out, *log, *prompt, *metric;
+    const char *target, *adapter_dir;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
+    AdaptChoice adapter;
     LongChoice long_policy;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout;
-    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p;
-    bool pack, train_on_prompt, qfsdp, resume, profile, help;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, rank;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, alpha, dropout;
+    bool pack, train_on_prompt, qfsdp, resume, profile, rslora, merge, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, kAll = 31 };
@@ -56,6 +59,9 @@ C_API bool options_set(Options* o, int command, const char* name, const char* va
 C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
 C_API const Recipe* options_recipe(const Options* o);
+
+// The adapter that the flags describe, none without --adapter. What --target names is a comma-separated list, or all-linear.
+C_API Adapter options_adapter(const Options* o);
 
 // The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
 // user_error; --help prints and exits.

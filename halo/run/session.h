@@ -5,6 +5,7 @@
 #include "../../data/dataset.h"
 #include "../../data/hf_read.h"
 #include "../../data/hf_write.h"
+#include "../../data/peft.h"
 #include "../options.h"
 
 typedef struct {
@@ -14,6 +15,7 @@ typedef struct {
     const Recipe* recipe;     // of the blocks' linears
     Config config;
     HfModel* source;          // NULL: random weights
+    Peft* peft;               // of --adapter-dir; NULL: none, or a new adapter
     const char* source_dir;   // of config.json; NULL for a preset
     Tokenizer* tokenizer;     // NULL if the command needs none
     const char* tokenizer_dir;
@@ -21,6 +23,7 @@ typedef struct {
     Shard* shard;
 } Session;
 
+static inline bool adapts(const Session* s) { return s->config.adapter.kind != ADAPTER_NONE; }
 // Rank 0 prints and writes what all ranks have in common.
 static inline bool leads(const Session* s) { return s->comm->rank == 0; }
 static inline double gib(size_t bytes) { return (double)bytes / (1 << 30); }
