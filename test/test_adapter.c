@@ -2,6 +2,7 @@
 // dropout's masks; recompute; the sum of micro-batches; the merged model; and fine-tunes in 8 bits that follow BF16's.
 //
 // Programs that train, merge and resume adapters are in test_adapter_runs.c.
+#include "../data/peft.h"
 #include "../halo/rng.h"
 #include "backends.h"
 #include "model_fixture.h"
@@ -503,4 +504,34 @@ static const Case cases[] = {
     {"fine_tune", fine_tune_case},
 };
 
-int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }
+static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    peft_rows((const Peft*)self, spec, layer, row0, rows, dst);
+}
+
+// test_adapter --logits MODEL ADAPTER ID...: the logits after each token, in FP32, for dev/peft_check.py.
+static int print_logits(const char* model, const char* adapter, char** ids, int count) {
+    Config c;
+    HfModel* source = hf_model_open(model, &c);
+    Peft* peft = peft_open(adapter, &c);
+    int* tokens = (int*)host_alloc(sizeof(int) * (size_t)count);
+    for (int i = 0; i < count; i++) tokens[i] = atoi(ids[i]);
+    TestBatch b = test_batch(tokens, tokens, 1, count);
+    TestModel t = test_model(&c, &cpu_f32_ops, recipe_find("bf16"), RECOMPUTE_NONE, 1, count, read_hf_rows, source);
+    shard_load_adapter(t.shard, read_peft_rows, peft);
+    size_t n = (size_t)count * c.V;
+    float* logits = (float*)host_alloc(sizeof(float) * n);
+    model_logits(t.model, &b.arrays, logits);
+    for (size_t i = 0; i < n; i++) printf("%.9g\n", (double)logits[i]);
+    test_model_free(&t);
+    free(logits);
+    free(tokens);
+    free(b.storage);
+    peft_close(peft);
+    hf_model_close(source);
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    if (argc > 4 && !strcmp(argv[1], "--logits")) return print_logits(argv[2], argv[3], argv + 4, argc - 4);
+    return test_main(cases, COUNT(cases), argc, argv);
+}
