@@ -1,4 +1,4 @@
-// LoRA beside a frozen linear; see adapter.h.
+// LoRA and HUT on a frozen linear; see adapter.h.
 #include "adapter.h"
 
 LoraShape lora_shape(const Config* config, int linear) {
@@ -74,4 +74,24 @@ void lora_backward(const Lora* lora, LoraShape s, Mat dx, Mat da, Mat db, float 
     ops->gemm(more, plain_side(v, false), plain_side(a, true), 0);
     ops->dropout(more, more, 1, lora->dropout, drop);
     ops->add(dx, more, NULL);
+}
+
+void hut_effective(const Ops* ops, float scale, LoraShape s, Mat effective, Mat w, Mat a, Mat b, void* wide) {
+    int adapted = 0;
+    for (int p = 0; p < s.parts; p++) adapted += s.N[p];
+    if (adapted < w.rows) ops->copy(effective.data, w.data, mat_bytes(w));
+    for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
+        Mat product = mat(wide, s.N[p], s.K, F32);
+        ops->gemm(product, plain_side(mat_rows(b, row, s.N[p]), false), plain_side(mat_rows(a, p * s.rank, s.rank), true), 0);
+        ops->hadamard(mat_rows(effective, s.column[p], s.N[p]), product, mat_rows(w, s.column[p], s.N[p]), scale, 1);
+    }
+}
+
+void hut_backward(const Ops* ops, float scale, LoraShape s, Mat da, Mat db, float beta, Mat dw, Mat w, Mat a, Mat b, void* narrow) {
+    for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
+        Mat dp = mat(narrow, s.N[p], s.K, ops->act), a_part = mat_rows(a, p * s.rank, s.rank), b_part = mat_rows(b, row, s.N[p]);
+        ops->hadamard(dp, mat_rows(dw, s.column[p], s.N[p]), mat_rows(w, s.column[p], s.N[p]), scale, 0);
+        ops->gemm(mat_rows(db, row, s.N[p]), plain_side(dp, false), plain_side(a_part, false), beta);
+        ops->gemm(mat_rows(da, p * s.rank, s.rank), plain_side(b_part, true), plain_side(dp, true), beta);
+    }
 }

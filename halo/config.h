@@ -7,8 +7,9 @@
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
 
 // What is trained beside a model whose weights are frozen: nothing (the weights themselves are), or LoRA (Hu et al. 2021, arXiv
-// 2106.09685): y = W x + scale * B (A dropout(x)) for each of the matrices chosen, A (rank, K), B (N, rank).
-typedef enum { ADAPTER_NONE, ADAPTER_LORA } AdapterKind;
+// 2106.09685): y = W x + scale * B (A dropout(x)) for each of the matrices chosen, A (rank, K), B (N, rank); or HUT (arXiv
+// 2409.13501): y = (W (.) (1 + scale * B A)) x (adapter.h).
+typedef enum { ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT } AdapterKind;
 
 typedef struct {
     AdapterKind kind;

@@ -104,6 +104,8 @@ void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy) {
     g->absmax = (float*)arena_take(maxima, 2 * kMaxParts * sizeof(float));
 }
 
+bool linear_reads_weight(const Recipe* r) { return is_plain(r->fw) || is_plain(r->ew); }
+
 Recipe linear_frozen(const Recipe* r) {
     const Opnd as_it_is = {BF16, NO_SCALE, false, 1};
     Recipe frozen = *r;
@@ -273,7 +275,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOpe
         GradSides dY = prepare_grad(ln, g, p, row, N);
         Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
         if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
-        if (!g_whole) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
+        if (!g_whole && dw.data) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
     }
     if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
     if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);

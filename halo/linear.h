@@ -72,6 +72,8 @@ C_API Linear linear_on(const Linear* ln, int tokens);
 C_API bool linear_keeps_plain_input(const Recipe* r);
 // The recipe on a weight that is not trained: there is no G, whose operands are plain so that nothing is made for it.
 C_API Recipe linear_frozen(const Recipe* r);
+// Is W read as it is, by F or E?
+C_API bool linear_reads_weight(const Recipe* r);
 // Lays out what stays of X until backward. `x` is where the producer writes.
 C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x);
 // Lays out what is known of dY beside `dy` itself, the memory that it is written to.

@@ -41,10 +41,14 @@ struct Model {
     Shard* shard;
     ModelOptions opt;
     bool gathers_codes;      // the shard hands out the linears' codes; else they are prepared here
-    bool frozen;             // an adapter is trained, and the recipes are their frozen forms
+    bool frozen;             // an adapter is trained, not the weights; a recipe without G is in its frozen form
+    bool hut;                // the adapter is HUT: linears take effective weights, under the whole recipe
     Recipe frozen_recipe, frozen_head;
     Lora lora;
     LoraShape lora_shape[kLinearCount];
+    LoraShape hut_shape[kLinearCount];
+    Mat effective[kLinearCount];   // (N, K) of HUT, of the layer at work; after its products, scratch of the adapter's backward
+    void* wide;              // (N, K) in F32, of the largest linear: products of HUT's factors, gradients of effective weights
     bool drops;              // this micro-step drops some of the adapter's inputs
     bool remaking;           // of a frozen model: activations are made again
     Linear linear;
@@ -104,7 +108,7 @@ static float* take_floats(Arena* arena, size_t n) { return (float*)arena_take(ar
 // Where a norm or SwiGLU writes for a linear: memory of its own if the linear's backward, or its adapter's, reads it as it is, else
 // scratch that the next producer may overwrite.
 static Mat take_produced(const Model* m, Arena* arena, void* scratch, int linear, int cols) {
-    bool kept = m->frozen ? m->lora_shape[linear].parts > 0 : linear_keeps_plain_input(m->linear.recipe);
+    bool kept = m->frozen && !m->hut ? m->lora_shape[linear].parts > 0 : linear_keeps_plain_input(m->linear.recipe);
     if (kept) return take_mat(arena, m->BT, cols, m->ops->act);
     return mat(scratch, m->BT, cols, m->ops->act);
 }
@@ -227,6 +231,17 @@ static void place_lasting(Model* m, Arena* arena, ModelBytes* bytes) {
     bytes->cache = arena->used - bytes->codes;
 }
 
+static void place_effective(Model* m, Arena* arena) {
+    size_t widest = 0;
+    for (int i = 0; i < kLinearCount; i++) {
+        if (!m->hut_shape[i].parts) continue;
+        int N = linear_N(m->shape[i]), K = m->shape[i].K;
+        m->effective[i] = take_mat(arena, N, K, m->ops->act);
+        if (widest < (size_t)N * K) widest = (size_t)N * K;
+    }
+    m->wide = widest ? take_floats(arena, widest) : NULL;
+}
+
 // What a batch of m->BT rows takes. Fewer rows take no more in any part, so that they fit wherever the most rows do.
 static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes* bytes) {
     const Config* c = &m->c;
@@ -236,6 +251,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
     linear_place(&m->head, arena, m->ops, m->head.recipe, &m->head_shape, 1, rows, 0);
     lora_place(&m->lora, arena, m->ops, c, m->BT, m->opt.train);
+    place_effective(m, arena);
     m->branch = take_mat(arena, m->BT, c->C, act);
     m->logits = take_mat(arena, rows, c->V, act);
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
@@ -262,9 +278,9 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
 // Returns what the parts take.
 static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
     ModelBytes bytes = {0, 0, 0, 0};
-    if (m->frozen) {
+    if (m->frozen) m->frozen_head = linear_frozen(m->opt.head);
+    if (m->frozen && !m->hut) {
         m->frozen_recipe = linear_frozen(recipe);
-        m->frozen_head = linear_frozen(m->opt.head);
         recipe = &m->frozen_recipe;
     }
     m->linear = linear_of(m->ops, recipe);
@@ -292,9 +308,10 @@ static void model_shape(Model* m, const Config* config, const Ops* ops, bool gat
     m->BT = m->most_rows = options.B * options.T;
     m->most_piece_rows = piece_rows(m);
     m->frozen = config->adapter.kind != ADAPTER_NONE;
+    m->hut = config->adapter.kind == ADAPTER_HUT;
     for (int i = 0; i < kLinearCount; i++) {
         m->shape[i] = stack_shape(config, kLinears[i].stack);
-        m->lora_shape[i] = lora_shape(config, i);
+        *(m->hut ? &m->hut_shape[i] : &m->lora_shape[i]) = lora_shape(config, i);
     }
     m->head_shape = stack_shape(config, head_stack(config));
     m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)config->L);
@@ -387,11 +404,16 @@ static Noise drop_noise(const Model* m, const Unit* u, int layer, int linear) {
     return noise;
 }
 
+// The stacked weight that the products of a linear read.
+static Mat linear_weight(const Model* m, const Unit* u, int linear) {
+    return m->hut_shape[linear].parts ? m->effective[linear] : u->w[kLinears[linear].stack];
+}
+
 // y = x W^T of one of the block's linears, and what its adapter adds.
 static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
     int layer = (int)(b - m->blocks);
     const BlockLinear* l = &kLinears[linear];
-    linear_forward(&m->linear, y, &b->x[linear], u->w[l->stack], &m->weights[layer].w[linear], m->shape[linear]);
+    linear_forward(&m->linear, y, &b->x[linear], linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
     if (!m->lora_shape[linear].parts) return;
     Noise drop = drop_noise(m, u, layer, linear);
     lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
@@ -454,7 +476,7 @@ static void block_forward(Model* m, Block* b, const Block* below, const Unit* u)
 // Makes again, by the same calls, what --recompute did not keep.
 static void block_again(Model* m, Block* b, const Unit* u) {
     if (m->opt.recompute == RECOMPUTE_NONE) return;
-    m->remaking = m->frozen;
+    m->remaking = m->frozen && !m->hut;
     norm_forward(m, b, u, LINEAR_QKV, b->h1, b->rstd1, b->res1, b->res1, kNothing);
     if (m->opt.recompute == RECOMPUTE_BLOCK) {
         block_middle(m, b, u);
@@ -489,13 +511,24 @@ static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, M
                   linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
+// The factors' gradients of a linear, from dw, that of its effective weight as G left it.
+static void block_hut_backward(Model* m, const Unit* u, int linear, Mat dw) {
+    const BlockLinear* l = &kLinears[linear];
+    linear_finish_grad(&m->linear, dw);
+    hut_backward(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[linear], u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, dw, u->w[l->stack],
+                 u->w[l->a], u->w[l->b], m->effective[linear].data);
+}
+
 // dx = dy W (data NULL: nobody below wants it) and dW of one of the block's linears, or its adapter's gradients.
 static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     Stack stack = kLinears[linear].stack;
     int layer = (int)(b - m->blocks);
+    bool hut = m->hut_shape[linear].parts > 0;
+    Mat dw = hut ? mat(m->wide, linear_N(m->shape[linear]), m->shape[linear].K, F32) : u->g[stack];
     if (dx.data)
-        linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], u->w[stack],
+        linear_backward(&m->linear, dx, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
                         &m->weights[layer].w[linear], m->shape[linear]);
+    if (hut) block_hut_backward(m, u, linear, dw);
     if (m->lora_shape[linear].parts) block_lora_backward(m, b, u, linear, dx);
     if (!m->observing) return;
     check(u->fresh, "model_observe: not the first micro-step");
@@ -525,7 +558,7 @@ static void block_backward(Model* m, Block* b, const Block* below, const Unit* u
     block_linear_backward(m, b, u, LINEAR_O, m->datt);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
     ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, grad_maxima(m, b, LINEAR_QKV));
-    block_linear_backward(m, b, u, LINEAR_QKV, lowest ? kNothing : m->dh);
+    block_linear_backward(m, b, u, LINEAR_QKV, lowest && !m->hut ? kNothing : m->dh);
     if (lowest) return;
     ops->rmsnorm_backward(m->dres, g_attn, m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch,
                           below ? grad_maxima(m, below, LINEAR_DOWN) : NULL);
@@ -537,8 +570,13 @@ static const Unit* acquire_block(Model* m, int l, Pass pass) {
     const Unit* u = shard_acquire(m->shard, 1 + l, pass);
     BlockWeights* w = &m->weights[l];
     if (u->quantized) memcpy(w->w, u->q, sizeof w->w);
-    for (int i = 0; !u->quantized && !w->prepared && i < kLinearCount; i++)
-        linear_prepare_weight(&m->linear, &w->w[i], u->w[kLinears[i].stack], m->shape[i]);
+    for (int i = 0; i < kLinearCount; i++) {
+        const BlockLinear* line = &kLinears[i];
+        if (m->hut_shape[i].parts && (!w->prepared || linear_reads_weight(m->linear.recipe)))
+            hut_effective(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[i], m->effective[i], u->w[line->stack], u->w[line->a], u->w[line->b],
+                          m->wide);
+        if (!u->quantized && !w->prepared) linear_prepare_weight(&m->linear, &w->w[i], linear_weight(m, u, i), m->shape[i]);
+    }
     w->prepared = true;
     return u;
 }

@@ -274,6 +274,8 @@ typedef struct Ops {
     // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
     // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
     void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
+    void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;
 
 C_API const Ops cpu_f32_ops, cpu_bf16_ops;

@@ -58,7 +58,7 @@ static const Flag kFlags[] = {
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
-    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora", "train low-rank factors beside frozen weights, instead of the weights"},
+    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora|hut", "train low-rank factors on frozen weights, instead of the weights: LoRA's sum, HUT's product"},
     {"rank", INTEGER, AT(rank), TRAIN | BENCH, true, "16", "N", "of the adapter's factors"},
     {"alpha", NUMBER, AT(alpha), TRAIN | BENCH, true, "32", "X", "the adapter counts alpha / rank times"},
     {"rslora", SWITCH, AT(rslora), TRAIN | BENCH, true, NULL, NULL, "alpha / sqrt(rank) instead (some servers read it as alpha / rank)"},
@@ -314,7 +314,8 @@ static void check_recipe(const Options* o, int command, int ranks) {
 }
 
 Adapter options_adapter(const Options* o) {
-    Adapter a = {o->adapter == ADAPT_LORA ? ADAPTER_LORA : ADAPTER_NONE, o->rank, (float)o->alpha, o->rslora, (float)o->dropout,
+    static const AdapterKind kinds[] = {ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT};
+    Adapter a = {kinds[o->adapter], o->rank, (float)o->alpha, o->rslora, (float)o->dropout,
                  (uint64_t)o->seed, 0};
     if (!strcmp(o->target, "all-linear")) {
         a.targets = kAllTargets;
@@ -337,6 +338,10 @@ static void check_adapter(const Options* o, int command) {
     if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
     if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
     if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (o->adapter == ADAPT_HUT && o->dropout > 0) user_error("--dropout %g: HUT has no input of its own to drop", o->dropout);
+    if (o->adapter == ADAPT_HUT && o->adapter_dir) user_error("--adapter-dir: holds a LoRA adapter; --adapter hut cannot go on from it");
+    if (o->adapter == ADAPT_HUT && command == TRAIN && o->out && !o->model)
+        user_error("--adapter hut --out: its result is written into the model's own weights; name them with --model DIR");
     if (o->dropout >= 1) user_error("--dropout %g: must be below 1", o->dropout);
     if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
     options_adapter(o);

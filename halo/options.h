@@ -10,7 +10,7 @@
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
-typedef enum { ADAPT_NONE, ADAPT_LORA } AdaptChoice;
+typedef enum { ADAPT_NONE, ADAPT_LORA, ADAPT_HUT } AdaptChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 
 typedef struct {

@@ -208,6 +208,11 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
     inner->dropout(y, x, factor, p, noise);
     end("dropout", from, size_of(x) + size_of(y));
 }
+static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {
+    int from = begin();
+    inner->hadamard(y, x, w, factor, offset);
+    end("hadamard", from, size_of(x) + size_of(y) + size_of(w));
+}
 
 const Ops* profile_ops(const Ops* ops) {
     static Ops table;
@@ -240,6 +245,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
     table.dropout = dropout;
+    table.hadamard = hadamard;
     return &table;
 }
 

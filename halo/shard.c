@@ -61,8 +61,8 @@ static int stage_of(const Comm* comm, const ShardOptions* o) { return comm->rank
 bool shard_gathers_codes(const Comm* comm, ShardOptions options) { return options.codes && comm->ranks > 1 && options.zero == 3; }
 
 bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options) {
-    bool held = config->adapter.kind != ADAPTER_NONE && linear_gathers_codes(options.recipe);
-    return held || shard_gathers_codes(comm, options);
+    if (config->adapter.kind == ADAPTER_NONE) return shard_gathers_codes(comm, options);
+    return config->adapter.kind == ADAPTER_LORA && linear_gathers_codes(options.recipe);
 }
 
 static int code_ranks(const Shard* s) { return s->owns_all ? 1 : s->comm->ranks; }
@@ -248,7 +248,8 @@ void shard_forget_gathered(Shard* s) {
 bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
 
 // What a unit has of the adapter joins the frozen weights: its gradients are the only ones.
-static void join_adapter(Unit* u, const Unit* adapter) {
+static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {
+    if (kind == ADAPTER_HUT) u->version += adapter->version;   // both only grow: what is prepared depends on the adapter too
     u->fresh = adapter->fresh;
     u->step = adapter->step;
     u->micro_batch = adapter->micro_batch;
@@ -284,7 +285,7 @@ const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
             s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
         }
     }
-    if (s->adapter) join_adapter(&s->unit, shard_acquire(s->adapter, unit, pass));
+    if (s->adapter) join_adapter(&s->unit, shard_acquire(s->adapter, unit, pass), s->c.adapter.kind);
     return &s->unit;
 }
 

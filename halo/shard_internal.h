@@ -85,7 +85,9 @@ static inline int unit_of(const Config* c, Stack stack, int layer) {
 static inline Shard* trained_part(Shard* s) { return s->adapter ? s->adapter : s; }
 static inline bool is_frozen(const Shard* s) { return s->part == SHARD_MODEL && s->c.adapter.kind != ADAPTER_NONE; }
 // Are the linears of a frozen model there as codes alone?
-static inline bool holds_codes(const Shard* s) { return is_frozen(s) && linear_gathers_codes(s->opt.recipe); }
+static inline bool holds_codes(const Shard* s) {
+    return is_frozen(s) && s->c.adapter.kind == ADAPTER_LORA && linear_gathers_codes(s->opt.recipe);
+}
 static inline bool keeps_master(const Shard* s) { return s->opt.master && s->ops->act == BF16; }
 static inline bool gathers(const Shard* s) { return !s->owns_all && s->zero == 3; }
 static inline bool reduces_each_micro_step(const Shard* s) { return s->zero >= 2; }

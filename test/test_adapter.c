@@ -1,4 +1,4 @@
-// LoRA beside a frozen model: its gradients by finite differences and against cpu_f32; at its start the model is the base to the bit;
+// LoRA and HUT on a frozen model: their gradients by finite differences and against cpu_f32; at their start the model is the base to the bit;
 // dropout's masks; recompute; the sum of micro-batches; the merged model; and fine-tunes in 8 bits that follow BF16's.
 //
 // Programs that train, merge and resume adapters are in test_adapter_runs.c.
@@ -9,6 +9,17 @@
 
 // ---- a small model of random weights with an adapter
 
+static AdapterKind kind = ADAPTER_LORA;   // of the models that a case makes
+static const char* kind_name(void) { return kind == ADAPTER_HUT ? "HUT" : "LoRA"; }
+static void with_both(void (*run)(void)) {
+    for (int k = ADAPTER_LORA; k <= ADAPTER_HUT; k++) {
+        kind = (AdapterKind)k;
+        run();
+    }
+    kind = ADAPTER_LORA;
+}
+
+// HUT drops nothing.
 static Config small_config(unsigned targets, float dropout) {
     Config c;
     memset(&c, 0, sizeof c);
@@ -23,7 +34,7 @@ static Config small_config(unsigned targets, float dropout) {
     c.norm_eps = 1e-5f;
     c.rope_theta = 10000;
     c.bos = c.eos = -1;
-    Adapter a = {targets ? ADAPTER_LORA : ADAPTER_NONE, 4, 6, false, dropout, 11, targets};
+    Adapter a = {targets ? kind : ADAPTER_NONE, 4, 6, false, kind == ADAPTER_HUT ? 0 : dropout, 11, targets};
     c.adapter = a;
     return c;
 }
@@ -228,7 +239,7 @@ static void finite_differences(unsigned targets, float dropout) {
     }
     double difference = (losses[1] - losses[0]) / (2 * step), tol = 5e-3 * fabs(along);
     ok(fabs(difference - along) <= tol && fabs(difference - (along - 2 * of_last)) > tol,
-       "finite differences, targets %02x, dropout %g: %.6f, gradient %.6f", targets, (double)dropout, difference, along);
+       "finite differences, %s, targets %02x, dropout %g: %.6f, gradient %.6f", kind_name(), targets, (double)c.adapter.dropout, difference, along);
     test_model_free(&t);
     free_factors(&at);
     free_factors(&direction);
@@ -236,14 +247,15 @@ static void finite_differences(unsigned targets, float dropout) {
     free(b.storage);
 }
 
-static void finite_differences_case(void) {
+static void all_finite_differences(void) {
     finite_differences(kAllTargets, 0);
     finite_differences(kAllTargets, 0.25f);
     finite_differences(kQueryValue, 0);
     finite_differences(8 | 32, 0.1f);   // o and up
 }
+static void finite_differences_case(void) { with_both(all_finite_differences); }
 
-static void gradients_case(void) {
+static void gradients(void) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     CloseRule rule = {{0}, 0};
@@ -268,6 +280,7 @@ static void gradients_case(void) {
     free_factors(&f);
     free(b.storage);
 }
+static void gradients_case(void) { with_both(gradients); }
 
 // ---- the frozen model
 
@@ -284,7 +297,7 @@ static bool same_losses(TestModel* a, TestModel* b) {
 
 // At its start an adapter adds nothing: each token's loss is the base's, whether linears are weights or codes that were made as they
 // were read. Another start has other losses.
-static void start_is_base_case(void) {
+static void start_is_base(void) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     Config c = small_config(kAllTargets, 0), base = small_config(0, 0);
@@ -299,13 +312,15 @@ static void start_is_base_case(void) {
             bool same = same_losses(&plain, &t);
             shard_load_adapter(t.shard, read_factors, &f);
             train_loss(&t, &b);
-            ok(same && !same_losses(&plain, &t), "%s %s: the start's losses are the base's to the bit", kRecipes[r], backends[k]->name);
+            ok(same && !same_losses(&plain, &t), "%s %s %s: the start's losses are the base's to the bit", kind_name(), kRecipes[r], backends[k]->name);
             test_model_free(&plain);
             test_model_free(&t);
         }
     free_factors(&f);
     free(b.storage);
 }
+
+static void start_is_base_case(void) { with_both(start_is_base); }
 
 // Codes of whole rows, 8 or 6 bits each, and their scales are all there is of the linears; a run fits a card of 24 GB.
 static void memory_case(void) {
@@ -344,7 +359,7 @@ static bool same_gradients(TestModel* a, TestModel* b) {
     return same;
 }
 
-static void recompute_case(void) {
+static void recompute(void) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     Config c = small_config(kAllTargets, 0.2f), other = c;
@@ -358,8 +373,8 @@ static void recompute_case(void) {
                               adapted_model(&c, backends[k], kRecipes[r], RECOMPUTE_BLOCK, b.B, b.T, &f),
                               adapted_model(&other, backends[k], kRecipes[r], RECOMPUTE_NONE, b.B, b.T, &f)};
             for (int i = 0; i < COUNT(t); i++) test_gradients(&t[i], &b);
-            ok(same_gradients(&t[0], &t[1]) && same_gradients(&t[0], &t[2]) && !same_gradients(&t[0], &t[3]),
-               "%s %s: with dropout the same gradients to the bit with norm-act and block recomputed, others by another seed", kRecipes[r],
+            ok(same_gradients(&t[0], &t[1]) && same_gradients(&t[0], &t[2]) && (kind == ADAPTER_HUT || !same_gradients(&t[0], &t[3])),
+               "%s %s %s: the same gradients to the bit with norm-act and block recomputed, others by another seed of dropout", kind_name(), kRecipes[r],
                backends[k]->name);
             for (int i = 0; i < COUNT(t); i++) test_model_free(&t[i]);
         }
@@ -367,8 +382,10 @@ static void recompute_case(void) {
     free(b.storage);
 }
 
+static void recompute_case(void) { with_both(recompute); }
+
 // A batch's rows have the same masks in one micro-step and in two.
-static void accumulation_case(void) {
+static void accumulation(void) {
     Config c = small_config(kAllTargets, 0.3f);
     int T = 16;
     TestBatch whole = random_batch(2, T, c.V);
@@ -399,7 +416,9 @@ static void accumulation_case(void) {
     free(whole.storage);
 }
 
-// ---- the merged model: W + scale B A, here in double
+static void accumulation_case(void) { with_both(accumulation); }
+
+// ---- the merged model: W + scale B A, or W (.) (1 + scale B A), here in double
 
 typedef struct {
     RandomWeights base;
@@ -418,27 +437,28 @@ static void merged_rows(void* self, int spec, int layer, int row0, int rows, flo
             double sum = 0;
             for (int r = 0; r < rank; r++)
                 sum += (double)m->factors->values[a + 1][layer][(size_t)(row0 + i) * rank + r] * m->factors->values[a][layer][(size_t)r * K + k];
-            dst[(size_t)i * K + k] += (float)(sum * adapter_scale(&m->factors->config->adapter));
+            double change = sum * adapter_scale(&m->factors->config->adapter), w = dst[(size_t)i * K + k];
+            dst[(size_t)i * K + k] = (float)(kind == ADAPTER_HUT ? w * (1 + change) : w + change);
         }
 }
 
-static void merged_case(void) {
+static void merged(void) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     CloseRule rule = {{0}, 0};
     Config c = small_config(kAllTargets, 0), base = small_config(0, 0);
     TestBatch b = random_batch(2, 19, c.V);
     Factors f = random_factors(&c, 0.1f);
-    Merged merged = {{&base, 7, 0.2f}, &f};
+    Merged weights = {{&base, 7, 0.2f}, &f};
     size_t n = (size_t)b.B * b.T * c.V;
     float *want = (float*)host_alloc(sizeof(float) * n), *got = (float*)host_alloc(sizeof(float) * n);
     for (int k = 0; k < count; k++) {
-        TestModel whole = test_model(&base, &cpu_f32_ops, recipe_find("bf16"), RECOMPUTE_NONE, b.B, b.T, merged_rows, &merged);
+        TestModel whole = test_model(&base, &cpu_f32_ops, recipe_find("bf16"), RECOMPUTE_NONE, b.B, b.T, merged_rows, &weights);
         TestModel t = adapted_model(&c, backends[k], "bf16", RECOMPUTE_NONE, b.B, b.T, &f);
         model_logits(whole.model, &b.arrays, want);
         model_logits(t.model, &b.arrays, got);
         rule.check = 0;
-        close_by_rule(&rule, backends[k], got, want, n, 1e-5, 0.03, "the merged model's logits");
+        close_by_rule(&rule, backends[k], got, want, n, 1e-5, 0.03, kind == ADAPTER_HUT ? "HUT's merged model's logits" : "LoRA's merged model's logits");
         test_model_free(&whole);
         test_model_free(&t);
     }
@@ -447,6 +467,8 @@ static void merged_case(void) {
     free_factors(&f);
     free(b.storage);
 }
+
+static void merged_case(void) { with_both(merged); }
 
 // ---- a short fine-tune of stories260K: codes have to follow BF16
 

@@ -1,4 +1,4 @@
-// Dropout (Srivastava et al. 2014) with a factor, as adapters need it; see ops.h.
+// Dropout (Srivastava et al. 2014) with a factor, and products value by value, as adapters need them; see ops.h.
 #ifndef HALO_CPU_DROPOUT_H
 #define HALO_CPU_DROPOUT_H
 
@@ -28,6 +28,20 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
             }
             if (noise_half(words, (int)(index % kNoiseOctet)) < threshold) out[c] = 0;
         }
+        row_write(y, t, out);
+    }
+}
+
+static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {
+    check(x.fmt == F32 && x.ld == x.cols && y.ld == y.cols && w.ld == w.cols, "hadamard: (%d, %d) in %s", x.rows, x.cols, fmt_name(x.fmt));
+    check_shape(y, x.rows, x.cols, "hadamard");
+    check_shape(w, x.rows, x.cols, "hadamard");
+    static __thread WorkBuffer work;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < x.rows; t++) {
+        float* out = work_floats(&work, (size_t)x.cols * 2);
+        const float *in = (const float*)row_data(x, t), *by = row_read(w, t, out + x.cols);
+        for (int c = 0; c < x.cols; c++) out[c] = by[c] * (offset + factor * in[c]);
         row_write(y, t, out);
     }
 }

@@ -116,4 +116,5 @@ const Ops CPU_OPS = {
     pack_fp6,
     unpack_fp6,
     dropout,
+    hadamard,
 };

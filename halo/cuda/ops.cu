@@ -230,4 +230,5 @@ const Ops cuda_ops = {
     pack_fp6,
     unpack_fp6,
     dropout,
+    hadamard,
 };

@@ -19,7 +19,7 @@ static void write_adapter(Session* s, const char* dir) {
     if (leads(s)) printf("wrote the adapter %s\n", dir);
 }
 
-// ---- merging: W + scale B A, of the base's own weights, in FP32 and rounded once
+// ---- merging: W + scale B A, or W (.) (1 + scale B A) of HUT, of the base's own weights, in FP32 and rounded once
 typedef struct {
     Session* s;
     Fmt fmt;                     // of what is written
@@ -57,18 +57,22 @@ static void merged_rows(void* self, int spec, int layer, int row0, int rows, voi
         m->layer = layer;
     }
     float scale = adapter_scale(&m->s->config.adapter);
+    bool hut = m->s->config.adapter.kind == ADAPTER_HUT;
+    float* change = (float*)host_alloc(sizeof(float) * (size_t)rows * K);   // scale B A
     float* w = (float*)host_alloc(sizeof(float) * (size_t)rows * K);
     hf_model_rows(m->s->source, spec, layer, row0, rows, F32, w);
 #pragma omp parallel for
     for (int i = 0; i < rows; i++)
         for (int r = 0; r < rank; r++) {
             float b = scale * m->b[(size_t)(row0 + i) * rank + r];
-            for (int k = 0; k < K; k++) w[(size_t)i * K + k] += b * m->a[(size_t)r * K + k];
+            for (int k = 0; k < K; k++) change[(size_t)i * K + k] += b * m->a[(size_t)r * K + k];
         }
     for (size_t i = 0; i < (size_t)rows * K; i++) {
+        w[i] += hut ? w[i] * change[i] : change[i];
         if (m->fmt == F32) ((float*)dst)[i] = w[i];
         else ((uint16_t*)dst)[i] = bf16_from_f32(w[i]);
     }
+    free(change);
     free(w);
 }
 
@@ -98,7 +102,7 @@ static void write_merged(Session* s, const char* dir) {
 }
 
 void write_model(Session* s, const char* dir) {
-    if (adapts(s) && s->o.merge) {
+    if (adapts(s) && (s->o.merge || s->config.adapter.kind == ADAPTER_HUT)) {   // PEFT has no form of HUT
         write_merged(s, dir);
         return;
     }

@@ -12,7 +12,7 @@ static void print_adapter(const Config* c) {
     int count = adapter_specs(c, specs);
     double trained = 0;
     for (int i = 0; i < count; i++) trained += (double)specs[i].rows * specs[i].cols * c->L;
-    printf("LoRA of rank %d, scale %g, dropout %g, on", a->rank, (double)adapter_scale(a), (double)a->dropout);
+    printf("%s of rank %d, scale %g, dropout %g, on", a->kind == ADAPTER_HUT ? "HUT" : "LoRA", a->rank, (double)adapter_scale(a), (double)a->dropout);
     for (int t = 0; t < kTargets; t++)
         if (a->targets >> t & 1) printf(" %s", kTargetNames[t]);
     printf(": %.2fM parameters are trained\n", trained / 1e6);
