@@ -1,5 +1,5 @@
 // Programs with an adapter: train writes PEFT's directory; eval, generate, export --merge and train read it; runs resume bit for bit, and
-// are the same bits on 1, 2 and 3 ranks; what is not such an adapter is refused.
+// are the same bits on 1, 2 and 3 ranks; HUT leaves a model; what is not such an adapter is refused.
 #include "program.h"
 
 #include "../data/safetensors.h"
@@ -111,24 +111,45 @@ static void ranks_case(void) {
         return;
     }
     make_base();
-    const char* const recipes[] = {"bf16", "halo2-int8", "halo1-fp6"};
+    const char* const recipes[] = {"bf16 --dropout 0.1", "halo2-int8 --dropout 0.1", "halo1-fp6 --dropout 0.1", "halo2-int8 --adapter hut"};
     for (int r = 0; r < COUNT(recipes); r++) {
         char* alone = NULL;
         for (int ranks = 1; ranks <= 3; ranks++) {
             char* prefix = text_of("mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ", ranks);
             launcher = ranks > 1 ? prefix : "";
-            char *name = text_of("ranks%d", ranks), *out = scratch_path(name);
-            char* more = text_of("--recipe %s --batch 1 --accum %d --dropout 0.1 --zero 3 --steps 3 --seed %d", recipes[r], 6 / ranks, 3);
+            char *name = text_of("ranks%d-%d", r, ranks), *out = scratch_path(name);
+            char* more = text_of("--recipe %s --batch 1 --accum %d --zero 3 --steps 3 --seed %d", recipes[r], 6 / ranks, 3);
             char* flags = adapter_flags(out, more);
             free_run(run(flags));
             launcher = "";
             if (!alone) alone = out;
-            else ok(same_files(alone, out, "adapter_model.safetensors"), "%s: %d ranks are one to the bit", recipes[r], ranks);
+            else ok(same_files(alone, out, strstr(recipes[r], "hut") ? "model.safetensors" : "adapter_model.safetensors"), "%s: %d ranks are one to the bit", recipes[r], ranks);
             char* const texts[] = {prefix, name, more, flags, out == alone ? NULL : out};
             for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
         }
         free(alone);
     }
+}
+
+// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16).
+static void hut_case(void) {
+    make_base();
+    char* out = scratch_path("hut");
+    char* flags = text_of("train --model %s --data %s --val %s --chat none --seq 32 --steps 12 --warmup 0 --lr 5e-2 --backend cpu-f32 --adapter hut "
+                          "--rank 4 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
+    char* text = run_well(flags, "train --adapter hut");
+    double plain = evaluated(base_dir, "", "cpu-f32"), trained_loss = loss_in(text), merged = evaluated(out, "", "cpu-f32");
+    ok(strstr(text, "HUT of rank 4") && fabs(plain - trained_loss) > 0.02 && fabs(merged - trained_loss) < 1e-3,
+       "HUT: the base's loss %.6f, after training %.6f, of the model written %.6f", plain, trained_loss, merged);
+    free(text);
+    char *first = scratch_path("hut-first"), *model = path_join(out, "model.safetensors"), *kept = path_join(first, "model.safetensors");
+    empty_dir(first);
+    file_rename(model, kept);
+    char* resuming = text_of("%s --resume", flags);
+    free(run_well(resuming, "HUT resumed"));
+    ok(same_files(out, first, "model.safetensors"), "HUT: the resumed run's model is bit for bit the same");
+    char* const texts[] = {out, flags, first, model, kept, resuming};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 // ---- what is refused
@@ -177,7 +198,7 @@ static void refused_case(void) {
     const struct {
         const char *more, *words;
     } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
-                 {"--dropout 1", "--dropout"}, {"--quant-stats 1", "--quant-stats"}};
+                 {"--dropout 1", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
@@ -190,6 +211,6 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"ranks", ranks_case}, {"refused", refused_case}};
+static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }
