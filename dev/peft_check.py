@@ -53,8 +53,8 @@ def train(out, *flags):
 def main():
     good = True
     with tempfile.TemporaryDirectory() as folder:
-        for name, flags in {"all-linear": [], "q,v rank 4": ["--target", "q,v", "--rank", "4"], "rslora": ["--rslora", "--rank", "8", "--alpha", "12"],
-                            "halo2-int8": ["--recipe", "halo2-int8"]}.items():
+        for name, flags in {"all-linear": [], "q,v rank 4": ["--target", "q,v", "--rank", "4"],
+                            "rslora": ["--rslora", "--rank", "8", "--alpha", "12"], "halo2-int8": ["--recipe", "halo2-int8"]}.items():
             out = os.path.join(folder, "ours-" + name.replace(",", "").replace(" ", "-"))
             train(out, *flags)
             good &= compare("PEFT loads ours, " + name, out, PeftModel.from_pretrained(base_model(), out).eval())

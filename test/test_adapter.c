@@ -312,7 +312,8 @@ static void start_is_base(void) {
             bool same = same_losses(&plain, &t);
             shard_load_adapter(t.shard, read_factors, &f);
             train_loss(&t, &b);
-            ok(same && !same_losses(&plain, &t), "%s %s %s: the start's losses are the base's to the bit", kind_name(), kRecipes[r], backends[k]->name);
+            ok(same && !same_losses(&plain, &t), "%s %s %s: the start's losses are the base's to the bit", kind_name(), kRecipes[r],
+               backends[k]->name);
             test_model_free(&plain);
             test_model_free(&t);
         }
@@ -374,8 +375,8 @@ static void recompute(void) {
                               adapted_model(&other, backends[k], kRecipes[r], RECOMPUTE_NONE, b.B, b.T, &f)};
             for (int i = 0; i < COUNT(t); i++) test_gradients(&t[i], &b);
             ok(same_gradients(&t[0], &t[1]) && same_gradients(&t[0], &t[2]) && (kind == ADAPTER_HUT || !same_gradients(&t[0], &t[3])),
-               "%s %s %s: the same gradients to the bit with norm-act and block recomputed, others by another seed of dropout", kind_name(), kRecipes[r],
-               backends[k]->name);
+               "%s %s %s: the same gradients to the bit with norm-act and block recomputed, others by another seed of dropout", kind_name(),
+               kRecipes[r], backends[k]->name);
             for (int i = 0; i < COUNT(t); i++) test_model_free(&t[i]);
         }
     free_factors(&f);
@@ -458,7 +459,8 @@ static void merged(void) {
         model_logits(whole.model, &b.arrays, want);
         model_logits(t.model, &b.arrays, got);
         rule.check = 0;
-        close_by_rule(&rule, backends[k], got, want, n, 1e-5, 0.03, kind == ADAPTER_HUT ? "HUT's merged model's logits" : "LoRA's merged model's logits");
+        close_by_rule(&rule, backends[k], got, want, n, 1e-5, 0.03,
+                      kind == ADAPTER_HUT ? "HUT's merged model's logits" : "LoRA's merged model's logits");
         test_model_free(&whole);
         test_model_free(&t);
     }

@@ -123,7 +123,9 @@ static void ranks_case(void) {
             free_run(run(flags));
             launcher = "";
             if (!alone) alone = out;
-            else ok(same_files(alone, out, strstr(recipes[r], "hut") ? "model.safetensors" : "adapter_model.safetensors"), "%s: %d ranks are one to the bit", recipes[r], ranks);
+            else
+                ok(same_files(alone, out, strstr(recipes[r], "hut") ? "model.safetensors" : "adapter_model.safetensors"),
+                   "%s: %d ranks are one to the bit", recipes[r], ranks);
             char* const texts[] = {prefix, name, more, flags, out == alone ? NULL : out};
             for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
         }
