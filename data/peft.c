@@ -170,10 +170,9 @@ static void write_bytes(const char* dir, const char* name, const char* text, siz
 
 // Tokenizer, templates and generation_config.json; config.json is the base's and stays with it.
 static void write_side_files(const PeftOutput* o) {
-    ModelFiles* files = model_files_from_dirs(o->config_dir, o->tokenizer_dir);
-    model_files_remove(files, "config.json");
-    for (int i = 0; i < model_files_count(files); i++) {
-        const ModelFile* file = model_files_at(files, i);
+    for (int i = 0; i < model_files_count(o->files); i++) {
+        const ModelFile* file = model_files_at(o->files, i);
+        if (!strcmp(file->name, "config.json")) continue;
         const char* slash = strchr(file->name, '/');
         if (slash) {
             char* folder = path_join(o->dir, file->name);
@@ -183,7 +182,6 @@ static void write_side_files(const PeftOutput* o) {
         }
         write_bytes(o->dir, file->name, file->text, file->bytes);
     }
-    model_files_free(files);
 }
 
 // All factors in the order of specs and layers, to `path` (NULL: nowhere).

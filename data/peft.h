@@ -20,8 +20,7 @@ C_API void peft_rows(const Peft* peft, int spec, int layer, int first_row, int r
 typedef struct {
     const char* dir;             // made if absent; NULL: call `rows` as rank 0 does, write nothing
     const char* base;            // base_model_name_or_path
-    const char* config_dir;      // generation_config.json is copied from here; NULL: none
-    const char* tokenizer_dir;   // the tokenizer's files and chat templates are copied from here; NULL: none
+    const ModelFiles* files;     // of the base: the tokenizer's, chat templates and generation_config.json are written beside the adapter
     Fmt fmt;                     // of the stored factors: F32 or BF16
 } PeftOutput;
 

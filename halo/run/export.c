@@ -14,8 +14,10 @@ static void read_adapter_rows(void* self, int spec, int layer, int row0, int row
 static void write_adapter(Session* s, const char* dir) {
     const Options* o = &s->o;
     const char* base = o->model ? o->model : o->from_scratch ? o->from_scratch : o->preset;
-    PeftOutput out = {leads(s) ? dir : NULL, base, s->source_dir, s->tokenizer_dir ? s->tokenizer_dir : s->source_dir, s->ops->act};
+    ModelFiles* files = model_files_from_dirs(s->source_dir, s->tokenizer_dir);
+    PeftOutput out = {leads(s) ? dir : NULL, base, files, s->ops->act};
     peft_write(&out, &s->config, read_adapter_rows, s->shard);
+    model_files_free(files);
     if (leads(s)) printf("wrote the adapter %s\n", dir);
 }
 
