@@ -282,6 +282,13 @@ typedef struct Ops {
     void (*transpose_codes)(Mat y, Mat x);             // y (cols, rows) = x^T, one byte a code
     void (*pack_fp6)(uint8_t* packed, Mat codes);      // every four FP6 codes of (rows, ld) in three bytes; ld is a multiple of 4
     void (*unpack_fp6)(Mat codes, const uint8_t* packed);
+
+    // ---- adapters. y = factor * x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
+    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
+    // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
+    void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
+    void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;
 
 C_API const Ops cpu_f32_ops, cpu_bf16_ops;

@@ -64,6 +64,14 @@ static const Flag kFlags[] = {
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
+    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora|hut", "train low-rank factors on frozen weights, instead of the weights: LoRA's sum, HUT's product"},
+    {"rank", INTEGER, AT(rank), TRAIN | BENCH, true, "16", "N", "of the adapter's factors"},
+    {"alpha", NUMBER, AT(alpha), TRAIN | BENCH, true, "32", "X", "the adapter counts alpha / rank times"},
+    {"rslora", SWITCH, AT(rslora), TRAIN | BENCH, true, NULL, NULL, "alpha / sqrt(rank) instead (some servers read it as alpha / rank)"},
+    {"dropout", NUMBER, AT(dropout), TRAIN | BENCH, true, "0", "X", "of the adapter's input, in training"},
+    {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST", "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
+    {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR", "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
+    {"merge", SWITCH, AT(merge), EXPORT, false, NULL, NULL, "add the adapter to the weights and write a whole model"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest whole checkpoint in --out; without one: start"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
@@ -353,6 +361,41 @@ static void check_floats(const Options* o) {
         user_error("--beta1 %.9g --beta2 %.9g: both must be below 1, as floats too", o->beta1, o->beta2);
 }
 
+Adapter options_adapter(const Options* o) {
+    static const AdapterKind kinds[] = {ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT};
+    Adapter a = {kinds[o->adapter], o->rank, (float)o->alpha, o->rslora, (float)o->dropout,
+                 (uint64_t)o->seed, 0};
+    if (!strcmp(o->target, "all-linear")) {
+        a.targets = kAllTargets;
+        return a;
+    }
+    for (const char* at = o->target;; at++) {
+        int n = (int)strcspn(at, ","), t = 0;
+        while (t < kTargets && (strncmp(kTargetNames[t], at, (size_t)n) || kTargetNames[t][n])) t++;
+        if (!n || t == kTargets) user_error("--target %s: '%.*s' is none of q, k, v, o, gate, up, down; or say all-linear", o->target, n, at);
+        a.targets |= 1u << t;
+        at += n;
+        if (!*at) break;
+    }
+    return a;
+}
+
+static void check_adapter(const Options* o, int command) {
+    bool adapts = o->adapter != ADAPT_NONE || o->adapter_dir;
+    if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");
+    if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
+    if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
+    if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (o->adapter == ADAPT_HUT && o->dropout > 0) user_error("--dropout %g: HUT has no input of its own to drop", o->dropout);
+    if (o->adapter == ADAPT_HUT && o->qfsdp) user_error("--qfsdp: HUT needs the weights in 16 bits; ranks gather them as they are");
+    if (o->adapter == ADAPT_HUT && o->adapter_dir) user_error("--adapter-dir: holds a LoRA adapter; --adapter hut cannot go on from it");
+    if (o->adapter == ADAPT_HUT && command == TRAIN && o->out && !o->model)
+        user_error("--adapter hut --out: its result is written into the model's own weights; name them with --model DIR");
+    if (o->dropout >= 1) user_error("--dropout %g: must be below 1", o->dropout);
+    if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
+    options_adapter(o);
+}
+
 static void check_train(const Options* o) {
     if (!o->data) user_error("train: name the data with --data FILE");
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
@@ -394,6 +437,7 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == EVAL && o->answers && !strcmp(o->metric, "loss")) user_error("--answers: choose what judges them with --metric");
     if (command == BENCH && o->generate > kMostSlots) user_error("--generate %d: at most %d", o->generate, (int)kMostSlots);
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
+    check_adapter(o, command);
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 

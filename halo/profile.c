@@ -213,6 +213,16 @@ static void unpack_fp6(Mat codes, const uint8_t* packed) {
     inner->unpack_fp6(codes, packed);
     end("unpack fp6", from, 1.75 * size_of(codes));
 }
+static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+    int from = begin();
+    inner->dropout(y, x, factor, p, noise);
+    end("dropout", from, size_of(x) + size_of(y));
+}
+static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {
+    int from = begin();
+    inner->hadamard(y, x, w, factor, offset);
+    end("hadamard", from, size_of(x) + size_of(y) + size_of(w));
+}
 
 const Ops* profile_ops(const Ops* ops) {
     static Ops table;
@@ -246,6 +256,8 @@ const Ops* profile_ops(const Ops* ops) {
     table.transpose_codes = transpose_codes;
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
+    table.dropout = dropout;
+    table.hadamard = hadamard;
     return &table;
 }
 

@@ -31,7 +31,7 @@ typedef struct {
 
 static void world_open(World* w, const Ops* ops, const char* recipe) {
     memset(w, 0, sizeof *w);
-    Config c = {kVocabulary, 32, 2, 4, 2, 8, 48, 64, 1e-5f, 10000, ROPE_DEFAULT, 0, 0, 0, 0, true, -1, -1, 0.02f};
+    Config c = {kVocabulary, 32, 2, 4, 2, 8, 48, 64, 1e-5f, 10000, ROPE_DEFAULT, 0, 0, 0, 0, true, -1, -1, 0.02f, {ADAPTER_NONE, 0, 0, false, 0, 0, 0}};
     w->config = c;
     w->ops = ops;
     w->recipe = recipe_find(recipe);

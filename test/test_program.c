@@ -526,7 +526,7 @@ static void gguf_case(void) {
         free(flags);
     }
     ok(!strcmp(texts[0], texts[1]), "the file answers as the directory does");
-    flags = text_of("export --model %s --out %s", file, copy);
+    flags = text_of("export --model %s --out %s --overwrite", file, copy);
     free(run_well(flags, "export of a GGUF file"));
     free(flags);
     ok(same_files(out, copy, "model.safetensors"), "and has its weights, bit for bit");

@@ -19,6 +19,7 @@ static const Fmt kAct = CPU_ACT;
 
 #include "adamw.h"
 #include "attention.h"
+#include "dropout.h"
 #include "embed.h"
 #include "gemm.h"
 #include "loss.h"
@@ -117,4 +118,6 @@ const Ops CPU_OPS = {
     transpose_codes,
     pack_fp6,
     unpack_fp6,
+    dropout,
+    hadamard,
 };

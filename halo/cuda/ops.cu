@@ -9,6 +9,7 @@
 
 #include "adamw.cuh"
 #include "attention/attention.cuh"
+#include "dropout.cuh"
 #include "embed.cuh"
 #include "gemm/gemm.cuh"
 #include "loss.cuh"
@@ -248,4 +249,6 @@ const Ops cuda_ops = {
     transpose_codes,
     pack_fp6,
     unpack_fp6,
+    dropout,
+    hadamard,
 };

@@ -61,6 +61,13 @@ void load_tokenizer(Session* s) {
     free(path);
 }
 
+// The adapter of --adapter-dir, or the new one that --adapter asks for.
+static void open_adapter(Session* s) {
+    const Options* o = &s->o;
+    s->config.adapter = options_adapter(o);
+    if (o->adapter_dir) s->peft = peft_open(o->adapter_dir, &s->config);
+}
+
 void open_tokenizer(Session* s) {
     if (!s->tokenizer_path) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
     load_tokenizer(s);
@@ -96,11 +103,17 @@ ShardOptions shard_options(const Session* s, bool train) {
     return shard;
 }
 
+static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    peft_rows((const Peft*)self, spec, layer, row0, rows, dst);
+}
+
 void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
     RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
     if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
+    if (s->peft) shard_load_adapter(s->shard, read_peft_rows, s->peft);
+    else if (adapts(s)) shard_load_adapter(s->shard, lora_start_read, &random);
 }
 
 // The row that the flags name; what it rotates has to have an order that hadamard.h knows.
@@ -133,6 +146,7 @@ Session session_open(Options o, int command) {
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
     options_check(&o, command, s.comm->ranks);
     open_source(&s);
+    open_adapter(&s);
     s.recipe = pick_recipe(&s);
     return s;
 }
@@ -142,6 +156,7 @@ void session_close(Session* s) {
     if (s->shard) shard_free(s->shard);
     model_source_close(s->source);
     model_files_free(s->files);
+    if (s->peft) peft_close(s->peft);
     if (s->tokenizer) {
         chat_free(&s->chat);
         tokenizer_free(s->tokenizer);

@@ -5,6 +5,7 @@
 #include "../../data/dataset.h"
 #include "../../data/hf_write.h"
 #include "../../data/model_source.h"
+#include "../../data/peft.h"
 #include "../options.h"
 
 typedef struct {
@@ -15,6 +16,7 @@ typedef struct {
     Config config;
     ModelSource* source;      // NULL: random weights
     const char* source_path;  // of --model or --from-scratch; NULL for a preset
+    Peft* peft;               // of --adapter-dir; NULL: none, or a new adapter
     Tokenizer* tokenizer;     // NULL if the command needs none
     const char* tokenizer_path;   // what messages call the place of the tokenizer; NULL: the command line names none
     ModelFiles* files;        // config.json and the tokenizer's files as they were at the start: the output's come from here
@@ -22,6 +24,7 @@ typedef struct {
     Shard* shard;
 } Session;
 
+static inline bool adapts(const Session* s) { return s->config.adapter.kind != ADAPTER_NONE; }
 // Rank 0 prints and writes what all ranks have in common.
 static inline bool leads(const Session* s) { return s->comm->rank == 0; }
 // What ranks and backend have taken of the backend's memory for themselves before the first free_bytes; memory_plan counts it.
