@@ -1,7 +1,8 @@
 // Inside the interpreter of chat templates: values, the syntax tree, and what a compilation or a rendering carries along.
 //
 // lex.c and parse.c turn the source into JNodes; scope.c gives every variable a slot, as Jinja2's compiler gives it a Python local;
-// eval.c runs the tree; operators.c, filters.c, methods.c, format.c and tojson.c are what values can do; value.c and text.c are what they are.
+// eval.c runs the tree; operators.c, functions.c, filters.c, methods.c, format.c and tojson.c are what values can do; value.c and
+// text.c are what they are; jinja.c is what callers see.
 //
 // All memory comes from the run's arena, which goes as a whole. Every failure is a jump out of the run (jinja_fail): functions
 // return only results. Text is never changed once it is made, so that slices share their source's bytes.
@@ -375,9 +376,14 @@ uint32_t j_upper(uint32_t c);
 uint32_t j_lower(uint32_t c);
 bool j_is_alpha(uint32_t c);
 bool j_is_decimal(uint32_t c);
+bool j_is_digit(uint32_t c);                    // decimals, superscripts and the like
 bool j_is_numeric(uint32_t c);
 bool j_is_printable(uint32_t c);
 bool j_is_cased(uint32_t c);
+bool j_is_lower(uint32_t c);
+bool j_is_upper(uint32_t c);
+int j_upper_all(uint32_t c, uint32_t out[3]);   // upper case of up to three characters: how many
+int j_title_all(uint32_t c, uint32_t out[3]);   // the same as the first letter of a word
 
 // ---- operators.c
 JValue j_arith(JRun* r, JArith op, JValue a, JValue b);
@@ -392,10 +398,12 @@ const JCallable* j_find_filter(const JText* name);
 const JCallable* j_find_test(const JText* name);
 const JCallable* j_find_method(JValue self, const JText* name);
 JValue j_invoke(JRun* r, const JCallable* c, JValue self, const JArgs* args);
+void jinja_run(JRun* r);                                               // eval.c: writes the whole template's output
 JValue j_call(JRun* r, JValue callee, const JArgs* args);              // eval.c
 JValue j_function(JRun* r, const char* name);                          // a global function; kJMissing: no such
 JValue j_call_function(JRun* r, const JFunction* f, const JArgs* args);
 JValue j_loop_attribute(JRun* r, JLoop* loop, const JText* name);      // kJMissing: has none
+JValue j_cycler_attribute(JRun* r, JCycler* cycler, const JText* name);   // kJMissing: has none
 void j_sort(JRun* r, JValue* keys, JValue* items, int64_t count, bool reverse);   // stable, by keys
 
 // ---- format.c, tojson.c, methods.c

@@ -82,6 +82,7 @@ static JValue float_arith(JRun* r, JArith op, double a, double b) {
         if (rest != 0 && (rest < 0) != (b < 0)) rest += b;
         if (op == kOpMod) return j_float(rest != 0 ? rest : copysign(0, b));
         double quotient = (a - rest) / b, whole = floor(quotient);
+        if (quotient == 0) return j_float(copysign(0, a / b));
         return j_float(quotient - whole > 0.5 ? whole + 1 : whole);
     }
 }
@@ -184,6 +185,8 @@ bool j_contains(JRun* r, JValue item, JValue in) {
         return has_part(in.as.text, part);
     }
     if (in.kind == kJDict) return j_find(r, in.as.dict, item) != NULL;
+    if (in.kind == kJView && !strcmp(in.as.list->view, "dict_keys") && (item.kind == kJList || item.kind == kJDict))
+        jinja_fail(r, "a %s can't be the key of a dict", j_type_name(item));
     JCursor c = j_cursor(r, in);
     JValue element;
     while (j_next(r, &c, &element))
@@ -243,7 +246,7 @@ JValue j_slice(JRun* r, JValue v, const JSlice* slice, bool* has) {
     int64_t span = back ? s.start - s.stop : s.stop - s.start;
     s.count = span <= 0 ? 0 : (span - 1) / (back ? -s.step : s.step) + 1;
     if (v.kind == kJText) {
-        jinja_step(r, v.as.text->bytes);
+        jinja_step(r, (count == (int64_t)v.as.text->bytes ? 1 : 4) * v.as.text->bytes);   // characters are looked for from the start
         return j_text(slice_text(r, v.as.text, s));
     }
     if (v.kind == kJRange) {

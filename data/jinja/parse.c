@@ -357,10 +357,20 @@ static JNode* unary(JParser* p, bool with_filter) {
     return with_filter ? filters_and_tests(p, n) : n;
 }
 
+static bool is_minus(const JNode* n) { return n->type == kNUnary && n->op && n->a->type == kNConst; }
+
+// Jinja2 hands negative constants to Python as it prints them: (-2) ** n is -(2 ** n), except where n is a constant too.
+static JNode* raised(JParser* p, JNode* a, JNode* exponent, int line) {
+    JValue v = is_minus(a) ? a->a->value : j_missing();
+    bool negative = v.kind == kJFloat || (j_integral(v) && j_as_int(v) > 0);
+    if (!negative || exponent->type == kNConst || is_minus(exponent)) return binary(p, kNBinary, kOpPow, a, exponent, line);
+    return binary(p, kNUnary, true, binary(p, kNBinary, kOpPow, a->a, exponent, line), NULL, line);
+}
+
 static JNode* power(JParser* p) {
     int line = now(p)->line;
     JNode* left = unary(p, true);
-    while (take_if(p, kTPow)) left = binary(p, kNBinary, kOpPow, left, unary(p, true), line);
+    while (take_if(p, kTPow)) left = raised(p, left, unary(p, true), line);
     return left;
 }
 
@@ -552,7 +562,10 @@ static JNode* for_statement(JParser* p, int line) {
     n->items = statements(p, kEndForElse);
     p->loops--;
     if (is_word(take(p), "endfor")) return n;
+    int loops = p->loops;
+    if (n->recursive) p->loops = 0;   // else is a part of the function that a recursive loop is
     n->other = statements(p, kEndFor);
+    p->loops = loops;
     take(p);
     return n;
 }

@@ -114,14 +114,16 @@ bool j_next(JRun* r, JCursor* c, JValue* out) {
         if ((size_t)c->at >= t->bytes) return false;
         j_decode(t->s + c->at, t->bytes - (size_t)c->at, &length);
         *out = j_text(j_part(r, t, (size_t)c->at, (size_t)c->at + (size_t)length));
+        out->as.text->safe = false;
         c->at += length;
         return true;
     }
     case kJIterator:
         if (c->of.as.iterator->done) return false;
-        if (c->of.as.iterator->next(r, c->of.as.iterator, out)) return true;
-        c->of.as.iterator->done = true;
-        return false;
+        jinja_enter(r);   // generators over generators
+        c->of.as.iterator->done = !c->of.as.iterator->next(r, c->of.as.iterator, out);
+        jinja_leave(r);
+        return !c->of.as.iterator->done;
     default: return false;
     }
 }
@@ -189,7 +191,7 @@ static uint64_t hash_of(JRun* r, JValue key) {
         memcpy(&h, &key.as.real, sizeof h);
         return mix(h);
     case kJText:
-        jinja_step(r, key.as.text->bytes);
+        jinja_step(r, 4 * key.as.text->bytes);   // byte by byte
         for (size_t i = 0; i < key.as.text->bytes; i++) h = (h ^ (unsigned char)key.as.text->s[i]) * 0x100000001b3ull;
         return mix(h);
     case kJTuple:
@@ -268,6 +270,7 @@ void j_put(JRun* r, JDict* d, JValue key, JValue value) {
 static JValue attribute(JRun* r, JValue v, const JText* name) {
     if (v.kind == kJUndefined) j_fail_undefined(r, v);
     if (v.kind == kJLoop) return j_loop_attribute(r, v.as.loop, name);
+    if (v.kind == kJCycler) return j_cycler_attribute(r, v.as.cycler, name);
     if (v.kind == kJNamespace) {
         JValue* found = j_find_name(r, v.as.dict, name);
         return found ? *found : j_missing();
