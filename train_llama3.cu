@@ -49,26 +49,35 @@ typedef struct {
     StepLog log;
     Progress done;
     int steps;             // optimizer steps of the whole run
-    int rows;              // of the epoch that is under way
-    int global_rows;       // rows of an optimizer step, on all ranks
 } TrainingRun;
 
-static int steps_per_epoch(const TrainingRun* r) { return ceil_div(r->rows, r->global_rows); }
+static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
 
-static void plan_epoch(TrainingRun* r) { r->rows = dataset_plan(r->data, (uint64_t)r->s.o.seed, (int)r->done.epoch); }
+// Steps of --epochs passes. Under --pack on each pass may have another number of them, so each is planned once to be counted.
+static double count_steps(const TrainingRun* r) {
+    const Options* o = &r->s.o;
+    double epochs = floor(o->epochs), steps = 0;
+    plan_epoch(r, 0);
+    if (o->steps) return o->steps;
+    if (o->pack != PACK_ROWS_ON || o->epochs * dataset_steps(r->data) > 1e9) return ceil(o->epochs * dataset_steps(r->data));
+    for (int epoch = 0; epoch < epochs; epoch++) {
+        plan_epoch(r, epoch);
+        steps += dataset_steps(r->data);
+    }
+    plan_epoch(r, (int)epochs);
+    return steps + ceil((o->epochs - epochs) * dataset_steps(r->data));
+}
 
 static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     open_tokenizer(s);
-    r->data = open_data(s, o->data, false);
+    r->data = open_data(s, o->data, DATA_TO_TRAIN_ON);
     ranks_agree(s, dataset_stats(r->data));
     r->val_name = o->val ? o->val : "held-out records";
-    if (o->val) r->val = open_data(s, o->val, false);
-    else if (o->val_split > 0) r->val = open_data(s, o->data, true);
-    r->global_rows = o->batch * o->accum * s->comm->ranks;
-    plan_epoch(r);
-    double steps = o->steps ? o->steps : ceil(o->epochs * steps_per_epoch(r));
+    if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
+    else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
+    double steps = count_steps(r);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
 }
@@ -79,25 +88,25 @@ static void open_trainer(TrainingRun* r) {
     if (s->o.resume) resume(s, &r->done);
     r->trainer = trainer_new(s, r->steps);
     r->log = log_open(s, r->steps, r->done.step);
-    if (r->done.epoch) plan_epoch(r);
+    plan_epoch(r, (int)r->done.epoch);
 }
 
 static void take_step(TrainingRun* r) {
     Session* s = &r->s;
     double start = seconds_now();
     int step = (int)r->done.step + 1;
-    StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch * r->global_rows, step);
+    StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch, step);
     if (!isfinite(result.loss) || !isfinite(result.grad_norm))
         user_error("step %d: loss %g, gradient norm %g: not finite, and nothing of this step was saved; lower --lr or look at its data "
                    "(checkpoints up to step %d are whole)", step, result.loss, (double)result.grad_norm, step - 1);
-    double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / steps_per_epoch(r);
+    double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / dataset_steps(r->data);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);
     r->done.step++;
-    if (++r->done.step_in_epoch == steps_per_epoch(r)) {
+    if (++r->done.step_in_epoch == dataset_steps(r->data)) {
         r->done.step_in_epoch = 0;
         r->done.epoch++;
-        plan_epoch(r);
+        plan_epoch(r, (int)r->done.epoch);
     }
 }
 

@@ -74,6 +74,7 @@ struct Model {
     const int *slot, *wanted_rows;
     bool extending;          // this batch goes through the cache
     void* memory;
+    size_t memory_bytes;
 };
 
 enum { kBatchArrays = 6 };   // Batch has six; NewTokens and the rows wanted of it are fewer
@@ -195,7 +196,13 @@ static void place_backward(Model* m, Arena* arena) {
     m->dqkv = take_mat(arena, m->BT, linear_N(m->shape[LINEAR_QKV]), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
-    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, m->shape, c->L, m->linear.rotated_rows);
+}
+
+// First of all that a batch takes: what was observed stays where it is when a batch of other rows follows.
+static void place_stats(Model* m, Arena* arena, const Recipe* recipe) {
+    Arena measure = {NULL, 0};
+    linear_place(&m->linear, &measure, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);   // for rotated_rows
+    quant_stats_place(&m->stats, arena, m->ops, m->shape, m->c.L, m->linear.rotated_rows);
 }
 
 // What does not change with the rows of the batch: prepared weights and the cache.
@@ -217,6 +224,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     Fmt act = m->ops->act;
     size_t start = arena->used;
     int rows = min_int(m->most_piece_rows, m->BT);
+    if (m->opt.train && m->opt.observe) place_stats(m, arena, recipe);
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
     linear_place(&m->head, arena, m->ops, m->opt.head, &m->head_shape, 1, rows, 0);
     m->branch = take_mat(arena, m->BT, c->C, act);
@@ -259,6 +267,7 @@ static void set_rows(Model* m, int rows) {
     m->BT = rows;
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, m->linear.recipe);
+    check(arena.used <= m->memory_bytes, "a batch of %d rows takes %zu bytes, %d rows took %zu", rows, arena.used, m->most_rows, m->memory_bytes);
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool gathers_codes, ModelOptions options) {
@@ -295,7 +304,8 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     bool gathers_codes = shard_hands_out_codes(shard);
     model_shape(m, config, ops, gathers_codes, options);
     m->shard = shard;
-    m->memory = ops->alloc(model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options)));
+    m->memory_bytes = model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options));
+    m->memory = ops->alloc(m->memory_bytes);
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
     m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);
@@ -494,7 +504,7 @@ static void upload_batch(Model* m, const Batch* batch) {
     const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
     progress_phase("embedding", -1);
     m->extending = false;
-    set_rows(m, m->most_rows);
+    set_rows(m, batch->B * m->opt.T);
     upload_inputs(m, from, to, kBatchArrays, m->BT);
 }
 

@@ -11,6 +11,7 @@ typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } Backen
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
+typedef enum { PACK_ROWS_AUTO, PACK_ROWS_ON, PACK_ROWS_OFF } PackChoice;
 typedef enum { SPECIAL_TOKENS_AUTO, SPECIAL_TOKENS_TEMPLATE, SPECIAL_TOKENS_ANSWERS, SPECIAL_TOKENS_ALL } SpecialTokensChoice;
 
 typedef struct {
@@ -21,13 +22,14 @@ typedef struct {
     HeadChoice head_dtype;
     MasterChoice master;
     LongChoice long_policy;
+    PackChoice pack;
     SpecialTokensChoice special_tokens;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split;
-    bool pack, train_on_prompt, qfsdp, resume, profile, json, help;
+    bool train_on_prompt, qfsdp, resume, profile, json, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, kAll = 63 };

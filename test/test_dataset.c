@@ -351,7 +351,7 @@ static bool same_ints(const int* got, const int* want, int n, const char* name) 
 static void batch_case(void) {
     Dataset* d = load("a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"AA\"}", options_of(&none, 6));
     RowBatch b = batch_new(2, 6);
-    batch_fill(&b, d, 0);
+    batch_fill_rows(&b, d, 0);
     static const int tokens[] = {256, 'Q', 'A', 'A', 0, 0, 0, 0, 0, 0, 0, 0};
     static const int targets[] = {-100, 'A', 'A', 257, -100, -100, -100, -100, -100, -100, -100, -100};
     static const int pos[] = {0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -365,7 +365,7 @@ static void batch_case(void) {
     same_ints(b.arrays.end, end, 12, "batch: attention ends");
     same_ints(b.arrays.order, order, 12, "batch: order by token id");
     ok(b.scored == 3 && b.used == 4 && dataset_scored(d, 0, 2) == 3 && dataset_scored(d, 1, 5) == 0, "batch: counts");
-    batch_fill(&b, d, 1);
+    batch_fill_rows(&b, d, 1);
     ok(b.scored == 0 && b.used == 0 && b.arrays.tokens[0] == 0, "batch: filled anew, all padding");
     batch_free(&b);
     dataset_free(d);
@@ -427,13 +427,13 @@ static void pack_case(void) {
     write_many("many.jsonl", kRecords);
     DataOptions o = options_of(&none, kSeq);
     for (int pack = 0; pack < 2; pack++) {
-        o.pack = pack;
+        o.pack = pack ? PACK_ON : PACK_OFF;
         Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
         int rows = dataset_plan(d, 3, 1), seen[kRecords] = {0}, scored = 0, used = 0, once = 0;
         bool sound = true, in_order = true;
         RowBatch b = batch_new(kRows, kSeq);
         for (int first = 0; first < rows; first += kRows) {
-            batch_fill(&b, d, first);
+            batch_fill_rows(&b, d, first);
             sound = sound && read_back(&b, seen, kRecords) && b.scored == (int)dataset_scored(d, first, kRows);
             in_order = in_order && sorted(&b);
             scored += b.scored;
@@ -448,7 +448,7 @@ static void pack_case(void) {
         double fill = used / ((double)rows * kSeq);
         ok(pack ? fill > 0.95 : rows == kRecords, "%s: %d rows, %.1f%% full", how, rows, 100 * fill);
         // The checks above can fail: break one array at a time.
-        batch_fill(&b, d, 0);
+        batch_fill_rows(&b, d, 0);
         int* arrays[] = {(int*)b.arrays.tokens, (int*)b.arrays.targets, (int*)b.arrays.pos,
                          (int*)b.arrays.start, (int*)b.arrays.end};
         int caught = 0;
@@ -473,7 +473,7 @@ static int* epoch_tokens(const Dataset* d, int B, int T, int rows) {
     int* all = (int*)host_alloc((size_t)(rows + B) * T * sizeof(int));
     RowBatch b = batch_new(B, T);
     for (int first = 0; first < rows; first += B) {
-        batch_fill(&b, d, first);
+        batch_fill_rows(&b, d, first);
         memcpy(all + (size_t)first * T, b.arrays.tokens, (size_t)B * T * sizeof(int));
     }
     batch_free(&b);
@@ -485,7 +485,7 @@ static void shuffle_case(void) {
     write_many("many.jsonl", kRecords);
     DataOptions o = options_of(&none, kSeq);
     for (int pack = 0; pack < 2; pack++) {
-        o.pack = pack;
+        o.pack = pack ? PACK_ON : PACK_OFF;
         Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
         const char* how = pack ? "packed" : "one example a row";
         int rows = dataset_plan(d, 7, 2);
@@ -499,7 +499,7 @@ static void shuffle_case(void) {
             for (int step = 0; step * 16 < rows; step++)
                 for (int micro = 0; micro < 2; micro++) {
                     int first = ((step * 2 + micro) * 4 + rank) * 2;
-                    batch_fill(&b, d, first);
+                    batch_fill_rows(&b, d, first);
                     memcpy(by_rank + (size_t)first * kSeq, b.arrays.tokens, 2 * kSeq * sizeof(int));
                 }
         ok(!memcmp(by_1, by_rank, bytes), "%s: nor on the number of ranks", how);
@@ -553,7 +553,7 @@ static void refpack_case(void) {
         const char* path = refpack(files[i].path);
         if (!path) continue;
         DataOptions o = options_of(&chat, 512);
-        o.pack = true;
+        o.pack = PACK_ON;
         Dataset* d = dataset_load(path, stories, &o);
         const DataStats* s = dataset_stats(d);
         bool sound = true;

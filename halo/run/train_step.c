@@ -36,25 +36,25 @@ void update_weights(Session* s, Trainer* t, int step) {
 // --quant-stats looks at rank 0's first micro-step.
 bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
 
-// One optimizer step over the global batch that begins at `first_row` of the planned epoch.
-StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
-    const Options* o = &s->o;
-    int ranks = s->comm->ranks, B = o->batch, BT = B * o->seq;
-    size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
+StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step) {
+    int ranks = s->comm->ranks;
+    size_t scored = dataset_step_scored(d, step_in_epoch), cells = 0;
     progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
     shard_begin_step(s->shard, step);
-    for (int a = 0; a < o->accum; a++) {
+    for (int a = 0; a < s->o.accum; a++) {
+        if (dataset_micro_batch(d, step_in_epoch, a * ranks).rows == 0) break;   // those after this one have no rows either
         progress_phase("loading a batch", -1);
-        batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        batch_fill(&t->batch, d, dataset_micro_batch(d, step_in_epoch, a * ranks + s->comm->rank));
         if (a == 0 && observes(s, step)) model_observe(t->model);
-        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
+        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + cells);
         shard_end_micro_step(s->shard);
+        cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
     update_weights(s, t, step);
-    s->ops->download(t->host_losses, t->losses, losses_bytes(o));
-    for (int i = 0; i < o->accum * BT; i++) sums[0] += t->host_losses[i];
+    s->ops->download(t->host_losses, t->losses, sizeof(float) * cells);
+    for (size_t i = 0; i < cells; i++) sums[0] += t->host_losses[i];
     s->comm->host_sum(sums, 2);
     StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim, s->shard), (size_t)sums[1]};
     return r;
