@@ -79,7 +79,7 @@ static int sizes_that_occur(const int64_t* counts, int most, int sizes[kMostSize
 RowCounts choose_row_counts(const int64_t* counts, int most) {
     int sizes[kMostSizes + 1], n = sizes_that_occur(counts, most, sizes);
     int64_t held[kMostSizes + 1], total = 0;   // held[i]: micro-batches of at most sizes[i] rows
-    for (int r = 0, i = 0; r <= most; r++) {
+    for (int r = 1, i = 0; r <= most; r++) {
         total += counts[r];
         if (i < n && r == sizes[i]) held[i++] = total;
     }

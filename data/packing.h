@@ -12,8 +12,9 @@ C_API int pack_first_fit(const int* positions, int count, int seq, int open, int
 // rows possible, and 6/9 of a row (Dosa 2007).
 C_API int pack_decreasing(const int* positions, int count, int seq, int* row_of);
 
-// Two row counts, first <= second <= most, for micro-batches of which counts[r] have r rows (r from 0 to most): each is laid out on the
-// smallest of first, second and `most` that holds it, and the two make the sum of these as small as it gets.
+// Two row counts, first <= second <= most, for micro-batches of which counts[r] have r rows (r from 1 to most): each is laid out on the
+// smallest of first, second and `most` that holds it, and the two make the sum of these as small as it gets. Those without rows don't
+// count: who has one only waits for others that have rows.
 typedef struct {
     int first, second;
 } RowCounts;
