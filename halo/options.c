@@ -43,7 +43,7 @@ static const Flag kFlags[] = {
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "rows per rank and micro-step"},
+    {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
