@@ -4,6 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
+# make fuzz SECONDS=60  every reader of files under libFuzzer, so long each
 # make sanitize       the GPU kernels under compute-sanitizer
 # make help           this text and what was found
 #
@@ -69,7 +70,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model $(if $(HALO_MPI),comm))
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model generate adapter $(if $(HALO_MPI),comm))
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
@@ -131,8 +132,13 @@ $(BUILD)/%.o: %.cu $(CONFIG)
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo -gencode arch=compute_$(ARCH:sm_%=%),code=$(ARCH) $(DEFINES) \
 	  $(if $(findstring comm,$<),$(MPI_CFLAGS)) -MMD -MP -c $< -o $@
 
+# Preloaded into the program by test_faults. Sanitizers want to be the first library: without them.
+$(BUILD)/test/faults_shim.so: test/faults_shim.c $(CONFIG)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 -O1 $(WARN) -shared -fPIC $< -ldl -o $@
+$(BUILD)/test/test_faults: $(BUILD)/test/faults_shim.so
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIB)
-	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(filter-out %.so,$^) $(LDLIBS) -o $@
 $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/data/demo/%: $(BUILD)/data/demo/%.o $(LIB)
@@ -179,7 +185,7 @@ run-benches: $(BUILD)/train_llama3 $(BENCHES)
 	  if [ $${b##*/} = bench_comm ]; then $(if $(filter-out 0 1,$(GPU_COUNT)),mpirun $(AS_ROOT) --bind-to none -np $(GPU_COUNT)) $$b; else $$b; fi || exit 1; done
 
 # valgrind knows no AVX-512. Children that end in an error message leave their memory behind: leaks are no errors there.
-LOADER_TESTS = $(addprefix $(BUILD)/test/test_,safetensors hf_model checkpoint tokenizer chat dataset)
+LOADER_TESTS = $(addprefix $(BUILD)/test/test_,safetensors hf_model checkpoint tokenizer chat dataset gguf metric)
 valgrind:
 	@scripts/setup.sh valgrind
 	@$(MAKE) --no-print-directory MARCH=x86-64-v3 run-valgrind
@@ -188,11 +194,28 @@ run-valgrind: $(LOADER_TESTS)
 	  --leak-check=full --errors-for-leak-kinds=none --show-leak-kinds=none $$t >$$t.valgrind 2>&1 || { tail -n 30 $$t.valgrind; exit 1; }; \
 	  tail -n 1 $$t.valgrind; done
 
+# ---- fuzzing: the readers by clang with libFuzzer, without OpenMP; corpora of our own making in build/fuzz/corpus
+FUZZ_CC      = clang
+FUZZ_FLAGS   = -std=c11 -g -O1 $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FUZZ_SOURCES = $(wildcard data/*.c data/tokenizer/*.c) halo/attempt.c halo/config.c halo/progress.c
+FUZZ_OBJECTS = $(FUZZ_SOURCES:%.c=build/fuzz/%.o) build/fuzz/test/fuzz/fuzz.o
+FUZZ_WRAPS   = -Wl,--wrap=mmap -Wl,--wrap=munmap -Wl,--wrap=_exit
+build/fuzz/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
+build/fuzz/fuzz: $(FUZZ_OBJECTS)
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $^ -ljansson -lpcre2-8 -lxxhash -lm -lpthread -o $@
+SECONDS ?= 60
+fuzz:
+	@scripts/setup.sh clang libclang-rt-14-dev
+	@$(MAKE) --no-print-directory build/fuzz/fuzz
+	@test/fuzz/run.sh $(SECONDS) $(TARGETS)
+
 sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
 	@BUILD=$(BUILD) test/sanitize.sh
 
 # Installs what is missing; quick when nothing is.
-.PHONY: sanitize setup run-tests run-benches valgrind run-valgrind
+.PHONY: fuzz sanitize setup run-tests run-benches valgrind run-valgrind
 setup:
 	@scripts/setup.sh
 

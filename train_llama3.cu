@@ -4,40 +4,19 @@
 // compiler (-x c) where there is none. The flags are in halo/options.c, the other commands and the stages of training in halo/run/,
 // the model in halo/, everything on disk in data/.
 #include <math.h>
-#include <signal.h>
 
-#include "halo/progress.h"
+#include "halo/run/answer.h"
 #include "halo/run/bench.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
 #include "halo/run/inspect.h"
+#include "halo/run/out_dir.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
-
-// ---- signals
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) {
-    interrupted = 1;
-    signal(signal_number, SIG_DFL);   // a second one ends the program at once
-}
-
-// With several ranks, SIGTERM is how the launcher ends the others after one has died; there is no step to finish then. (It passes
-// SIGUSR1 on: that stops all ranks as Ctrl-C stops one.)
-static void on_job_end(int signal_number) {
-    (void)signal_number;
-    progress_report("ended from outside, or because another rank has died");
-    _exit(kExitHang);
-}
-
-static void catch_signals(int ranks) {
-    signal(SIGUSR1, on_interrupt);
-    if (ranks == 1) signal(SIGINT, on_interrupt);
-    signal(SIGTERM, ranks == 1 ? on_interrupt : on_job_end);
-}
+#include "halo/run/stop.h"
+#include "halo/run/verify.h"
 
 // ---- training
 
@@ -45,9 +24,13 @@ typedef struct {
     Session s;
     Dataset *data, *val;   // val: NULL without --val and --val-split
     const char* val_name;  // as messages call it
+    Dataset* prompts;      // of it, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
     Progress done;
+    RunSettings settings;
+    Saving* saving;        // a checkpoint that is being written; or NULL
+    int left_out;          // steps in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
 } TrainingRun;
 
@@ -74,21 +57,69 @@ static void open_training_data(TrainingRun* r) {
     open_tokenizer(s);
     r->data = open_data(s, o->data, DATA_TO_TRAIN_ON);
     ranks_agree(s, dataset_stats(r->data));
+    run_settings(s, &r->settings);
     r->val_name = o->val ? o->val : "held-out records";
     if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
     else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
+    if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
     double steps = count_steps(r);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
+    if (o->warmup > r->steps) user_error("--warmup %d: longer than the run of %d steps", o->warmup, r->steps);
 }
 
 static void open_trainer(TrainingRun* r) {
     Session* s = &r->s;
     load_weights(s, true);
-    if (s->o.resume) resume(s, &r->done);
+    if (s->o.resume) resume(s, &r->settings, &r->done);
+    if (s->o.out) require_space(s, state_bytes(s), written_bytes(s));
     r->trainer = trainer_new(s, r->steps);
+    if (r->prompts) check_answers_fit(s, r->prompts);
     r->log = log_open(s, r->steps, r->done.step);
     plan_epoch(r, (int)r->done.epoch);
+}
+
+enum { kExamplesBytes = 288 };
+// The numbers of the examples in the step at work, from 1, as many as there is room for.
+static void name_examples(const TrainingRun* r, char text[kExamplesBytes]) {
+    enum { kLongest = 16 };   // a number with its comma, or the dots at the end
+    int used = 0, micro_batches = r->s.o.accum * r->s.comm->ranks;
+    text[0] = 0;
+    for (int m = 0; m < micro_batches; m++) {
+        MicroBatch micro = dataset_micro_batch(r->data, (int)r->done.step_in_epoch, m);
+        for (int row = micro.first; row < micro.first + micro.rows; row++) {
+            const int* of_row;
+            int count = dataset_row(r->data, row, &of_row);
+            for (int i = 0; i < count; i++) {
+                if (used >= kExamplesBytes - 2 * kLongest) {
+                    snprintf(text + used, kLongest, ", ...");
+                    return;
+                }
+                used += snprintf(text + used, kLongest, "%s%d", used ? ", " : "", of_row[i] + 1);
+            }
+        }
+    }
+}
+
+enum { kMostLeftOut = 10 };   // steps in a row: then it is not the data
+
+// What is known of a step that went wrong: where, with which recipe, on which examples of the data. Ends the run unless --on-nan skip.
+static void report_not_finite(TrainingRun* r, StepResult result, int step) {
+    const Session* s = &r->s;
+    bool skip = s->o.on_nan == ON_NAN_SKIP && r->left_out < kMostLeftOut;
+    if (!leads(s)) {
+        if (!skip) s->comm->barrier();   // until rank 0 has ended the job
+        return;
+    }
+    char examples[kExamplesBytes], rank[64] = "";
+    name_examples(r, examples);
+    if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " (first on rank %d)", result.bad_rank);
+    if (!skip)
+        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s of %s, and nothing of this step was "
+                   "saved; lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are "
+                   "whole)", step, result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, s->o.data, step - 1);
+    fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s of %s: left out (--on-nan skip)\n", step, rank,
+            s->recipe->name, examples, s->o.data);
 }
 
 static void take_step(TrainingRun* r) {
@@ -96,9 +127,8 @@ static void take_step(TrainingRun* r) {
     double start = seconds_now();
     int step = (int)r->done.step + 1;
     StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch, step);
-    if (!isfinite(result.loss) || !isfinite(result.grad_norm))
-        user_error("step %d: loss %g, gradient norm %g: not finite, and nothing of this step was saved; lower --lr or look at its data "
-                   "(checkpoints up to step %d are whole)", step, result.loss, (double)result.grad_norm, step - 1);
+    r->left_out = result.finite ? 0 : r->left_out + 1;
+    if (!result.finite) report_not_finite(r, result, step);
     double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / dataset_steps(r->data);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);
@@ -110,13 +140,27 @@ static void take_step(TrainingRun* r) {
     }
 }
 
-static void evaluate_step(TrainingRun* r) {
+// Answers the prompts of the evaluation's data and judges them (--val-metric).
+static void judge_step(TrainingRun* r, int step) {
+    const Session* s = &r->s;
+    Verdict v = judge_answers(s, r->prompts, metric_find(s->o.val_metric), NULL);
+    if (leads(s)) log_verdict(&r->log, s->o.val_metric, step, v);
+    free(v.line);
+}
+
+// Whether the loss is the lowest so far.
+static bool evaluate_step(TrainingRun* r) {
     const Session* s = &r->s;
     int step = (int)r->done.step;
     Evaluation e = evaluate(s, r->trainer.model, r->val, r->trainer.losses);
     if (!isfinite(e.loss))
         user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, r->val_name);
     if (leads(s)) log_evaluation(&r->log, r->val_name, step, e);
+    if (r->prompts) judge_step(r, step);
+    if (r->done.best_step && (float)e.loss >= f32_from_bits((uint32_t)r->done.best_loss_bits)) return false;
+    r->done.best_step = step;
+    r->done.best_loss_bits = f32_bits((float)e.loss);
+    return true;
 }
 
 static void run_steps(TrainingRun* r) {
@@ -126,19 +170,39 @@ static void run_steps(TrainingRun* r) {
     while (r->done.step < r->steps && !stopping) {
         take_step(r);
         int step = (int)r->done.step;
-        bool last = step == r->steps;
-        if (r->val && (last || (o->eval_every && step % o->eval_every == 0))) evaluate_step(r);
-        double stop = interrupted;   // asked once a step: one decision, for all ranks and for saving as for stopping
+        bool last = step == r->steps, best = false;
+        if (r->val && (last || (o->eval_every && step % o->eval_every == 0))) best = evaluate_step(r) && o->keep_best;
+        double stop = stop_asked();   // asked once a step: one decision, for all ranks and for saving as for stopping
         s->comm->host_sum(&stop, 1);
-        stopping = stop > 0;
-        if (o->out && !last && ((o->save_every && step % o->save_every == 0) || stopping)) save_checkpoint(s, &r->done);
+        stopping = stop > 0 && !last;
+        bool due = !last && ((o->save_every && step % o->save_every == 0) || stopping);
+        bool saves = o->out && (due || best);
+        r->saving = save_finish(s, r->saving, saves || stopping || last);
+        if (saves) r->saving = save_start(s, &r->settings, &r->done);
     }
+    r->saving = save_finish(s, r->saving, true);
+}
+
+// The model, or if it cannot be written what makes it later: nothing of the run is lost.
+static void write_result(TrainingRun* r) {
+    Session* s = &r->s;
+    char fault[kFaultBytes] = "";
+    become_chat_model(s);
+    note_finished_run(s->files, r->settings.list, r->settings.count);
+    if (write_model(s, s->o.out, s->files, fault)) return;
+    if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
+    save_finish(s, save_start(s, &r->settings, &r->done), true);
+    if (leads(s))
+        user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the "
+                   "same command with --resume writes it", r->steps, s->o.out, fault);
+    s->comm->barrier();   // until rank 0 has ended the job
 }
 
 static void close_training(TrainingRun* r) {
     log_close(&r->log);
-    trainer_free(&r->s, &r->trainer);
+    if (r->trainer.model) trainer_free(&r->s, &r->trainer);
     if (r->val) dataset_free(r->val);
+    if (r->prompts) dataset_free(r->prompts);
     dataset_free(r->data);
     session_close(&r->s);
 }
@@ -153,32 +217,39 @@ static int command_train(Options o) {
     open_training_data(&r);
     print_start(s);
     claim_out(s);
-    open_trainer(&r);
-    catch_signals(s->comm->ranks);
-    run_steps(&r);
-    bool all = r.done.step == r.steps;
-    if (all && o.out) write_model(s, o.out);
-    if (!all && leads(s))
-        printf("stopped after step %d of %d%s\n", (int)r.done.step, r.steps,
-               o.out ? "; the same command with --resume goes on" : " (no --out, nothing was saved)");
+    bool finished = o.resume && run_is_finished(s, r.settings.list, r.settings.count), all = true;
+    if (finished) {
+        if (leads(s)) printf("finished: %s holds the model that all %d steps made\n", o.out, r.steps);
+    } else {
+        open_trainer(&r);
+        catch_signals(s->comm->ranks);
+        run_steps(&r);
+        all = r.done.step == r.steps;
+        if (all && o.out) write_result(&r);
+        if (!all && leads(s))
+            printf("stopped after step %d of %d%s\n", (int)r.done.step, r.steps,
+                   o.out ? "; the same command with --resume goes on" : " (no --out, nothing was saved)");
+    }
     close_training(&r);
-    return 0;
+    return all ? 0 : kExitStopped;
 }
 
 // ---- the table of commands; the first is what runs when none is named
 
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
-    {"eval", EVAL, "the loss on a data file", command_eval},
+    {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
-    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory", command_export},
+    {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
+    {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},
 };
 enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 
 int main(int argc, char** argv) {
     const Command* command;
+    open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
     Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
     return command->run(o);

@@ -52,22 +52,20 @@ static const char* configured_template(const json_t* config, const char* name) {
     return NULL;
 }
 
-// The text of DIR/file, or of config's template `name` where there is no such file, or NULL. The file is the newer home and wins.
+// The text of `file`, or of config's template `name` where there is no such file, or NULL. The file is the newer home and wins.
 // *where becomes what the text came from; both are the caller's to free.
-static char* model_template(const char* dir, const char* file, const json_t* config, const char* name, char** where) {
-    char* path = path_join(dir, file);
+static char* model_template(const ModelFiles* files, const char* dir, const char* file, const json_t* config, const char* name, char** where) {
     const char* configured = configured_template(config, name);
-    bool in_file = path_exists(path);
-    char* text = in_file ? file_read(path, NULL) : configured ? host_strdup(configured) : NULL;
-    *where = in_file ? host_strdup(path) : path_join(dir, "tokenizer_config.json");
-    free(path);
-    return text;
+    const ModelFile* own = model_files_get(files, file);
+    *where = path_join(dir, own ? file : "tokenizer_config.json");
+    return own ? host_strdup(own->text) : configured ? host_strdup(configured) : NULL;
 }
 
-// DIR/tokenizer_config.json, or an empty object where the model has none.
-static json_t* config_read(const char* dir) {
+// tokenizer_config.json, or an empty object where the model has none.
+static json_t* config_read(const ModelFiles* files, const char* dir) {
     char* path = path_join(dir, "tokenizer_config.json");
-    json_t* config = path_exists(path) ? json_parse_file(path) : json_object();
+    const ModelFile* file = model_files_get(files, "tokenizer_config.json");
+    json_t* config = file ? json_parse(file->text, file->bytes, path) : json_object();
     if (!json_is_object(config)) user_error("%s: expected a JSON object", path);
     free(path);
     return config;
@@ -193,7 +191,7 @@ static int shown_turn_end(const ChatFormat* f, const Tokenizer* tokenizer) {
 static bool is_built_in(const char* form) { return !strcmp(form, "llama3") || !strcmp(form, "chatml") || !strcmp(form, "none"); }
 
 // A template of the user's, or the model's own.
-static void open_template(ChatFormat* f, const char* dir, const json_t* config, const char* form, char** own, char** where) {
+static void open_template(ChatFormat* f, const ModelFiles* files, const char* dir, const json_t* config, const char* form, char** own, char** where) {
     if (strcmp(form, "auto")) {
         size_t length = strlen(form);
         if (!path_exists(form) || length < 6 || strcmp(form + length - 6, ".jinja"))
@@ -207,16 +205,31 @@ static void open_template(ChatFormat* f, const char* dir, const json_t* config, 
                    "llama3|chatml|none (none for a base model)", dir);
     f->source = host_strdup(*own);
     f->name = host_strdup(*where);
-    char *tool_where, *tool = model_template(dir, "additional_chat_templates/tool_use.jinja", config, "tool_use", &tool_where);
+    char *tool_where, *tool = model_template(files, dir, "additional_chat_templates/tool_use.jinja", config, "tool_use", &tool_where);
     if (tool) f->tool_jinja = compiled(tool, tool_where);
     free(tool);
     free(tool_where);
 }
 
 ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOptions* options) {
+    ModelFiles* files = model_files_from_dirs(NULL, dir);
+    ChatFormat format = chat_open_in(files, dir, tokenizer, options);
+    model_files_free(files);
+    return format;
+}
+
+char* chat_template_text(const ModelFiles* files, const char* dir) {
+    json_t* config = config_read(files, dir);
+    char *where, *text = model_template(files, dir, "chat_template.jinja", config, "default", &where);
+    free(where);
+    json_decref(config);
+    return text;
+}
+
+ChatFormat chat_open_in(const ModelFiles* files, const char* dir, const Tokenizer* tokenizer, const ChatOptions* options) {
     const char* form = options->form && *options->form ? options->form : "auto";
-    json_t* config = config_read(dir);
-    char *where, *own = model_template(dir, "chat_template.jinja", config, "default", &where);
+    json_t* config = config_read(files, dir);
+    char *where, *own = model_template(files, dir, "chat_template.jinja", config, "default", &where);
     ChatFormat f;
     memset(&f, 0, sizeof f);
     f.tokens = named_tokens(config);
@@ -225,7 +238,7 @@ ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOpti
     f.date = options->date && *options->date ? host_strdup(options->date) : NULL;
     f.specials = options->specials;
     f.built_in = is_built_in(form);
-    if (!f.built_in) open_template(&f, dir, config, form, &own, &where);
+    if (!f.built_in) open_template(&f, files, dir, config, form, &own, &where);
     else if (!strcmp(form, "llama3")) open_llama3(&f, dir, tokenizer, own);
     else if (!strcmp(form, "chatml")) open_chatml(&f, dir, tokenizer, own);
     else open_none(&f, dir, tokenizer);

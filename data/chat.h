@@ -15,6 +15,7 @@
 #define DATA_CHAT_H
 
 #include "jinja/jinja.h"
+#include "model_files.h"
 #include "tokenizer/tokenizer.h"
 
 // Where special tokens are recognised in the user's own text.
@@ -49,6 +50,10 @@ typedef struct {
 // The format of the model in DIR. A template that is missing, unreadable or broken, and a tokenizer that lacks a token of the built-in
 // forms, are user_errors. `llama3` still follows the model's own template about the two date lines of Llama 3.1.
 C_API ChatFormat chat_open(const char* dir, const Tokenizer* tokenizer, const ChatOptions* options);
+// The same from the files themselves; `where` (their directory) begins the messages.
+C_API ChatFormat chat_open_in(const ModelFiles* files, const char* where, const Tokenizer* tokenizer, const ChatOptions* options);
+// The text of the model's own template, NULL if there is none; the caller frees it.
+C_API char* chat_template_text(const ModelFiles* files, const char* where);
 C_API void chat_free(ChatFormat* format);
 
 typedef struct {

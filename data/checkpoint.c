@@ -1,17 +1,18 @@
 // Checkpoints: see checkpoint.h.
 #include "checkpoint.h"
 
+#include "digest.h"
 #include "files.h"
 #include "json.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
-enum { kPieceBytes = 16 << 20, kHexBytes = 33 };
+enum { kPieceBytes = 16 << 20 };
 static const char kFormat[] = "train_llama3 checkpoint";
 static const char kWriting[] = ".tmp", kReplaced[] = ".old";   // suffixes of directories that are no checkpoints
+static const char kOlder[] = "resume without --resume-from takes the newest whole one by itself";
 static const char kSealOpening[] = "{\"manifest_xxh3\": \"";
 static const char kSealClosing[] = "\",";
 
@@ -85,12 +86,6 @@ static int ranks_of(const char* path) {
     for (int i = 0; i < count && !ranks; i++) ranks = parse_ranks(names[i]);
     dir_names_free(names, count);
     return ranks;
-}
-
-// ---- checksums
-
-static void hex_digest(XXH128_hash_t hash, char hex[kHexBytes]) {
-    snprintf(hex, kHexBytes, "%016llx%016llx", (unsigned long long)hash.high64, (unsigned long long)hash.low64);
 }
 
 // ---- saving
@@ -186,8 +181,9 @@ static int newest_first(const void* a, const void* b) {
     return (x < y) - (x > y);
 }
 
-// The steps of all complete checkpoints, newest first.
-static int complete_steps(const char* dir, int** steps) {
+char* checkpoint_path(const char* dir, int step) { return step_path(dir, step, ""); }
+
+int checkpoint_steps(const char* dir, int** steps) {
     char** names;
     int listed = dir_names(dir, &names), count = 0;
     *steps = (int*)host_alloc((size_t)listed * sizeof(int));
@@ -203,7 +199,7 @@ static int complete_steps(const char* dir, int** steps) {
     return count;
 }
 
-void checkpoint_commit(const char* dir, int step, int ranks, int keep) {
+void checkpoint_commit(const char* dir, int step, int ranks, int keep, int best) {
     check(keep >= 1, "checkpoint_commit: keep %d", keep);
     char *written = step_path(dir, step, kWriting), *complete = step_path(dir, step, "");
     char* old = step_path(dir, step, kReplaced);
@@ -219,7 +215,7 @@ void checkpoint_commit(const char* dir, int step, int ranks, int keep) {
 
     char** names;
     int* steps;
-    int count = complete_steps(dir, &steps), oldest = step;
+    int count = checkpoint_steps(dir, &steps), oldest = step;
     for (int i = 0, kept = 0; i < count && kept < keep; i++) {
         if (steps[i] > step) continue;
         oldest = steps[i];
@@ -229,7 +225,7 @@ void checkpoint_commit(const char* dir, int step, int ranks, int keep) {
     count = dir_names(dir, &names);
     for (int i = 0; i < count; i++) {
         int complete_step = parse_step(names[i], "");
-        bool kept = complete_step >= oldest && complete_step <= step;
+        bool kept = complete_step >= 0 && complete_step <= step && (complete_step >= oldest || complete_step == best);
         bool ours = complete_step >= 0 || parse_step(names[i], kWriting) >= 0 || parse_step(names[i], kReplaced) >= 0;
         if (!ours || kept) continue;
         char* path = path_join(dir, names[i]);
@@ -241,7 +237,7 @@ void checkpoint_commit(const char* dir, int step, int ranks, int keep) {
 
 char* checkpoint_latest(const char* dir) {
     int* steps;
-    char* path = complete_steps(dir, &steps) ? step_path(dir, steps[0], "") : NULL;
+    char* path = checkpoint_steps(dir, &steps) ? step_path(dir, steps[0], "") : NULL;
     free(steps);
     return path;
 }
@@ -256,15 +252,14 @@ static const char* manifest_fault(const char* text, size_t bytes) {
         return "byte 0: not the manifest of a checkpoint of this program, or damaged";
     char hex[kHexBytes];
     hex_digest(XXH3_128bits(text + head, bytes - head), hex);
-    return strncmp(text + opening, hex, kHexBytes - 1) ? "damaged (the checksum does not match); resume from an older checkpoint"
-                                                       : NULL;
+    return strncmp(text + opening, hex, kHexBytes - 1) ? "damaged (the checksum does not match)" : NULL;
 }
 
 static json_t* read_manifest(const char* path) {
     size_t bytes;
     char* text = file_read(path, &bytes);
     const char* fault = manifest_fault(text, bytes);
-    if (fault) user_error("%s: %s", path, fault);
+    if (fault) user_error("%s: %s; %s", path, fault, kOlder);
     json_t* manifest = json_parse(text, bytes, path);
     free(text);
     if (strcmp(member_string(manifest, "format", path), kFormat)) user_error("%s: not a checkpoint of this program", path);
@@ -314,7 +309,7 @@ static void load_blobs(const json_t* manifest, const CheckpointState* state, con
         total += blob->bytes;
     }
     if ((size_t)info.st_size != total)
-        user_error("%s: has %lld bytes instead of %zu; resume from an older checkpoint", path, (long long)info.st_size, total);
+        user_error("%s: has %lld bytes instead of %zu; %s", path, (long long)info.st_size, total, kOlder);
 
     XXH3_state_t* hash = XXH3_createState();
     char* piece = (char*)host_alloc(kPieceBytes);
@@ -333,13 +328,14 @@ static void load_blobs(const json_t* manifest, const CheckpointState* state, con
         char hex[kHexBytes];
         hex_digest(XXH3_128bits_digest(hash), hex);
         if (strcmp(hex, member_string(json_array_get(listed, (size_t)i), "xxh3", json_path)))
-            user_error("%s: \"%s\" is damaged (the checksum does not match); resume from an older checkpoint", path,
-                       blob->name);
+            user_error("%s: \"%s\" is damaged (the checksum does not match); %s", path, blob->name, kOlder);
     }
     free(piece);
     XXH3_freeState(hash);
     close(fd);
 }
+
+bool is_checkpoint(const char* path) { return dir_exists(path) && ranks_of(path) > 0; }
 
 int checkpoint_ranks(const char* path) {
     int ranks = ranks_of(path);
@@ -365,8 +361,28 @@ void checkpoint_load(const char* path, const CheckpointState* state) {
 
 // ---- verifying, without an end of the program
 
+// A file's text, NUL-terminated, or NULL if it cannot be read whole.
+static char* read_quietly(const char* path, size_t* bytes) {
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    struct stat info;
+    if (fd < 0) return NULL;
+    char* text = NULL;
+    if (!fstat(fd, &info) && S_ISREG(info.st_mode)) {
+        *bytes = (size_t)info.st_size;
+        text = (char*)host_alloc(*bytes + 1);
+        for (size_t at = 0; text && at < *bytes;) {
+            ssize_t got = read(fd, text + at, *bytes - at);
+            if (got < 0 && errno == EINTR) continue;
+            if (got > 0) at += (size_t)got;
+            else free(text), text = NULL;
+        }
+    }
+    close(fd);
+    return text;
+}
+
 // Whether the bytes of a blob file are those that its manifest has checksums of.
-static bool blobs_are_whole(const json_t* listed, const char* path) {
+static bool blobs_are_whole(const json_t* listed, const char* path, void (*tick)(void)) {
     FILE* file = dir_exists(path) ? NULL : fopen(path, "rb");
     if (!file) return false;
     XXH3_state_t* hash = XXH3_createState();
@@ -382,6 +398,7 @@ static bool blobs_are_whole(const json_t* listed, const char* path) {
             whole = fread(piece, 1, n, file) == n;
             if (whole) XXH3_128bits_update(hash, piece, n);
             left -= (json_int_t)n;
+            if (tick) tick();
         }
         char hex[kHexBytes];
         hex_digest(XXH3_128bits_digest(hash), hex);
@@ -394,45 +411,29 @@ static bool blobs_are_whole(const json_t* listed, const char* path) {
     return whole;
 }
 
-static bool rank_is_whole(const char* json_path, const char* bin_path) {
-    if (dir_exists(json_path) || !path_exists(json_path)) return false;
-    size_t bytes;
-    char* text = file_read(json_path, &bytes);
+static bool rank_is_whole(const char* json_path, const char* bin_path, void (*tick)(void)) {
+    size_t bytes = 0;
+    char* text = read_quietly(json_path, &bytes);
+    if (!text) return false;
     json_t* manifest = manifest_fault(text, bytes) ? NULL : json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
-    bool whole = json_is_array(json_object_get(manifest, "blobs")) && blobs_are_whole(json_object_get(manifest, "blobs"), bin_path);
+    const json_t* blobs = json_object_get(manifest, "blobs");
+    bool whole = json_is_array(blobs) && blobs_are_whole(blobs, bin_path, tick);
     json_decref(manifest);
     free(text);
     return whole;
 }
 
-char* checkpoint_verify(const char* path) {
+char* checkpoint_verify_parts(const char* path, int first, int stride, void (*tick)(void)) {
     int ranks = dir_exists(path) ? ranks_of(path) : 0;
     if (!ranks) return host_strdup(path);
     char* damaged = NULL;
-    for (int rank = 0; rank < ranks && !damaged; rank++) {
+    for (int rank = first; rank < ranks && !damaged; rank += stride) {
         char *bin = rank_path(path, rank, ranks, ".bin"), *json = rank_path(path, rank, ranks, ".json");
-        if (!rank_is_whole(json, bin)) damaged = host_strdup(json);
+        if (!rank_is_whole(json, bin, tick)) damaged = host_strdup(json);
         free(bin);
         free(json);
     }
     return damaged;
 }
 
-char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context) {
-    int* steps;
-    int count = complete_steps(dir, &steps);
-    char* found = NULL;
-    for (int i = 0; i < count && !found; i++) {
-        char* path = step_path(dir, steps[i], "");
-        char* fault = checkpoint_verify(path);
-        if (fault) {
-            damaged(context, fault);
-            free(path);
-        } else {
-            found = path;
-        }
-        free(fault);
-    }
-    free(steps);
-    return found;
-}
+char* checkpoint_verify(const char* path) { return checkpoint_verify_parts(path, 0, 1, NULL); }

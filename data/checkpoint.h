@@ -47,21 +47,26 @@ typedef struct {
 
 // Saving takes two calls, because no rank may see the name of a checkpoint that another has not finished: every rank
 // writes; then, after a barrier, one of them commits. The committed step is the newest from then on: the `keep` (at least 1)
-// checkpoints up to it stay; older ones go, and so do those of later steps, which a run has left that this one goes back
-// behind. Other files in DIR are not touched.
+// checkpoints up to it stay, and that of step `best` (-1: none); older ones go, and so do those of later steps, which a run
+// has left that this one goes back behind. Other files in DIR are not touched.
 C_API void checkpoint_write(const char* dir, int step, const CheckpointState* state);
-C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep);
+C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep, int best);
 
 // The path of the newest complete checkpoint in DIR (the caller frees it), or NULL if there is none.
 C_API char* checkpoint_latest(const char* dir);
+// The steps of all complete checkpoints in DIR, newest first (the caller frees them); how many there are. Plain files and foreign
+// folders are passed over.
+C_API int checkpoint_steps(const char* dir, int** steps);
+C_API char* checkpoint_path(const char* dir, int step);   // the caller frees it
 
 // Holds every rank's part of a checkpoint against its checksums: NULL if all is whole, else the manifest of the first part that
 // is not, or `path` itself if it is no checkpoint (the caller frees the result). Reads every byte.
 C_API char* checkpoint_verify(const char* path);
-// The newest checkpoint that checkpoint_verify finds whole, or NULL; `damaged` is told of each newer one, by the result of
-// checkpoint_verify. Plain files and foreign folders in DIR are passed over.
-C_API char* checkpoint_latest_whole(const char* dir, void (*damaged)(void* context, const char* file), void* context);
-
+// The same for the parts of ranks first, first + stride, ..., so that several readers share the work. `tick` is called every
+// few megabytes; it may be NULL.
+C_API char* checkpoint_verify_parts(const char* path, int first, int stride, void (*tick)(void));
+// Whether a folder holds a rank's part of a checkpoint, whole or not.
+C_API bool is_checkpoint(const char* path);
 // How many ranks wrote the checkpoint.
 C_API int checkpoint_ranks(const char* path);
 // Loads one rank's part from the path of a checkpoint; state->ranks is the number that wrote it.

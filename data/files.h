@@ -16,16 +16,21 @@ C_API void refuse_lfs_pointer(const char* path, const char* text, size_t bytes);
 
 // The whole file, followed by a NUL that *bytes (may be NULL) does not count.
 C_API char* file_read(const char* path, size_t* bytes);
+// The same digest of a file's bytes, read in pieces.
+C_API void file_digest(const char* path, char hex[33]);
 
 // ---- writing. `total_bytes` is what the file will hold: a full disk is reported with it.
 typedef struct {
     int fd;
     char* path;
-    size_t written_bytes, total_bytes;
+    size_t written_bytes, total_bytes, synced_bytes;
+    void* hash;          // of the bytes so far; NULL unless out_hash was called
 } OutFile;
 
 C_API OutFile out_open(const char* path, size_t total_bytes);   // replaces the file
 C_API void out_write(OutFile* out, const void* data, size_t bytes);
+C_API void out_hash(OutFile* out);                              // from now on: before the first byte
+C_API void out_digest(OutFile* out, char hex[33]);              // XXH3-128 of all bytes written (digest.h)
 C_API void out_close(OutFile* out);                             // on disk (fsync) when it returns; dies if bytes are missing
 
 // A user_error unless `bytes` more bytes fit on the disk that holds `dir`: better before the first byte than after the last.

@@ -176,16 +176,16 @@ void hf_config_read(const char* dir, Config* config) {
     free(path);
 }
 
-int hf_config_eos(const char* dir, int ids[kMaxEos]) {
-    const char* files[] = {"config.json", "generation_config.json"};
+int hf_config_eos(const ModelFiles* files, const char* where, int ids[kMaxEos]) {
+    const char* names[] = {"config.json", "generation_config.json"};
     int count = 0;
     for (int i = 0; i < 2; i++) {
-        char* path = path_join(dir, files[i]);
-        if (i == 0 || path_exists(path)) {
-            json_t* json = json_parse_file(path);
-            count = read_token_ids(json, "eos_token_id", ids, count, path);
-            json_decref(json);
-        }
+        const ModelFile* file = model_files_get(files, names[i]);
+        if (!file) continue;
+        char* path = path_join(where, names[i]);
+        json_t* json = json_parse(file->text, file->bytes, path);
+        count = read_token_ids(json, "eos_token_id", ids, count, path);
+        json_decref(json);
         free(path);
     }
     return count;

@@ -7,16 +7,17 @@
 #define DATA_HF_CONFIG_H
 
 #include "../halo/llama3.h"
+#include "model_files.h"
 
 // Reads DIR/config.json; what it holds has passed config_check. Config.eos is the first of a list of ids.
 C_API void hf_config_read(const char* dir, Config* config);
 // The same from the text of a config.json; `where` begins the messages.
 C_API void hf_config_parse(const char* text, size_t bytes, const char* where, Config* config);
 
-// Every id that ends a generated text: those of config.json, then those of generation_config.json (if there is one) that
-// are not among them. Returns how many.
+// Every id that ends a generated text: those of config.json, then those of generation_config.json that are not among them, of the
+// files that are there. Returns how many. `where` (their directory) begins the messages.
 enum { kMaxEos = 16 };
-C_API int hf_config_eos(const char* dir, int ids[kMaxEos]);
+C_API int hf_config_eos(const ModelFiles* files, const char* where, int ids[kMaxEos]);
 
 // The text of a config.json; the caller frees it.
 C_API char* hf_config_text(const Config* config, Fmt dtype);              // made from the configuration

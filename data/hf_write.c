@@ -1,6 +1,7 @@
 // Writing a Hugging Face model directory: see hf_write.h.
 #include "hf_write.h"
 
+#include "digest.h"
 #include "files.h"
 #include "hf_config.h"
 #include "hf_layout.h"
@@ -88,6 +89,13 @@ static void write_text(const char* dir, const char* name, const char* text, size
     free(path);
 }
 
+static void write_json(const char* dir, const char* name, const json_t* json) {
+    char* text = json_dumps(json, JSON_INDENT(2));
+    check(text, "%s: no text", name);
+    write_text(dir, name, text, strlen(text));
+    free(text);
+}
+
 static void write_index(const char* dir, const Plan* plan) {
     json_t* map = json_object();
     for (int i = 0; i < plan->count; i++) {
@@ -96,10 +104,7 @@ static void write_index(const char* dir, const Plan* plan) {
         json_object_set_new(map, plan->entries[i].name, json_string(name));
     }
     json_t* index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)plan->bytes, "weight_map", map);
-    char* text = json_dumps(index, JSON_INDENT(2));
-    check(text, "write_index: no text");
-    write_text(dir, HF_INDEX_NAME, text, strlen(text));
-    free(text);
+    write_json(dir, HF_INDEX_NAME, index);
     json_decref(index);
 }
 
@@ -151,11 +156,19 @@ static void refuse_infinite(const char* name, int row, const void* values, size_
                    name, (size_t)row + bad / (size_t)cols, bad % (size_t)cols);
 }
 
+static void close_weights(OutFile* out, json_t* checksums) {
+    char hex[kHexBytes];
+    out_digest(out, hex);
+    json_object_set_new(checksums, strrchr(out->path, '/') + 1, json_string(hex));
+    out_close(out);
+}
+
 // dir NULL: the same calls of `rows`, nothing written.
 static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows rows, void* context) {
     void* buffer = NULL;
     size_t buffer_bytes = 0;
     OutFile out;
+    json_t* checksums = json_object();
     for (int i = 0; i < plan->count; i++) {
         const Entry* entry = &plan->entries[i];
         if (dir && (i == 0 || entry->shard != entry[-1].shard)) {
@@ -164,7 +177,7 @@ static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows row
             char name[kParamNameBytes];
             shard_name(entry->shard, plan->shards, name);
             char* path = path_join(dir, name);
-            if (i) out_close(&out);
+            if (i) close_weights(&out, checksums);
             out = safetensors_create(path, &plan->tensors[i], last - i);
             free(path);
         }
@@ -182,7 +195,11 @@ static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows row
             if (dir) out_write(&out, buffer, n * row_bytes);
         }
     }
-    if (dir) out_close(&out);
+    if (dir) {
+        close_weights(&out, checksums);
+        write_json(dir, HF_CHECKSUMS_NAME, checksums);
+    }
+    json_decref(checksums);
     free(buffer);
 }
 
@@ -223,10 +240,11 @@ static bool is_listed(const char* list, const char* name) {
     return false;
 }
 
-// Weights and adapters of another model, which loaders would prefer to ours or mix with them.
+// Weights and adapters of another model, which loaders would prefer to ours or mix with them, and what is said of them.
 static bool is_other_weights(const char* name) {
     static const char* const names[] = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
-                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json",
+                                        "training.json", HF_CHECKSUMS_NAME};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (!strcmp(name, names[i])) return true;
     int number, shards;
@@ -302,7 +320,7 @@ bool hf_model_recover(const char* dir) {
 }
 
 static void list_files(const char* dir, const Plan* plan, const ModelFiles* files) {
-    size_t room = 1 + ((size_t)plan->shards + 1) * kParamNameBytes;
+    size_t room = 1 + ((size_t)plan->shards + 2) * kParamNameBytes;
     for (int i = 0; i < model_files_count(files); i++) room += strlen(model_files_at(files, i)->name) + 1;
     char* text = (char*)host_alloc(room);
     char* end = text;
@@ -312,6 +330,7 @@ static void list_files(const char* dir, const Plan* plan, const ModelFiles* file
         shard_name(shard, plan->shards, name);
         end += sprintf(end, "%s\n", name);
     }
+    end += sprintf(end, "%s\n", HF_CHECKSUMS_NAME);
     if (plan->shards > 1) sprintf(end, "%s\n", HF_INDEX_NAME);
     write_text(dir, kListName, text, strlen(text));
     free(text);

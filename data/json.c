@@ -1,6 +1,8 @@
 // Strict JSON: see json.h.
 #include "json.h"
 
+#include "utf8.h"
+
 #include "files.h"
 
 #include <math.h>
@@ -79,5 +81,20 @@ const char* member_string(const json_t* object, const char* key, const char* whe
 const json_t* member_object(const json_t* object, const char* key, const char* where) {
     const json_t* value = demand(object, key, where);
     if (!json_is_object(value)) user_error("%s: \"%s\" has to be an object", where, key);
+    return value;
+}
+
+json_t* json_utf8(const char* text) {
+    size_t bytes = strlen(text), n = 0;
+    char* valid = (char*)host_alloc(3 * bytes + 1);
+    for (size_t at = 0; at < bytes;) {
+        int length = utf8_char_bytes(text + at, bytes - at);
+        memcpy(valid + n, length > 0 ? text + at : "\xef\xbf\xbd", length > 0 ? (size_t)length : 3);
+        n += length > 0 ? (size_t)length : 3;
+        at += length > 0 ? (size_t)length : 1;
+    }
+    json_t* value = json_stringn(valid, n);
+    free(valid);
+    check(value, "json_utf8: no string");
     return value;
 }

@@ -15,6 +15,9 @@ C_API const char* printable(const char* text);
 C_API json_t* json_parse(const char* text, size_t bytes, const char* where);
 C_API json_t* json_parse_file(const char* path);
 
+// A string value; bytes that are no UTF-8 (a model's text may break off inside a character) become U+FFFD.
+C_API json_t* json_utf8(const char* text);
+
 // Members of an object. A member that is null counts as absent, as in Hugging Face files. The `member_` functions demand
 // the member: absent, of another type, or out of range is a user_error that starts with `where` and names the key.
 C_API bool has_member(const json_t* object, const char* key);

@@ -272,27 +272,11 @@ void answers_free(AnswerList* list) {
     list->count = 0;
 }
 
-// Generated text may break off inside a character.
-static json_t* json_of_bytes(const char* text) {
-    size_t bytes = strlen(text), n = 0;
-    char* valid = (char*)host_alloc(3 * bytes + 1);
-    for (size_t at = 0; at < bytes;) {
-        int length = utf8_char_bytes(text + at, bytes - at);
-        memcpy(valid + n, length > 0 ? text + at : "\xef\xbf\xbd", length > 0 ? (size_t)length : 3);
-        n += length > 0 ? (size_t)length : 3;
-        at += length > 0 ? (size_t)length : 1;
-    }
-    json_t* value = json_stringn(valid, n);
-    free(valid);
-    check(value, "metric: no JSON string");
-    return value;
-}
-
 char* answer_line(const Answer* answer) {
     json_t* object = json_object();
-    if (answer->prompt) json_object_set_new(object, "prompt", json_of_bytes(answer->prompt));
-    json_object_set_new(object, "expected", json_of_bytes(answer->expected));
-    json_object_set_new(object, "generated", json_of_bytes(answer->generated));
+    if (answer->prompt) json_object_set_new(object, "prompt", json_utf8(answer->prompt));
+    json_object_set_new(object, "expected", json_utf8(answer->expected));
+    json_object_set_new(object, "generated", json_utf8(answer->generated));
     for (int i = 0; i < kMetricCount; i++)
         json_object_set_new(object, kMetrics[i].name, json_boolean(kMetrics[i].judge(answer->expected, answer->generated)));
     char* text = json_dumps(object, JSON_COMPACT);

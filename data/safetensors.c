@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 enum { kHeaderAlign = 8 };
@@ -12,6 +13,7 @@ static const size_t kMaxHeaderBytes = 100000000;
 static const char kMetadataKey[] = "__metadata__";
 
 struct SafeTensors {
+    SafeTensors* next;   // in the list of open files
     char* path;
     const unsigned char* map;
     size_t map_bytes;
@@ -142,6 +144,45 @@ static void check_layout(Tensor* tensors, int count, const unsigned char* data, 
 }
 
 // ---- reading
+//
+// A mapped file that becomes shorter, or whose disk fails, is a signal (SIGBUS) where its bytes are touched: the handler tells the user
+// which file it was.
+
+static SafeTensors* open_files;
+
+static void say(const char* text) {
+    if (write(2, text, strlen(text)) < 0) _exit(kExitUser);
+}
+
+static void on_lost_bytes(int signal_number, siginfo_t* info, void* context) {
+    (void)context;
+    const unsigned char* at = (const unsigned char*)info->si_addr;
+    for (const SafeTensors* f = open_files; f; f = f->next) {
+        if (at < f->map || at >= f->map + f->map_bytes) continue;
+        say("train_llama3: ");
+        say(f->path);
+        say(": became shorter while it was being read, or its disk fails; write or download it again\n");
+        _exit(kExitUser);
+    }
+    signal(signal_number, SIG_DFL);   // not ours: the instruction runs again, and ends the program
+}
+
+static void remember_open(SafeTensors* file) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_lost_bytes;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+    file->next = open_files;
+    open_files = file;
+}
+
+static void forget_open(SafeTensors* file) {
+    SafeTensors** at = &open_files;
+    while (*at && *at != file) at = &(*at)->next;
+    if (*at) *at = file->next;
+}
 
 SafeTensors* safetensors_open(const char* path) {
     size_t file_bytes;
@@ -156,6 +197,7 @@ SafeTensors* safetensors_open(const char* path) {
     file->path = host_strdup(path);
     file->map = (const unsigned char*)map;
     file->map_bytes = file_bytes;
+    remember_open(file);
 
     uint64_t header_bytes = 0;
     for (int i = 0; i < 8; i++) header_bytes |= (uint64_t)file->map[i] << 8 * i;
@@ -192,6 +234,7 @@ SafeTensors* safetensors_open(const char* path) {
 
 void safetensors_close(SafeTensors* file) {
     if (!file) return;
+    forget_open(file);
     munmap((void*)file->map, file->map_bytes);
     json_decref(file->header);
     free(file->tensors);
@@ -350,6 +393,7 @@ OutFile safetensors_create(const char* path, const Tensor* tensors, int count) {
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header_bytes >> 8 * i);
     OutFile out = out_open(path, sizeof length + header_bytes + data_bytes);
+    out_hash(&out);
     out_write(&out, length, sizeof length);
     out_write(&out, header, header_bytes);
     free(header);

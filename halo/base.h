@@ -27,7 +27,7 @@
 #define PRINTF_LIKE(fmt_index)
 #endif
 
-enum { kExitBug = 1, kExitUser = 2 };
+enum { kExitBug = 1, kExitUser = 2, kExitStopped = 4 };   // stopped: early, when asked to, with its state saved
 
 PRINTF_LIKE(3) static inline void die_at(const char* file, int line, const char* format, ...) {
     va_list args;
@@ -49,10 +49,20 @@ static inline void let_rank_0_speak(void) {
     if (rank && strcmp(rank, "0")) sleep(3);
 }
 
+// Takes a message back to the attempt under way (attempt.h), if there is one: then it does not return. NULL in programs without attempts.
+C_API __attribute__((weak)) void user_error_caught(const char* message);
+
 // The message says what is wrong, where (file, line, byte), and what to do. It ends the process at once: nothing that an
 // exit handler could still break is worth more than the message.
 PRINTF_LIKE(1) static inline void user_error(const char* format, ...) {
     va_list args;
+    if (user_error_caught) {
+        char message[1024];
+        va_start(args, format);
+        vsnprintf(message, sizeof message, format, args);
+        va_end(args);
+        user_error_caught(message);
+    }
     va_start(args, format);
     fflush(stdout);
     let_rank_0_speak();

@@ -3,7 +3,7 @@
 
 int param_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
     int q = c->NH * c->HD, kv = c->NKV * c->HD;
-    const ParamSpec all[kMaxParamSpecs] = {
+    const ParamSpec all[] = {
         // name                                              rows   cols  layer  decay  stack
         {"model.embed_tokens.weight",                        c->V,  c->C, false, true,  S_EMBED},
         {"model.layers.%d.input_layernorm.weight",           1,     c->C, true, false, S_ATTN_NORM},
@@ -18,8 +18,43 @@ int param_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
         {"model.norm.weight",                                1,     c->C, false, false, S_FINAL_NORM},
         {"lm_head.weight",                                   c->V,  c->C, false, true,  S_HEAD},
     };
-    int count = c->tied ? kMaxParamSpecs - 1 : kMaxParamSpecs;
+    int count = (int)(sizeof all / sizeof all[0]) - (c->tied ? 1 : 0);
     memcpy(specs, all, sizeof(ParamSpec) * (size_t)count);
+    return count;
+}
+
+// PEFT's names of A and B, by target.
+#define LORA_NAMES(module) \
+    {"base_model.model.model.layers.%d." module "_proj.lora_A.weight", "base_model.model.model.layers.%d." module "_proj.lora_B.weight"}
+static const char* const kLoraNames[kTargets][2] = {
+    LORA_NAMES("self_attn.q"), LORA_NAMES("self_attn.k"), LORA_NAMES("self_attn.v"), LORA_NAMES("self_attn.o"),
+    LORA_NAMES("mlp.gate"), LORA_NAMES("mlp.up"), LORA_NAMES("mlp.down"),
+};
+
+const char* const kTargetNames[kTargets] = {"q", "k", "v", "o", "gate", "up", "down"};
+
+int adapter_target(int linear, int part) {
+    static const int first[kLinearCount] = {0, 3, 4, 6};
+    return first[linear] + part;
+}
+
+float adapter_scale(const Adapter* a) {
+    return a->rslora ? (float)(a->alpha / sqrt((double)a->rank)) : a->alpha / (float)a->rank;
+}
+
+int adapter_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
+    int count = 0;
+    for (int i = 0; i < kLinearCount; i++) {
+        LinearShape shape = stack_shape(c, kLinears[i].stack);
+        for (int p = 0; p < shape.parts; p++) {
+            if (!adapter_adapts(&c->adapter, i, p)) continue;
+            const char* const* names = kLoraNames[adapter_target(i, p)];
+            const ParamSpec a = {names[0], c->adapter.rank, shape.K, true, true, kLinears[i].a};
+            const ParamSpec b = {names[1], shape.N[p], c->adapter.rank, true, true, kLinears[i].b};
+            specs[count++] = a;
+            specs[count++] = b;
+        }
+    }
     return count;
 }
 
@@ -31,7 +66,7 @@ void param_name(const ParamSpec* spec, int layer, char* name, size_t bytes) {
 
 StackSize stack_size(const Config* config, Stack stack) {
     ParamSpec specs[kMaxParamSpecs];
-    int count = param_specs(config, specs);
+    int count = stack < S_QKV_A ? param_specs(config, specs) : adapter_specs(config, specs);
     StackSize size = {0, 0};
     for (int i = 0; i < count; i++) {
         if (specs[i].stack != stack) continue;
@@ -44,11 +79,11 @@ StackSize stack_size(const Config* config, Stack stack) {
 bool stack_is_norm(Stack stack) { return stack == S_ATTN_NORM || stack == S_MLP_NORM || stack == S_FINAL_NORM; }
 
 const BlockLinear kLinears[kLinearCount] = {
-    // stack     name       matrices                        reads the output of
-    {S_QKV,     "qkv",     {"q_proj", "k_proj", "v_proj"}, S_ATTN_NORM},
-    {S_O,       "o",       {"o_proj", NULL, NULL},         kStacks},   // attention
-    {S_GATE_UP, "gate_up", {"gate_proj", "up_proj", NULL}, S_MLP_NORM},
-    {S_DOWN,    "down",    {"down_proj", NULL, NULL},      kStacks},   // SwiGLU
+    // stack     name       matrices                        reads the output of        adapter
+    {S_QKV,     "qkv",     {"q_proj", "k_proj", "v_proj"}, S_ATTN_NORM,               S_QKV_A,     S_QKV_B},
+    {S_O,       "o",       {"o_proj", NULL, NULL},         kStacks /* attention */,   S_O_A,       S_O_B},
+    {S_GATE_UP, "gate_up", {"gate_proj", "up_proj", NULL}, S_MLP_NORM,                S_GATE_UP_A, S_GATE_UP_B},
+    {S_DOWN,    "down",    {"down_proj", NULL, NULL},      kStacks /* SwiGLU */,      S_DOWN_A,    S_DOWN_B},
 };
 
 int linear_of_stack(Stack stack) {
@@ -81,7 +116,12 @@ size_t param_count(const Config* config) {
 double train_flops_per_token(const Config* c, int T) {
     // Every weight is in a product but an untied embedding's, which is only looked up.
     double weights = (double)param_count(c) - (c->tied ? 0.0 : (double)c->V * c->C);
-    return 6.0 * weights + 6.0 * c->L * (double)T * c->NH * c->HD;
+    // Frozen weights have no gradient: 4 FLOPs each, and the adapter's 6.
+    ParamSpec specs[kMaxParamSpecs];
+    int count = adapter_specs(c, specs);
+    double adapter = 0;
+    for (int i = 0; i < count; i++) adapter += (double)specs[i].rows * specs[i].cols * c->L;
+    return (c->adapter.kind == ADAPTER_NONE ? 6.0 : 4.0) * weights + 6.0 * adapter + 6.0 * c->L * (double)T * c->NH * c->HD;
 }
 
 void config_check(const Config* c, const char* where) {

@@ -6,6 +6,21 @@
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
 
+// What is trained beside a model whose weights are frozen: nothing (the weights themselves are), or LoRA (Hu et al. 2021, arXiv
+// 2106.09685): y = W x + scale * B (A dropout(x)) for each of the matrices chosen, A (rank, K), B (N, rank); or HUT (arXiv
+// 2409.13501): y = (W (.) (1 + scale * B A)) x (adapter.h).
+typedef enum { ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT } AdapterKind;
+
+typedef struct {
+    AdapterKind kind;
+    int rank;
+    float alpha;          // scale = alpha / rank; with rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)
+    bool rslora;
+    float dropout;        // of A's input, in training
+    uint64_t seed;        // of A's start and of dropout's masks
+    unsigned targets;     // bit adapter_target of each adapted matrix
+} Adapter;
+
 typedef struct {
     int V, C, L, NH, NKV, HD, F;
     int max_T;            // max_position_embeddings
@@ -17,11 +32,14 @@ typedef struct {
     bool tied;            // lm_head is the embedding
     int bos, eos;         // -1 if config.json names none
     float init_std;       // initializer_range: of random weights
+    Adapter adapter;      // none, unless the run has one: no part of config.json
 } Config;
 
 // Tensors that are stored as one matrix, the rows of each above those of the next: what reads the same input is stacked.
+// An adapter's A and B of a linear are stacks of their own, which hold the adapted matrices' in the order of the linear's.
 typedef enum {
-    S_EMBED, S_ATTN_NORM, S_QKV, S_O, S_MLP_NORM, S_GATE_UP, S_DOWN, S_FINAL_NORM, S_HEAD, kStacks
+    S_EMBED, S_ATTN_NORM, S_QKV, S_O, S_MLP_NORM, S_GATE_UP, S_DOWN, S_FINAL_NORM, S_HEAD,
+    S_QKV_A, S_QKV_B, S_O_A, S_O_B, S_GATE_UP_A, S_GATE_UP_B, S_DOWN_A, S_DOWN_B, kStacks
 } Stack;
 
 typedef struct {
@@ -32,10 +50,13 @@ typedef struct {
     Stack stack;
 } ParamSpec;
 
-enum { kMaxParamSpecs = 12 };
+enum { kMaxParamSpecs = 14 };
 
 // The list, in storage order: embedding, the layer's tensors, final norm, head (left out when tied). Returns the count.
 C_API int param_specs(const Config* config, ParamSpec specs[kMaxParamSpecs]);
+// The adapter's own list, in PEFT's names: A and B of each adapted matrix; none without an adapter. Under an adapter these are what is
+// trained, and the parameters of param_specs are frozen.
+C_API int adapter_specs(const Config* config, ParamSpec specs[kMaxParamSpecs]);
 // The name of one tensor, its layer filled in.
 C_API void param_name(const ParamSpec* spec, int layer, char* name, size_t bytes);
 // Rows and columns of a stack; {0, 0} for the head of a tied model.
@@ -65,11 +86,22 @@ typedef struct {
     const char* name;
     const char* matrices[kMaxParts];     // Hugging Face's names of the stacked matrices
     Stack norm;                          // reads this norm's output; kStacks: reads another layer's (attention's, SwiGLU's)
+    Stack a, b;                          // of its adapter
 } BlockLinear;
 C_API const BlockLinear kLinears[kLinearCount];
 
 // The linear whose weight this stack is, or -1: embedding, norms and head are none of a block's linears.
 C_API int linear_of_stack(Stack stack);
+// ---- adapted matrices: q, k, v, o, gate, up and down are numbered in this order
+enum { kTargets = 7 };
+static const unsigned kAllTargets = (1u << kTargets) - 1;
+C_API const char* const kTargetNames[kTargets];   // "q", ...; Hugging Face's module has "_proj" behind it
+C_API int adapter_target(int linear, int part);   // the number of a linear's stacked matrix
+static inline bool adapter_adapts(const Adapter* a, int linear, int part) {
+    return a->kind != ADAPTER_NONE && (a->targets >> adapter_target(linear, part) & 1);
+}
+C_API float adapter_scale(const Adapter* a);
+
 // The stacked matrices of a product's weight.
 C_API LinearShape stack_shape(const Config* config, Stack stack);
 

@@ -1,26 +1,43 @@
-// Generation: sequences that grow by what a model answers, in the slots of its KV cache.
+// Generation: the answers to many prompts, side by side in the slots of a model's KV cache.
+//
+// A step of the model takes a token of every answer under way and, as room allows, the tokens of prompts that have just been given a
+// slot. An answer ends at one of the stop tokens, after `max_tokens`, or when its slot is full, and the next prompt gets the slot. Which
+// prompts run side by side does not change an answer: on the CPU no bit of its logits depends on its neighbours, and what is drawn for
+// a sampled token is named by the prompt's number and the token's index alone.
 #ifndef HALO_GENERATE_H
 #define HALO_GENERATE_H
 
 #include "llama3.h"
+#include "sampler.h"
 
-// Rows that a model for generation takes at once: a prompt goes in by pieces of as many tokens.
-enum { kPromptRows = 128 };
+// Rows that a model for generation takes at once, at most: enough for products at full speed.
+enum { kPromptRows = 4096 };
 
 // A model that generates: `slots` sequences of up to `positions` tokens side by side.
 C_API ModelOptions generation_options(int slots, int positions);
 
-// One sequence. `logits` (V) are those after its last token.
 typedef struct {
-    Model* model;
-    int slot, used, positions;
-    float* logits;
-} Sequence;
+    const int* tokens;   // (count), 1 <= count < positions
+    int count;
+} Prompt;
 
-C_API Sequence sequence_new(Model* model, const Config* config, int slot, int positions);
-C_API void sequence_free(Sequence* s);
-static inline int sequence_room(const Sequence* s) { return s->positions - s->used; }   // tokens that still fit
-// Appends `count` tokens; leaves the logits after the last one.
-C_API void sequence_feed(Sequence* s, const int* tokens, int count);
+typedef struct {
+    int slots, positions;          // of the model's cache
+    int max_tokens;                // of an answer, its stop token not counted
+    const int* stop;               // (stop_count) tokens that end an answer
+    int stop_count;
+    Sampler sampler;
+    // What becomes of the answers: each token as it comes (stop tokens are left out), and the end of each answer. Answers that run side by
+    // side take turns.
+    void (*token)(void* context, int prompt, int token);
+    void (*end)(void* context, int prompt);
+    void* context;
+    // NULL, or makes the chosen tokens of a step (count) the same on all ranks that generate together
+    void (*share)(void* context, int* tokens, int count);
+    void* share_context;
+} Decoding;
+
+// Answers all prompts; answer n's draws are those of the sampler's seed and n.
+C_API void generate_answers(Model* model, const Config* config, const Decoding* decoding, const Prompt* prompts, int count);
 
 #endif

@@ -14,7 +14,7 @@ struct HqFsdp {
     const Ops* ops;
     const Comm* comm;
     const Piece* pieces;
-    int count, ring;
+    int ranks, count, ring;
     Fmt fmt;
     uint8_t** codes;         // (count): this rank's share of each piece, (share, ld); what goes over the wire
     float* maxima;           // (count, kMaxParts)
@@ -28,7 +28,6 @@ static size_t code_bytes(int rows, int cols) { return (size_t)rows * linear_code
 static size_t wire_bytes(Fmt fmt, size_t codes) { return packs(fmt) ? codes / 4 * 3 : codes; }
 
 static void place_all(HqFsdp* h, Arena* arena) {
-    const Comm* comm = h->comm;
     h->maxima = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts);
     h->scales = (float*)arena_take(arena, sizeof(float) * (size_t)h->count * kMaxParts * kScalePlace);
     bool placed[kLinearCount] = {false};
@@ -44,19 +43,20 @@ static void place_all(HqFsdp* h, Arena* arena) {
         LinearShape shape = stack_shape(h->config, p->stack);
         size_t transposed = 0;
         for (int part = 0; part < shape.parts; part++) transposed += round_up(code_bytes(shape.K, shape.N[part]), kArenaAlign);
-        for (int slot = 0; slot < h->ring; slot++)
-            place->arrived[slot] = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share) * (size_t)comm->ranks);
-        if (packs(h->fmt)) place->unpacked = (uint8_t*)arena_take(arena, share * (size_t)comm->ranks);
+        for (int slot = 0; h->ranks > 1 && slot < h->ring; slot++)
+            place->arrived[slot] = (uint8_t*)arena_take(arena, wire_bytes(h->fmt, share) * (size_t)h->ranks);
+        if (packs(h->fmt)) place->unpacked = (uint8_t*)arena_take(arena, share * (size_t)h->ranks);
         place->codes_t = (uint8_t*)arena_take(arena, transposed);
     }
 }
 
-static HqFsdp* describe(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
+static HqFsdp* describe(const Config* config, const Linear* linear, const Comm* comm, int ranks, const Piece* pieces, int count, int ring) {
     HqFsdp* h = (HqFsdp*)host_alloc(sizeof(HqFsdp));
     h->config = config;
     h->linear = linear;
     h->ops = linear->ops;
     h->comm = comm;
+    h->ranks = ranks;
     h->pieces = pieces;
     h->count = count;
     h->ring = ring;
@@ -71,17 +71,24 @@ static void forget(HqFsdp* h) {
     free(h);
 }
 
-size_t hqfsdp_bytes(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
-    HqFsdp* h = describe(config, linear, comm, pieces, count, ring);
+size_t hqfsdp_bytes(const Config* config, const Linear* linear, int ranks, const Piece* pieces, int count, int ring) {
+    HqFsdp* h = describe(config, linear, NULL, ranks, pieces, count, ring);
     Arena measure = {NULL, 0};
     place_all(h, &measure);
     forget(h);
     return measure.used;
 }
 
-HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm, const Piece* pieces, int count, int ring) {
-    HqFsdp* h = describe(config, linear, comm, pieces, count, ring);
-    h->memory = h->ops->alloc(hqfsdp_bytes(config, linear, comm, pieces, count, ring));
+size_t hqfsdp_own_bytes(const Linear* linear, const Piece* pieces, int count) {
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        if (travels_as_codes(&pieces[i])) bytes += wire_bytes(linear_code_fmt(linear), code_bytes(pieces[i].share, pieces[i].cols));
+    return bytes;
+}
+
+HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm, int ranks, const Piece* pieces, int count, int ring) {
+    HqFsdp* h = describe(config, linear, comm, ranks, pieces, count, ring);
+    h->memory = h->ops->alloc(hqfsdp_bytes(config, linear, ranks, pieces, count, ring));
     Arena arena = {(char*)h->memory, 0};
     place_all(h, &arena);
     return h;
@@ -95,49 +102,50 @@ void hqfsdp_free(HqFsdp* h) {
 static float* maximum_of(const HqFsdp* h, int piece, int part) { return h->maxima + (size_t)piece * kMaxParts + part; }
 static float* scale_of(const HqFsdp* h, int piece, int part) { return h->scales + ((size_t)piece * kMaxParts + part) * kScalePlace; }
 
-// This rank's rows of one matrix of the stack: `rows` of own_rows from `first` on; none if it owns none of that matrix.
+// Of some of a stack's rows those of one matrix: `rows` of them from `first` on; none if no row is that matrix's.
 typedef struct {
     int first, rows;
 } OwnPart;
 
-static OwnPart own_part(const Piece* p, LinearShape shape, int part) {
+static OwnPart own_part(int row0, int row_count, LinearShape shape, int part) {
     int start = 0;
     for (int i = 0; i < part; i++) start += shape.N[i];
-    int from = max_int(start, p->row0), to = min_int(start + shape.N[part], p->row0 + p->own);
-    OwnPart own = {from - p->row0, max_int(to - from, 0)};
+    int from = max_int(start, row0), to = min_int(start + shape.N[part], row0 + row_count);
+    OwnPart own = {from - row0, max_int(to - from, 0)};
     return own;
 }
 
-void hqfsdp_absmax(HqFsdp* h, int piece, Mat own_rows) {
+void hqfsdp_forget_maxima(HqFsdp* h) { h->ops->zero(h->maxima, sizeof(float) * (size_t)h->count * kMaxParts); }
+
+void hqfsdp_absmax(HqFsdp* h, int piece, int first, Mat rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
     for (int part = 0; part < shape.parts; part++) {
-        float* absmax = maximum_of(h, piece, part);
-        OwnPart own = own_part(p, shape, part);
-        h->ops->zero(absmax, sizeof(float));
-        if (own.rows) linear_rows_absmax(h->linear, absmax, mat_rows(own_rows, own.first, own.rows));
+        OwnPart own = own_part(p->row0 + first, rows.rows, shape, part);
+        if (own.rows) linear_rows_absmax(h->linear, maximum_of(h, piece, part), mat_rows(rows, own.first, own.rows));
     }
 }
 
 void hqfsdp_share_absmax(HqFsdp* h) {
+    if (h->ranks == 1) return;
     h->comm->all_reduce_max(h->maxima, h->count * kMaxParts);
     h->comm->wait(h->comm->start());
 }
 
-void hqfsdp_quantize(HqFsdp* h, int piece, Mat own_rows) {
+void hqfsdp_quantize(HqFsdp* h, int piece, int first, Mat rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
     size_t row_bytes = (size_t)linear_code_ld(p->cols);
     // Packed codes are quantized where whole ones are unpacked later, and packed from there.
     uint8_t* codes = packs(h->fmt) ? h->place[linear_of_stack(p->stack)].unpacked : h->codes[piece];
     for (int part = 0; part < shape.parts; part++) {
-        OwnPart own = own_part(p, shape, part);
+        OwnPart own = own_part(p->row0 + first, rows.rows, shape, part);
         // Every rank needs every scale, also of a matrix it owns no row of.
-        linear_rows_codes(h->linear, codes + (size_t)own.first * row_bytes * (own.rows > 0), scale_of(h, piece, part),
-                          mat_rows(own_rows, own.rows ? own.first : 0, own.rows), maximum_of(h, piece, part));
+        linear_rows_codes(h->linear, codes + (size_t)(first + own.first) * row_bytes * (own.rows > 0), scale_of(h, piece, part),
+                          mat_rows(rows, own.rows ? own.first : 0, own.rows), maximum_of(h, piece, part));
     }
     Mat share = {codes, p->share, p->cols, linear_code_ld(p->cols), h->fmt};
-    if (packs(h->fmt)) h->ops->pack_fp6(h->codes[piece], share);
+    if (packs(h->fmt) && first + rows.rows == p->own) h->ops->pack_fp6(h->codes[piece], share);
 }
 
 void hqfsdp_gather(HqFsdp* h, int piece, int slot) {
@@ -149,9 +157,9 @@ WeightOperand hqfsdp_operand(HqFsdp* h, int piece, int slot, Pass pass) {
     const Piece* p = &h->pieces[piece];
     const CodePlace* place = &h->place[linear_of_stack(p->stack)];
     LinearShape shape = stack_shape(h->config, p->stack);
-    uint8_t *codes = place->arrived[slot], *codes_t = pass == BACKWARD ? place->codes_t : NULL;
+    uint8_t *codes = h->ranks > 1 ? place->arrived[slot] : h->codes[piece], *codes_t = pass == BACKWARD ? place->codes_t : NULL;
     if (packs(h->fmt)) {
-        Mat whole = {place->unpacked, p->share * h->comm->ranks, p->cols, linear_code_ld(p->cols), h->fmt};
+        Mat whole = {place->unpacked, p->share * h->ranks, p->cols, linear_code_ld(p->cols), h->fmt};
         h->ops->unpack_fp6(whole, codes);
         codes = place->unpacked;
     }

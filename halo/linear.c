@@ -104,6 +104,15 @@ void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy) {
     g->absmax = (float*)arena_take(maxima, 2 * kMaxParts * sizeof(float));
 }
 
+bool linear_reads_weight(const Recipe* r) { return is_plain(r->fw) || is_plain(r->ew); }
+
+Recipe linear_frozen(const Recipe* r) {
+    const Opnd as_it_is = {BF16, NO_SCALE, false, 1};
+    Recipe frozen = *r;
+    frozen.ge = frozen.gx = as_it_is;
+    return frozen;
+}
+
 void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape) {
     const Recipe* r = ln->recipe;
     memset(w, 0, sizeof *w);
@@ -149,7 +158,7 @@ static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, 
 
 Prep linear_input_prep(const Linear* ln, const InputOperand* in) {
     const Recipe* r = ln->recipe;
-    if (is_plain(r->fx) || !same_opnd(r->fx, r->gx)) return kPrepNone;
+    if (is_plain(r->fx) || (!is_plain(r->gx) && !same_opnd(r->fx, r->gx))) return kPrepNone;
     Prep prep = {r->fx.rotate, r->fx.gran == PER_TENSOR ? in->absmax : NULL};
     return prep;
 }
@@ -257,7 +266,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOpe
     bool e_whole = is_plain(r->ee) && is_plain(r->ew), g_whole = is_plain(r->ge) && is_plain(r->gx);
     Side X = is_plain(r->gx) ? plain_side(in->g.codes, true) : side_codes_t(in->g);
     if (e_whole) ops->gemm(dx, plain_side(dy, false), plain_side(w, true), 0);
-    if (g_whole) ops->gemm(dw, plain_side(dy, true), X, beta);
+    if (g_whole && dw.data) ops->gemm(dw, plain_side(dy, true), X, beta);
     if (e_whole && g_whole) return;
     // ... the others go matrix by matrix; dX sums over them.
     Mat product = r->ee.rotate ? mat(ln->product, ln->rotated_rows, dx.cols, ops->act) : dx;
@@ -266,7 +275,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOpe
         GradSides dY = prepare_grad(ln, g, p, row, N);
         Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
         if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
-        if (!g_whole) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
+        if (!g_whole && dw.data) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
     }
     if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
     if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);

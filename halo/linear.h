@@ -70,6 +70,10 @@ C_API Linear linear_on(const Linear* ln, int tokens);
 
 // Must the producer's plain output (M,K) outlive the forward pass, because G reads it as it is?
 C_API bool linear_keeps_plain_input(const Recipe* r);
+// The recipe on a weight that is not trained: there is no G, whose operands are plain so that nothing is made for it.
+C_API Recipe linear_frozen(const Recipe* r);
+// Is W read as it is, by F or E?
+C_API bool linear_reads_weight(const Recipe* r);
 // Lays out what stays of X until backward. `x` is where the producer writes.
 C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x);
 // Lays out what is known of dY beside `dy` itself, the memory that it is written to.
@@ -102,7 +106,7 @@ C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w
 C_API float* linear_grad_maxima(const Linear* ln, const GradOperand* g);
 // The same maxima for a dY whose op does not find them: zeroes them, and takes a pass over dY.
 C_API void linear_measure_grad(const Linear* ln, GradOperand* g, LinearShape shape);
-// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G.
+// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G; of a frozen weight (linear_frozen) dw.data is NULL.
 C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
 // Right after linear_backward with beta 0: what the recipe did to the unquantized x (M,K), w (N,K; data NULL: there is none here) and

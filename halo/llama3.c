@@ -14,8 +14,12 @@
 // The head's logits exist one piece at a time, forward and backward together, since the loss's scale is known beforehand. The
 // head is a linear too, under a recipe of its own: each piece of the final norm is quantized with the scale of all of it, each
 // piece of the logits' gradient with its own.
+//
+// Under an adapter (adapter.h) no weight has a gradient: no product takes G, the backward pass stops at the lowest adapter, and of each
+// adapted linear the plain input and u stay for the adapter.
 #include "llama3.h"
 
+#include "adapter.h"
 #include "progress.h"
 
 typedef struct {
@@ -23,6 +27,7 @@ typedef struct {
     float *rstd1, *rstd2, *lse;
     InputOperand x[kLinearCount];    // h1, att, h2, act as products read them
     GradOperand dy[kLinearCount];    // the gradients of qkv, att Wo^T, gate_up, down as products read them
+    Mat u[kLinearCount];             // (BT, adapted matrices * rank) of the adapter
 } Block;
 
 typedef struct {
@@ -36,6 +41,16 @@ struct Model {
     Shard* shard;
     ModelOptions opt;
     bool gathers_codes;      // the shard hands out the linears' codes; else they are prepared here
+    bool frozen;             // an adapter is trained, not the weights; a recipe without G is in its frozen form
+    bool hut;                // the adapter is HUT: linears take effective weights, under the whole recipe
+    Recipe frozen_recipe, frozen_head;
+    Lora lora;
+    LoraShape lora_shape[kLinearCount];
+    LoraShape hut_shape[kLinearCount];
+    Mat effective[kLinearCount];   // (N, K) of HUT, of the layer at work; after its products, scratch of the adapter's backward
+    void* wide;              // (N, K) in F32, of the largest linear: products of HUT's factors, gradients of effective weights
+    bool drops;              // this micro-step drops some of the adapter's inputs
+    bool remaking;           // of a frozen model: activations are made again
     Linear linear;
     LinearShape shape[kLinearCount];
     Linear head;             // on the rows of a piece
@@ -58,6 +73,7 @@ struct Model {
     // backward
     Mat dres, dh, datt, dqkv, dact;   // (BT, C), (BT, C), (BT, NH HD), (BT, (NH + 2 NKV) HD), (BT, F)
     void* scratch;                    // of attention's and rmsnorm's backward
+    Mat no_grad;                      // (1, C) where the gradients of frozen norms go, to be read by nobody
 
     QuantStats stats;
     bool observing;                   // in this micro-step
@@ -71,13 +87,15 @@ struct Model {
     // generation
     Mat* cache;              // L of (slots * positions, 2 NKV HD)
     Mat wanted;              // (BT, C) the rows of h whose logits are wanted
+    int* best;               // (BT) the likeliest tokens
     const int *slot, *wanted_rows;
-    bool extending;          // this batch goes through the cache
+    bool extending;          // this batch goes to the cache
+    bool fresh;              // and holds whole beginnings of sequences, whose rows see nothing that is not in this batch
     void* memory;
     size_t memory_bytes;
 };
 
-enum { kBatchArrays = 6 };   // Batch has six; NewTokens and the rows wanted of it are fewer
+enum { kBatchArrays = 6 };   // Batch has six; so have NewTokens with the rows wanted of it and where its documents begin and end
 
 // The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
 static int head_unit(const Config* c) { return c->tied ? 0 : c->L + 1; }
@@ -90,10 +108,11 @@ static Mat take_mat(Arena* arena, int rows, int cols, Fmt fmt) {
 }
 static float* take_floats(Arena* arena, size_t n) { return (float*)arena_take(arena, n * sizeof(float)); }
 
-// Where a norm or SwiGLU writes: memory of its own if a product's backward reads it as it is, else scratch that the next
-// producer may overwrite.
-static Mat take_produced(const Model* m, Arena* arena, void* scratch, int cols) {
-    if (linear_keeps_plain_input(m->linear.recipe)) return take_mat(arena, m->BT, cols, m->ops->act);
+// Where a norm or SwiGLU writes for a linear: memory of its own if the linear's backward, or its adapter's, reads it as it is, else
+// scratch that the next producer may overwrite.
+static Mat take_produced(const Model* m, Arena* arena, void* scratch, int linear, int cols) {
+    bool kept = m->frozen && !m->hut ? m->lora_shape[linear].parts > 0 : linear_keeps_plain_input(m->linear.recipe);
+    if (kept) return take_mat(arena, m->BT, cols, m->ops->act);
     return mat(scratch, m->BT, cols, m->ops->act);
 }
 
@@ -103,6 +122,8 @@ static void place_block(Model* m, Block* b, Arena* input, Arena* mid, Arena* che
     Fmt act = m->ops->act;
     int BT = m->BT;
     b->res1 = take_mat(input, BT, c->C, act);
+    for (int i = 0; i < kLinearCount; i++)
+        if (m->lora_shape[i].parts) b->u[i] = take_mat(input, BT, lora_width(m->lora_shape[i]), act);
 
     b->rstd1 = take_floats(mid, BT);
     b->qkv = take_mat(mid, BT, linear_N(m->shape[LINEAR_QKV]), act);
@@ -113,11 +134,11 @@ static void place_block(Model* m, Block* b, Arena* input, Arena* mid, Arena* che
     b->rstd2 = take_floats(mid, BT);
     b->gate_up = take_mat(mid, BT, 2 * c->F, act);
 
-    b->h1 = take_produced(m, cheap, produced, c->C);
+    b->h1 = take_produced(m, cheap, produced, LINEAR_QKV, c->C);
     linear_place_input(ln, &b->x[LINEAR_QKV], cheap, maxima, m->shape[LINEAR_QKV], b->h1);
-    b->h2 = take_produced(m, cheap, produced, c->C);
+    b->h2 = take_produced(m, cheap, produced, LINEAR_GATE_UP, c->C);
     linear_place_input(ln, &b->x[LINEAR_GATE_UP], cheap, maxima, m->shape[LINEAR_GATE_UP], b->h2);
-    b->act = take_produced(m, cheap, produced, c->F);
+    b->act = take_produced(m, cheap, produced, LINEAR_DOWN, c->F);
     linear_place_input(ln, &b->x[LINEAR_DOWN], cheap, maxima, m->shape[LINEAR_DOWN], b->act);
 
     if (!m->opt.train) return;
@@ -161,14 +182,17 @@ static void place_weights(Model* m, Arena* arena, Arena* maxima) {
 }
 
 static void place_cache(Model* m, Arena* arena) {
+    int spare = m->ops->round_rows ? 1 : 0;   // the sequence of rows that fill a batch up
     for (int l = 0; m->opt.slots && l < m->c.L; l++)
-        m->cache[l] = take_mat(arena, m->opt.slots * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
+        m->cache[l] = take_mat(arena, (m->opt.slots + spare) * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
 }
+
+static Fmt logits_fmt(const Model* m) { return m->opt.slots ? F32 : m->ops->act; }
 
 // The rows of a piece of logits: whole tiles of products if it has room for one.
 static int piece_rows(const Model* m) {
     enum { kTileRows = 128 };
-    size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(m->ops->act));
+    size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(logits_fmt(m)));
     int rows = fit < 1 ? 1 : fit > (size_t)m->most_rows ? m->most_rows : (int)fit;
     return rows < m->most_rows && rows >= kTileRows ? rows / kTileRows * kTileRows : rows;
 }
@@ -196,6 +220,7 @@ static void place_backward(Model* m, Arena* arena) {
     m->dqkv = take_mat(arena, m->BT, linear_N(m->shape[LINEAR_QKV]), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
+    if (m->frozen) m->no_grad = take_mat(arena, 1, c->C, F32);
 }
 
 // First of all that a batch takes: what was observed stays where it is when a batch of other rows follows.
@@ -218,6 +243,17 @@ static void place_lasting(Model* m, Arena* arena, ModelBytes* bytes) {
     bytes->cache = arena->used - bytes->codes;
 }
 
+static void place_effective(Model* m, Arena* arena) {
+    size_t widest = 0;
+    for (int i = 0; i < kLinearCount; i++) {
+        if (!m->hut_shape[i].parts) continue;
+        int N = linear_N(m->shape[i]), K = m->shape[i].K;
+        m->effective[i] = take_mat(arena, N, K, m->ops->act);
+        if (widest < (size_t)N * K) widest = (size_t)N * K;
+    }
+    m->wide = widest ? take_floats(arena, widest) : NULL;
+}
+
 // What a batch of m->BT rows takes. Fewer rows take no more in any part, so that they fit wherever the most rows do.
 static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes* bytes) {
     const Config* c = &m->c;
@@ -226,11 +262,16 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     int rows = min_int(m->most_piece_rows, m->BT);
     if (m->opt.train && m->opt.observe) place_stats(m, arena, recipe);
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
-    linear_place(&m->head, arena, m->ops, m->opt.head, &m->head_shape, 1, rows, 0);
+    linear_place(&m->head, arena, m->ops, m->head.recipe, &m->head_shape, 1, rows, 0);
+    lora_place(&m->lora, arena, m->ops, c, m->BT, m->opt.train);
+    place_effective(m, arena);
     m->branch = take_mat(arena, m->BT, c->C, act);
-    m->logits = take_mat(arena, rows, c->V, act);
+    m->logits = take_mat(arena, rows, c->V, logits_fmt(m));
     m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
-    if (m->opt.slots) m->wanted = take_mat(arena, m->BT, c->C, act);
+    if (m->opt.slots) {
+        m->wanted = take_mat(arena, m->BT, c->C, act);
+        m->best = (int*)arena_take(arena, sizeof(int) * m->BT);
+    }
     if (m->opt.train) place_backward(m, arena);
 
     // The maxima lie together, so that one call zeroes them: measured here, placed as one.
@@ -253,8 +294,13 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
 // Returns what the parts take.
 static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
     ModelBytes bytes = {0, 0, 0, 0};
+    if (m->frozen) m->frozen_head = linear_frozen(m->opt.head);
+    if (m->frozen && !m->hut) {
+        m->frozen_recipe = linear_frozen(recipe);
+        recipe = &m->frozen_recipe;
+    }
     m->linear = linear_of(m->ops, recipe);
-    m->head = linear_of(m->ops, m->opt.head);
+    m->head = linear_of(m->ops, m->frozen ? &m->frozen_head : m->opt.head);
     place_lasting(m, arena, &bytes);
     place_batch(m, arena, recipe, &bytes);
     return bytes;
@@ -278,7 +324,12 @@ static void model_shape(Model* m, const Config* config, const Ops* ops, bool gat
     m->gathers_codes = gathers_codes;
     m->BT = m->most_rows = options.B * options.T;
     m->most_piece_rows = piece_rows(m);
-    for (int i = 0; i < kLinearCount; i++) m->shape[i] = stack_shape(config, kLinears[i].stack);
+    m->frozen = config->adapter.kind != ADAPTER_NONE;
+    m->hut = config->adapter.kind == ADAPTER_HUT;
+    for (int i = 0; i < kLinearCount; i++) {
+        m->shape[i] = stack_shape(config, kLinears[i].stack);
+        *(m->hut ? &m->hut_shape[i] : &m->lora_shape[i]) = lora_shape(config, i);
+    }
     m->head_shape = stack_shape(config, head_stack(config));
     m->blocks = (Block*)host_alloc(sizeof(Block) * (size_t)config->L);
     m->weights = (BlockWeights*)host_alloc(sizeof(BlockWeights) * (size_t)config->L);
@@ -348,38 +399,76 @@ float* rope_table(const Config* c, const Ops* ops, int positions) {
 // ---- the pieces of a block, forward
 
 static Attn attention_shape(const Model* m) {
-    Attn a = {m->BT / m->opt.T, m->opt.T, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
+    int B = m->extending ? 1 : m->BT / m->opt.T;   // new tokens are one row of documents
+    Attn a = {B, m->BT / B, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
     return a;
 }
 
-// y = x W^T of one of the block's linears.
+// What a linear reads, as its producer wrote it.
+static Mat linear_input(const Block* b, int linear) {
+    switch (linear) {
+        case LINEAR_QKV: return b->h1;
+        case LINEAR_O: return b->att;
+        case LINEAR_GATE_UP: return b->h2;
+        case LINEAR_DOWN: return b->act;
+        default: die("linear_input: linear %d", linear);
+    }
+}
+
+// The mask of an adapter's input: named by step, layer and linear, and by where a value lies in the step's global batch, so that it is
+// the same in each pass, and whatever the number of ranks. Bit 63 keeps it apart from other uses of a seed.
+static Noise drop_noise(const Model* m, const Unit* u, int layer, int linear) {
+    uint64_t stream = (uint64_t)1 << 63 | (uint64_t)u->step << 16 | (uint64_t)layer << 3 | (uint64_t)linear;
+    Noise noise = {m->c.adapter.seed, stream, (uint64_t)u->micro_batch * (uint64_t)m->most_rows * (uint64_t)m->shape[linear].K};
+    return noise;
+}
+
+// The stacked weight that the products of a linear read.
+static Mat linear_weight(const Model* m, const Unit* u, int linear) {
+    return m->hut_shape[linear].parts ? m->effective[linear] : u->w[kLinears[linear].stack];
+}
+
+// y = x W^T of one of the block's linears, and what its adapter adds.
 static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
-    const BlockWeights* w = &m->weights[b - m->blocks];
-    linear_forward(&m->linear, y, &b->x[linear], u->w[kLinears[linear].stack], &w->w[linear], m->shape[linear]);
+    int layer = (int)(b - m->blocks);
+    const BlockLinear* l = &kLinears[linear];
+    linear_forward(&m->linear, y, &b->x[linear], linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
+    if (!m->lora_shape[linear].parts) return;
+    Noise drop = drop_noise(m, u, layer, linear);
+    lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
+}
+
+// Is the linear's operand read? Not when activations are made again for the adapter alone.
+static bool operand_is_read(const Model* m, int linear) {
+    return !m->remaking || (m->opt.recompute == RECOMPUTE_BLOCK && linear != LINEAR_DOWN);
 }
 
 // h = rmsnorm(res = x + delta), prepared for the linear that reads it.
 static void norm_forward(Model* m, Block* b, const Unit* u, int linear, Mat h, float* rstd, Mat res, Mat x, Mat delta) {
-    Prep prep = linear_input_prep(&m->linear, &b->x[linear]);
+    bool read = operand_is_read(m, linear);
+    Prep prep = read ? linear_input_prep(&m->linear, &b->x[linear]) : kPrepNone;
     m->ops->rmsnorm_forward(h, rstd, res, x, delta, u->w[kLinears[linear].norm], m->c.norm_eps, prep);
-    linear_prepare_input(&m->linear, &b->x[linear], h, prep);
+    if (read) linear_prepare_input(&m->linear, &b->x[linear], h, prep);
 }
 
 static void swiglu_forward(Model* m, Block* b) {
-    Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_DOWN]);
+    bool read = operand_is_read(m, LINEAR_DOWN);
+    Prep prep = read ? linear_input_prep(&m->linear, &b->x[LINEAR_DOWN]) : kPrepNone;
     m->ops->swiglu_forward(b->act, b->gate_up, prep);
-    linear_prepare_input(&m->linear, &b->x[LINEAR_DOWN], b->act, prep);
+    if (read) linear_prepare_input(&m->linear, &b->x[LINEAR_DOWN], b->act, prep);
 }
 
 // Over the batch's own tokens, or over what the cache holds of each row's sequence.
 static void attention_forward(Model* m, Block* b) {
     const Config* c = &m->c;
+    const Ops* ops = m->ops;
+    Mat cache = m->cache[b - m->blocks];
+    bool cached = m->extending && !m->fresh;
     Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_O]);
-    if (prep.rotate || m->extending) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
-    if (m->extending)
-        m->ops->attention_cached(b->att, m->cache[b - m->blocks], b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
-    else
-        m->ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
+    if (prep.rotate || cached) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
+    if (cached) ops->attention_cached(b->att, cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
+    else ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
+    if (m->fresh) ops->attention_append(cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
     linear_prepare_input(&m->linear, &b->x[LINEAR_O], b->att, prep);
 }
 
@@ -408,6 +497,7 @@ static void block_forward(Model* m, Block* b, const Block* below, const Unit* u)
 // Makes again, by the same calls, what --recompute did not keep.
 static void block_again(Model* m, Block* b, const Unit* u) {
     if (m->opt.recompute == RECOMPUTE_NONE) return;
+    m->remaking = m->frozen && !m->hut;
     norm_forward(m, b, u, LINEAR_QKV, b->h1, b->rstd1, b->res1, b->res1, kNothing);
     if (m->opt.recompute == RECOMPUTE_BLOCK) {
         block_middle(m, b, u);
@@ -415,6 +505,7 @@ static void block_again(Model* m, Block* b, const Unit* u) {
         norm_forward(m, b, u, LINEAR_GATE_UP, b->h2, b->rstd2, b->res2, b->res2, kNothing);
         swiglu_forward(m, b);
     }
+    m->remaking = false;
 }
 
 // ---- backward of a block: dres holds the gradient of its output, and then of its input.
@@ -433,12 +524,33 @@ static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     }
 }
 
-// dx = dy W and dW of one of the block's linears.
+// What the adapter of a linear adds to dx (data NULL: not wanted), and its gradients.
+static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
+    const BlockLinear* l = &kLinears[linear];
+    Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
+    lora_backward(&m->lora, m->lora_shape[linear], dx, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
+                  linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
+}
+
+// The factors' gradients of a linear, from dw, that of its effective weight as G left it.
+static void block_hut_backward(Model* m, const Unit* u, int linear, Mat dw) {
+    const BlockLinear* l = &kLinears[linear];
+    linear_finish_grad(&m->linear, dw);
+    hut_backward(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[linear], u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, dw, u->w[l->stack],
+                 u->w[l->a], u->w[l->b], m->effective[linear].data);
+}
+
+// dx = dy W (data NULL: nobody below wants it) and dW of one of the block's linears, or its adapter's gradients.
 static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     Stack stack = kLinears[linear].stack;
     int layer = (int)(b - m->blocks);
-    linear_backward(&m->linear, dx, u->g[stack], u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], u->w[stack],
-                    &m->weights[layer].w[linear], m->shape[linear]);
+    bool hut = m->hut_shape[linear].parts > 0;
+    Mat dw = hut ? mat(m->wide, linear_N(m->shape[linear]), m->shape[linear].K, F32) : u->g[stack];
+    if (dx.data)
+        linear_backward(&m->linear, dx, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
+                        &m->weights[layer].w[linear], m->shape[linear]);
+    if (hut) block_hut_backward(m, u, linear, dw);
+    if (m->lora_shape[linear].parts) block_lora_backward(m, b, u, linear, dx);
     if (!m->observing) return;
     check(u->fresh, "model_observe: not the first micro-step");
     linear_observe(&m->linear, &m->stats, layer, linear, plain_input(m, b, u, linear), u->w[stack], b->dy[linear].dy, u->g[stack]);
@@ -446,24 +558,30 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
 
 static float* grad_maxima(const Model* m, const Block* b, int linear) { return linear_grad_maxima(&m->linear, &b->dy[linear]); }
 
+// Where a norm's gradient is added up.
+static Mat norm_grad(const Model* m, const Unit* u, Stack stack) {
+    if (m->frozen) return m->no_grad;
+    if (u->fresh) m->ops->zero(u->g[stack].data, mat_bytes(u->g[stack]));
+    return u->g[stack];
+}
+
 // `below` is the block under it, whose output's gradient this block's input gradient is; NULL for the first.
 static void block_backward(Model* m, Block* b, const Block* below, const Unit* u) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
-    if (u->fresh) {
-        ops->zero(u->g[S_ATTN_NORM].data, mat_bytes(u->g[S_ATTN_NORM]));
-        ops->zero(u->g[S_MLP_NORM].data, mat_bytes(u->g[S_MLP_NORM]));
-    }
+    Mat g_attn = norm_grad(m, u, S_ATTN_NORM), g_mlp = norm_grad(m, u, S_MLP_NORM);
+    bool lowest = m->frozen && !below;   // an embedding that is frozen wants no gradient
     block_linear_backward(m, b, u, LINEAR_DOWN, m->dact);
     ops->swiglu_backward(b->gate_up, m->dact, b->gate_up, grad_maxima(m, b, LINEAR_GATE_UP));   // in place: the last reader of gate_up
     block_linear_backward(m, b, u, LINEAR_GATE_UP, m->dh);
-    ops->rmsnorm_backward(m->dres, u->g[S_MLP_NORM], m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, grad_maxima(m, b, LINEAR_O));
+    ops->rmsnorm_backward(m->dres, g_mlp, m->dh, b->res2, u->w[S_MLP_NORM], b->rstd2, m->scratch, grad_maxima(m, b, LINEAR_O));
 
     block_linear_backward(m, b, u, LINEAR_O, m->datt);
     ops->attention_backward(m->dqkv, m->datt, b->att, b->qkv, b->lse, attention_shape(m), m->scratch);
     ops->rope(m->dqkv, m->cos_sin, m->pos, c->NH, c->NKV, c->HD, true, grad_maxima(m, b, LINEAR_QKV));
-    block_linear_backward(m, b, u, LINEAR_QKV, m->dh);
-    ops->rmsnorm_backward(m->dres, u->g[S_ATTN_NORM], m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch,
+    block_linear_backward(m, b, u, LINEAR_QKV, lowest && !m->hut ? kNothing : m->dh);
+    if (lowest) return;
+    ops->rmsnorm_backward(m->dres, g_attn, m->dh, b->res1, u->w[S_ATTN_NORM], b->rstd1, m->scratch,
                           below ? grad_maxima(m, below, LINEAR_DOWN) : NULL);
 }
 
@@ -473,8 +591,13 @@ static const Unit* acquire_block(Model* m, int l, Pass pass) {
     const Unit* u = shard_acquire(m->shard, 1 + l, pass);
     BlockWeights* w = &m->weights[l];
     if (u->quantized) memcpy(w->w, u->q, sizeof w->w);
-    for (int i = 0; !u->quantized && !w->prepared && i < kLinearCount; i++)
-        linear_prepare_weight(&m->linear, &w->w[i], u->w[kLinears[i].stack], m->shape[i]);
+    for (int i = 0; i < kLinearCount; i++) {
+        const BlockLinear* line = &kLinears[i];
+        if (m->hut_shape[i].parts && (!w->prepared || linear_reads_weight(m->linear.recipe)))
+            hut_effective(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[i], m->effective[i], u->w[line->stack], u->w[line->a], u->w[line->b],
+                          m->wide);
+        if (!u->quantized && !w->prepared) linear_prepare_weight(&m->linear, &w->w[i], linear_weight(m, u, i), m->shape[i]);
+    }
     w->prepared = true;
     return u;
 }
@@ -503,7 +626,7 @@ static void upload_batch(Model* m, const Batch* batch) {
     const int* const from[kBatchArrays] = {batch->tokens, batch->targets, batch->pos, batch->start, batch->end, batch->order};
     const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
     progress_phase("embedding", -1);
-    m->extending = false;
+    m->extending = m->fresh = false;
     set_rows(m, batch->B * m->opt.T);
     upload_inputs(m, from, to, kBatchArrays, m->BT);
 }
@@ -570,17 +693,18 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
     }
 }
 
-// The logits after some rows of the final norm, as floats on the host.
-static void logits_to_host(Model* m, Mat h, float* out) {
+// The logits after the first `rows` rows of h, which are of the final norm, as floats on the host.
+static void logits_to_host(Model* m, Mat h, int rows, float* out) {
     const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
-    for (int row = 0; row < h.rows; row += m->logits.rows) {
+    for (int row = 0; row < rows; row += m->logits.rows) {
         HeadPiece p = head_piece(m, h, row);
         head_forward(m, head, &p);
-        size_t count = p.logits.rows * V;
-        m->ops->download(raw, p.logits.data, mat_bytes(p.logits));
-        if (p.logits.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
+        Mat wanted = mat_rows(p.logits, 0, min_int(p.logits.rows, rows - row));
+        size_t count = wanted.rows * V;
+        m->ops->download(raw, wanted.data, mat_bytes(wanted));
+        if (wanted.fmt == F32) memcpy(out + row * V, raw, count * sizeof(float));
         else
             for (size_t i = 0; i < count; i++) out[row * V + i] = f32_from_bf16(((uint16_t*)raw)[i]);
     }
@@ -590,27 +714,67 @@ static void logits_to_host(Model* m, Mat h, float* out) {
 void model_logits(Model* m, const Batch* batch, float* out) {
     upload_batch(m, batch);
     trunk_forward(m);
-    logits_to_host(m, m->h, out);
+    logits_to_host(m, m->h, m->BT, out);
+}
+
+// Whether each sequence among n rows begins in them, and has its rows side by side: then each is a document of one row of tokens.
+static bool begins_sequences(int n, const int* slot, const int* pos, int* start, int* end) {
+    for (int i = 0; i < n; i++) {
+        bool goes_on = i && slot[i] == slot[i - 1] && pos[i] == pos[i - 1] + 1;
+        if (!goes_on && pos[i]) return false;
+        start[i] = i - pos[i];
+    }
+    for (int i = n - 1; i >= 0; i--) end[i] = i + 1 < n && pos[i + 1] ? end[i + 1] : i + 1;
+    return true;
+}
+
+static int rounded_rows(const Model* m, int rows, int most) {
+    return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
+}
+
+// Appends the tokens; the rows of the final norm after the wanted ones, and some more. What fills the batch up are copies of one token at
+// the start of the spare sequence, and of the first wanted row.
+static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
+    check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
+    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
+    int* host = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)n);   // (kBatchArrays, n)
+    int *tokens = host, *slot = host + n, *pos = host + 2 * n, *wanted_rows = host + 3 * n, *start = host + 4 * n, *end = host + 5 * n;
+    for (int i = 0; i < n; i++) {
+        bool given = i < batch->rows;
+        tokens[i] = given ? batch->tokens[i] : 0;
+        slot[i] = given ? batch->slot[i] : m->opt.slots;
+        pos[i] = given ? batch->pos[i] : 0;
+        wanted_rows[i] = wanted_count ? wanted[i < wanted_count ? i : 0] : 0;
+    }
+    const int* const from[] = {tokens, slot, pos, wanted_rows, start, end};
+    const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows, &m->start, &m->end};
+    progress_phase("generating", -1);
+    m->extending = true;
+    m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
+    set_rows(m, n);
+    upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
+    trunk_forward(m);
+    free(host);
+    Mat rows = mat_rows(m->wanted, 0, wanted_n);
+    if (wanted_count) m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+    return rows;
 }
 
 void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits) {
-    check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
-    int n = batch->rows;
-    int* wanted_rows = (int*)host_alloc(sizeof(int) * (size_t)n);
-    memcpy(wanted_rows, wanted, sizeof(int) * (size_t)wanted_count);
-    const int* const from[] = {batch->tokens, batch->slot, batch->pos, wanted_rows};
-    const int** const to[] = {&m->tokens, &m->slot, &m->pos, &m->wanted_rows};
-    progress_phase("generating", -1);
-    m->extending = true;
-    set_rows(m, n);
-    upload_inputs(m, from, to, 4, n);
-    trunk_forward(m);
-    if (wanted_count) {
-        Mat rows = mat_rows(m->wanted, 0, wanted_count);
-        m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
-        logits_to_host(m, rows, logits);
+    Mat rows = extend_trunk(m, batch, wanted, wanted_count);
+    if (wanted_count) logits_to_host(m, rows, wanted_count, logits);
+}
+
+void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, int* best) {
+    Mat rows = extend_trunk(m, batch, wanted, wanted_count);
+    if (!wanted_count) return;
+    const Unit* head = acquire_head(m, FORWARD);
+    for (int row = 0; row < wanted_count; row += m->logits.rows) {
+        HeadPiece p = head_piece(m, rows, row);
+        head_forward(m, head, &p);
+        m->ops->argmax(m->best + row, p.logits);
     }
-    free(wanted_rows);
+    m->ops->download(best, m->best, sizeof(int) * (size_t)wanted_count);
 }
 
 // Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
@@ -627,19 +791,28 @@ static void head_forward_backward(Model* m, float scale, float* loss) {
     }
 }
 
+static void embedding_backward(Model* m) {
+    const Unit* embedding = shard_acquire(m->shard, 0, BACKWARD);
+    Mat g = embedding->g[S_EMBED];
+    if (embedding->fresh && !m->c.tied) m->ops->zero(g.data, mat_bytes(g));
+    m->ops->embed_backward(g, m->dres, m->tokens, m->order);
+    shard_reduce(m->shard, 0);
+}
+
 void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     check(m->opt.train, "model_train_step: the model was made for inference");
     const Ops* ops = m->ops;
     int L = m->c.L;
     upload_batch(m, batch);
+    m->drops = m->lora.dropout > 0;
     trunk_forward(m);
     progress_phase("loss", -1);
     head_forward_backward(m, scale, loss);
 
     const Unit* tail = shard_acquire(m->shard, L + 1, BACKWARD);
-    if (tail->fresh) ops->zero(tail->g[S_FINAL_NORM].data, mat_bytes(tail->g[S_FINAL_NORM]));
+    Mat g_norm = norm_grad(m, tail, S_FINAL_NORM);
     ops->zero(m->dres.data, mat_bytes(m->dres));
-    ops->rmsnorm_backward(m->dres, tail->g[S_FINAL_NORM], m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
+    ops->rmsnorm_backward(m->dres, g_norm, m->dh, m->res, tail->w[S_FINAL_NORM], m->rstd, m->scratch,
                           grad_maxima(m, &m->blocks[L - 1], LINEAR_DOWN));
     shard_reduce(m->shard, L + 1);
 
@@ -651,12 +824,8 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
         shard_reduce(m->shard, 1 + l);
     }
 
-    const Unit* embedding = shard_acquire(m->shard, 0, BACKWARD);
-    Mat g = embedding->g[S_EMBED];
-    if (embedding->fresh && !m->c.tied) ops->zero(g.data, mat_bytes(g));
-    ops->embed_backward(g, m->dres, m->tokens, m->order);
-    shard_reduce(m->shard, 0);
-    m->observing = false;
+    if (!m->frozen) embedding_backward(m);
+    m->observing = m->drops = false;
 }
 
 void model_observe(Model* m) {

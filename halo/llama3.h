@@ -65,7 +65,10 @@ typedef struct {
     const int* pos;     // the token's position in it: rising within a sequence, from where the cache ends
 } NewTokens;
 // Appends the tokens to the cache and writes the logits after the rows wanted[0 .. wanted_count), floats (wanted_count, V) on the host.
-// On the CPU a sequence gets the bits that it gets alone.
+// On the CPU a sequence gets the bits that it gets alone. The logits of a model with a cache are not rounded to BF16, where the largest
+// would often be equals.
 C_API void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits);
+// The same, but of the logits after each wanted row only which token has the largest (ops.h, argmax): best (wanted_count) on the host.
+C_API void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, int* best);
 
 #endif

@@ -7,7 +7,7 @@
 typedef struct {
     ShardBytes shard;
     ModelBytes model;
-    size_t staging;    // what ranks and the backend hold for themselves
+    size_t staging;    // what ranks and the backend hold for themselves from their start
     size_t together;
 } MemoryPlan;
 

@@ -4,6 +4,10 @@
 // Letters: B sequences of T tokens (BT = B*T rows), C model width, V vocabulary, NH query heads and NKV key/value heads of HD
 // each, F the MLP's width; M, N, K in products. All work of a backend runs in call order; nothing but `download` and `sync`
 // waits for it.
+//
+// Words: a stack is the matrices of a layer that lie below each other as one (q, k and v; gate and up), a unit is what is gathered and
+// updated at a time: the embedding, a layer, or the tail. A piece is one stack of one unit, and a rank's share the rows of a piece that the
+// rank owns (shard.h). A place is where something lies: a gathered unit in memory, a value in a table.
 #ifndef HALO_OPS_H
 #define HALO_OPS_H
 
@@ -190,14 +194,18 @@ typedef struct Ops {
     void (*copy)(void* dst, const void* src, size_t bytes);
     void (*zero)(void* dst, size_t bytes);
     void (*sync)(void);
-    size_t (*free_bytes)(void);       // what `alloc` could still give
+    size_t (*free_bytes)(void);       // what `alloc` could still give, once the backend has taken its workspace
     size_t (*total_bytes)(void);      // of the device, or the host
-    size_t (*workspace_bytes)(void);  // what the backend takes for itself with its first products
+    size_t (*workspace_bytes)(void);  // what the backend allocates for itself when it starts and holds to the end; its ops allocate nothing
     // ---- time. A mark is reached when all work before it is done; the milliseconds between two marks wait for the later one.
     // `forget_marks` lets all marks be used anew.
     int (*mark)(void);
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
+
+    // ---- how many rows a batch of `rows` had better have where their number changes from call to call: a GPU's products are planned, and
+    // large ones timed, once per shape, so that it wants few of them. Never fewer rows; of more rows never fewer. NULL: any number is as good.
+    int (*round_rows)(int rows);
 
     // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
     // order, and so its rounding, independent of how the work is cut. dw += .
@@ -227,6 +235,9 @@ typedef struct Ops {
     // (rows) ints on the backend. Rows of one sequence come with rising positions. y (rows, NH HD): a row's bits do not depend on
     // which other rows come with it.
     void (*attention_cached)(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD);
+    // The first half of attention_cached alone: k and v of the rows to the cache, for rows that attend only to each other and therefore go
+    // through attention_forward. NULL: this backend's attention_cached is as fast.
+    void (*attention_append)(Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD);
 
     // ---- SwiGLU (Shazeer 2020): y = silu(gate) * up, both halves side by side in gate_up (BT, 2F); y (BT, F)
     void (*swiglu_forward)(Mat y, Mat gate_up, Prep prep);
@@ -236,6 +247,8 @@ typedef struct Ops {
     // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
     // want_grad, logits <- scale * d loss / d logits in place
     void (*cross_entropy)(float* loss, Mat logits, const int* labels, float scale, bool want_grad);
+    // best (rows) = the column of the largest logit of each row of logits (rows, V) in F32: the lowest of equals; NaN is never the largest
+    void (*argmax)(int* best, Mat logits);
 
     // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
     // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale
@@ -269,6 +282,13 @@ typedef struct Ops {
     void (*transpose_codes)(Mat y, Mat x);             // y (cols, rows) = x^T, one byte a code
     void (*pack_fp6)(uint8_t* packed, Mat codes);      // every four FP6 codes of (rows, ld) in three bytes; ld is a multiple of 4
     void (*unpack_fp6)(Mat codes, const uint8_t* packed);
+
+    // ---- adapters. y = factor * x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
+    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
+    // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
+    void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
+    void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;
 
 C_API const Ops cpu_f32_ops, cpu_bf16_ops;

@@ -20,7 +20,7 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Flag kFlags[] = {
-    {"model", TEXT, AT(model), kAll, true, NULL, "DIR", "Hugging Face directory: config.json, *.safetensors, tokenizer.json"},
+    {"model", TEXT, AT(model), kAll | INSPECT, true, NULL, "DIR|FILE.gguf", "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
     {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
     {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
     {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
@@ -37,13 +37,14 @@ static const Flag kFlags[] = {
     {"pack", TRISTATE, AT(pack), TRAIN | EVAL, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
     {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
-    {"level", TEXT, AT(level), TRAIN | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
-    {"dtype", TEXT, AT(dtype), TRAIN | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
-    {"recipe", TEXT, AT(recipe), TRAIN | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
+    {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
+    {"dtype", TEXT, AT(dtype), TRAIN | EVAL | GENERATE | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
+    {"recipe", TEXT, AT(recipe), TRAIN | EVAL | GENERATE | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | EVAL | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
+    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
+    {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
@@ -55,7 +56,7 @@ static const Flag kFlags[] = {
     {"beta2", NUMBER, AT(beta2), TRAIN, true, "0.999", "X", "AdamW"},
     {"eps", NUMBER, AT(eps), TRAIN, true, "1e-8", "X", "AdamW"},
     {"clip", NUMBER, AT(clip), TRAIN, true, "0", "X", "clip the gradient's norm; 0: never"},
-    {"seed", INTEGER, AT(seed), TRAIN | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
+    {"seed", INTEGER, AT(seed), TRAIN | EVAL | GENERATE | BENCH, true, "0", "N", "of shuffling, random weights, rounding, sampling"},
     {"master", CHOICE, AT(master), TRAIN | BENCH, true, "fp32", "fp32|bf16-sr", "FP32 master weights, or BF16 with stochastic rounding"},
     {"grad-dtype", CHOICE, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
     {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
@@ -64,24 +65,42 @@ static const Flag kFlags[] = {
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
+    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora|hut", "train low-rank factors on frozen weights, instead of the weights: LoRA's sum, HUT's product"},
+    {"rank", INTEGER, AT(rank), TRAIN | BENCH, true, "16", "N", "of the adapter's factors"},
+    {"alpha", NUMBER, AT(alpha), TRAIN | BENCH, true, "32", "X", "the adapter counts alpha / rank times"},
+    {"rslora", SWITCH, AT(rslora), TRAIN | BENCH, true, NULL, NULL, "alpha / sqrt(rank) instead (some servers read it as alpha / rank)"},
+    {"dropout", NUMBER, AT(dropout), TRAIN | BENCH, true, "0", "X", "of the adapter's input, in training"},
+    {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST", "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
+    {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR", "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
+    {"merge", SWITCH, AT(merge), EXPORT, false, NULL, NULL, "add the adapter to the weights and write a whole model"},
     {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
-    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest checkpoint in --out"},
+    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest whole checkpoint in --out; without one: start"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
-    {"keep", INTEGER, AT(keep), TRAIN, false, "1", "N", "checkpoints to keep"},
+    {"gguf", TEXT, AT(gguf), EXPORT, false, NULL, "FILE", "write a GGUF file for llama.cpp, instead of --out or beside it"},
+    {"gguf-type", CHOICE, AT(gguf_type), EXPORT, false, "bf16", "bf16|f16|q8_0", "the type of its matrices"},
+    {"keep", INTEGER, AT(keep), TRAIN, false, "2", "N", "checkpoints to keep"},
+    {"keep-best", SWITCH, AT(keep_best), TRAIN, false, NULL, NULL, "save, and keep beside them, the one with the lowest loss on --val"},
+    {"resume-from", TEXT, AT(resume_from), TRAIN | EXPORT, false, NULL, "DIR", "go on from this checkpoint (.../checkpoints/step-00000040)"},
+    {"overwrite", SWITCH, AT(overwrite), TRAIN | EXPORT, false, NULL, NULL, "--out may hold a model, --log the lines of another run: they are replaced"},
+    {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip", "a step whose loss or gradient is not finite: end there, or leave it out"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
     {"json", SWITCH, AT(json), INSPECT, false, NULL, NULL, "a line of JSON an example: text, tokens, trained"},
+    {"generate", INTEGER, AT(generate), BENCH, false, "0", "N", "time N answers of --max-tokens side by side to prompts of --seq tokens instead"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
-    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss", "what to evaluate"},
+    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss|exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "the loss, or the share of generated answers that are right"},
+    {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
+    {"answers", TEXT, AT(answers), EVAL, false, NULL, "FILE", "write prompts, answers and verdicts here, a JSON line each"},
+    {"score", TEXT, AT(score), EVAL, false, NULL, "FILE", "judge the answers in such a file again; no model is needed"},
     {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
-    {"max-tokens", INTEGER, AT(max_tokens), GENERATE, false, "256", "N", "longest answer"},
-    {"temperature", NUMBER, AT(temperature), GENERATE, false, "0", "X", "0: greedy"},
-    {"top-p", NUMBER, AT(top_p), GENERATE, false, "1", "X", "sample within this much probability"},
+    {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
+    {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
+    {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
     {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
-    {"help", SWITCH, AT(help), kAll, false, NULL, NULL, "this text"},
+    {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
@@ -268,11 +287,18 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
     memset(&o, 0, sizeof o);
     for (int i = 0; i < kFlagCount; i++)
         if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback);
+    bool given[kFlagCount] = {false};
     for (int a = first; a < argc; a++) {
+        if (c->bit == VERIFY && !o.model && argv[a][0] != '-') {
+            o.model = argv[a];
+            continue;
+        }
         if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
         const char* name = argv[a] + 2;
         const Flag* found = flag_named(name, c->bit);
         if (!found) unknown_flag(name, c->name, c->bit);
+        if (given[found - kFlags]) user_error("--%s: given twice; leave one of them away", name);
+        given[found - kFlags] = true;
         bool alone = found->type == TRISTATE && (a + 1 == argc || !strncmp(argv[a + 1], "--", 2));
         if (found->type == SWITCH || alone) options_set(&o, c->bit, name, "yes");
         else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
@@ -282,6 +308,11 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
         print_help(commands, command_count, c);
         exit(0);
     }
+    if (o.resume_from) o.resume = true;
+    const char* const kNamedByRecipe[] = {"level", "dtype"};
+    for (size_t i = 0; o.recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++)
+        if (given[flag_named(kNamedByRecipe[i], c->bit) - kFlags])
+            user_error("--%s beside --recipe %s: the recipe names both level and dtype; leave one of them away", kNamedByRecipe[i], o.recipe);
     return o;
 }
 
@@ -322,22 +353,86 @@ static void check_recipe(const Options* o, int command, int ranks) {
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
 }
 
+// Numbers are used as floats: what is above their range, or vanishes in it, is not what was asked for.
+static void check_floats(const Options* o) {
+    const struct {
+        const char* name;
+        double value;
+        bool may_be_0;
+    } numbers[] = {{"lr", o->lr, false}, {"weight-decay", o->weight_decay, true}, {"eps", o->eps, false}, {"clip", o->clip, true}};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        float used = (float)numbers[i].value;
+        if (!isfinite(used)) user_error("--%s %g: above the largest float, %g", numbers[i].name, numbers[i].value, (double)__FLT_MAX__);
+        if (used < __FLT_MIN__ && !(numbers[i].may_be_0 && numbers[i].value == 0))
+            user_error("--%s %g: is 0 or below the smallest float, %g%s", numbers[i].name, numbers[i].value, (double)__FLT_MIN__,
+                       numbers[i].may_be_0 ? "; 0 leaves it out" : "");
+    }
+    if ((float)o->beta1 >= 1 || (float)o->beta2 >= 1)
+        user_error("--beta1 %.9g --beta2 %.9g: both must be below 1, as floats too", o->beta1, o->beta2);
+}
+
+Adapter options_adapter(const Options* o) {
+    static const AdapterKind kinds[] = {ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT};
+    Adapter a = {kinds[o->adapter], o->rank, (float)o->alpha, o->rslora, (float)o->dropout,
+                 (uint64_t)o->seed, 0};
+    if (!strcmp(o->target, "all-linear")) {
+        a.targets = kAllTargets;
+        return a;
+    }
+    for (const char* at = o->target;; at++) {
+        int n = (int)strcspn(at, ","), t = 0;
+        while (t < kTargets && (strncmp(kTargetNames[t], at, (size_t)n) || kTargetNames[t][n])) t++;
+        if (!n || t == kTargets) user_error("--target %s: '%.*s' is none of q, k, v, o, gate, up, down; or say all-linear", o->target, n, at);
+        a.targets |= 1u << t;
+        at += n;
+        if (!*at) break;
+    }
+    return a;
+}
+
+static void check_adapter(const Options* o, int command) {
+    bool adapts = o->adapter != ADAPT_NONE || o->adapter_dir;
+    if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");
+    if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
+    if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
+    if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (o->adapter == ADAPT_HUT && o->dropout > 0) user_error("--dropout %g: HUT has no input of its own to drop", o->dropout);
+    if (o->adapter == ADAPT_HUT && o->qfsdp) user_error("--qfsdp: HUT needs the weights in 16 bits; ranks gather them as they are");
+    if (o->adapter == ADAPT_HUT && o->adapter_dir) user_error("--adapter-dir: holds a LoRA adapter; --adapter hut cannot go on from it");
+    if (o->adapter == ADAPT_HUT && command == TRAIN && o->out && !o->model)
+        user_error("--adapter hut --out: its result is written into the model's own weights; name them with --model DIR");
+    if (o->dropout >= 1) user_error("--dropout %g: must be below 1", o->dropout);
+    if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
+    options_adapter(o);
+}
+
 static void check_train(const Options* o) {
     if (!o->data) user_error("train: name the data with --data FILE");
-    if (o->beta1 >= 1 || o->beta2 >= 1) user_error("--beta1 %g --beta2 %g: both must be below 1", o->beta1, o->beta2);
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
     if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
+    if (o->val_metric && !o->val && !(o->val_split > 0)) user_error("--val-metric %s: name the file with --val FILE", o->val_metric);
+    check_floats(o);
+    if (o->steps && o->warmup > o->steps) user_error("--warmup %d: longer than the run, --steps %d", o->warmup, o->steps);
+    if (o->keep_best && !o->val && !(o->val_split > 0)) user_error("--keep-best: name the file whose loss counts with --val FILE");
     if (!o->out && o->resume) user_error("--resume: name the run's folder with --out DIR");
     if (!o->out && o->save_every) user_error("--save-every %d: name the folder to save in with --out DIR", o->save_every);
+    if (!o->out && o->keep_best) user_error("--keep-best: name the folder to save in with --out DIR");
+}
+
+// One of the words, or a template's file.
+static void check_chat(const Options* o, int command) {
+    if (!(command & (TRAIN | EVAL | GENERATE | INSPECT)) || word_number(o->chat, "auto|llama3|chatml|none") >= 0) return;
+    if (access(o->chat, R_OK)) user_error("--chat %s: must be auto|llama3|chatml|none, or the file of a chat template", o->chat);
 }
 
 void options_check(const Options* o, int command, int ranks) {
+    check_chat(o, command);
     check_batch(o, ranks);
     if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
         user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
     if (command == INSPECT) return;
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
-        user_error("name one of --model DIR, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
+        user_error("name one of --model DIR|FILE.gguf, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
     Config published;
     if (o->preset && !config_preset(&published, o->preset))
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
@@ -345,8 +440,14 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
     if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
     if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
-    if (command == EXPORT && !o->out) user_error("export: name the folder to write with --out DIR");
+    if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
+    if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
+    if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");
+    if (command & (EVAL | GENERATE) && (o->slots == 0 || o->slots > kMostSlots)) user_error("--batch %d: must be from 1 to %d", o->slots, (int)kMostSlots);
+    if (command == EVAL && o->answers && !strcmp(o->metric, "loss")) user_error("--answers: choose what judges them with --metric");
+    if (command == BENCH && o->generate > kMostSlots) user_error("--generate %d: at most %d", o->generate, (int)kMostSlots);
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
+    check_adapter(o, command);
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 

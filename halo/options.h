@@ -10,31 +10,40 @@
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
+typedef enum { ON_NAN_STOP, ON_NAN_SKIP } NanChoice;
+typedef enum { ADAPT_NONE, ADAPT_LORA, ADAPT_HUT } AdaptChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 typedef enum { PACK_ROWS_AUTO, PACK_ROWS_ON, PACK_ROWS_OFF } PackChoice;
 typedef enum { SPECIAL_TOKENS_AUTO, SPECIAL_TOKENS_TEMPLATE, SPECIAL_TOKENS_ANSWERS, SPECIAL_TOKENS_ALL } SpecialTokensChoice;
+typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
 
 typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *date, *prompt_file;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
-    const char *out, *log, *prompt, *metric;
+    const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf, *resume_from;
+    const char *target, *adapter_dir;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
+    AdaptChoice adapter;
     LongChoice long_policy;
     PackChoice pack;
     SpecialTokensChoice special_tokens;
+    GgufChoice gguf_type;
+    NanChoice on_nan;
     Recompute recompute;
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
-    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples;
-    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split;
-    bool train_on_prompt, qfsdp, resume, profile, json, help;
+    int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
+    int slots, generate;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout;
+    bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, kAll = 63 };
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute
 
-enum { kAuto = -1 };   // a whole number (warmup, zero) that was left at "auto"
+enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
+enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most
 
 // A row of the program's table of commands. To add a command: give it a bit above, and fill a row in train_llama3.cu.
 typedef struct {
@@ -46,7 +55,7 @@ typedef struct {
 
 // The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
 // has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
-enum { kMaxRunFlags = 64 };
+enum { kMaxRunFlags = 128 };
 typedef struct {
     const char *name, *value;
     char text[64];
@@ -60,6 +69,9 @@ C_API bool options_set(Options* o, int command, const char* name, const char* va
 C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
 C_API const Recipe* options_recipe(const Options* o);
+
+// The adapter that the flags describe, none without --adapter. What --target names is a comma-separated list, or all-linear.
+C_API Adapter options_adapter(const Options* o);
 
 // The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
 // user_error; --help prints and exits.

@@ -115,6 +115,11 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const i
     inner->attention_cached(y, cache, qkv, slot, pos, positions, NH, NKV, HD);
     end("attention cached", from, size_of(qkv) + size_of(y) + size_of(cache));
 }
+static void attention_append(Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
+    int from = begin();
+    inner->attention_append(cache, qkv, slot, pos, positions, NH, NKV, HD);
+    end("attention append", from, 2 * size_of(mat_cols(qkv, 0, 2 * NKV * HD)));
+}
 static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     int from = begin();
     inner->swiglu_forward(y, gate_up, prep);
@@ -129,6 +134,11 @@ static void cross_entropy(float* loss, Mat logits, const int* labels, float scal
     int from = begin();
     inner->cross_entropy(loss, logits, labels, scale, want_grad);
     end("cross entropy", from, (want_grad ? 2 : 1) * size_of(logits));
+}
+static void argmax(int* best, Mat logits) {
+    int from = begin();
+    inner->argmax(best, logits);
+    end("argmax", from, size_of(logits));
 }
 static void gemm(Mat c, Side a, Side b, float beta) {
     int from = begin();
@@ -203,6 +213,16 @@ static void unpack_fp6(Mat codes, const uint8_t* packed) {
     inner->unpack_fp6(codes, packed);
     end("unpack fp6", from, 1.75 * size_of(codes));
 }
+static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+    int from = begin();
+    inner->dropout(y, x, factor, p, noise);
+    end("dropout", from, size_of(x) + size_of(y));
+}
+static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {
+    int from = begin();
+    inner->hadamard(y, x, w, factor, offset);
+    end("hadamard", from, size_of(x) + size_of(y) + size_of(w));
+}
 
 const Ops* profile_ops(const Ops* ops) {
     static Ops table;
@@ -218,9 +238,11 @@ const Ops* profile_ops(const Ops* ops) {
     table.attention_forward = attention_forward;
     table.attention_backward = attention_backward;
     table.attention_cached = attention_cached;
+    if (ops->attention_append) table.attention_append = attention_append;
     table.swiglu_forward = swiglu_forward;
     table.swiglu_backward = swiglu_backward;
     table.cross_entropy = cross_entropy;
+    table.argmax = argmax;
     table.gemm = gemm;
     table.rotate = rotate;
     table.absmax = absmax;
@@ -234,6 +256,8 @@ const Ops* profile_ops(const Ops* ops) {
     table.transpose_codes = transpose_codes;
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
+    table.dropout = dropout;
+    table.hadamard = hadamard;
     return &table;
 }
 

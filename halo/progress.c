@@ -127,7 +127,7 @@ void progress_watch(int rank, int ranks, int timeout_seconds, void (*abort_job)(
     here.ranks = ranks;
     here.timeout_seconds = timeout_seconds;
     here.abort_job = abort_job;
-    if (timeout_seconds == 0 || ranks == 1) return;
+    if (timeout_seconds == 0) return;
     here.watching = true;
     check(pthread_create(&here.thread, NULL, watch, NULL) == 0, "the watchdog's thread could not be started");
 }

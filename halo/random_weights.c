@@ -13,6 +13,15 @@ static void normal4(uint64_t seed, uint64_t index, uint64_t stream, float out[4]
     }
 }
 
+// A number for each tensor: FNV-1a of its name.
+static uint32_t tensor_number(const ParamSpec* spec, int layer) {
+    char name[128];
+    param_name(spec, layer, name, sizeof name);
+    uint32_t number = 2166136261u;
+    for (const char* p = name; *p; p++) number = (number ^ (uint8_t)*p) * 16777619u;
+    return number;
+}
+
 void random_weights_read(void* self, int index, int layer, int row0, int rows, float* dst) {
     const RandomWeights* random = (const RandomWeights*)self;
     ParamSpec specs[kMaxParamSpecs];
@@ -22,10 +31,7 @@ void random_weights_read(void* self, int index, int layer, int row0, int rows, f
         for (int c = 0; c < spec->cols; c++) dst[c] = 1;
         return;
     }
-    char name[128];
-    param_name(spec, layer, name, sizeof name);
-    uint32_t tensor = 2166136261u;   // FNV-1a
-    for (const char* p = name; *p; p++) tensor = (tensor ^ (uint8_t)*p) * 16777619u;
+    uint32_t tensor = tensor_number(spec, layer);
     int groups = ceil_div(spec->cols, 4);
 #pragma omp parallel for
     for (int r = 0; r < rows; r++) {
@@ -34,6 +40,28 @@ void random_weights_read(void* self, int index, int layer, int row0, int rows, f
             normal4(random->seed, (uint64_t)(row0 + r) * (uint64_t)groups + (uint64_t)g, tensor, four);
             for (int k = 0; k < 4 && 4 * g + k < spec->cols; k++)
                 dst[(size_t)r * spec->cols + 4 * g + k] = random->deviation * four[k];
+        }
+    }
+}
+
+void lora_start_read(void* self, int index, int layer, int row0, int rows, float* dst) {
+    const RandomWeights* random = (const RandomWeights*)self;
+    ParamSpec specs[kMaxParamSpecs];
+    adapter_specs(random->config, specs);
+    const ParamSpec* spec = &specs[index];
+    int linear = 0;
+    while (linear < kLinearCount && kLinears[linear].a != spec->stack) linear++;
+    if (linear == kLinearCount) {
+        memset(dst, 0, sizeof(float) * (size_t)rows * spec->cols);
+        return;
+    }
+    uint32_t tensor = tensor_number(spec, layer);
+    float bound = 1 / sqrtf((float)spec->cols);
+    int groups = ceil_div(spec->cols, 4);
+    for (int r = 0; r < rows; r++) {
+        for (int c = 0; c < spec->cols; c++) {
+            Philox four = random_words(random->seed, (uint64_t)(row0 + r) * (uint64_t)groups + (uint64_t)(c / 4), tensor);
+            dst[(size_t)r * spec->cols + c] = bound * (2 * uniform_from_word(four.word[c % 4]) - 1);
         }
     }
 }

@@ -35,6 +35,7 @@ NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
 // i % 8; `use` (0 to 3) separates what is rounded in one place.
 enum { kNoiseOctet = 8 };
 enum { kParamNoise, kMNoise, kVNoise, kGradNoise };   // uses: an update's three stores, and gradients that add up
+enum { kDropNoise = kParamNoise };                    // dropout, whose streams are its own (llama3.c)
 NUMFMT Philox noise_words(uint64_t seed, uint64_t octet, int use, uint64_t stream) {
     return random_words(seed, octet * 4 + (uint64_t)use, stream);
 }
@@ -42,6 +43,10 @@ NUMFMT uint32_t noise_half(Philox words, int half) { return words.word[half / 2]
 NUMFMT uint32_t noise_of_value(uint64_t seed, uint64_t index, int use, uint64_t stream) {
     return noise_half(noise_words(seed, index / kNoiseOctet, use, stream), (int)(index % kNoiseOctet));
 }
+
+// Dropout drops a value whose 16 bits of noise are below this; what is kept is divided by the probability that this comes to.
+NUMFMT uint32_t dropout_threshold(float p) { return (uint32_t)(p * 65536.0f + 0.5f); }
+NUMFMT float dropout_factor(float p) { return 65536.0f / (65536.0f - (float)dropout_threshold(p)); }
 
 // Uniform in [0, 1), from the upper 24 bits.
 NUMFMT float uniform_from_word(uint32_t word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }

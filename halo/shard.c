@@ -27,27 +27,30 @@ static size_t whole_values(const Shard* s, const Piece* p) {
     return s->owns_all ? share_values(p) : round_up((size_t)p->share * p->cols * s->comm->ranks, kPieceAlign);
 }
 
+static bool is_of(ShardPart part, Stack stack) { return (stack >= S_QKV_A) == (part == SHARD_ADAPTER); }
+
 static void lay_out(Shard* s) {
-    s->spec_count = param_specs(&s->c, s->specs);
+    s->spec_count = s->part == SHARD_ADAPTER ? adapter_specs(&s->c, s->specs) : param_specs(&s->c, s->specs);
     s->pieces = (Piece*)host_alloc(sizeof(Piece) * (size_t)kMaxPiecesPerUnit * (size_t)(s->c.L + 2));
     s->first_piece = (int*)host_alloc(sizeof(int) * (size_t)(s->c.L + 3));
     uint64_t noise = 0;
-    bool codes = shard_gathers_codes(s->comm, s->opt);
+    bool held = holds_codes(s), codes = held || shard_gathers_codes(s->comm, s->opt);
     for (int unit = 0; unit < s->c.L + 2; unit++) {
         size_t gathered = 0;
         s->first_piece[unit] = s->count;
         for (int k = 0; k < kStacks; k++) {
             Stack stack = (Stack)k;
             int layer = min_int(max_int(unit - 1, 0), s->c.L - 1);
-            if (stack_size(&s->c, stack).rows == 0 || unit_of(&s->c, stack, layer) != unit) continue;
+            if (!is_of(s->part, stack) || stack_size(&s->c, stack).rows == 0 || unit_of(&s->c, stack, layer) != unit) continue;
             Piece* p = &s->pieces[s->count++];
             describe_piece(s, p, unit, stack);
             p->noise_offset = noise + (uint64_t)p->row0 * p->cols;
             noise += (uint64_t)p->rows * p->cols;
-            s->local_values += share_values(p);
-            s->full_values += whole_values(s, p);
             p->gathered = codes && linear_of_stack(stack) >= 0 ? kAsCodes : gathered;
             if (!travels_as_codes(p)) gathered += whole_values(s, p);
+            if (held && travels_as_codes(p)) continue;   // nothing in the flat arrays
+            s->local_values += share_values(p);
+            s->full_values += whole_values(s, p);
         }
     }
     s->first_piece[s->c.L + 2] = s->count;
@@ -57,12 +60,25 @@ static int stage_of(const Comm* comm, const ShardOptions* o) { return comm->rank
 
 bool shard_gathers_codes(const Comm* comm, ShardOptions options) { return options.codes && comm->ranks > 1 && options.zero == 3; }
 
+bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options) {
+    if (config->adapter.kind == ADAPTER_NONE) return shard_gathers_codes(comm, options);
+    return config->adapter.kind == ADAPTER_LORA && linear_gathers_codes(options.recipe);
+}
+
+static int code_ranks(const Shard* s) { return s->owns_all ? 1 : s->comm->ranks; }
+
 ShardBytes shard_count_bytes(const Shard* s) {
     size_t act = fmt_bytes(s->ops->act), grad = fmt_bytes(s->opt.grad_fmt), state = fmt_bytes(s->opt.state_fmt);
     ShardBytes b = {0, 0, 0, 0};
     b.weights = (gathers(s) ? s->local_values : s->full_values) * act;
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
-    if (shard_gathers_codes(s->comm, s->opt)) b.gathered += hqfsdp_bytes(&s->c, &s->linear, s->comm, s->pieces, s->count, s->ring);
+    if (holds_codes(s) || shard_gathers_codes(s->comm, s->opt))
+        b.gathered += hqfsdp_bytes(&s->c, &s->linear, code_ranks(s), s->pieces, s->count, s->ring);
+    if (holds_codes(s)) {   // they are the weights
+        size_t own = hqfsdp_own_bytes(&s->linear, s->pieces, s->count);
+        b.weights += own;
+        b.gathered -= own;
+    }
     if (!s->opt.train) return b;
     for (int place = 0; makes_alone(s) && place < 2 + s->grad_ring; place++)
         b.gathered += unit_values(s, unit_at(s, place), false) * grad;
@@ -71,13 +87,27 @@ ShardBytes shard_count_bytes(const Shard* s) {
     return b;
 }
 
-void shard_describe(Shard* s, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
+// A frozen model has weights alone, whole or cut. Its adapter is small: every rank holds it whole, and updates its share.
+static void share_out(Shard* s) {
+    s->zero = stage_of(s->comm, &s->opt);
+    if (s->c.adapter.kind == ADAPTER_NONE) return;
+    s->opt.codes = false;
+    if (s->part == SHARD_ADAPTER) {
+        s->zero = min_int(s->zero, 2);
+    } else {
+        s->zero = s->zero == 3 ? 3 : 0;
+        s->opt.train = false;
+    }
+}
+
+void shard_describe(Shard* s, ShardPart part, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
     memset(s, 0, sizeof *s);
+    s->part = part;
     s->c = *config;
     s->ops = ops;
     s->comm = comm;
     s->opt = options;
-    s->zero = stage_of(comm, &options);
+    share_out(s);
     s->linear = linear_of(ops, options.recipe);
     s->owns_all = comm->ranks == 1 || s->zero == 0;
     lay_out(s);
@@ -89,11 +119,22 @@ void shard_forget(Shard* s) {
     free(s->first_piece);
 }
 
-ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
+static ShardBytes part_bytes(ShardPart part, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
     Shard s;
-    shard_describe(&s, config, ops, comm, options);
+    shard_describe(&s, part, config, ops, comm, options);
     ShardBytes b = shard_count_bytes(&s);
     shard_forget(&s);
+    return b;
+}
+
+ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
+    ShardBytes b = part_bytes(SHARD_MODEL, config, ops, comm, options);
+    if (config->adapter.kind == ADAPTER_NONE) return b;
+    ShardBytes a = part_bytes(SHARD_ADAPTER, config, ops, comm, options);
+    b.weights += a.weights;
+    b.gradients += a.gradients;
+    b.optimizer += a.optimizer;
+    b.gathered += a.gathered;
     return b;
 }
 
@@ -115,9 +156,10 @@ static void make_places(Shard* s) {
     }
 }
 
-Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
+static Shard* part_new(ShardPart part, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
     Shard* s = (Shard*)host_alloc(sizeof(Shard));
-    shard_describe(s, config, ops, comm, options);
+    shard_describe(s, part, config, ops, comm, options);
+    options = s->opt;
     ShardBytes bytes = shard_count_bytes(s);
     s->weights = (char*)ops->alloc(bytes.weights);
     if (options.train) {
@@ -128,11 +170,19 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
         if (keeps_master(s)) s->master = (float*)ops->alloc(s->local_values * sizeof(float));
     }
     make_places(s);
-    if (shard_gathers_codes(comm, options)) s->codes = hqfsdp_new(&s->c, &s->linear, comm, s->pieces, s->count, s->ring);
+    if (holds_codes(s) || shard_gathers_codes(comm, options))
+        s->codes = hqfsdp_new(&s->c, &s->linear, comm, code_ranks(s), s->pieces, s->count, s->ring);
+    return s;
+}
+
+Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options) {
+    Shard* s = part_new(SHARD_MODEL, config, ops, comm, options);
+    if (is_frozen(s)) s->adapter = part_new(SHARD_ADAPTER, config, ops, comm, options);
     return s;
 }
 
 void shard_free(Shard* s) {
+    if (s->adapter) shard_free(s->adapter);
     void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->read_buffer};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);
@@ -151,13 +201,14 @@ void shard_free(Shard* s) {
 
 // This rank's rows of the linears as codes, from its weights; their scales are those of the whole matrices.
 static void quantize_own_rows(Shard* s) {
-    if (!s->codes) return;
+    if (!s->codes || holds_codes(s)) return;
     progress_phase("quantizing weights", -1);
+    hqfsdp_forget_maxima(s->codes);
     for (int i = 0; i < s->count; i++)
-        if (travels_as_codes(&s->pieces[i])) hqfsdp_absmax(s->codes, i, mat_of_own_rows(s, &s->pieces[i]));
+        if (travels_as_codes(&s->pieces[i])) hqfsdp_absmax(s->codes, i, 0, mat_of_own_rows(s, &s->pieces[i]));
     hqfsdp_share_absmax(s->codes);
     for (int i = 0; i < s->count; i++)
-        if (travels_as_codes(&s->pieces[i])) hqfsdp_quantize(s->codes, i, mat_of_own_rows(s, &s->pieces[i]));
+        if (travels_as_codes(&s->pieces[i])) hqfsdp_quantize(s->codes, i, 0, mat_of_own_rows(s, &s->pieces[i]));
 }
 
 void shard_wait_for(const Shard* s, Transfer* transfer) {
@@ -173,7 +224,7 @@ void shard_wait_for_gradients(const Shard* s, const GatherPlace* place) {
 // The gathering of a unit, unless it is there or on its way.
 void shard_start_gather(Shard* s, int unit) {
     GatherPlace* place = place_of(s, unit);
-    if (s->owns_all || place->unit == unit) return;
+    if (s->owns_all || place->unit == unit || is_empty(s, unit)) return;
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
         if (travels_as_codes(p)) hqfsdp_gather(s->codes, i, slot_of(s, unit));
@@ -196,6 +247,18 @@ void shard_forget_gathered(Shard* s) {
 
 bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
 
+// What a unit has of the adapter joins the frozen weights: its gradients are the only ones.
+static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {
+    if (kind == ADAPTER_HUT) u->version += adapter->version;   // both only grow: what is prepared depends on the adapter too
+    u->fresh = adapter->fresh;
+    u->step = adapter->step;
+    u->micro_batch = adapter->micro_batch;
+    for (int k = S_QKV_A; k < kStacks; k++) {
+        u->w[k] = adapter->w[k];
+        u->g[k] = adapter->g[k];
+    }
+}
+
 const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
     shard_start_gather(s, unit);
     // What comes next has its place already: the layer that was there is behind the model.
@@ -209,6 +272,8 @@ const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
     memset(&s->unit, 0, sizeof s->unit);
     s->unit.version = s->version;
     s->unit.fresh = s->micro_step == 0 || makes_alone(s);
+    s->unit.step = s->step;
+    s->unit.micro_batch = s->micro_step * s->comm->ranks + s->comm->rank;
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
         int rows = p->norm ? 1 : p->rows, cols = p->norm ? p->rows : p->cols;
@@ -220,6 +285,7 @@ const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
             s->unit.w[p->stack] = mat(whole_weights(s, p), rows, cols, s->ops->act);
         }
     }
+    if (s->adapter) join_adapter(&s->unit, shard_acquire(s->adapter, unit, pass), s->c.adapter.kind);
     return &s->unit;
 }
 
@@ -232,6 +298,7 @@ static Noise grad_noise(const Shard* s, const Piece* p) {
 
 // The gradients of a unit over all ranks, as far as the stage keeps them.
 static void start_reduce(Shard* s, int unit, bool add) {
+    if (is_empty(s, unit)) return;
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
         const Piece* p = &s->pieces[i];
         size_t values = (size_t)p->share * p->cols;
@@ -244,6 +311,7 @@ static void start_reduce(Shard* s, int unit, bool add) {
 }
 
 void shard_reduce(Shard* s, int unit) {
+    s = trained_part(s);
     bool add = s->micro_step > 0;
     if (makes_in_place(s)) return;
     if (reduces_each_micro_step(s) && !s->owns_all) {
@@ -264,12 +332,14 @@ void shard_reduce(Shard* s, int unit) {
 // ---- an optimizer step
 
 void shard_begin_step(Shard* s, int step) {
+    s = trained_part(s);
     s->step = step;
     s->micro_step = 0;
 }
-void shard_end_micro_step(Shard* s) { s->micro_step++; }
+void shard_end_micro_step(Shard* s) { trained_part(s)->micro_step++; }
 
 void shard_reduce_gradients(Shard* s) {
+    s = trained_part(s);
     progress_phase("reducing gradients", -1);
     s->unfinished = true;
     bool once = s->comm->ranks > 1 && !reduces_each_micro_step(s);
@@ -287,11 +357,13 @@ static void finish_unit(Shard* s, int unit) {
 }
 
 void shard_finish_gradients(Shard* s) {
+    s = trained_part(s);
     for (int unit = tail_of(s); unit >= 0; unit--) finish_unit(s, unit);
     s->unfinished = false;
 }
 
 void shard_sum_squares(Shard* s, float* total) {
+    s = trained_part(s);
     shard_finish_gradients(s);
     s->ops->zero(total, sizeof(float));
     for (int i = 0; i < s->count; i++) {
@@ -304,6 +376,7 @@ void shard_sum_squares(Shard* s, float* total) {
 }
 
 double shard_sum_over_rows(const Shard* s, double own) {
+    if (s->adapter) s = s->adapter;
     if (!s->owns_all) s->comm->host_sum(&own, 1);
     return own;
 }
@@ -331,6 +404,7 @@ static void update_piece(Shard* s, const Piece* p, AdamW a) {
 }
 
 void shard_update(Shard* s, AdamW hyper) {
+    s = trained_part(s);
     progress_phase("update", -1);
     if (hyper.square_sums) s->ops->zero(hyper.square_sums, kSquareSums * sizeof(float));
     shard_forget_gathered(s);
@@ -345,9 +419,11 @@ void shard_update(Shard* s, AdamW hyper) {
     quantize_own_rows(s);
 }
 
-void shard_weights_replaced(Shard* s) {
+void shard_replace_weights(Shard* s) {
     shard_forget_gathered(s);
     s->version++;
     quantize_own_rows(s);
 }
+
+void shard_weights_replaced(Shard* s) { shard_replace_weights(trained_part(s)); }
 

@@ -22,6 +22,10 @@
 // micro-step, and rank by rank within one. F32 gradients are so the same bits whatever the number of ranks, for one rank too.
 // BF16 gradients of several micro-steps are added like that with every stage, since the sums are rounded stochastically.
 // Else the products add to what is there, which saves a pass.
+// Under an adapter (config.h) the model's weights are frozen: they have no gradients and no optimizer state, and a recipe that quantizes
+// weights per tensor leaves only the linears' codes of them, which zero 3 cuts and gathers. What is trained is the adapter, which every
+// rank holds whole (zero 3 counts as 2 for it): steps, sums, updates, training state are the adapter's, and units hold its stacks too.
+//
 // With codes on the wire (hqfsdp.h), zero 3 gathers a layer's linears as codes. The shard knows the recipe of the linears that it gathers
 // for: it quantizes the rows of this rank whenever they change, and undoes the rotation of finished gradients itself.
 #ifndef HALO_SHARD_H
@@ -64,6 +68,7 @@ typedef struct {
     Mat w[kStacks];    // weights as the layers read them; only the unit's own stacks are set; norms are (1, C)
     Mat g[kStacks];    // gradients, same shapes
     bool fresh;        // the gradients hold nothing yet: overwrite them, else add
+    int step, micro_batch;   // the optimizer step, and this rank's micro-batch in the order of its global batch
     unsigned version;  // of the weights: another number than before: what was prepared of them is stale
     bool quantized;    // HQ-FSDP: the linears' weights are the operands q instead of w
     WeightOperand q[kLinearCount];
@@ -86,6 +91,8 @@ C_API ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* c
 
 // Does a shard of these ranks and options gather codes? One rank gathers nothing.
 C_API bool shard_gathers_codes(const Comm* comm, ShardOptions options);
+// Are its units' linears codes, gathered or held (of a frozen model)?
+C_API bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options);
 
 C_API bool shard_hands_out_codes(const Shard* s);
 
@@ -97,6 +104,10 @@ C_API void shard_reduce(Shard* s, int unit);
 // Fills every weight. `read` delivers rows [row0, row0 + rows) of parameter `spec` (an index into param_specs) as floats.
 typedef void (*ReadRows)(void* self, int spec, int layer, int row0, int rows, float* dst);
 C_API void shard_load(Shard* s, ReadRows read, void* self);
+// The same for the adapter; `spec` is then an index into adapter_specs. The start of LoRA as a ReadRows (self: RandomWeights, of which
+// `deviation` is not read): A kaiming-uniform with a = sqrt 5, which is uniform(-1, 1) / sqrt(K), and B zero.
+C_API void shard_load_adapter(Shard* s, ReadRows read, void* self);
+C_API void lora_start_read(void* self, int spec, int layer, int row0, int rows, float* dst);
 // Hugging Face's initialisation, as a ReadRows: normal(0, deviation), norms 1. Every value is named by (seed, tensor, row, column).
 typedef struct {
     const Config* config;
@@ -106,6 +117,7 @@ typedef struct {
 C_API void random_weights_read(void* self, int spec, int layer, int row0, int rows, float* dst);
 // Copies rows of a parameter to the host as the layers read them (ops->act). With zero 3 all ranks call it together.
 C_API void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst);
+C_API void shard_read_adapter(Shard* s, int spec, int layer, int row0, int rows, void* dst);   // of adapter_specs
 
 // ---- an optimizer step
 C_API void shard_begin_step(Shard* s, int step);   // gradients are fresh; step: from 1, names their noise

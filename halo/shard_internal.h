@@ -9,7 +9,7 @@
 #include "hqfsdp.h"
 #include "shard.h"
 
-enum { kMaxPiecesPerUnit = 6, kPieceAlign = 128 };   // values
+enum { kMaxPiecesPerUnit = 8, kPieceAlign = 128 };   // values
 
 // A place: memory in which a unit's weights are whole, or its gradients of one micro-step.
 typedef struct {
@@ -18,7 +18,12 @@ typedef struct {
     Transfer transfer;   // that brings weights; 0: the backend has waited for it. What takes gradients away is reduced[unit]
 } GatherPlace;
 
+// Which parameters a shard is of: the model's, or those of the adapter beside it.
+typedef enum { SHARD_MODEL, SHARD_ADAPTER } ShardPart;
+
 struct Shard {
+    ShardPart part;
+    Shard* adapter;           // a frozen model's: all that is trained. NULL: the model is
     Config c;
     const Ops* ops;
     const Comm* comm;
@@ -55,7 +60,7 @@ struct Shard {
 };
 
 // ---- the layout of `comm`'s rank, without memory behind it; shard_forget frees what it holds on the host
-C_API void shard_describe(Shard* s, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
+C_API void shard_describe(Shard* s, ShardPart part, const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
 C_API void shard_forget(Shard* s);
 C_API ShardBytes shard_count_bytes(const Shard* s);
 
@@ -68,6 +73,8 @@ C_API void shard_wait_for_gradients(const Shard* s, const GatherPlace* place);
 C_API void shard_wait_for_places(Shard* s);
 // Waits for gathers in flight, then marks every gathered copy stale.
 C_API void shard_forget_gathered(Shard* s);
+// The weights of this part, be it trained or frozen, have been written: what was made of the old ones is stale.
+C_API void shard_replace_weights(Shard* s);
 
 // ---- what the options come to
 static inline int unit_of(const Config* c, Stack stack, int layer) {
@@ -75,6 +82,12 @@ static inline int unit_of(const Config* c, Stack stack, int layer) {
     return stack == S_FINAL_NORM || stack == S_HEAD ? c->L + 1 : 1 + layer;
 }
 
+static inline Shard* trained_part(Shard* s) { return s->adapter ? s->adapter : s; }
+static inline bool is_frozen(const Shard* s) { return s->part == SHARD_MODEL && s->c.adapter.kind != ADAPTER_NONE; }
+// Are the linears of a frozen model there as codes alone?
+static inline bool holds_codes(const Shard* s) {
+    return is_frozen(s) && s->c.adapter.kind == ADAPTER_LORA && linear_gathers_codes(s->opt.recipe);
+}
 static inline bool keeps_master(const Shard* s) { return s->opt.master && s->ops->act == BF16; }
 static inline bool gathers(const Shard* s) { return !s->owns_all && s->zero == 3; }
 static inline bool reduces_each_micro_step(const Shard* s) { return s->zero >= 2; }
@@ -96,7 +109,11 @@ static inline int unit_at(const Shard* s, int place) { return place == 0 ? 0 : p
 
 static inline size_t act_bytes(const Shard* s) { return fmt_bytes(s->ops->act); }
 static inline size_t grad_bytes(const Shard* s) { return fmt_bytes(s->opt.grad_fmt); }
-static inline size_t unit_start(const Shard* s, int unit) { return s->pieces[s->first_piece[unit]].full; }
+static inline size_t unit_start(const Shard* s, int unit) {
+    int first = s->first_piece[unit];
+    return first < s->count ? s->pieces[first].full : s->full_values;
+}
+static inline bool is_empty(const Shard* s, int unit) { return s->first_piece[unit] == s->first_piece[unit + 1]; }   // an adapter's first and last
 
 // The values of a unit in its place: its gradients' (all of it), and its weights' (what doesn't travel as codes).
 static inline size_t unit_values(const Shard* s, int unit, bool weights) {

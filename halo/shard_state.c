@@ -15,6 +15,7 @@ static int state_arrays(const Shard* s, StateArray arrays[kMaxStateArrays]) {
 }
 
 int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) {
+    s = trained_part(s);
     for (int unit = 0; !gathers(s) && unit <= tail_of(s); unit++) {   // the weights that it is about are whole
         shard_start_gather(s, unit);
         shard_wait_for(s, &place_of(s, unit)->transfer);
@@ -28,11 +29,12 @@ static Shard layout_of(const Shard* s, int rank, int ranks, Comm* comm) {
     memset(comm, 0, sizeof *comm);
     comm->rank = rank;
     comm->ranks = ranks;
-    shard_describe(&other, &s->c, s->ops, comm, s->opt);
+    shard_describe(&other, s->part, &s->c, s->ops, comm, s->opt);
     return other;
 }
 
 int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]) {
+    if (s->adapter) s = s->adapter;
     Comm comm;
     Shard other = layout_of(s, 0, ranks, &comm);
     int count = state_arrays(&other, arrays);
@@ -48,6 +50,7 @@ static size_t own_offset(const Shard* s, const Piece* p, int index, size_t* valu
 }
 
 void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offset, size_t bytes, const void* src) {
+    s = trained_part(s);
     Comm comm;
     Shard from = layout_of(s, from_rank, from_ranks, &comm);
     StateArray arrays[kMaxStateArrays];
@@ -111,26 +114,73 @@ static void narrow(uint16_t* half, const float* x, size_t n) {
     for (size_t i = 0; i < n; i++) half[i] = bf16_from_f32(x[i]);
 }
 
-void shard_load(Shard* s, ReadRows read, void* self) {
-    for (int i = 0; i < s->count; i++) {
-        const Piece* p = &s->pieces[i];
-        int at_once = p->norm ? p->rows : kRowsAtOnce;
-        float* buffer = (float*)host_alloc(sizeof(float) * (size_t)at_once * p->cols);
-        uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * (size_t)at_once * p->cols);
-        bool narrows = s->ops->act == BF16;
-        for (int done = 0; done < p->own; done += at_once) {
-            int rows = min_int(at_once, p->own - done);
-            size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
-            progress_phase("loading weights", p->unit == tail_of(s) ? -1 : p->unit - 1);
-            read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
-            if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
-            if (narrows) narrow(half, buffer, values);
-            s->ops->upload(own_weights(s, p) + offset * act_bytes(s), narrows ? (void*)half : buffer, values * act_bytes(s));
-        }
-        free(buffer);
-        free(half);
+// The rows that a rank owns of a piece come in blocks of this many.
+static int rows_at_once(const Piece* p) { return p->norm ? p->rows : kRowsAtOnce; }
+
+static void load_piece(Shard* s, const Piece* p, ReadRows read, void* self) {
+    int at_once = rows_at_once(p);
+    float* buffer = (float*)host_alloc(sizeof(float) * (size_t)at_once * p->cols);
+    uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * (size_t)at_once * p->cols);
+    bool narrows = s->ops->act == BF16;
+    for (int done = 0; done < p->own; done += at_once) {
+        int rows = min_int(at_once, p->own - done);
+        size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
+        progress_phase("loading weights", p->unit == tail_of(s) ? -1 : p->unit - 1);
+        read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
+        if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
+        if (narrows) narrow(half, buffer, values);
+        s->ops->upload(own_weights(s, p) + offset * act_bytes(s), narrows ? (void*)half : buffer, values * act_bytes(s));
     }
-    shard_weights_replaced(s);
+    free(buffer);
+    free(half);
+}
+
+// One pass over the rows of a frozen linear: their maxima, or, when every rank knows those, their codes. `block` holds
+// kRowsAtOnce rows on the backend.
+static void pass_rows(Shard* s, int piece, bool quantize, void* block, ReadRows read, void* self) {
+    const Piece* p = &s->pieces[piece];
+    float* buffer = (float*)host_alloc(sizeof(float) * (size_t)kRowsAtOnce * p->cols);
+    uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * (size_t)kRowsAtOnce * p->cols);
+    bool narrows = s->ops->act == BF16;
+    int done = 0;
+    do {   // at least once: a rank without rows needs the scales
+        int rows = min_int(kRowsAtOnce, p->own - done);
+        Mat x = mat(block, rows, p->cols, s->ops->act);
+        progress_phase(quantize ? "quantizing weights" : "measuring weights", p->unit - 1);
+        if (rows) read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
+        if (narrows) narrow(half, buffer, (size_t)rows * p->cols);
+        s->ops->upload(block, narrows ? (void*)half : buffer, mat_bytes(x));
+        if (quantize) hqfsdp_quantize(s->codes, piece, done, x);
+        else hqfsdp_absmax(s->codes, piece, done, x);
+        done += rows;
+    } while (done < p->own);
+    free(buffer);
+    free(half);
+}
+
+// The linears of a frozen model become codes as they are read, a block of rows at a time.
+static void load_codes(Shard* s, ReadRows read, void* self) {
+    int widest = max_int(s->c.C, max_int(s->c.F, s->c.NH * s->c.HD));
+    void* block = s->ops->alloc((size_t)kRowsAtOnce * widest * act_bytes(s));
+    hqfsdp_forget_maxima(s->codes);
+    for (int quantize = 0; quantize < 2; quantize++) {
+        for (int i = 0; i < s->count; i++)
+            if (travels_as_codes(&s->pieces[i])) pass_rows(s, i, quantize, block, read, self);
+        if (!quantize) hqfsdp_share_absmax(s->codes);
+    }
+    s->ops->release(block);
+}
+
+void shard_load(Shard* s, ReadRows read, void* self) {
+    for (int i = 0; i < s->count; i++)
+        if (!holds_codes(s) || !travels_as_codes(&s->pieces[i])) load_piece(s, &s->pieces[i], read, self);
+    if (holds_codes(s)) load_codes(s, read, self);
+    shard_replace_weights(s);
+}
+
+void shard_load_adapter(Shard* s, ReadRows read, void* self) {
+    check(s->adapter, "shard_load_adapter: the model has none");
+    shard_load(s->adapter, read, self);
 }
 
 // The whole matrix of a piece, wherever it is. With zero 3 a layer's place may hold codes: its matrices are gathered one by one, to
@@ -160,6 +210,12 @@ static const char* readable(Shard* s, const Piece* p) {
 void shard_read(Shard* s, int spec, int layer, int row0, int rows, void* dst) {
     int first_row;
     const Piece* p = find_piece(s, spec, layer, &first_row);
+    check(!holds_codes(s) || !travels_as_codes(p), "shard_read: %s of a frozen model is there as codes alone", s->specs[spec].name);
     size_t row_bytes = (size_t)s->specs[spec].cols * act_bytes(s);
     s->ops->download(dst, readable(s, p) + (size_t)(first_row + row0) * row_bytes, (size_t)rows * row_bytes);
+}
+
+void shard_read_adapter(Shard* s, int spec, int layer, int row0, int rows, void* dst) {
+    check(s->adapter, "shard_read_adapter: the model has none");
+    shard_read(s->adapter, spec, layer, row0, rows, dst);
 }

@@ -3,6 +3,7 @@
 #
 #   scripts/run_host.sh --model Meta-Llama-3-8B-Instruct --data gsm8k.jsonl --level halo2 --dtype int8 --qfsdp --out tuned
 #
+# Ctrl-C, TERM and a closed terminal let the ranks save and stop (exit code 4); the same line with --resume goes on, until it is done.
 # RANKS=2 takes fewer, CUDA_VISIBLE_DEVICES=1,3 these; RANKS with --backend cpu runs on CPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,4 +21,5 @@ export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) OMP_WAIT_POLICY=passive
 root=()
 [ "$(id -u)" -ne 0 ] || root=(--allow-run-as-root)
 # Without --bind-to none mpirun gives each rank one core, and all of its threads share it.
-exec mpirun "${root[@]}" --bind-to none -np "$ranks" ./train_llama3 "$@"
+. scripts/until_done.sh
+until_done mpirun "${root[@]}" --bind-to none -np "$ranks" ./train_llama3 "$@"

@@ -6,6 +6,7 @@
 # hosts.txt has a line a host, slots being its GPUs:
 #   node1 slots=8
 #   node2 slots=8
+# Ctrl-C, TERM and a closed terminal let the ranks save and stop (exit code 4); the same line with --resume goes on.
 # IFACE names the network interface that hosts reach each other by (default: NCCL and MPI choose); it matters where there are several.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,5 +20,6 @@ root=()
 [ "$(id -u)" -ne 0 ] || root=(--allow-run-as-root)
 slots=$(awk -F 'slots=' 'NF > 1 { n = $2 + 0; if (n > most) most = n } END { print most ? most : 1 }' "$hostfile")
 threads=$(($(nproc) / slots))
-exec mpirun "${root[@]}" --hostfile "$hostfile" --bind-to none -x OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) "${pass[@]}" \
+. scripts/until_done.sh
+until_done mpirun "${root[@]}" --hostfile "$hostfile" --bind-to none -x OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) "${pass[@]}" \
     ./train_llama3 "$@"

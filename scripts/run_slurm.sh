@@ -10,8 +10,9 @@
 #
 #   sbatch --nodes=2 scripts/run_slurm.sh --model ... --data ... --qfsdp --save-every 100 --out /shared/tuned
 #
-# 120 seconds before the time is up SLURM sends USR1 to the tasks: they save a checkpoint and stop, and the same line with --resume
-# goes on. Needs an MPI that srun can start (srun --mpi=list; pmix for OpenMPI).
+# 120 seconds before the time is up SLURM sends USR1 to the tasks: they save a checkpoint and stop, and the same line goes on
+# where it has --resume (which starts from the beginning where nothing has been saved yet), so that it can be sent until the run is done.
+# Needs an MPI that srun can start (srun --mpi=list; pmix for OpenMPI).
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-8} OMP_WAIT_POLICY=passive

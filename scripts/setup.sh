@@ -2,7 +2,7 @@
 # Installs what the build needs and this machine lacks: a C compiler, make, jansson, PCRE2, xxHash, OpenMPI.
 #
 #   scripts/setup.sh             silent and quick when nothing is missing
-#   scripts/setup.sh valgrind    the same, and the named Debian packages as well (a command of that name counts as installed)
+#   scripts/setup.sh valgrind    the same, and the named Debian packages as well (a command of that name counts as one)
 #
 # As root it asks nothing. Otherwise it uses sudo where that needs no password, or prints the one command and exits 2.
 # nvcc and NCCL are never installed: the Makefile uses them if they are there.
@@ -18,7 +18,7 @@ printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n' | ${CC:-cc} -fsyn
 compiles xxhash.h || missing+=(libxxhash-dev)
 compiles zlib.h || missing+=(zlib1g-dev)
 command -v mpicc >/dev/null && [ -n "$(mpicc --showme:compile 2>/dev/null)" ] || missing+=(libopenmpi-dev openmpi-bin)
-for extra in "$@"; do command -v "$extra" >/dev/null || missing+=("$extra"); done
+for extra in "$@"; do command -v "$extra" >/dev/null || dpkg -s "$extra" >/dev/null 2>&1 || missing+=("$extra"); done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if ! command -v apt-get >/dev/null; then

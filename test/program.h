@@ -80,6 +80,28 @@ static char* text_of(const char* format, ...) {
     return host_strdup(text);
 }
 
+// Whether `flags` names `flag` ("--seq").
+__attribute__((unused))
+static bool names_flag(const char* flags, const char* flag) {
+    size_t n = strlen(flag);
+    for (const char* p = flags; (p = strstr(p, flag)) != NULL; p += n)
+        if ((p == flags || p[-1] == ' ') && (p[n] == 0 || p[n] == ' ')) return true;
+    return false;
+}
+
+// The flags of `base` that `more` does not name, and then `more`; frees base. No value in `base` holds a space.
+__attribute__((unused))
+static char* with_flags(char* base, const char* more) {
+    char* all = (char*)host_alloc(strlen(base) + strlen(more) + 2);
+    bool dropping = false;
+    for (char* word = strtok(base, " "); word; word = strtok(NULL, " ")) {
+        if (!strncmp(word, "--", 2)) dropping = names_flag(more, word);
+        if (!dropping) strcat(strcat(all, word), " ");
+    }
+    free(base);
+    return strcat(all, more);
+}
+
 // A run that has to succeed and say nothing on stderr. Returns its stdout.
 __attribute__((unused))
 static char* run_well(const char* arguments, const char* name) {

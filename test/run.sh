@@ -2,7 +2,8 @@
 # Runs the test binaries given as arguments and adds up their closing lines. A binary that crashes, or that ends without its
 # closing line, counts as a failure. NAME=VALUE,binary runs it with that in its environment.
 set -u
-export TRAIN_LLAMA3=${TRAIN_LLAMA3:-${BUILD:-.}/train_llama3} OMP_WAIT_POLICY=passive
+TRAIN_LLAMA3=$(realpath "${TRAIN_LLAMA3:-${BUILD:-.}/train_llama3}")   # some tests change the directory
+export TRAIN_LLAMA3 OMP_WAIT_POLICY=passive
 passed=0 failed=0 skipped=0
 for argument in "$@"; do
     t=${argument##*,} setting=

@@ -208,6 +208,140 @@ static void model_case(void) {
     free(path);
 }
 
+// ---- tokenizers as the reference pack has them
+
+static int different_ids(const Tokenizer* a, const Tokenizer* b, const char* const* texts, int count) {
+    int different = 0;
+    for (int i = 0; i < count; i++) {
+        TokenList x = {NULL, 0, 0}, y = {NULL, 0, 0};
+        tokenizer_encode(a, texts[i], strlen(texts[i]), kEncodeTemplate, &x);
+        tokenizer_encode(b, texts[i], strlen(texts[i]), kEncodeTemplate, &y);
+        different += x.count != y.count || (x.count && memcmp(x.ids, y.ids, (size_t)x.count * sizeof(int)));
+        token_list_free(&x);
+        token_list_free(&y);
+    }
+    return different;
+}
+
+static const char* const kTexts[] = {
+    "", " ", "Once upon a time, there was a little girl.", "  two spaces,\n\ntwo lines\t", "na\xc3\xafve caf\xc3\xa9 \xe2\x82\xac 5",
+    "\xf0\x9f\x98\x80\xf0\x9f\x9a\x80 emoji", "12345 + 678 = 13023", "I'll we've DON'T he's", "\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82, \xd0\xbc\xd0\xb8\xd1\x80",
+    "\xe4\xbd\xa0\xe5\xa5\xbd\xe4\xb8\x96\xe7\x95\x8c", "x=1;//y\r\nz  ", "<s>", "a<0x0A>b", " leading", "trailing   "};
+
+// A SentencePiece vocabulary (stories260K's 512 pieces with their scores) in a GGUF file, against the tokenizer.json that Hugging Face's
+// converter made of the same model.
+static void pieces_into(Bytes* b, const char* path) {
+    enum { kPieces = 512 };
+    static char texts[kPieces][64];
+    static const char* tokens[kPieces];
+    float scores[kPieces];
+    int types[kPieces];
+    size_t bytes, at = 4;   // the length of the longest piece comes first
+    char* bin = file_read(path, &bytes);
+    for (int i = 0; i < kPieces; i++) {
+        int length;
+        memcpy(&scores[i], bin + at, 4);
+        memcpy(&length, bin + at + 4, 4);
+        at += 8;
+        int n = 0;
+        for (int k = 0; k < length; k++) {   // the file has spaces where the vocabulary has U+2581
+            if (bin[at + k] == ' ') n += sprintf(texts[i] + n, "\xe2\x96\x81");
+            else texts[i][n++] = bin[at + k];
+        }
+        texts[i][n] = 0;
+        at += (size_t)length;
+        types[i] = i == 0 ? 2 : i < 3 ? 3 : i < 259 ? 6 : 1;
+        static const char* const special[] = {"<unk>", "<s>", "</s>"};
+        tokens[i] = i < 3 ? special[i] : texts[i];
+        if (i >= 3 && i < 259) sprintf(texts[i], "<0x%02X>", i - 3);
+    }
+    free(bin);
+    static const struct { const char* name; int cols, rows; } tensors[] = {
+        {"token_embd.weight", kC, kPieces}, {"blk.0.attn_norm.weight", kC, 1}, {"blk.0.attn_q.weight", kC, kC},
+        {"blk.0.attn_k.weight", kC, kC}, {"blk.0.attn_v.weight", kC, kC}, {"blk.0.attn_output.weight", kC, kC},
+        {"blk.0.ffn_norm.weight", kC, 1}, {"blk.0.ffn_gate.weight", kC, kF}, {"blk.0.ffn_up.weight", kC, kF},
+        {"blk.0.ffn_down.weight", kF, kC}, {"output_norm.weight", kC, 1}};
+    start(b, COUNT(tensors), 14);
+    pair_text(b, "general.architecture", "llama");
+    pair_u32(b, "llama.embedding_length", kC);
+    pair_u32(b, "llama.block_count", 1);
+    pair_u32(b, "llama.feed_forward_length", kF);
+    pair_u32(b, "llama.attention.head_count", 2);
+    pair_u32(b, "llama.context_length", 64);
+    pair_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    pair_f32(b, "llama.rope.freq_base", 10000);
+    pair_text(b, "tokenizer.ggml.model", "llama");
+    pair_texts(b, "tokenizer.ggml.tokens", tokens, kPieces);
+    pair_u32(b, "tokenizer.ggml.bos_token_id", 1);
+    pair_u32(b, "tokenizer.ggml.eos_token_id", 2);
+    put_text(b, "tokenizer.ggml.scores");
+    put_u32(b, GGUF_ARRAY);
+    put_u32(b, GGUF_F32);
+    put_u64(b, kPieces);
+    put(b, scores, sizeof scores);
+    put_text(b, "tokenizer.ggml.token_type");
+    put_u32(b, GGUF_ARRAY);
+    put_u32(b, GGUF_I32);
+    put_u64(b, kPieces);
+    put(b, types, sizeof types);
+    uint64_t offset = 0;
+    for (int i = 0; i < COUNT(tensors); i++) {
+        tensor_info(b, tensors[i].name, (uint64_t)tensors[i].cols, (uint64_t)tensors[i].rows, GGML_F32, offset);
+        offset += round_up((size_t)tensors[i].cols * (size_t)tensors[i].rows * 4, 32);
+    }
+    pad(b);
+    for (uint64_t i = 0; i < offset / 4; i++) put_u32(b, 0);
+}
+
+static void pieces_case(void) {
+    const char* bin = refpack("data/models/stories260K/tok512.bin");
+    if (!bin) return;
+    static Bytes file;
+    char *path = scratch_path("pieces.gguf"), *bin_path = host_strdup(bin);
+    pieces_into(&file, bin_path);
+    put_file(path, file.bytes, file.count);
+    Config c;
+    GgufModel* m = gguf_model_open(path, &c);
+    char* text = gguf_tokenizer_json(m);
+    Tokenizer *ours = tokenizer_parse(text, strlen(text), "GGUF"), *theirs = tokenizer_load(refpack("data/models/stories260K/hf"));
+    int different = different_ids(ours, theirs, kTexts, COUNT(kTexts));
+    ok(different == 0, "a SentencePiece vocabulary: %d of %d texts encoded otherwise than by the converted tokenizer.json", different,
+       (int)COUNT(kTexts));
+    tokenizer_free(ours);
+    tokenizer_free(theirs);
+    gguf_model_close(m);
+    free(text);
+    free(bin_path);
+    free(path);
+}
+
+// llama-bpe's form in the place of the one that dolma2's tokenizer.json has: test_tokenizer holds that one against llama.cpp's vectors.
+static void pretokenizers_case(void) {
+    const char* dir = refpack("data/tokenizers/dolma2");
+    if (!dir) return;
+    char* path = path_join(dir, "tokenizer.json");
+    json_t* root = json_parse_file(path);
+    Tokenizer* theirs = tokenizer_load(dir);
+    int count, found = 0;
+    const GgufPretokenizer* table = gguf_pretokenizers(&count);
+    for (int i = 0; i < count; i++) {
+        bool same_form = !strcmp(table[i].name, "llama-bpe");
+        json_object_set_new(root, "pre_tokenizer", json_parse(table[i].form, strlen(table[i].form), table[i].name));
+        char* text = json_dumps(root, JSON_COMPACT);
+        Tokenizer* ours = tokenizer_parse(text, strlen(text), table[i].name);
+        int different = different_ids(ours, theirs, kTexts, COUNT(kTexts));
+        ok(same_form == (different == 0), "%s: %d of %d texts encoded otherwise than by llama-bpe", table[i].name, different,
+           (int)COUNT(kTexts));
+        found += same_form;
+        tokenizer_free(ours);
+        free(text);
+    }
+    ok(found == 1, "llama-bpe is in the table");
+    tokenizer_free(theirs);
+    json_decref(root);
+    free(path);
+}
+
 // ---- the demo's model, written and read back
 
 static void model_rows(void* context, int spec, int layer, int first, int rows, void* dst) {
@@ -283,5 +417,6 @@ static void hostile_case(void) {
     free(path);
 }
 
-static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"written", written_case}, {"hostile", hostile_case}};
+static const Case cases[] = {{"types", types_case}, {"model", model_case}, {"pieces", pieces_case}, {"pretokenizers", pretokenizers_case},
+                             {"written", written_case}, {"hostile", hostile_case}};
 int main(int argc, char** argv) { return scratch_main("test_gguf", cases, COUNT(cases), argc, argv); }

@@ -219,7 +219,7 @@ static void sharded_case(void) {
     write_small(dir, true, F32, kDefaultShardBytes);
     count = dir_names(dir, &names);
     dir_names_free(names, count);
-    ok(count == 4 && has_file(dir, "notes.txt") && has_file(dir, "model-card.safetensors"),
+    ok(count == 5 && has_file(dir, "notes.txt") && has_file(dir, "model-card.safetensors"),
        "sharded: replaced by one file, %d files left", count);
     expect_small(dir, "sharded: then F32 in one file, tied");
 
@@ -597,15 +597,17 @@ static void config_case(void) {
 }
 
 static void eos_case(void) {
-    char* dir = scratch_path("eos");
+    ModelFiles* files = model_files_new();
     int ids[kMaxEos];
-    write_file(dir, "config.json", "{\"eos_token_id\":[3,4]}");
-    int count = hf_config_eos(dir, ids);
+    ok(hf_config_eos(files, "eos", ids) == 0, "eos: no files, none");
+    const char *config = "{\"eos_token_id\":[3,4]}", *generation = "{\"eos_token_id\":[4,9,3]}";
+    model_files_set(files, "config.json", config, strlen(config));
+    int count = hf_config_eos(files, "eos", ids);
     ok(count == 2 && ids[0] == 3 && ids[1] == 4, "eos: config.json alone");
-    write_file(dir, "generation_config.json", "{\"eos_token_id\":[4,9,3]}");
-    count = hf_config_eos(dir, ids);
+    model_files_set(files, "generation_config.json", generation, strlen(generation));
+    count = hf_config_eos(files, "eos", ids);
     ok(count == 3 && ids[0] == 3 && ids[1] == 4 && ids[2] == 9, "eos: and generation_config.json");
-    free(dir);
+    model_files_free(files);
 }
 
 static void dtype_case(void) {

@@ -790,6 +790,41 @@ static void cross_entropy_shape(int rows, int V, float spread) {
     ops->release(device_labels);
     free(labels); free(x); free(upstream); free(want); free(xd); free(loss); free(untouched); free(dx);
 }
+// Equals, infinities and NaN in known places of rows of random logits.
+static void argmax_shape(int rows, int V) {
+    size_t n = (size_t)rows * V;
+    float* x = test_normals(n, 1);
+    int *want = (int*)host_alloc((size_t)rows * sizeof(int)), *got = (int*)host_alloc((size_t)rows * sizeof(int));
+    for (int t = 0; t < rows; t++) {
+        float* row = x + (size_t)t * V;
+        int first = (int)((unsigned)t * 7919u % (unsigned)V), second = (int)((unsigned)t * 104729u % (unsigned)V);
+        row[first] = row[second] = t % 2 ? INFINITY : 50;
+        want[t] = first < second ? first : second;
+        if (t % 3 == 2) row[want[t] ? 0 : V - 1] = NAN;   // V - 1 is neither, with these rows
+    }
+    Mat X = put(x, rows, V, F32);
+    int* best = (int*)put_bytes(got, (size_t)rows * sizeof(int));
+    ops->argmax(best, X);
+    ops->download(got, best, (size_t)rows * sizeof(int));
+    ok(!memcmp(got, want, (size_t)rows * sizeof(int)), "argmax %s (%d, %d): the first of the largest", ops->name, rows, V);
+    for (size_t i = 0; i < n; i++) x[i] = i % 2 ? NAN : -INFINITY;
+    ops->release(X.data);
+    X = put(x, rows, V, F32);
+    ops->argmax(best, X);
+    ops->download(got, best, (size_t)rows * sizeof(int));
+    for (int t = 0; t < rows; t++) want[t] = 0;
+    ok(!memcmp(got, want, (size_t)rows * sizeof(int)), "argmax %s (%d, %d): 0 where nothing is larger than the rest", ops->name, rows, V);
+    ops->release(best);
+    ops->release(X.data);
+    free(x); free(want); free(got);
+}
+static void argmax_case(void) {
+    argmax_shape(1, 1);
+    argmax_shape(9, 31);
+    argmax_shape(5, 1000);
+    argmax_shape(3, 50257);
+}
+
 static void cross_entropy_case(void) {
     cross_entropy_shape(7, 101, 2);
     cross_entropy_shape(5, 1023, 30);
@@ -1320,6 +1355,7 @@ ON_EVERY_BACKEND(cross_entropy)
 ON_EVERY_BACKEND(rotate)
 ON_EVERY_BACKEND(quantize)
 ON_EVERY_BACKEND(gemm)
+ON_EVERY_BACKEND(argmax)
 ON_EVERY_BACKEND(sums)
 ON_EVERY_BACKEND(wire)
 ON_EVERY_BACKEND(adamw)
@@ -1380,6 +1416,7 @@ static const Case cases[] = {
     {"prep", prep_everywhere},
     {"backward_maxima", backward_maxima_everywhere},
     {"cross_entropy", cross_entropy_everywhere},
+    {"argmax", argmax_everywhere},
     {"rotate", rotate_everywhere},
     {"quantize", quantize_everywhere},
     {"gemm", gemm_everywhere},

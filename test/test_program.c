@@ -8,8 +8,8 @@ enum { kSteps = 12 };   // 3 an epoch, the last one not full: step 5 is in the m
 
 // A run of the tiny model; `more` may say more.
 static char* train_flags(const char* out, const char* more) {
-    return text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
-                   "--log %s %s", model_dir, data_path, kSteps, out, out, more);
+    return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps %d --lr 1e-2 --out %s "
+                              "--log %s", model_dir, data_path, kSteps, out, out), more);
 }
 
 // Its folder, trained; the caller frees the name.
@@ -107,7 +107,7 @@ static void train_case(void) {
     free(run_well(flags, "export"));
     free(flags);
     ok(same_files(out, copy, "model.safetensors") && same_files(out, copy, "config.json"), "export of a model is that model");
-    flags = text_of("export --model %s --out %s --backend cpu-f32", out, copy);
+    flags = text_of("export --model %s --out %s --backend cpu-f32 --overwrite", out, copy);
     free(run_well(flags, "export in FP32"));
     free(flags);
     text = text_at(copy, "config.json");
@@ -186,7 +186,7 @@ static void interrupt_case(void) {
         const char* line = strstr(r.out, "stopped after step ");
         if (line) stopped_after = atoi(line + strlen("stopped after step "));
     }
-    ok(r.code == 0 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
+    ok(r.code == 4 && stopped_after > 0 && stopped_after < kSteps && strstr(r.out, "--resume goes on"),
        "Ctrl-C: stops after a step (%d of %d), exit %d, and says how to go on", stopped_after, kSteps, r.code);
     char* text = text_at(part, "log.jsonl");
     ok(lines_in(text) == stopped_after && strstr(r.out, "saved step"), "Ctrl-C: the step is finished, logged and saved");
@@ -208,6 +208,29 @@ static void interrupt_case(void) {
     free(whole);
 }
 
+// A rate so high that the loss on --val rises again: the checkpoint of its lowest stays, while only the newest other one does.
+static void keep_best_case(void) {
+    make_inputs();
+    char *more = text_of("--val %s --eval-every 1 --save-every 1 --keep 1 --keep-best --lr 3 --schedule constant --warmup 6", val_path);
+    char *out = trained("best", more), *log = text_at(out, "log.jsonl");
+    int best = 0;
+    double lowest = 0;
+    for (const char* p = log; (p = strstr(p, ", \"val_loss\": ")) != NULL; p++) {
+        const char* line = p;
+        while (line > log && line[-1] != '\n') line--;
+        double loss = atof(p + strlen(", \"val_loss\": "));
+        if (!best || (float)loss < (float)lowest) lowest = loss, best = atoi(line + strlen("{\"step\": "));
+    }
+    char *kept = text_of("checkpoints/step-%08d", best), *before = text_of("checkpoints/step-%08d", best + 1);
+    ok(best > 0 && best < kSteps - 2, "the loss on --val is lowest at step %d", best);
+    ok(exists_in(out, kept) && exists_in(out, "checkpoints/step-00000011") && !exists_in(out, before), "--keep-best keeps its checkpoint");
+    free(kept);
+    free(before);
+    free(log);
+    free(out);
+    free(more);
+}
+
 // What defines a run is not to be changed on the way.
 static void resume_refused_case(void) {
     make_inputs();
@@ -227,13 +250,24 @@ static void resume_refused_case(void) {
         free(more);
         free(flags);
     }
+    char* weights = path_join(out, "model.safetensors");
+    shell("rm", weights);   // else the run is finished
+    free(weights);
     char* flags = train_flags(out, "--resume --save-every 3 --keep 2 --recompute block");
     free(run_well(flags, "other --save-every, --keep and --recompute on the way"));
     free(flags);
 
-    char* none = scratch_path("no-checkpoint");
+    char *none = scratch_path("no-checkpoint"), *text;
     flags = train_flags(none, "--resume");
-    run_refused(flags, "--resume|no complete checkpoint", "--resume without a checkpoint");
+    text = run_well(flags, "--resume without a checkpoint");
+    ok(strstr(text, "starting from the beginning") && same_files(out, none, "model.safetensors"), "--resume without a checkpoint starts");
+    free(text);
+    text = run_well(flags, "--resume of a finished run");
+    ok(strstr(text, "finished: ") && !strstr(text, "\nstep "), "--resume of a finished run says so and does nothing");
+    free(text);
+    free(flags);
+    flags = train_flags(none, "--resume --lr 2e-2");
+    run_refused(flags, "training.json|lr = 0.01|0.02", "--resume of a finished run with another --lr");
     free(flags);
     free(none);
     free(out);
@@ -397,6 +431,7 @@ static void quant_stats_case(void) {
         ok(lines == 2, "--quant-stats 5 %s: a whole line of quant_stats at steps 5 and 10: %d", kinds[i], lines);
         ok(same_logs(off, on) && same_files(off, on, "model.safetensors"), "--quant-stats 5 %s: the losses and weights of a run without", kinds[i]);
         empty_dir(on);
+        empty_dir(off);
         free(plain);
         free(more);
         free(off);
@@ -460,6 +495,160 @@ static void generate_case(void) {
     free(out);
 }
 
+// The last line of a text; the caller frees it.
+static char* last_line(const char* text) {
+    const char *end = text + strlen(text), *line = end > text ? end - 1 : end;
+    while (line > text && line[-1] != '\n') line--;
+    return strndup(line, strcspn(line, "\n"));
+}
+
+// A metric of answers, and the same answers judged again without the model.
+static void metric_case(void) {
+    make_inputs();
+    char *out = trained("judged", ""), *answers = scratch_path("answers.jsonl");
+    char* flags = text_of("generate --model %s --data %s --max-tokens 8 --batch 1", out, data_path);
+    Run alone = run(flags);
+    free(flags);
+    flags = text_of("generate --model %s --data %s --max-tokens 8 --batch 5", out, data_path);
+    Run beside = run(flags);
+    ok(alone.code == 0 && lines_in(alone.out) == 22 && !strcmp(alone.out, beside.out), "generate --batch 5: the lines of --batch 1");
+    free_run(alone);
+    free_run(beside);
+    free(flags);
+    flags = text_of("eval --model %s --data %s --metric exact --max-tokens 8 --answers %s", out, data_path, answers);
+    char *text = run_well(flags, "eval --metric exact"), *verdict = last_line(text);
+    ok(!strncmp(verdict, "exact: ", 7) && strstr(verdict, "/22 ") && strstr(verdict, "% (standard error "), "its last line: %s", verdict);
+    free(text);
+    free(flags);
+    flags = text_of("eval --metric exact --score %s", answers);
+    text = run_well(flags, "eval --score");
+    char* again = last_line(text);
+    ok(!strcmp(verdict, again), "--score says the same of the answers: %s", again);
+    free(again);
+    free(text);
+    free(flags);
+    char* lines = file_read(answers, NULL);
+    int whole = 0;
+    for (char* line = lines; *line; line += strcspn(line, "\n") + 1) {
+        json_t* object = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+        whole += json_is_string(json_object_get(object, "prompt")) && json_is_string(json_object_get(object, "generated")) &&
+                 json_is_boolean(json_object_get(object, "exact")) && json_is_boolean(json_object_get(object, "gsm8k-strict"));
+        json_decref(object);
+    }
+    ok(whole == 22, "--answers: a JSON line an example with every verdict: %d", whole);
+    free(lines);
+    free(verdict);
+    free(answers);
+    free(out);
+}
+
+// Answers from anywhere, and flags that do not go together.
+static void score_case(void) {
+    make_inputs();
+    char *answers = scratch_path("crafted.jsonl"), *flags, *text;
+    const char* crafted = "{\"expected\": \"#### 5\", \"generated\": \"so #### 5.\"}\n{\"expected\": \"#### 5\", \"generated\": \"6\"}\n";
+    put_file(answers, crafted, strlen(crafted));
+    flags = text_of("eval --metric gsm8k-flexible --score %s", answers);
+    text = run_well(flags, "eval --score of crafted answers");
+    ok(!strncmp(text, "gsm8k-flexible: 1/2 50.0% (standard error ", 42), "one of two is right: %s", text);
+    free(text);
+    free(flags);
+    flags = text_of("eval --score %s", answers);
+    run_refused(flags, "--score|--metric exact", "--score without --metric");
+    free(flags);
+    flags = text_of("eval --model %s --data %s --answers %s", model_dir, data_path, answers);
+    run_refused(flags, "--answers|--metric", "--answers without --metric");
+    free(flags);
+    flags = text_of("eval --model %s --data %s --metric exact --batch 0", model_dir, data_path);
+    run_refused(flags, "--batch 0|1 to", "eval --batch 0");
+    free(flags);
+    free(answers);
+}
+
+// The loss under a recipe, and verdicts while training.
+static void evaluation_case(void) {
+    make_inputs();
+    char *out = trained("evaluated", ""), *flags, *text;
+    // eval's loss can be had under a recipe, and says which
+    flags = text_of("eval --model %s --data %s --chat none --seq 32 --level halo2", out, val_path);
+    text = run_well(flags, "eval --level halo2");
+    ok(strstr(text, " tokens, recipe halo2-int8 in bf16\n") != NULL, "eval says which arithmetic its loss is under");
+    free(text);
+    free(flags);
+    char* more = text_of("--val %s --val-metric exact --max-tokens 6 --eval-every 6", val_path);
+    char* val_out = scratch_path("val-metric");
+    flags = train_flags(val_out, more);
+    text = run_well(flags, "train --val-metric");
+    int summaries = 0;
+    for (const char* at = text; (at = strstr(at, "\nexact: ")) != NULL; at++) summaries++;
+    char* log = text_at(val_out, "log.jsonl");
+    ok(summaries == 2 && strstr(log, "\"val_metric\": \"exact\", \"val_percent\": "), "two evaluations tell their verdicts: %d", summaries);
+    ok(same_files(out, val_out, "model.safetensors"), "--val-metric does not change the training");
+    run_refused("train --preset llama3.2-1b --data x --val-metric exact", "--val-metric exact|--val", "--val-metric without --val");
+    free(log);
+    free(text);
+    free(flags);
+    free(val_out);
+    free(more);
+    free(out);
+}
+
+// A model as a GGUF file: written, answered from, trained from.
+static void gguf_case(void) {
+    make_inputs();
+    char *out = trained("packed", ""), *file = scratch_path("packed.gguf"), *copy = scratch_path("unpacked");
+    char* flags = text_of("export --model %s --gguf %s --out %s", out, file, copy);
+    free(run_well(flags, "export --gguf --out"));
+    ok(same_files(out, copy, "model.safetensors"), "--out beside --gguf is the model");
+    free(flags);
+    char* texts[2];
+    for (int i = 0; i < 2; i++) {
+        flags = text_of("generate --model %s --prompt 12+25= --chat none --max-tokens 12", i ? file : out);
+        texts[i] = run_well(flags, "generate from it");
+        free(flags);
+    }
+    ok(!strcmp(texts[0], texts[1]), "the file answers as the directory does");
+    flags = text_of("export --model %s --out %s --overwrite", file, copy);
+    free(run_well(flags, "export of a GGUF file"));
+    free(flags);
+    ok(same_files(out, copy, "model.safetensors"), "and has its weights, bit for bit");
+    flags = text_of("eval --model %s --data %s --chat none --seq 32", copy, val_path);
+    char* plain = run_well(flags, "eval of what came of it");
+    free(flags);
+    flags = text_of("eval --model %s --data %s --chat none --seq 32", file, val_path);
+    char* packed = run_well(flags, "eval of the file");
+    free(flags);
+    ok(!strcmp(plain, packed), "the losses agree");
+    char* trained_out = scratch_path("from-gguf");
+    flags = text_of("train --model %s --data %s --chat none --seq 32 --steps 2 --out %s", file, data_path, trained_out);
+    free(run_well(flags, "train from the file"));
+    free(flags);
+    static const char* const kTexts[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"};
+    for (int i = 0; i < COUNT(kTexts); i++) ok(exists_in(trained_out, kTexts[i]), "what was trained has a %s", kTexts[i]);
+    flags = text_of("generate --model %s --prompt 1+2= --chat none --max-tokens 4", trained_out);
+    free(run_well(flags, "generate from what was trained"));
+    free(flags);
+    flags = text_of("export --model %s --gguf %s --gguf-type q8_0", out, file);
+    free(run_well(flags, "export --gguf-type q8_0"));
+    free(flags);
+    flags = text_of("eval --model %s --data %s --chat none --seq 32", file, val_path);
+    free(run_well(flags, "eval of a q8_0 file"));
+    free(flags);
+    run_refused("generate --model /nonexistent.gguf --prompt x", "/nonexistent.gguf", "a GGUF file that is not there");
+    put_file(file, "GGUFwhat", 8);
+    flags = text_of("generate --model %s --prompt x", file);
+    run_refused(flags, "packed.gguf", "a damaged GGUF file");
+    free(flags);
+    free(trained_out);
+    free(plain);
+    free(packed);
+    free(texts[0]);
+    free(texts[1]);
+    free(copy);
+    free(file);
+    free(out);
+}
+
 static void bench_and_export_case(void) {
     make_inputs();
     char* flags = text_of("bench --from-scratch %s --seq 32 --batch 2 --steps 2 --level halo1 --dtype fp6", model_dir);
@@ -468,6 +657,16 @@ static void bench_and_export_case(void) {
     ok(line && strstr(line, " tok/s  ") && strstr(line, " TFLOP/s a rank  ") && strstr(line, " GiB a rank, ") && strstr(line, " left\n"),
        "bench prints its line: %.*s", line ? (int)strcspn(line, "\n") : 0, line ? line : "");
     free(text);
+    free(flags);
+
+    flags = text_of("bench --from-scratch %s --seq 16 --generate 3 --max-tokens 4", model_dir);
+    text = run_well(flags, "bench --generate");
+    ok(strstr(text, "prompts: 3 of 16 tokens ") && strstr(text, " of a forward pass's ") && strstr(text, "decoding: ") &&
+       strstr(text, " x reading weights and cache once "), "bench --generate prints its two lines");
+    free(text);
+    free(flags);
+    flags = text_of("bench --from-scratch %s --seq 60 --generate 3 --max-tokens 8", model_dir);
+    run_refused(flags, "--seq 60 --max-tokens 8|64", "bench --generate beyond the context");
     free(flags);
 
     // With a constant rate the first ten of twelve steps are those of a run of ten.
@@ -492,14 +691,15 @@ static void help_case(void) {
         {"train", "model preset from-scratch tokenizer layers data val chat seq pack long train-on-prompt level dtype recipe "
                   "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
                   "master grad-dtype state-dtype recompute logits-mb zero qfsdp out resume save-every keep shard-size eval-every log "
-                  "quant-stats timeout help"},
-        {"eval", "model tokenizer data chat seq pack long train-on-prompt backend batch logits-mb metric timeout help"},
-        {"generate", "model tokenizer data chat backend seed prompt max-tokens temperature top-p help"},
+                  "quant-stats val-metric max-tokens timeout help"},
+        {"eval", "model tokenizer data chat seq pack long train-on-prompt level dtype recipe backend batch logits-mb metric answers score "
+                 "max-tokens temperature top-p seed timeout help"},
+        {"generate", "model tokenizer data chat level dtype recipe backend batch seed prompt max-tokens temperature top-p help"},
         {"bench", "model preset from-scratch layers seq level dtype recipe token-block head-dtype backend batch accum steps seed "
-                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp timeout help"},
+                  "master grad-dtype state-dtype recompute logits-mb zero qfsdp generate max-tokens timeout help"},
         {"export", "model preset from-scratch tokenizer layers data chat seq pack long train-on-prompt level dtype recipe "
                    "token-block head-dtype backend batch accum epochs steps lr warmup schedule weight-decay beta1 beta2 eps clip seed "
-                   "master grad-dtype state-dtype logits-mb zero qfsdp out resume shard-size timeout help"},
+                   "master grad-dtype state-dtype logits-mb zero qfsdp out resume gguf gguf-type shard-size timeout help"},
     };
     for (int i = 0; i < COUNT(commands); i++) {
         char* flags = text_of("%s --help", commands[i].command);
@@ -522,7 +722,7 @@ static void help_case(void) {
     ok(!strcmp(plain, train), "train is the default command");
     free(plain);
     free(train);
-    const char* const unbuilt[] = {"plan", "doctor", "inspect", "verify", "trian"};
+    const char* const unbuilt[] = {"plan", "doctor", "trian"};
     for (int i = 0; i < COUNT(unbuilt); i++) run_refused(unbuilt[i], "no such command|--help", unbuilt[i]);
 }
 
@@ -550,7 +750,8 @@ static void bad_flags_case(void) {
         {"--chat 'llama3|chatml'", "--chat llama3"},
         {"-h", "-h|--help"},
         {"train model", "model|--flag was expected"},
-        {"eval --metric gsm8k", "--metric gsm8k|loss"},
+        {"eval --metric bleu", "--metric bleu|loss|gsm8k"},
+        {"eval --metric gsm8k", "--model|--preset"},
         {"", "--model|--preset|--from-scratch"},
         {"generate", "--model"},
         {"--model a --preset llama3-8b", "one of --model"},
@@ -590,6 +791,18 @@ static void bad_flags_case(void) {
         {below_a_file, "a-file"},
         {log_below_a_file, "a-file"},
         {"--lr 1e30 --warmup 0", "step |not finite|--lr"},
+        {"--lr 0", "--lr 0|smallest float"},
+        {"--lr 1e39", "--lr 1e+39|largest float"},
+        {"--eps 0", "--eps 0|smallest float"},
+        {"--eps 1e-50", "--eps 1e-50|smallest float"},
+        {"--clip 1e-46", "--clip 1e-46|smallest float"},
+        {"--weight-decay 1e39", "--weight-decay 1e+39|largest float"},
+        {"--beta2 0.99999999", "--beta2 0.99999999|below 1"},
+        {"--warmup 13", "--warmup 13|--steps 12"},
+        {"--seed 1 --seed 2", "--seed|given twice"},
+        {"--level halo0 --recipe bf16", "--level beside --recipe bf16"},
+        {"--dtype int8 --recipe bf16", "--dtype beside --recipe bf16"},
+        {"--keep-best", "--keep-best|--val"},
     };
     for (int i = 0; i < COUNT(changes); i++) {
         char* flags = train_flags(out, changes[i].more);
@@ -620,9 +833,9 @@ static void bad_inputs_case(void) {
         const char *text, *words;
     } files[] = {
         {"{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": }\n", "bad.jsonl:2:|JSON"},
-        {"{\"prompt\": \"a\", \"completion\": 7}\n", "bad.jsonl:1:|\"completion\" has to be a string"},
+        {"{\"prompt\": \"a\", \"completion\": {\"b\": 7}}\n", "bad.jsonl:1:|\"completion\""},
         {"{\"prompt\": \"a\"}\n", "bad.jsonl:1:1|\"completion\" is missing"},
-        {"[]\n", "bad.jsonl:1:1"},
+        {"[]\n", "bad.jsonl|no records"},
         {"", "bad.jsonl"},
     };
     for (int i = 0; i < COUNT(files); i++) {
@@ -657,8 +870,8 @@ static void bad_inputs_case(void) {
         shell("rm -rf", broken);
         shell(copy, broken);
         put_text(broken, inputs[i].file, inputs[i].text);
-        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s %s", broken, data_path,
-                              out, inputs[i].more);
+        char* flags = with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --steps 2 --out %s", broken, data_path,
+                                         out), inputs[i].more);
         run_refused(flags, inputs[i].words, inputs[i].words);
         ok(!path_exists(out), "%s: makes no folder", inputs[i].words);
         free(flags);
@@ -679,6 +892,7 @@ static const Case kCases[] = {
     {"train", train_case},
     {"resume", resume_case},
     {"interrupt", interrupt_case},
+    {"keep_best", keep_best_case},
     {"resume_refused", resume_refused_case},
     {"same_run", same_run_case},
     {"pack_auto", pack_auto_case},
@@ -686,6 +900,10 @@ static const Case kCases[] = {
     {"epochs", epochs_case},
     {"quant_stats", quant_stats_case},
     {"generate", generate_case},
+    {"metric", metric_case},
+    {"score", score_case},
+    {"evaluation", evaluation_case},
+    {"gguf", gguf_case},
     {"bench_and_export", bench_and_export_case},
 };
 

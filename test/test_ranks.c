@@ -82,9 +82,9 @@ static char* mpirun(int ranks) {
 // Trains a tiny model in micro-batches of one row, dealt out to `ranks`, and returns the run's folder.
 static char* train(const char* model, int ranks, const char* name, const char* more) {
     char *prefix = mpirun(ranks), *out = scratch_path(name);
-    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 "
-                          "--backend %s --out %s --log %s %s", model, data_path, machine.rows / ranks, machine.steps, machine.backend, out,
-                          out, more);
+    char* flags = with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 "
+                                     "--backend %s --out %s --log %s", model, data_path, machine.rows / ranks, machine.steps,
+                                     machine.backend, out, out), more);
     launcher = prefix;
     Run r = run(flags);
     ok(r.code == 0, "%s %s: exit %d %s", machine.name, name, r.code, r.code ? r.err : "");
@@ -357,7 +357,7 @@ static void gpu_lost_case(void) {
 // Ranks that can't run together say why: `shell` runs the program of each rank ("$0" "$@").
 static void refused(int ranks, const char* shell_line, const char* words) {
     launcher = text_of("mpirun --allow-run-as-root --oversubscribe -np %d sh -c '%s' ", ranks, shell_line);
-    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --backend %s", deep_dir, data_path, machine.backend);
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32", deep_dir, data_path);
     Run r = run(flags);
     ok(r.code != 0 && strstr(r.err, words), "%s ranks are told: %s", machine.name, words);
     if (!strstr(r.err, words)) printf("  they were told: %s\n", r.err);
@@ -367,17 +367,60 @@ static void refused(int ranks, const char* shell_line, const char* words) {
     free(flags);
 }
 
+// Two ranks in folders of their own, r0 and r1, whose data or model differ behind the same relative name.
+static void other_contents(const char* flags, const char* words) {
+    launcher = text_of("mpirun --allow-run-as-root --oversubscribe -np 2 sh -c 'cd %s/r$OMPI_COMM_WORLD_RANK; exec \"$0\" \"$@\"' ", scratch_dir);
+    char* all = text_of("train --tokenizer %s --chat none --seq 32 --steps 1 --backend cpu %s", deep_dir, flags);
+    Run r = run(all);
+    ok(r.code != 0 && strstr(r.err, words), "ranks with other contents are told: %s", words);
+    if (!strstr(r.err, words)) printf("  they were told: %s\n", r.err);
+    free((char*)launcher);
+    launcher = "";
+    free_run(r);
+    free(all);
+}
+
+static void contents_refused(void) {
+    static const char* const kLines[] = {"{\"prompt\": \"1\", \"completion\": \"2\"}\n", "{\"prompt\": \"3\", \"completion\": \"4\"}\n"};
+    char* trained = train_on(1, "trained", "");
+    for (int rank = 0; rank < 2; rank++) {
+        char *name = text_of("r%d", rank), *dir = scratch_path(name), *data = text_of("%s%s", kLines[rank], kLines[1 - rank]);
+        empty_dir(dir);
+        put_text(dir, "data.jsonl", data);
+        char *copy = text_of("cp -r %s", trained), *model = path_join(dir, "model"), *weights = path_join(model, "model.safetensors");
+        shell(copy, model);
+        size_t bytes;
+        char* text = file_read(weights, &bytes);
+        text[bytes - 2] = (char)(text[bytes - 2] ^ rank);   // the last digit of the last weight
+        put_file(weights, text, bytes);
+        free(text);
+        free(weights);
+        free(model);
+        free(copy);
+        free(data);
+        free(dir);
+        free(name);
+    }
+    char *same_data = text_of("--model model --data %s", data_path), *same_model = text_of("--from-scratch %s --data data.jsonl", deep_dir);
+    other_contents(same_model, "rank 1 disagrees with rank 0: it has another content of --data");
+    other_contents(same_data, "rank 1 disagrees with rank 0: the weights of ");
+    free(same_data);
+    free(same_model);
+    free(trained);
+}
+
 static void cpu_refused_case(void) {
     on_cpu();
     make_models();
-    refused(2, "\"$0\" \"$@\" --lr $((OMPI_COMM_WORLD_RANK + 1))", "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'");
-    refused(2, "\"$0\" \"$@\" --prefetch $OMPI_COMM_WORLD_RANK", "rank 1 disagrees with rank 0: it has '--prefetch 1', rank 0 has '--prefetch 0'");
+    contents_refused();
+    refused(2, "\"$0\" \"$@\" --backend cpu --lr $((OMPI_COMM_WORLD_RANK + 1))", "rank 1 disagrees with rank 0: it has '--lr 2', rank 0 has '--lr 1'");
+    refused(2, "\"$0\" \"$@\" --backend cpu --prefetch $OMPI_COMM_WORLD_RANK", "rank 1 disagrees with rank 0: it has '--prefetch 1', rank 0 has '--prefetch 0'");
 }
 static void emulated_refused_case(void) {
     if (!on_emulated_gpus()) return;
     make_models();
-    refused(3, "SIMT_GPUS=2 \"$0\" \"$@\"", "3 ranks, but 2 GPUs: start one rank a GPU");
-    refused(2, "[ $OMPI_COMM_WORLD_RANK = 0 ] || cpu=\"--backend cpu\"; \"$0\" \"$@\" $cpu",
+    refused(3, "SIMT_GPUS=2 \"$0\" \"$@\" --backend cuda", "3 ranks, but 2 GPUs: start one rank a GPU");
+    refused(2, "backend=cuda; [ $OMPI_COMM_WORLD_RANK = 0 ] || backend=cpu; \"$0\" \"$@\" --backend $backend",
             "1 of 2 ranks run on a GPU: start the others where there is one too");
 }
 

@@ -65,19 +65,26 @@ static void greedy_on(const Stories* s, const Ops* ops, const int* ids, int coun
     Shard* shard = shard_new(&s->config, ops, comm_solo(), options);
     shard_load(shard, read_hf_rows, s->source);
     Model* model = model_new(&s->config, ops, options.recipe, shard, generation_options(1, count));
-    Sequence sequence = sequence_new(model, &s->config, 0, count);
-    sequence_feed(&sequence, ids, given);
+    float* logits = (float*)host_alloc(sizeof(float) * (size_t)s->config.V);
+    int *slot = (int*)host_alloc(sizeof(int) * (size_t)count), *pos = (int*)host_alloc(sizeof(int) * (size_t)count);
+    for (int i = 0; i < count; i++) pos[i] = i;
+    NewTokens prompt = {given, ids, slot, pos};
+    int last = given - 1, first = 0;
+    model_extend(model, &prompt, &last, 1, logits);
     for (int i = given; i < count; i++) {
         int best = 0;
         for (int v = 1; v < s->config.V; v++)
-            if (sequence.logits[v] > sequence.logits[best]) best = v;
+            if (logits[v] > logits[best]) best = v;
         same += best == ids[i];
-        if (i + 1 < count) sequence_feed(&sequence, ops->act == F32 ? &best : &ids[i], 1);
+        NewTokens next = {1, ops->act == F32 ? &best : &ids[i], slot, pos + i};
+        if (i + 1 < count) model_extend(model, &next, &first, 1, logits);
     }
+    free(logits);
+    free(slot);
+    free(pos);
     int wanted = count - given;
     ok(same == wanted || (ops->act == BF16 && same >= wanted - wanted / 20), "stories260K greedy story %s: %d of %d tokens", ops->name, same,
        wanted);
-    sequence_free(&sequence);
     model_free(model);
     shard_free(shard);
 }

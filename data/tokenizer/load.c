@@ -473,7 +473,16 @@ static void require_file(const char* dir, const char* path) {
 Tokenizer* tokenizer_load(const char* dir) {
     char* path = path_join(dir, "tokenizer.json");
     require_file(dir, path);
-    json_t* root = json_parse_file(path);
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    Tokenizer* t = tokenizer_parse(text, bytes, path);
+    free(text);
+    free(path);
+    return t;
+}
+
+Tokenizer* tokenizer_parse(const char* text, size_t bytes, const char* path) {
+    json_t* root = json_parse(text, bytes, path);
     const json_t* model = member_object(root, "model", path);
     Tokenizer* t = (Tokenizer*)host_alloc(sizeof *t);
     pthread_mutex_init(&t->lock, NULL);
@@ -488,6 +497,5 @@ Tokenizer* tokenizer_load(const char* dir) {
     load_part(path, "model", load_model, t, model);
     load_part(path, "post_processor", load_postprocessor, t, json_object_get(root, "post_processor"));
     json_decref(root);
-    free(path);
     return t;
 }

@@ -9,6 +9,8 @@ typedef struct Tokenizer Tokenizer;
 
 // Reads DIR/tokenizer.json. A construct that this program does not know is a user_error that names it.
 C_API Tokenizer* tokenizer_load(const char* dir);
+// The same from the text of a tokenizer.json; `where` begins the messages.
+C_API Tokenizer* tokenizer_parse(const char* text, size_t bytes, const char* where);
 C_API void tokenizer_free(Tokenizer* t);
 
 // Number of ids, added tokens included: the largest id + 1.

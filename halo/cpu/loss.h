@@ -32,4 +32,16 @@ static void cross_entropy(float* loss, Mat logits, const int* labels, float scal
     }
 }
 
+static void argmax(int* best, Mat logits) {
+    check(logits.fmt == F32, "argmax: logits in %s", fmt_name(logits.fmt));
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < logits.rows; t++) {
+        const float* x = (const float*)row_data(logits, t);
+        float largest = -INFINITY;
+        best[t] = 0;
+        for (int v = 0; v < logits.cols; v++)
+            if (x[v] > largest) largest = x[v], best[t] = v;
+    }
+}
+
 #endif

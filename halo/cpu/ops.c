@@ -19,6 +19,7 @@ static const Fmt kAct = CPU_ACT;
 
 #include "adamw.h"
 #include "attention.h"
+#include "dropout.h"
 #include "embed.h"
 #include "gemm.h"
 #include "loss.h"
@@ -88,6 +89,7 @@ const Ops CPU_OPS = {
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,
+    NULL,   // round_rows
     embed_forward,
     embed_backward,
     rmsnorm_forward,
@@ -98,9 +100,11 @@ const Ops CPU_OPS = {
     attention_backward,
     attention_scratch,
     attention_cached,
+    NULL,   // attention_append: cached attention works on whole blocks of queries too, and gives a row the bits it has alone
     swiglu_forward,
     swiglu_backward,
     cross_entropy,
+    argmax,
     cpu_gemm,
     rotate,
     absmax,
@@ -114,4 +118,6 @@ const Ops CPU_OPS = {
     transpose_codes,
     pack_fp6,
     unpack_fp6,
+    dropout,
+    hadamard,
 };

@@ -35,9 +35,17 @@
 cudaStream_t cuda_stream();
 // The driver's index of the n-th GPU that the backend can use (ops.cu): n < cuda_device_count().
 int cuda_usable_device(int n);
-// kWorkspaceBytes for what an op needs between two of its kernels: made at the start, nobody's once the op's last kernel has run, so every
-// op may use all of it (all run on one stream).
-void* cuda_workspace();
+
+// The device memory that the backend holds for itself, allocated when it starts (ops.cu): no op allocates. All ops run on one stream, and
+// what an op leaves here nobody reads once its last kernel has run, so they share it.
+typedef struct {
+    void* workspace;       // kWorkspaceBytes, for any op that calls no other one meanwhile
+    float* strip;          // kRotateStripBytes, rotate's: a second workspace for ops that rotate while they use the first
+    char* signs;           // kSignsBytes, written once
+    float* partial_sums;   // (kSumBlocksMax)
+    float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
+} CudaHeld;
+const CudaHeld& cuda_held();
 #define LAUNCH(kernel, grid, block, shared_bytes, ...) LAUNCH_ON(cuda_stream(), kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 static inline void cuda_ok(cudaError_t status, const char* what) {

@@ -31,25 +31,10 @@ __device__ inline SoftmaxSum warp_merged(SoftmaxSum s) {
     return s;
 }
 
-// `kept` of the row's groups of kWidth logits stay in shared memory, from the first on.
+// Of this thread's logits of the row x, in `groups` groups; the first `kept` of these are put into `row`.
 template <int kWidth>
-__global__ void __launch_bounds__(kLossThreads, 1)
-cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, int kept, float scale, bool want_grad) {
-    __shared__ SoftmaxSum of_warp[kWarp];
-    SHARED(Packed<kWidth>, row);
-    size_t t = blockIdx.x;
-    bf16* x = logits[t];
-    int label = labels[t], groups = V / kWidth, threads = blockDim.x;
-    if (label == kNotCounted) {
-        if (threadIdx.x == 0) loss[t] = 0;
-        Values<kWidth> zero = {};
-        if (want_grad)
-            for (int g = threadIdx.x; g < groups; g += threads) store_values(x + g * kWidth, zero);
-        return;
-    }
-    if (label < 0 || label >= V) __trap();
-    float at_label = f32_from_bf16(x[label]);
-
+__device__ __forceinline__ SoftmaxSum softmax_of_thread(Packed<kWidth>* row, const bf16* x, int groups, int kept) {
+    int threads = blockDim.x;
     SoftmaxSum s = {-FLT_MAX, 0};
     Packed<kWidth> batch[kLossBatch];
     for (int from = threadIdx.x; from < groups; from += kLossBatch * threads) {
@@ -71,6 +56,41 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
             s.largest = largest;
         }
     }
+    return s;
+}
+
+// The gradient of group g of the row x, over its logits. factor: scale / the sum of exponentials.
+template <int kWidth>
+__device__ __forceinline__ void store_gradient(bf16* x, int g, Packed<kWidth> logit, float largest, float factor, int label, float scale) {
+    Values<kWidth> p = unpack(logit);
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) {
+        p.v[i] = __expf(p.v[i] - largest) * factor;
+        if (g * kWidth + i == label) p.v[i] -= scale;
+    }
+    store_values(x + g * kWidth, p);
+}
+
+// `kept` of the row's groups of kWidth logits stay in shared memory, from the first on.
+template <int kWidth>
+__global__ void __launch_bounds__(kLossThreads, 1)
+cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, int kept, float scale, bool want_grad) {
+    __shared__ SoftmaxSum of_warp[kWarp];
+    SHARED(Packed<kWidth>, row);
+    size_t t = blockIdx.x;
+    bf16* x = logits[t];
+    int label = labels[t], groups = V / kWidth, threads = blockDim.x;
+    if (label == kNotCounted) {
+        if (threadIdx.x == 0) loss[t] = 0;
+        Values<kWidth> zero = {};
+        if (want_grad)
+            for (int g = threadIdx.x; g < groups; g += threads) store_values(x + g * kWidth, zero);
+        return;
+    }
+    if (label < 0 || label >= V) __trap();
+    float at_label = f32_from_bf16(x[label]);
+
+    SoftmaxSum s = softmax_of_thread(row, x, groups, kept);
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     s = warp_merged(s);
     if (lane == 0) of_warp[warp] = s;
@@ -82,15 +102,7 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
 
     // A thread finds in shared memory what it has put there itself. What is read again comes first: it was read last.
     float factor = scale / s.sum;
-    auto gradient = [&](int g, Packed<kWidth> logit) {
-        Values<kWidth> p = unpack(logit);
-#pragma unroll
-        for (int i = 0; i < kWidth; i++) {
-            p.v[i] = __expf(p.v[i] - s.largest) * factor;
-            if (g * kWidth + i == label) p.v[i] -= scale;
-        }
-        store_values(x + g * kWidth, p);
-    };
+    auto gradient = [&](int g, Packed<kWidth> logit) { store_gradient(x, g, logit, s.largest, factor, label, scale); };
     int again = kept + (threadIdx.x - kept % threads + threads) % threads;   // this thread's first group behind them
 #pragma unroll 4
     for (int g = again; g < groups; g += threads) gradient(g, load_packed<kWidth>(x + g * kWidth));
@@ -110,6 +122,42 @@ static void cross_entropy(float* loss, Mat logits, const int* labels, float scal
     check_bf16(logits, logits.rows, logits.cols, "cross_entropy");
     if (is_octets(logits)) launch_cross_entropy<8>(loss, logits, labels, scale, want_grad);
     else launch_cross_entropy<1>(loss, logits, labels, scale, want_grad);
+}
+
+// ---- the largest logit of a row: a block takes a row
+
+struct Largest {
+    float value;
+    int at;
+};
+__device__ inline Largest larger(Largest a, Largest b) { return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a; }
+__device__ inline Largest warp_largest(Largest x) {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        Largest other = {__shfl_xor_sync(0xffffffffu, x.value, step), __shfl_xor_sync(0xffffffffu, x.at, step)};
+        x = larger(x, other);
+    }
+    return x;
+}
+
+__global__ void __launch_bounds__(kLossThreads) argmax_kernel(int* best, const float* logits, int ld, int V) {
+    __shared__ Largest of_warp[kWarp];
+    const float* x = logits + (size_t)blockIdx.x * ld;
+    const Largest none = {-INFINITY, 0};
+    Largest mine = none;
+    int threads = blockDim.x, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll 8
+    for (int v = threadIdx.x; v < V; v += threads)
+        if (x[v] > mine.value) mine.value = x[v], mine.at = v;
+    mine = warp_largest(mine);
+    if (lane == 0) of_warp[warp] = mine;
+    __syncthreads();
+    mine = warp_largest(lane < threads / kWarp ? of_warp[lane] : none);
+    if (threadIdx.x == 0) best[blockIdx.x] = mine.at;
+}
+
+static void argmax(int* best, Mat logits) {
+    check(logits.fmt == F32, "argmax: logits in %s", fmt_name(logits.fmt));
+    LAUNCH(argmax_kernel, logits.rows, threads_for(logits.cols, kLossThreads), 0, best, (const float*)logits.data, logits.ld, logits.cols);
 }
 
 #endif

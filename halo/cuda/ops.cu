@@ -9,6 +9,7 @@
 
 #include "adamw.cuh"
 #include "attention/attention.cuh"
+#include "dropout.cuh"
 #include "embed.cuh"
 #include "gemm/gemm.cuh"
 #include "loss.cuh"
@@ -20,7 +21,7 @@
 #include "swiglu.cuh"
 #include "wire.cuh"
 
-// ---- the device: a stream, a ring of pinned memory through which the host's data travels, and a little workspace
+// ---- the device: a stream, a ring of pinned memory through which the host's data travels, and workspaces
 enum { kStagingSlots = 16, kStagingBytes = 4 << 20 };
 
 typedef struct {
@@ -29,10 +30,26 @@ typedef struct {
     char* staging;                          // kStagingSlots of kStagingBytes
     cudaEvent_t copied[kStagingSlots];      // the last copy from or to the slot is done
     int next_slot;
-    float* partial_sums;                    // kSumBlocksMax
-    void* workspace;                        // kWorkspaceBytes
+    CudaHeld held;
 } Device;
 static Device device;
+
+// Whose sum is cuda_held_bytes.
+static void allocate_held(CudaHeld* held) {
+    char* memory = NULL;
+    Arena arena = {NULL, 0};
+    for (int place = 0; place < 2; place++) {   // measure, then place
+        held->workspace = arena_take(&arena, kWorkspaceBytes);
+        held->strip = (float*)arena_take(&arena, kRotateStripBytes);
+        held->signs = (char*)arena_take(&arena, kSignsBytes);
+        held->partial_sums = (float*)arena_take(&arena, kSumBlocksMax * sizeof(float));
+        for (int i = 0; i < 2; i++) held->scales[i] = (float*)arena_take(&arena, kLtVectorRows * sizeof(float));
+        if (place) continue;
+        check(arena.used == cuda_held_bytes(), "cuda: %zu bytes are held, %zu counted", arena.used, cuda_held_bytes());
+        cuda_ok(cudaMalloc((void**)&memory, arena.used), "workspaces");
+        arena = Arena{memory, 0};
+    }
+}
 
 // Does the program hold code for this GPU? Any kernel says so.
 static void check_built_for_device() {
@@ -73,24 +90,19 @@ static void device_start() {
     cuda_ok(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking), "a stream");
     cuda_ok(cudaHostAlloc((void**)&device.staging, (size_t)kStagingSlots * kStagingBytes, cudaHostAllocDefault), "pinned memory");
     for (int i = 0; i < kStagingSlots; i++) cuda_ok(cudaEventCreateWithFlags(&device.copied[i], cudaEventDisableTiming), "an event");
-    cuda_ok(cudaMalloc((void**)&device.partial_sums, kSumBlocksMax * sizeof(float)), "workspace");
-    cuda_ok(cudaMalloc(&device.workspace, kWorkspaceBytes), "workspace");
+    allocate_held(&device.held);
     rotate_signs();
+    gemm_start();
 }
 
 cudaStream_t cuda_stream() {
     if (!device.started) device_start();
     return device.stream;
 }
-void* cuda_workspace() {
+const CudaHeld& cuda_held() {
     cuda_stream();
-    return device.workspace;
+    return device.held;
 }
-static float* cuda_partial_sums() {
-    cuda_stream();
-    return device.partial_sums;
-}
-
 
 // ---- memory
 static size_t cuda_memory(bool all) {
@@ -164,7 +176,7 @@ static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0,
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
 static size_t cuda_free_bytes(void) { return cuda_memory(false); }
 static size_t cuda_total_bytes(void) { return cuda_memory(true); }
-static size_t cuda_workspace_bytes(void) { return gemm_workspace_bytes(); }
+static size_t cuda_workspace_bytes(void) { return cuda_held_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;
@@ -186,6 +198,12 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
+// Tiles of few rows while a step reads mostly weights, few shapes where products are timed.
+static int cuda_round_rows(int rows) {
+    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
+    return ceil_div(max_int(rows, 1), step) * step;
+}
+
 const Ops cuda_ops = {
     "cuda",
     BF16,
@@ -202,19 +220,22 @@ const Ops cuda_ops = {
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,
+    cuda_round_rows,
     embed_forward,
     embed_backward,
     rmsnorm_forward,
     rmsnorm_backward,
-    rmsnorm_scratch,
+    cuda_rmsnorm_scratch,
     rope,
     attention_forward,
     attention_backward,
-    attention_scratch,
+    cuda_attention_scratch,
     attention_cached,
+    attention_append,
     swiglu_forward,
     swiglu_backward,
     cross_entropy,
+    argmax,
     gemm,
     rotate,
     absmax,
@@ -228,4 +249,6 @@ const Ops cuda_ops = {
     transpose_codes,
     pack_fp6,
     unpack_fp6,
+    dropout,
+    hadamard,
 };

@@ -77,6 +77,32 @@ __device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
         if (i < inside) to[i] = (uint8_t)(word[i / 4] >> 8 * (i % 4));
 }
 
+// The largest magnitude of the 32 x 32 values that 16 lanes of a warp hold, in each of these lanes.
+template <typename T>
+__device__ __forceinline__ float largest_of_block32(const Octet<T> (&v)[kOctet]) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kOctet; i++) bits = max(bits, v[i].largest());
+    for (int step = 1; step < kWarp; step *= 2)
+        if (step != 4) bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, step));   // 4: the other of two blocks across
+    return f32_from_bits(bits);
+}
+
+// Exchange and store: every thread's 8 x 8 codes (octets) through `shared` to the rows of codes_t, 16 codes an access.
+__device__ __forceinline__ void store_transposed(Rows<uint8_t> codes_t, uint4* shared, uint2 (&octets)[kOctet], int row_octet, int col_octet,
+                                                 int tile_row, int tile_col, int rows, int cols) {
+    transpose_octets(octets);
+#pragma unroll
+    for (int j = 0; j < kOctet; j++) reinterpret_cast<uint2*>(shared)[tile_unit(col_octet * kOctet + j, row_octet)] = octets[j];
+    __syncthreads();
+    for (int unit = threadIdx.x; unit < kTile * (kTile / 16); unit += kTileThreads) {
+        int column = unit / 8, part = unit % 8;   // 16 rows each
+        if (tile_col + column >= cols) break;
+        uint4 codes16 = shared[tile_unit(column, 2 * part) / 2];   // the next unit is its neighbour
+        store_codes(codes_t[tile_col + column] + tile_row + part * 16, codes16, rows - tile_row - part * 16);
+    }
+}
+
 // scale: one | rows | (blocks down, blocks across). For PER_ROW it holds the maxima, and scale_rows_kernel follows.
 template <typename T, Fmt kFmt, Gran kGran>
 __global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2)
@@ -103,12 +129,7 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
         if (blockIdx.x == 0 && threadIdx.x == 0) *scale = quant_scale(*absmax, kFmt, clip);
     }
     if (kGran == PER_BLOCK32) {
-        uint32_t bits = 0;
-#pragma unroll
-        for (int i = 0; i < kOctet; i++) bits = max(bits, v[i].largest());
-        for (int step = 1; step < kWarp; step *= 2)
-            if (step != 4) bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, step));   // 4: the other of two blocks across
-        float largest = f32_from_bits(bits);
+        float largest = largest_of_block32(v);
         inverse = quant_inverse(largest, kFmt, clip);
         if (lane % 4 == 0 && lane / 8 == 0 && inside && row < rows) {
             int blocks_across = (cols + kQuantBlock - 1) / kQuantBlock;
@@ -128,16 +149,7 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     }
     if (!codes_t.data) return;
 
-    transpose_octets(octets);
-#pragma unroll
-    for (int j = 0; j < kOctet; j++) reinterpret_cast<uint2*>(shared)[tile_unit(col_octet * kOctet + j, row_octet)] = octets[j];
-    __syncthreads();
-    for (int unit = threadIdx.x; unit < kTile * (kTile / 16); unit += kTileThreads) {
-        int column = unit / 8, part = unit % 8;   // 16 rows each
-        if (tile_col + column >= cols) break;
-        uint4 codes16 = shared[tile_unit(column, 2 * part) / 2];   // the next unit is its neighbour
-        store_codes(codes_t[tile_col + column] + tile_row + part * 16, codes16, rows - tile_row - part * 16);
-    }
+    store_transposed(codes_t, shared, octets, row_octet, col_octet, tile_row, tile_col, rows, cols);
 }
 
 // ================================================================ anything
@@ -341,27 +353,19 @@ static void launch_quantize(Quantization a) {
 }
 
 // Codes of x H or H x: the rotation writes them, and a pass over them transposes them, a band of whole vectors at a time, which stays in
-// the L2 cache. Where only transposed codes are wanted the band lies in a workspace meanwhile.
-enum { kQuantizeBandBytes = 32 << 20 };
-
-static void* quantize_band_memory() {
-    static void* band;   // reserved by the first such call, for all
-    if (!band) cuda_ok(cudaMalloc(&band, kQuantizeBandBytes), "workspace of quantize");
-    return band;
-}
-
+// the L2 cache. Where only transposed codes are wanted the band lies in the workspace meanwhile (the rotation inside has a strip of its own).
 static void quantize_rotated(Quantization a, Rotation rotation) {
     int rows = qmat_row_count(a.q), cols = a.x.cols;
     bool by_rows = rotation.axis == ROTATE_COLS;
     int count = by_rows ? rows : cols, vector = (int)round_up((size_t)(by_rows ? cols : rows), kTransposeChunk), band = count;
-    if (a.q.codes_t.data) band = kQuantizeBandBytes / vector / kTransposeTile * kTransposeTile;
+    if (a.q.codes_t.data) band = kWorkspaceBytes / vector / kTransposeTile * kTransposeTile;
     check(band > 0, "quantize (cuda): a band of (%d, %d) exceeds the workspace", rows, cols);
     for (int first = 0; first < count; first += band) {
         int some = min_int(band, count - first);
         QMat q = by_rows ? qmat_rows(a.q, first, some) : qmat_cols(a.q, first, some);
         Mat x = by_rows ? mat_rows(a.x, first, some) : mat_cols(a.x, first, some);
         if (!q.codes.data)
-            q.codes = Mat{quantize_band_memory(), by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
+            q.codes = Mat{cuda_held().workspace, by_rows ? some : rows, x.cols, (int)round_up((size_t)x.cols, kTransposeChunk), a.fmt};
         RotateJob job = rotate_job(q.codes, x, rotation.axis, false, rotation.block);
         job.quantizer = Quantizer{a.absmax, a.q.scale, a.clip};
         run_rotate_job(job);

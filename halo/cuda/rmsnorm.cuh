@@ -14,8 +14,9 @@
 
 #include "rotate/rotate.cuh"
 
+#include <limits.h>
+
 enum {
-    kNormRows = 16,
     kNormForwardMax = 8 * 8 * 512,    // columns: octets * kKeep * threads
     kNormBackwardMax = 8 * 4 * 512,
     kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
@@ -244,20 +245,24 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     RowRuns runs = {};
     bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
     float* absmax = rotates && !inside ? NULL : prep.absmax;
-#define LAUNCH_KEEPING(keep, tiles, threads) launch_rmsnorm_forward<keep, tiles>(y, rstd, res, x, delta, w, eps, absmax, runs, threads)
-    if (!fast) LAUNCH_RMSNORM_FORWARD(rmsnorm_forward_any_kernel, threads_for(C, 512), 0);
-    else if (octets <= 2 * 256 && !inside) LAUNCH_KEEPING(2, 0, 256);
-    else if (octets <= 2 * 256 && runs.order <= kFragment) LAUNCH_KEEPING(2, 1, 256);
-    else if (octets <= 2 * 256) LAUNCH_KEEPING(2, 2, 256);
-    else if (octets <= 4 * 512 && !inside) LAUNCH_KEEPING(4, 0, 512);
-    else if (octets <= 4 * 512) LAUNCH_KEEPING(4, 2, 512);
-    else LAUNCH_KEEPING(8, 0, 512);
-#undef LAUNCH_KEEPING
+    // What is launched, for rows of up to so many octets: kKeep octets a thread, kTiles of the maximum after the rotation, threads.
+    static const struct {
+        int most_octets, most_order;   // of H across runs, where the rotation's maximum is taken inside; 0: it is not
+        void (*launch)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads);
+        int most_threads;
+    } kLaunches[] = {
+        {2 * 256, 0, launch_rmsnorm_forward<2, 0>, 256}, {2 * 256, kFragment, launch_rmsnorm_forward<2, 1>, 256},
+        {2 * 256, INT_MAX, launch_rmsnorm_forward<2, 2>, 256}, {4 * 512, 0, launch_rmsnorm_forward<4, 0>, 512},
+        {4 * 512, INT_MAX, launch_rmsnorm_forward<4, 2>, 512}, {8 * 512, 0, launch_rmsnorm_forward<8, 0>, 512}};
+    if (fast) {
+        int n = 0, order = inside ? runs.order : 0;
+        while (octets > kLaunches[n].most_octets || inside != (kLaunches[n].most_order > 0) || order > kLaunches[n].most_order) n++;
+        kLaunches[n].launch(y, rstd, res, x, delta, w, eps, absmax, runs, kLaunches[n].most_threads);
+    } else {
+        LAUNCH_RMSNORM_FORWARD(rmsnorm_forward_any_kernel, threads_for(C, 512), 0);
+    }
     if (rotates && !inside) rotate(mat(NULL, y.rows, C, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
-
-// (ceil(BT / kNormRows), C) floats
-static size_t rmsnorm_scratch(int BT, int C) { return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(float); }
 
 #define LAUNCH_RMSNORM_BACKWARD(kernel, threads)                                                                           \
     LAUNCH(kernel, blocks, (threads), 0, rows_of<bf16>(dres), dw_rows, rows_of<const bf16>(dy), rows_of<const bf16>(res),  \

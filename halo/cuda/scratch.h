@@ -1,9 +1,50 @@
-// What memory the CUDA backend's ops take beside their arguments, in bytes: plain C, so that a machine without a GPU can count it too.
+// What memory the CUDA backend takes beside the matrices that its ops are given, in bytes: plain C, so that a machine without a GPU can
+// count it too. What the backend holds for itself is allocated when it starts (ops.cu), what an op wants for a call comes from the caller.
 #ifndef HALO_CUDA_SCRATCH_H
 #define HALO_CUDA_SCRATCH_H
 
-#include "../base.h"
+#include "../ops.h"
 
-enum { kWorkspaceBytes = 32 << 20 };   // one for all ops, see cuda_workspace in device.cuh
+// ---- what the backend holds from its start to the end of the program
+enum {
+    kWorkspaceBytes = 32 << 20,      // for any op that does not call another one meanwhile: cuda_workspace in device.cuh
+    kRotateStripBytes = 32 << 20,    // rotations that take two passes: what lies between these (rotate/exact.cuh)
+    kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
+    kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
+    kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
+};
+static inline size_t cuda_held_bytes(void) {
+    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + 2 * sizeof(float) * kLtVectorRows;
+}
+
+// ---- what an op wants for a call
+enum { kNormRows = 16 };   // rows of dY that a block of rmsnorm_backward sums into one row of dw
+static inline size_t cuda_rmsnorm_scratch(int BT, int C) {   // (ceil(BT / kNormRows), C) floats
+    return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(float);
+}
+
+// The scratch of attention_backward; T_padded is T rounded up to kRowsPad.
+enum { kRowsPad = 128 };
+typedef struct {
+    void* rows;           // (B NH, T_padded) pairs of floats
+    float* dq_sums;       // (B NH, T_padded, HD rounded up to 32)
+    unsigned* counters;   // (counter_count): a turn for every 32 rows of dQ, and the ticket of the blocks
+    int T_padded, counter_count;
+    size_t bytes;
+} AttnScratch;
+// With scratch NULL only T_padded, counter_count and bytes are told.
+static inline AttnScratch cuda_attention_layout(Attn s, void* scratch) {
+    AttnScratch at;
+    Arena arena = {(char*)scratch, 0};
+    size_t heads = (size_t)s.B * s.NH;
+    at.T_padded = ceil_div(s.T, kRowsPad) * kRowsPad;
+    at.counter_count = (int)heads * (at.T_padded / 32) + 1;
+    at.rows = arena_take(&arena, heads * at.T_padded * 2 * sizeof(float));
+    at.dq_sums = (float*)arena_take(&arena, heads * at.T_padded * round_up(s.HD, 32) * sizeof(float));
+    at.counters = (unsigned*)arena_take(&arena, at.counter_count * sizeof(unsigned));
+    at.bytes = arena.used;
+    return at;
+}
+static inline size_t cuda_attention_scratch(Attn s) { return cuda_attention_layout(s, NULL).bytes; }
 
 #endif

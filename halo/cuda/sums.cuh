@@ -9,10 +9,7 @@
 
 #include "stochastic.cuh"
 
-enum { kSumThreads = 256, kSumBlocksMax = 2048 };
-
-// One float for each block of sum_squares (ops.cu).
-static float* cuda_partial_sums();
+enum { kSumThreads = 256 };
 
 // ---- a matrix as groups of kWidth values, numbered row after row
 struct Groups {
@@ -122,7 +119,7 @@ template <int kWidth, typename X>
 static void launch_sum_squares(float* total, Mat x) {
     Groups g = groups_of(x, is_dense(x), kWidth);
     int blocks = min_int(blocks_for(g), kSumBlocksMax);
-    float* partial = cuda_partial_sums();
+    float* partial = cuda_held().partial_sums;
     LAUNCH((sum_squares_kernel<kWidth, X>), blocks, kSumThreads, 0, partial, rows_of<const X>(x), g);
     LAUNCH(add_partial_sums_kernel, 1, kSumThreads, 0, total, partial, blocks);
 }

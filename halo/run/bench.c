@@ -4,6 +4,7 @@
 #include "../ceilings.h"
 #include "../profile.h"
 #include "../progress.h"
+#include "bench_generation.h"
 #include "start.h"
 #include "train_step.h"
 
@@ -76,9 +77,9 @@ static void print_speed(const Session* s, double seconds, double plain_tflops, s
 
 // Only of a GPU: a host's memory is not ours alone. `left_before`: what was free before the weights were loaded.
 static void print_memory_taken(const Session* s, size_t planned, size_t left_before, size_t left) {
-    size_t used = left_before + s->comm->staging_bytes - left;
+    size_t used = left_before + held_bytes(s) - left;
     printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f\n", gib(used), gib(planned),
-           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - s->comm->staging_bytes - left_before));
+           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - held_bytes(s) - left_before));
 }
 
 // The ceilings that the profile compares with are measured here, by all ranks.
@@ -109,6 +110,11 @@ static void fill_moments(const Session* s) {
 int command_bench(Options o) {
     if (!o.steps) o.steps = 10;
     Session s = session_open(o, BENCH);
+    if (o.generate) {
+        bench_generation(&s);
+        session_close(&s);
+        return 0;
+    }
     print_start(&s);
     bool notes_waits = s.comm->ranks > 1;
     if (notes_waits) s.comm = profile_comm(s.comm, s.ops);

@@ -1,4 +1,4 @@
-// The command eval, and the evaluations of a training run: the mean loss over a data file.
+// The command eval, and the evaluations of a training run: the mean loss over a data file, under the products of a recipe.
 #ifndef HALO_RUN_EVAL_H
 #define HALO_RUN_EVAL_H
 
@@ -7,6 +7,8 @@
 typedef struct {
     double loss;   // mean over the scored tokens
     size_t scored;
+    const char* recipe;   // of the blocks' products
+    Fmt act;              // of everything else
 } Evaluation;
 
 // Goes over all rows of `d`, each rank over its own share; all ranks call it together. `losses`: (batch, seq) on the backend, scratch.

@@ -1,16 +1,28 @@
 // The command inspect; see inspect.h.
 #include "inspect.h"
 
+#include "../../data/files.h"
 #include "../../data/inspect.h"
 #include "session.h"
+
+// Of a Hugging Face directory, which needs no weights for this, or of a GGUF file.
+static ModelFiles* tokenizer_files(const char* path) {
+    if (dir_exists(path) || !path_exists(path)) return model_files_from_dirs(NULL, path);
+    Config config;
+    ModelSource* source = model_source_open(path, &config);
+    ModelFiles* files = model_source_files(source);
+    model_source_close(source);
+    return files;
+}
 
 int command_inspect(Options o) {
     Session s;
     memset(&s, 0, sizeof s);
     s.o = o;
     options_check(&o, INSPECT, 1);
-    s.tokenizer_dir = o.tokenizer ? o.tokenizer : o.model;
-    s.tokenizer = tokenizer_load(s.tokenizer_dir);
+    s.tokenizer_path = o.tokenizer ? o.tokenizer : o.model;
+    s.files = tokenizer_files(s.tokenizer_path);
+    load_tokenizer(&s);
     open_chat(&s);
     DataOptions options = data_options(&s);
     options.inspect = true;
@@ -22,5 +34,6 @@ int command_inspect(Options o) {
     dataset_free(d);
     chat_free(&s.chat);
     tokenizer_free(s.tokenizer);
+    model_files_free(s.files);
     return 0;
 }

@@ -2,8 +2,10 @@
 #include "run_log.h"
 
 #include <errno.h>
+#include <math.h>
 
 #include "../../data/files.h"
+#include "stop.h"
 
 static void duration(double seconds, char text[32]) {
     int t = (int)(seconds + 0.5);
@@ -24,8 +26,17 @@ static void log_rewind(const char* path, int64_t step) {
     free(text);
 }
 
+// The log is a convenience: where it fails, that is said once and the run goes on without it.
+static void give_up_log(StepLog* log, const char* why) {
+    fprintf(stderr, "train_llama3: --log: log.jsonl cannot be written: %s; the run goes on without it\n", why);
+    fclose(log->file);
+    log->file = NULL;
+}
+
 StepLog log_open(const Session* s, int steps, int64_t steps_done) {
-    StepLog log = {NULL, steps, 0};
+    StepLog log;
+    memset(&log, 0, sizeof log);
+    log.steps = steps;
     if (!s->o.log || !leads(s)) return log;
     dir_make(s->o.log);
     char* path = path_join(s->o.log, "log.jsonl");
@@ -41,7 +52,43 @@ void log_close(StepLog* log) {
 }
 
 static void log_flush(StepLog* log) {
-    if (fflush(log->file)) user_error("--log: log.jsonl cannot be written: %s", strerror(errno));
+    if (fflush(log->file)) give_up_log(log, strerror(errno));
+}
+
+// JSON has no infinities and no NaN: null stands for them.
+static const char* json_number(double x, char text[32]) {
+    if (isfinite(x)) snprintf(text, 32, "%.9g", x);
+    else strcpy(text, "null");
+    return text;
+}
+
+static int by_size(const void* a, const void* b) {
+    double x = *(const double*)a, y = *(const double*)b;
+    return (x > y) - (x < y);
+}
+
+static double median_of(double* x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_size);
+    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
+}
+
+// Says when a loss lies far above the recent ones: 8 robust deviations (1.4826 times the median distance from the median, which is the
+// standard deviation where losses are normal).
+static void tell_spike(StepLog* log, int step, double loss) {
+    const int least = kRecentLosses / 2;
+    const double far = 8;
+    int n = min_int(log->losses, kRecentLosses);
+    if (!isfinite(loss)) return;
+    if (n >= least) {
+        double sorted[kRecentLosses], distances[kRecentLosses];
+        memcpy(sorted, log->recent, sizeof sorted);
+        double median = median_of(sorted, n);
+        for (int i = 0; i < n; i++) distances[i] = fabs(sorted[i] - median);
+        double deviation = 1.4826 * median_of(distances, n), z = deviation > 0 ? (loss - median) / deviation : 0;
+        if (z > far)
+            printf("step %d: loss %.4f is a spike: %.1f robust deviations above the last %d's median %.4f\n", step, loss, z, n, median);
+    }
+    log->recent[log->losses++ % kRecentLosses] = loss;
 }
 
 void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
@@ -51,17 +98,27 @@ void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, doub
     duration(eta, eta_text);
     printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
            log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
-    fflush(stdout);
+    tell_spike(log, step, r.loss);
+    stop_if_unheard();
     if (!log->file) return;
-    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, "
+    char loss[32], norm[32], rate[32];
+    fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, "
                        "\"tokens_per_second\": %.1f, \"eta_seconds\": %.1f}\n",
-            step, epoch, r.loss, (double)r.grad_norm, (double)lr, tokens_per_second, eta);
+            step, epoch, json_number(r.loss, loss), json_number((double)r.grad_norm, norm), json_number((double)lr, rate),
+            tokens_per_second, eta);
     log_flush(log);
 }
 
 void log_quant_stats(StepLog* log, const Trainer* t, int step) {
     quant_stats_report(model_quant_stats(t->model), step, log->file);
     if (log->file) log_flush(log);
+}
+
+void log_verdict(StepLog* log, const char* metric, int step, Verdict v) {
+    puts(v.line);
+    if (!log->file) return;
+    fprintf(log->file, "{\"step\": %d, \"val_metric\": \"%s\", \"val_percent\": %.6g, \"val_answers\": %d}\n", step, metric, v.percent, v.count);
+    log_flush(log);
 }
 
 void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {

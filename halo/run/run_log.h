@@ -2,13 +2,18 @@
 #ifndef HALO_RUN_LOG_H
 #define HALO_RUN_LOG_H
 
+#include "answer.h"
 #include "eval.h"
 #include "train_step.h"
+
+enum { kRecentLosses = 32 };
 
 typedef struct {
     FILE* file;   // log.jsonl, or NULL
     int steps;
     double mean_step_seconds;   // smoothed
+    double recent[kRecentLosses];   // finite losses, the newest at losses % kRecentLosses
+    int losses;
 } StepLog;
 
 // A resumed run appends to its log, after taking away the lines of steps behind `steps_done`: they will be made again.
@@ -17,5 +22,6 @@ C_API void log_close(StepLog* log);
 C_API void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds);
 C_API void log_quant_stats(StepLog* log, const Trainer* t, int step);
 C_API void log_evaluation(StepLog* log, const char* path, int step, Evaluation e);
+C_API void log_verdict(StepLog* log, const char* metric, int step, Verdict v);
 
 #endif

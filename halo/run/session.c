@@ -3,45 +3,91 @@
 
 #include <time.h>
 
+#include "../../data/files.h"
 #include "../../data/hf_config.h"
+#include "../../data/safetensors.h"
 #include "../hadamard.h"
 #include "../progress.h"
 #include "backend.h"
 
-// config.json, --preset or --from-scratch, and where its tokenizer is.
+// config.json and the tokenizer's files. A cut model's config.json is made anew, so that the source's is left out.
+static ModelFiles* source_files(const Session* s) {
+    const Options* o = &s->o;
+    if (!o->model) return model_files_from_dirs(o->layers ? NULL : s->source_path, s->tokenizer_path);
+    ModelFiles* own = model_source_files(s->source);
+    if (!o->tokenizer && !o->layers) return own;
+    ModelFiles* files = o->tokenizer ? model_files_from_dirs(NULL, o->tokenizer) : model_files_new();
+    for (int i = 0; i < model_files_count(own); i++) {
+        const ModelFile* f = model_files_at(own, i);
+        bool config = !strcmp(f->name, "config.json") || !strcmp(f->name, "generation_config.json");
+        if (config ? !o->layers : !o->tokenizer) model_files_set(files, f->name, f->text, f->bytes);
+    }
+    model_files_free(own);
+    return files;
+}
+
+// config.json, --preset or --from-scratch, and its tokenizer's files.
 static void open_source(Session* s) {
     const Options* o = &s->o;
     if (o->model) {
-        s->source = hf_model_open(o->model, &s->config);
-        s->source_dir = o->model;
+        s->source = model_source_open(o->model, &s->config);
+        s->source_path = o->model;
     } else if (o->from_scratch) {
         hf_config_read(o->from_scratch, &s->config);
-        s->source_dir = o->from_scratch;
+        s->source_path = o->from_scratch;
     } else {
         check(config_preset(&s->config, o->preset), "--preset %s passed options_check", o->preset);
     }
     if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
     if (o->layers) s->config.L = o->layers;
-    s->tokenizer_dir = o->tokenizer ? o->tokenizer : s->source_dir;
+    s->tokenizer_path = o->tokenizer ? o->tokenizer : s->source_path;
+    s->files = source_files(s);
 }
 
 void open_chat(Session* s) {
     static const SpecialsPolicy kPolicies[] = {SPECIALS_AUTO, SPECIALS_TEMPLATE, SPECIALS_ANSWERS, SPECIALS_ALL};   // in the order of the flag's words
     ChatOptions chat = {s->o.chat, s->o.date, kPolicies[s->o.special_tokens]};
-    s->chat = chat_open(s->tokenizer_dir, s->tokenizer, &chat);
+    s->chat = chat_open_in(s->files, s->tokenizer_path, s->tokenizer, &chat);
+}
+
+void load_tokenizer(Session* s) {
+    const ModelFile* file = model_files_get(s->files, "tokenizer.json");
+    if (!file) {
+        s->tokenizer = tokenizer_load(s->tokenizer_path);   // says what is missing, and what to do about it
+        return;
+    }
+    char* path = path_join(s->tokenizer_path, "tokenizer.json");
+    s->tokenizer = tokenizer_parse(file->text, file->bytes, path);
+    free(path);
+}
+
+// The adapter of --adapter-dir, or the new one that --adapter asks for.
+static void open_adapter(Session* s) {
+    const Options* o = &s->o;
+    s->config.adapter = options_adapter(o);
+    if (o->adapter_dir) s->peft = peft_open(o->adapter_dir, &s->config);
 }
 
 void open_tokenizer(Session* s) {
-    if (!s->tokenizer_dir) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
-    s->tokenizer = tokenizer_load(s->tokenizer_dir);
+    if (!s->tokenizer_path) user_error("--preset: name the folder of a tokenizer.json with --tokenizer DIR");
+    load_tokenizer(s);
     if (tokenizer_size(s->tokenizer) > s->config.V)
-        user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_dir,
-                   tokenizer_size(s->tokenizer), s->config.V);
+        user_error("%s/tokenizer.json: %d tokens, but the model's vocab_size is %d", s->tokenizer_path, tokenizer_size(s->tokenizer),
+                   s->config.V);
     open_chat(s);
 }
 
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
-    hf_model_rows((const HfModel*)self, spec, layer, row0, rows, F32, dst);
+    const Session* s = (const Session*)self;
+    model_source_rows(s->source, spec, layer, row0, rows, F32, dst);
+    ParamSpec specs[kMaxParamSpecs];
+    param_specs(&s->config, specs);
+    size_t cols = (size_t)specs[spec].cols, count = (size_t)rows * cols, bad = first_not_finite(dst, count, F32);
+    if (bad == count) return;
+    char name[128];
+    param_name(&specs[spec], layer, name, sizeof name);
+    user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the model itself is damaged; write or download it again",
+               s->source_path, name, (size_t)row0 + bad / cols, bad % cols, (double)dst[bad]);
 }
 
 // Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
@@ -57,11 +103,17 @@ ShardOptions shard_options(const Session* s, bool train) {
     return shard;
 }
 
+static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    peft_rows((const Peft*)self, spec, layer, row0, rows, dst);
+}
+
 void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
     RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
-    if (s->source) shard_load(s->shard, read_source_rows, s->source);
+    if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
+    if (s->peft) shard_load_adapter(s->shard, read_peft_rows, s->peft);
+    else if (adapts(s)) shard_load_adapter(s->shard, lora_start_read, &random);
 }
 
 // The row that the flags name; what it rotates has to have an order that hadamard.h knows.
@@ -88,18 +140,23 @@ Session session_open(Options o, int command) {
     s.o = o;
     s.ops = backend_pick(o.backend);
     s.comm = comm_start();
-    progress_watch(s.comm->rank, s.comm->ranks, o.timeout, s.comm->abort_job);
+    bool watched = s.comm->ranks > 1 || command == TRAIN;   // nobody waits for one rank alone but the user of a long training
+    progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
+    if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
     options_check(&o, command, s.comm->ranks);
     open_source(&s);
-    s.recipe = command & (TRAIN | BENCH | EXPORT) ? pick_recipe(&s) : recipe_find("bf16");
+    open_adapter(&s);
+    s.recipe = pick_recipe(&s);
     return s;
 }
 
 void session_close(Session* s) {
     progress_stop_watching();
     if (s->shard) shard_free(s->shard);
-    if (s->source) hf_model_close(s->source);
+    model_source_close(s->source);
+    model_files_free(s->files);
+    if (s->peft) peft_close(s->peft);
     if (s->tokenizer) {
         chat_free(&s->chat);
         tokenizer_free(s->tokenizer);
@@ -156,15 +213,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
     const Config* c = &s->config;
     state_fact(mine, "config.json: V %d C %d L %d NH %d NKV %d HD %d F %d theta %g\n", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F,
                c->rope_theta);
-    float* row = (float*)host_alloc(sizeof(float) * (size_t)max_int(c->C, max_int(c->F, c->NH * c->HD)));
-    ParamSpec specs[kMaxParamSpecs];
-    int count = param_specs(c, specs);
-    for (int i = 0; s->source && i < count; i++) {
-        hf_model_rows(s->source, i, 0, 0, 1, F32, row);
-        double sum = 0;
-        for (int k = 0; k < specs[i].cols; k++) sum += row[k] * (k % 7 + 1);
-        state_fact(mine, "the weights of %s: %.9g\n", specs[i].name, sum);
-    }
     state_fact(mine, "the data: %d examples, %zu tokens, %zu scored\n", data->examples, data->tokens, data->scored);
     *first = *mine;
     s->comm->host_broadcast(first, sizeof *first);
@@ -176,7 +224,6 @@ void ranks_agree(const Session* s, const DataStats* data) {
         a += na + 1;   // both have a line, the same one
         b += nb + 1;
     }
-    free(row);
     free(mine);
     free(first);
 }
@@ -194,6 +241,12 @@ Dataset* open_data(const Session* s, const char* path, DataUse use) {
         printf("%s: %d records, %d examples (%d truncated, %d skipped), %zu tokens, %zu of them scored, %d rows of %d\n", path,
                n->records, n->examples, n->truncated, n->skipped, n->tokens, n->scored, dataset_rows(d), s->o.seq);
     if (leads(s)) dataset_report(d, stdout);
+    if (leads(s) && n->skipped > n->records / 10)
+        printf("%s: NOTE: %d of %d records are left out: longer than --seq %d, or without an answer to learn\n", path, n->skipped, n->records,
+               s->o.seq);
+    if (leads(s) && n->truncated > n->examples / 2)
+        printf("%s: NOTE: %d of %d prompts lose their beginning: a longer --seq than %d keeps them whole\n", path, n->truncated, n->examples,
+               s->o.seq);
     return d;
 }
 

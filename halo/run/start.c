@@ -5,10 +5,25 @@ MemoryPlan plan_memory(const Session* s) {
     return memory_plan(&s->config, s->ops, s->comm, s->recipe, shard_options(s, true), model_options(s, true));
 }
 
+static void print_adapter(const Config* c) {
+    const Adapter* a = &c->adapter;
+    if (a->kind == ADAPTER_NONE) return;
+    ParamSpec specs[kMaxParamSpecs];
+    int count = adapter_specs(c, specs);
+    double trained = 0;
+    for (int i = 0; i < count; i++) trained += (double)specs[i].rows * specs[i].cols * c->L;
+    printf("%s of rank %d, scale %g, dropout %g, on", a->kind == ADAPTER_HUT ? "HUT" : "LoRA", a->rank, (double)adapter_scale(a), (double)a->dropout);
+    for (int t = 0; t < kTargets; t++)
+        if (a->targets >> t & 1) printf(" %s", kTargetNames[t]);
+    printf(": %.2fM parameters are trained\n", trained / 1e6);
+    if (a->rslora) puts("--rslora: some servers (vLLM among them, in some versions) read alpha / sqrt(rank) as alpha / rank; merge for those");
+}
+
 static void print_model(const Session* s) {
     const Config* c = &s->config;
     printf("%s backend, %d rank%s (%s), recipe %s, lm_head in %s\n", s->ops->name, s->comm->ranks, s->comm->ranks > 1 ? "s" : "",
            s->comm->name, s->recipe->name, s->o.head_dtype == HEAD_FP8 ? "fp8" : "bf16");
+    print_adapter(&s->config);
     if (!strncmp(s->recipe->name, "haloi", 5))
         printf("haloi casts without scales: it bounds the speed of the other levels, and its losses mean nothing\n");
     printf("model: %.1fM parameters, %d layers of width %d, MLP %d, heads %d/%d of %d, vocabulary %d%s\n",
@@ -43,7 +58,7 @@ static void check_fit(const Session* s, size_t needed, size_t left) {
 
 void print_start(const Session* s) {
     MemoryPlan plan = plan_memory(s);
-    size_t left = s->ops->free_bytes() + s->comm->staging_bytes;   // the staging is taken already
+    size_t left = s->ops->free_bytes() + held_bytes(s);   // what is held already is part of the plan
     if (leads(s)) {
         print_model(s);
         print_memory(plan, left);

@@ -1,13 +1,15 @@
 // One optimizer step; see train_step.h.
 #include "train_step.h"
 
+#include <math.h>
+
 #include "../progress.h"
 
 static size_t losses_bytes(const Options* o) { return sizeof(float) * (size_t)o->accum * (size_t)o->batch * (size_t)o->seq; }
 
 Trainer trainer_new(const Session* s, int steps) {
     const Options* o = &s->o;
-    int warmup = o->warmup == kAuto ? min_int(20, steps / 10) : o->warmup;
+    int warmup = o->warmup == kAuto ? max_int(1, min_int(20, steps / 10)) : o->warmup;
     OptimConfig optim = {(float)o->lr, warmup, steps, o->schedule, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
     Trainer t;
@@ -36,13 +38,35 @@ void update_weights(Session* s, Trainer* t, int step) {
 // --quant-stats looks at rank 0's first micro-step.
 bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
 
+// The loss and tokens of the global batch, of this rank's `cells` losses; sums[1]: this rank's tokens.
+static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, double sums[2], StepResult* r) {
+    s->ops->download(t->host_losses, t->losses, sizeof(float) * cells);
+    for (size_t i = 0; i < cells; i++) sums[0] += t->host_losses[i];
+    double flags = isfinite(sums[0]) ? 0 : ldexp(1, -s->comm->rank);   // a bit a rank: the highest of the sum is the lowest rank's
+    s->comm->host_sum(&flags, 1);
+    s->comm->host_sum(sums, 2);
+    r->loss = sums[0] / (double)scored;
+    r->tokens = (size_t)sums[1];
+    r->bad_rank = flags > 0 ? -ilogb(flags) : -1;
+}
+
+// --on-nan skip asks before the weights are touched, which costs a pass over the gradients.
+static bool gradient_is_finite(Session* s, Trainer* t) {
+    float total;
+    shard_reduce_gradients(s->shard);
+    shard_sum_squares(s->shard, t->optim.square_sums);
+    s->ops->download(&total, t->optim.square_sums, sizeof total);
+    return isfinite(total);
+}
+
 StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step) {
+    const Options* o = &s->o;
     int ranks = s->comm->ranks;
     size_t scored = dataset_step_scored(d, step_in_epoch), cells = 0;
     progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
     shard_begin_step(s->shard, step);
-    for (int a = 0; a < s->o.accum; a++) {
+    for (int a = 0; a < o->accum; a++) {
         if (dataset_micro_batch(d, step_in_epoch, a * ranks).rows == 0) break;   // those after this one have no rows either
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, dataset_micro_batch(d, step_in_epoch, a * ranks + s->comm->rank));
@@ -52,10 +76,17 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
         cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
-    update_weights(s, t, step);
-    s->ops->download(t->host_losses, t->losses, sizeof(float) * cells);
-    for (size_t i = 0; i < cells; i++) sums[0] += t->host_losses[i];
-    s->comm->host_sum(sums, 2);
-    StepResult r = {sums[0] / (double)scored, optim_grad_norm(&t->optim, s->shard), (size_t)sums[1]};
+    StepResult r = {0, NAN, 0, false, -1};
+    if (o->on_nan == ON_NAN_SKIP) {
+        sum_losses(s, t, cells, scored, sums, &r);
+        bool finite = gradient_is_finite(s, t);
+        if (!finite || !isfinite(r.loss)) return r;
+        optim_step(&t->optim, s->shard, step);
+    } else {
+        update_weights(s, t, step);
+        sum_losses(s, t, cells, scored, sums, &r);
+    }
+    r.grad_norm = optim_grad_norm(&t->optim, s->shard);
+    r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
     return r;
 }

@@ -14,7 +14,7 @@
 
 // ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and everybody's turn and the ticket are zero.
 // Eight lanes take a row of a head, 16 bytes at a time; neighbours take neighbouring heads.
-enum { kRowsLanes = 8, kRowsThreads = 256, kRowsPad = 128 };
+enum { kRowsLanes = 8, kRowsThreads = 256 };
 
 __global__ void attention_rows_kernel(float2* rows, unsigned* counters, int counter_count, const bf16* dy, int ld_dy, const bf16* y, int ld_y,
                                       const float* lse, int B, int T, int T_padded, int NH, int HD, bool vectors) {
@@ -83,29 +83,6 @@ static void attention_forward(Mat y, float* lse, Mat qkv, Attn s, float* absmax)
     attention_forward_rows(a);
 }
 
-// What the backward pass keeps for itself: rows, sums of dQ, turns and the ticket.
-typedef struct {
-    float2* rows;
-    float* dq_sums;
-    unsigned* counters;
-    int T_padded, counter_count;
-    size_t bytes;
-} AttnScratch;
-
-static AttnScratch lay_out_attention(Attn s, void* scratch) {
-    AttnScratch at;
-    Arena arena = {(char*)scratch, 0};
-    size_t heads = (size_t)s.B * s.NH;
-    at.T_padded = ceil_div(s.T, kRowsPad) * kRowsPad;
-    at.counter_count = (int)heads * (at.T_padded / 32) + 1;
-    at.rows = (float2*)arena_take(&arena, heads * at.T_padded * sizeof(float2));
-    at.dq_sums = (float*)arena_take(&arena, heads * at.T_padded * round_up(s.HD, 32) * sizeof(float));
-    at.counters = (unsigned*)arena_take(&arena, at.counter_count * sizeof(unsigned));
-    at.bytes = arena.used;
-    return at;
-}
-static size_t attention_scratch(Attn s) { return lay_out_attention(s, NULL).bytes; }
-
 template <typename S>
 static void launch_backward_sm80(const AttnBackward& a) {
     constexpr size_t kBytes = sizeof(typename S::Shared);
@@ -128,12 +105,12 @@ static void attention_backward_rows(const AttnBackward& a) {
 static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn s, void* scratch) {
     check_attention("attention_backward", s, qkv, y);
     check_attention("attention_backward", s, dqkv, dy);
-    AttnScratch at = lay_out_attention(s, scratch);
+    AttnScratch at = cuda_attention_layout(s, scratch);
     bool y_vectors = has_vectors(y, s.HD) && has_vectors(dy, s.HD);
     size_t threads = (size_t)s.B * at.T_padded * s.NH * kRowsLanes;
-    LAUNCH(attention_rows_kernel, (unsigned)((threads + kRowsThreads - 1) / kRowsThreads), kRowsThreads, 0, at.rows, at.counters,
+    LAUNCH(attention_rows_kernel, (unsigned)((threads + kRowsThreads - 1) / kRowsThreads), kRowsThreads, 0, (float2*)at.rows, at.counters,
            at.counter_count, (const bf16*)dy.data, dy.ld, (const bf16*)y.data, y.ld, lse, s.B, s.T, at.T_padded, s.NH, s.HD, y_vectors);
-    AttnBackward a = {(const bf16*)qkv.data, (const bf16*)dy.data, (bf16*)dqkv.data, at.rows, at.dq_sums, at.counters,
+    AttnBackward a = {(const bf16*)qkv.data, (const bf16*)dy.data, (bf16*)dqkv.data, (float2*)at.rows, at.dq_sums, at.counters,
                       at.counters + at.counter_count - 1, s.start, s.end, s.B, s.T, at.T_padded, s.NH, s.NKV, s.HD, qkv.ld, dy.ld, dqkv.ld,
                       attention_scale(s.HD), attention_scale(s.HD) * kLog2e,
                       has_vectors(qkv, s.HD) && has_vectors(dy, s.HD) && has_vectors(dqkv, s.HD)};
@@ -161,6 +138,12 @@ static void launch_cached(AttnCached a, int splits) {
     if (a.parts) LAUNCH(attention_fold_kernel, dim3(a.rows, a.NH), threads_for(a.HD, kCachedThreads), 0, a);
 }
 
+static void attention_append(Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
+    bool vectors = has_vectors(qkv, HD) && has_vectors(cache, HD);
+    LAUNCH(attention_append_kernel, qkv.rows, kCachedThreads, 0, (bf16*)cache.data, cache.ld, (const bf16*)qkv.data + NH * HD, qkv.ld, slot,
+           pos, positions, 2 * NKV * HD, vectors);
+}
+
 static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
     int rows = qkv.rows, chunks = ceil_div(positions, kCachedChunk);
     Attn s = {1, rows, NH, NKV, HD, NULL, NULL};
@@ -169,13 +152,12 @@ static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const i
           "attention_cached: slots of %d positions in a cache of (%d, %d) in %s", positions, cache.rows, cache.cols, fmt_name(cache.fmt));
     bool vectors = has_vectors(qkv, HD) && has_vectors(cache, HD);
     const bf16* q = (const bf16*)qkv.data;
-    LAUNCH(attention_append_kernel, rows, kCachedThreads, 0, (bf16*)cache.data, cache.ld, q + NH * HD, qkv.ld, slot, pos, positions,
-           2 * NKV * HD, vectors);
+    attention_append(cache, qkv, slot, pos, positions, NH, NKV, HD);
     AttnCached a = {q, (const bf16*)cache.data, (bf16*)y.data, NULL, slot, pos, rows, positions, chunks, NH, NKV, HD, qkv.ld, cache.ld, y.ld,
                     attention_scale(HD) * kLog2e, vectors};
     int at_once = cached_split_rows(rows, NH, NKV, HD, chunks);
     if (at_once == 0) return launch_cached(a, 1);
-    a.parts = (float*)cuda_workspace();
+    a.parts = (float*)cuda_held().workspace;
     for (int first = 0; first < rows; first += at_once) {
         AttnCached part = a;
         part.q += (size_t)first * a.ld_q;

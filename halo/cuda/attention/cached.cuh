@@ -201,6 +201,29 @@ __device__ inline float* cached_part(const AttnCached& a, int row, int head, int
     return a.parts + (((size_t)row * a.NH + head) * a.chunks + chunk) * (a.HD + 2);
 }
 
+// The chunk's sums over the warps, whose own lie `warp_step` values apart: to a's parts, or into `sums`, of which the last chunk makes y.
+template <int kHD, int kElements>
+__device__ __forceinline__ void cached_store(float (&sums)[kElements], const AttnCached& a, const CachedTile& tile, int used,
+                                             const CachedShared& shared, const bf16* of_warps, int warp_step, int chunk, bool first, bool last) {
+#pragma unroll
+    for (int i = 0; i < kElements; i++) {
+        int at = threadIdx.x + i * kCachedThreads, m = at / kHD, column = at % kHD;
+        if (m >= used || column >= a.HD) continue;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kCachedWarps; w++) sum = __fmaf_rn(shared.weight[w][m], ((const float*)(of_warps + w * warp_step))[at], sum);
+        int row = tile.row + m / tile.heads, head = tile.head + m % tile.heads;
+        if (a.parts) {
+            float* part = cached_part(a, row, head, chunk);
+            part[column] = sum;
+            if (column == 0) part[a.HD] = shared.chunk[m].largest, part[a.HD + 1] = shared.chunk[m].total;
+            continue;
+        }
+        sums[i] = first ? sum : cached_fold_sum(sums[i], sum, shared.fold[m]);
+        if (last) a.y[(size_t)row * a.ld_y + head * a.HD + column] = bf16_from_f32(sums[i] / shared.total[m]);
+    }
+}
+
 template <int kHD>
 __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCached a) {
     constexpr int kStage = 2 * tile_values<kPieceKeys, kHD>(), kElements = kTileRows * kHD / kCachedThreads;
@@ -248,23 +271,7 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
         bool first = piece < kPiecesPerWarp, last = piece == pieces - 1;
         if (threadIdx.x < kTileRows) cached_merge_rows(shared, threadIdx.x, all, first);
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < kElements; i++) {
-            int at = threadIdx.x + i * kCachedThreads, m = at / kHD, column = at % kHD;
-            if (m >= used || column >= a.HD) continue;
-            float sum = 0;
-#pragma unroll
-            for (int w = 0; w < kCachedWarps; w++) sum = __fmaf_rn(shared.weight[w][m], ((const float*)(stages + (2 * w + 1) * kStage))[at], sum);
-            int row = tile.row + m / tile.heads, head = tile.head + m % tile.heads;
-            if (a.parts) {
-                float* part = cached_part(a, row, head, chunk);
-                part[column] = sum;
-                if (column == 0) part[a.HD] = shared.chunk[m].largest, part[a.HD + 1] = shared.chunk[m].total;
-                continue;
-            }
-            sums[i] = first ? sum : cached_fold_sum(sums[i], sum, shared.fold[m]);
-            if (last) a.y[(size_t)row * a.ld_y + head * a.HD + column] = bf16_from_f32(sums[i] / shared.total[m]);
-        }
+        cached_store<kHD>(sums, a, tile, used, shared, stages + kStage, 2 * kStage, chunk, first, last);
         __syncthreads();   // nobody reads the second stages any more
     }
 }

@@ -17,6 +17,48 @@
 
 #include "tiles.cuh"
 
+// ---- products of a warp's 16 kTiles rows
+// sums (rows, kCols) += A B^T: A's rows are those from `row` on of a tile of kRows, B is a tile of kCols rows; both are kHD wide.
+template <int kRows, int kCols, int kHD, int kTiles>
+__device__ __forceinline__ void multiply_rows(float (&sums)[kTiles][kCols / 2], const bf16* a_tile, int row, const bf16* b_tile) {
+#pragma unroll
+    for (int d = 0; d < kHD / 16; d++) {
+        uint32_t a[kTiles][4];
+#pragma unroll
+        for (int t = 0; t < kTiles; t++) fragment_across<kRows, false>(a[t], a_tile, row + 16 * t, 2 * d);
+#pragma unroll
+        for (int j = 0; j < kCols / 16; j++) {
+            uint32_t b[4];
+            fragment_down<kCols, false>(b, b_tile, 16 * j, 2 * d);
+#pragma unroll
+            for (int t = 0; t < kTiles; t++) {
+                mma_bf16(sums[t] + 8 * j, a[t], b[0], b[1]);
+                mma_bf16(sums[t] + 8 * j + 4, a[t], b[2], b[3]);
+            }
+        }
+    }
+}
+// sums (rows, kHD) += A B: A (rows, kDepth) lies in the accumulators of a product before, B is a tile of kDepth rows.
+template <int kDepth, int kHD, int kTiles>
+__device__ __forceinline__ void multiply_accumulators(float (&sums)[kTiles][kHD / 2], const float (&a)[kTiles][kDepth / 2], const bf16* b_tile) {
+#pragma unroll
+    for (int i = 0; i < kDepth / 16; i++) {
+        uint32_t fragment[kTiles][4];
+#pragma unroll
+        for (int t = 0; t < kTiles; t++) accumulators_to_fragment(fragment[t], a[t], i);
+#pragma unroll
+        for (int j = 0; j < kHD / 16; j++) {
+            uint32_t b[4];
+            fragment_across<kDepth, true>(b, b_tile, 16 * i, 2 * j);
+#pragma unroll
+            for (int t = 0; t < kTiles; t++) {
+                mma_bf16(sums[t] + 8 * j, fragment[t], b[0], b[1]);
+                mma_bf16(sums[t] + 8 * j + 4, fragment[t], b[2], b[3]);
+            }
+        }
+    }
+}
+
 // ---- forward
 enum { kForwardM = 128, kForwardN = 64, kForwardThreads = 128 };
 
@@ -59,22 +101,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_ker
         cp_async_commit();
 
         float s[kRowTiles][kN / 2] = {};
-#pragma unroll
-        for (int d = 0; d < kHD / 16; d++) {
-            uint32_t query[kRowTiles][4];
-#pragma unroll
-            for (int t = 0; t < kRowTiles; t++) fragment_across<kM, false>(query[t], q_tile, warp_row + 16 * t, 2 * d);
-#pragma unroll
-            for (int j = 0; j < kN / 16; j++) {
-                uint32_t keys[4];
-                fragment_down<kN, false>(keys, k_tile, 16 * j, 2 * d);
-#pragma unroll
-                for (int t = 0; t < kRowTiles; t++) {
-                    mma_bf16(s[t] + 8 * j, query[t], keys[0], keys[1]);
-                    mma_bf16(s[t] + 8 * j + 4, query[t], keys[2], keys[3]);
-                }
-            }
-        }
+        multiply_rows<kM, kN, kHD>(s, q_tile, warp_row, k_tile);
         cp_async_wait<0>();
         __syncthreads();   // V is here, and nobody reads K any more
         if (n > first_block) {
@@ -91,22 +118,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_ker
 #pragma unroll
             for (int i = 0; i < kHD / 2; i++) y[t][i] *= rescale[i / 2 % 2];
         }
-#pragma unroll
-        for (int i = 0; i < kN / 16; i++) {
-            uint32_t p[kRowTiles][4];
-#pragma unroll
-            for (int t = 0; t < kRowTiles; t++) accumulators_to_fragment(p[t], s[t], i);
-#pragma unroll
-            for (int j = 0; j < kHD / 16; j++) {
-                uint32_t values[4];
-                fragment_across<kN, true>(values, v_tile, 16 * i, 2 * j);
-#pragma unroll
-                for (int t = 0; t < kRowTiles; t++) {
-                    mma_bf16(y[t] + 8 * j, p[t], values[0], values[1]);
-                    mma_bf16(y[t] + 8 * j + 4, p[t], values[2], values[3]);
-                }
-            }
-        }
+        multiply_accumulators<kN, kHD>(y, s, v_tile);
     }
 
     float largest = 0;
@@ -151,9 +163,55 @@ __device__ inline void backward_load(typename S::Shared* shared, int stage, cons
     cp_async_commit();
 }
 
+// One thread passes on the turn at query block `signal` (-1: there is none to pass on), then waits for its block's turn at another.
+__device__ __forceinline__ void take_turn(unsigned* turns, const DqTurn& turn, int signal, unsigned signal_turn) {
+    if (signal >= 0) store_release(turns + signal, signal_turn);
+    while (load_acquire(turns + turn.block) != turn.turn) __nanosleep(20);
+}
+
+// A warp's rectangle of dQ begins at row and unit (of kUnit columns). The sum over the key blocks before comes from memory, this block's
+// share is added, the new sum goes back, or dQ itself from the last block.
+template <typename S>
+using DqShare = float[S::kRowTiles][S::kColumns / 2];
+
+template <typename S>
+__device__ __forceinline__ void multiply_dq(DqShare<S>& dq, const bf16* ds_tile, int row, const bf16* k_tile, int unit) {
+#pragma unroll
+    for (int i = 0; i < S::kN / 16; i++) {
+        uint32_t ds[S::kRowTiles][4];
+#pragma unroll
+        for (int t = 0; t < S::kRowTiles; t++) fragment_down<S::kN, true>(ds[t], ds_tile, 16 * i, row / kUnit + 2 * t);
+#pragma unroll
+        for (int j = 0; j < S::kColumns / 16; j++) {
+            uint32_t columns[4];
+            fragment_across<S::kN, true>(columns, k_tile, 16 * i, unit + 2 * j);
+#pragma unroll
+            for (int t = 0; t < S::kRowTiles; t++) {
+                mma_bf16(dq[t] + 8 * j, ds[t], columns[0], columns[1]);
+                mma_bf16(dq[t] + 8 * j + 4, ds[t], columns[2], columns[3]);
+            }
+        }
+    }
+}
+
+// dK and dV, through the tiles of K and V, which nobody reads any more. A warp stores the rows that it wrote.
+template <typename S>
+__device__ __forceinline__ void backward_store(bf16* to, int keys, typename S::Shared* shared, int warp_key, const AttnBackward& a,
+                                               const float (&dk)[S::kKeyTiles][S::kHD / 2], const float (&dv)[S::kKeyTiles][S::kHD / 2]) {
+    constexpr int kN = S::kN, kRows = 16 * S::kKeyTiles;
+#pragma unroll
+    for (int t = 0; t < S::kKeyTiles; t++) {
+        accumulators_to_tile<kN>(shared->k, warp_key + 16 * t, dk[t], a.scale, a.scale);
+        accumulators_to_tile<kN>(shared->v, warp_key + 16 * t, dv[t], 1, 1);
+    }
+    __syncwarp();
+    tile_store<kN, S::kHD, kRows>(to, a.ld_dqkv, shared->k, warp_key, keys, a.HD, a.vectors);
+    tile_store<kN, S::kHD, kRows>(to + a.NKV * a.HD, a.ld_dqkv, shared->v, warp_key, keys, a.HD, a.vectors);
+}
+
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) attention_backward_sm80_kernel(AttnBackward a) {
-    constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kKeyTiles = S::kKeyTiles, kThreads = S::kThreads;
+    constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kKeyTiles = S::kKeyTiles;
     SHARED(typename S::Shared, shared);
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warp_key = warp * 16 * kKeyTiles;
 
@@ -174,8 +232,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
     }
     size_t row = (size_t)b * a.T + key;
     const bf16 *k = a.qkv + row * a.ld_qkv + (a.NH + kv) * a.HD, *v = k + a.NKV * a.HD;
-    tile_load<kN, kHD, kThreads>(shared->k, k, a.ld_qkv, keys, a.HD, a.vectors);
-    tile_load<kN, kHD, kThreads>(shared->v, v, a.ld_qkv, keys, a.HD, a.vectors);
+    tile_load<kN, kHD, S::kThreads>(shared->k, k, a.ld_qkv, keys, a.HD, a.vectors);
+    tile_load<kN, kHD, S::kThreads>(shared->v, v, a.ld_qkv, keys, a.HD, a.vectors);
     backward_load<S>(shared, 0, a, b, kv * group, first_block * kM);
 
     float dk[kKeyTiles][kHD / 2] = {}, dv[kKeyTiles][kHD / 2] = {};
@@ -192,38 +250,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 
         // P^T and dP^T (kN, kM)
         float p[kKeyTiles][kM / 2] = {}, ds[kKeyTiles][kM / 2] = {};
-#pragma unroll
-        for (int d = 0; d < kHD / 16; d++) {
-            uint32_t keys_fragment[kKeyTiles][4];
-#pragma unroll
-            for (int t = 0; t < kKeyTiles; t++) fragment_across<kN, false>(keys_fragment[t], shared->k, warp_key + 16 * t, 2 * d);
-#pragma unroll
-            for (int j = 0; j < kM / 16; j++) {
-                uint32_t queries[4];
-                fragment_down<kM, false>(queries, q_tile, 16 * j, 2 * d);
-#pragma unroll
-                for (int t = 0; t < kKeyTiles; t++) {
-                    mma_bf16(p[t] + 8 * j, keys_fragment[t], queries[0], queries[1]);
-                    mma_bf16(p[t] + 8 * j + 4, keys_fragment[t], queries[2], queries[3]);
-                }
-            }
-        }
-#pragma unroll
-        for (int d = 0; d < kHD / 16; d++) {
-            uint32_t values[kKeyTiles][4];
-#pragma unroll
-            for (int t = 0; t < kKeyTiles; t++) fragment_across<kN, false>(values[t], shared->v, warp_key + 16 * t, 2 * d);
-#pragma unroll
-            for (int j = 0; j < kM / 16; j++) {
-                uint32_t queries[4];
-                fragment_down<kM, false>(queries, dy_tile, 16 * j, 2 * d);
-#pragma unroll
-                for (int t = 0; t < kKeyTiles; t++) {
-                    mma_bf16(ds[t] + 8 * j, values[t], queries[0], queries[1]);
-                    mma_bf16(ds[t] + 8 * j + 4, values[t], queries[2], queries[3]);
-                }
-            }
-        }
+        multiply_rows<kN, kM, kHD>(p, shared->k, warp_key, q_tile);
+        multiply_rows<kN, kM, kHD>(ds, shared->v, warp_key, dy_tile);
         bool masked = m * kM < key + kN - 1 || m * kM + kM > smallest_end;
 #pragma unroll
         for (int t = 0; t < kKeyTiles; t++) {
@@ -233,74 +261,26 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 #pragma unroll
         for (int t = 0; t < kKeyTiles; t++) accumulators_to_tile<kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
 
-#pragma unroll
-        for (int i = 0; i < kM / 16; i++) {   // dV += P^T dY
-            uint32_t p_fragment[kKeyTiles][4];
-#pragma unroll
-            for (int t = 0; t < kKeyTiles; t++) accumulators_to_fragment(p_fragment[t], p[t], i);
-#pragma unroll
-            for (int j = 0; j < kHD / 16; j++) {
-                uint32_t columns[4];
-                fragment_across<kM, true>(columns, dy_tile, 16 * i, 2 * j);
-#pragma unroll
-                for (int t = 0; t < kKeyTiles; t++) {
-                    mma_bf16(dv[t] + 8 * j, p_fragment[t], columns[0], columns[1]);
-                    mma_bf16(dv[t] + 8 * j + 4, p_fragment[t], columns[2], columns[3]);
-                }
-            }
-        }
+        multiply_accumulators<kM, kHD>(dv, p, dy_tile);   // dV += P^T dY
 
         // Our turn at this query block comes after the key blocks before ours. The last step's sums have long arrived when they are
         // released here; the next block needs them half a step from now.
         DqTurn turn = dq_turn<kM, kN>(a, b, h, m, key);
-        if (threadIdx.x == 0) {
-            if (signal >= 0) store_release(a.turns + signal, signal_turn);
-            while (load_acquire(a.turns + turn.block) != turn.turn) __nanosleep(20);
-        }
+        if (threadIdx.x == 0) take_turn(a.turns, turn, signal, signal_turn);
         __syncthreads();   // dS is here
         signal = turn.last ? -1 : turn.block;
         signal_turn = turn.turn + 1;
         int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
-        float dq[S::kRowTiles][S::kColumns / 2];
+        DqShare<S> dq;
 #pragma unroll
         for (int t = 0; t < S::kRowTiles; t++)
-            dq_load<kThreads>(dq[t], dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * kThreads + threadIdx.x, turn.turn == 0);
-#pragma unroll
-        for (int i = 0; i < kM / 16; i++) {   // dK += dS^T Q, while the sums come
-            uint32_t ds_fragment[kKeyTiles][4];
-#pragma unroll
-            for (int t = 0; t < kKeyTiles; t++) accumulators_to_fragment(ds_fragment[t], ds[t], i);
-#pragma unroll
-            for (int j = 0; j < kHD / 16; j++) {
-                uint32_t columns[4];
-                fragment_across<kM, true>(columns, q_tile, 16 * i, 2 * j);
-#pragma unroll
-                for (int t = 0; t < kKeyTiles; t++) {
-                    mma_bf16(dk[t] + 8 * j, ds_fragment[t], columns[0], columns[1]);
-                    mma_bf16(dk[t] + 8 * j + 4, ds_fragment[t], columns[2], columns[3]);
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < kN / 16; i++) {   // dQ += dS K
-            uint32_t ds_fragment[S::kRowTiles][4];
-#pragma unroll
-            for (int t = 0; t < S::kRowTiles; t++) fragment_down<kN, true>(ds_fragment[t], shared->ds, 16 * i, dq_row / kUnit + 2 * t);
-#pragma unroll
-            for (int j = 0; j < S::kColumns / 16; j++) {
-                uint32_t columns[4];
-                fragment_across<kN, true>(columns, shared->k, 16 * i, dq_unit + 2 * j);
-#pragma unroll
-                for (int t = 0; t < S::kRowTiles; t++) {
-                    mma_bf16(dq[t] + 8 * j, ds_fragment[t], columns[0], columns[1]);
-                    mma_bf16(dq[t] + 8 * j + 4, ds_fragment[t], columns[2], columns[3]);
-                }
-            }
-        }
+            dq_load<S::kThreads>(dq[t], dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, turn.turn == 0);
+        multiply_accumulators<kM, kHD>(dk, ds, q_tile);   // dK += dS^T Q, while the sums come
+        multiply_dq<S>(dq, shared->ds, dq_row, shared->k, dq_unit);   // dQ += dS K
 #pragma unroll
         for (int t = 0; t < S::kRowTiles; t++) {
             if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
-            else dq_store<kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * kThreads + threadIdx.x, dq[t]);
+            else dq_store<S::kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, dq[t]);
         }
         m = next_m;
         h = next_h;
@@ -308,15 +288,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
     __syncthreads();   // nobody reads K any more
     if (threadIdx.x == 0 && signal >= 0) store_release(a.turns + signal, signal_turn);
 
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; t++) {
-        accumulators_to_tile<kN>(shared->k, warp_key + 16 * t, dk[t], a.scale, a.scale);
-        accumulators_to_tile<kN>(shared->v, warp_key + 16 * t, dv[t], 1, 1);
-    }
-    __syncwarp();
-    bf16* to = a.dqkv + row * a.ld_dqkv + (a.NH + kv) * a.HD;
-    tile_store<kN, kHD, 16 * kKeyTiles>(to, a.ld_dqkv, shared->k, warp_key, keys, a.HD, a.vectors);
-    tile_store<kN, kHD, 16 * kKeyTiles>(to + a.NKV * a.HD, a.ld_dqkv, shared->v, warp_key, keys, a.HD, a.vectors);
+    backward_store<S>(a.dqkv + row * a.ld_dqkv + (a.NH + kv) * a.HD, keys, shared, warp_key, a, dk, dv);
 }
 
 #endif

@@ -129,6 +129,26 @@ template <typename S> __device__ inline void turn_pass(int consumer) {
     named_barrier_arrive(kTurnBarrier + (consumer + 1) % S::kConsumers, 2 * kWarpgroup);
 }
 
+// All of a warpgroup's accumulators as the left operand of its next product.
+template <int kSteps, int kCount>
+__device__ __forceinline__ void accumulators_to_fragments(uint32_t (&fragment)[kSteps][4], const float (&x)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kSteps; i++) accumulators_to_fragment(fragment[i], x, i);
+}
+
+// Store: y and lse of a warp's 16 queries, through the tile of its queries. TMA may write the next queries there afterwards.
+template <typename S>
+__device__ __forceinline__ void forward_store(typename S::Shared* shared, const AttnForward& a, const ForwardTile& t, float (&y)[S::kHD / 2],
+                                              SoftmaxRows& rows, int warp_row, float& largest) {
+    float* lse = a.lse ? a.lse + ((size_t)t.b * a.NH + t.h) * a.T : nullptr;
+    forward_end<S::kM>(a, y, rows, shared->q, warp_row, t.first, lse, largest);
+    __syncwarp();
+    tile_store<S::kM, S::kHD, 16>(a.y + ((size_t)t.b * a.T + t.first) * a.ld_y + t.h * S::kHD, a.ld_y, shared->q, warp_row, a.T - t.first,
+                                  S::kHD, true);
+    async_proxy_fence();   // before TMA writes the next queries here
+    __syncwarp();
+}
+
 template <typename S>
 __device__ inline void forward_consumer(typename S::Shared* shared, const AttnForward& a, int tiles, int consumer) {
     constexpr int kHD = S::kHD, kN = S::kN;
@@ -174,8 +194,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         wgmma_wait<0>();
         scores_are_here();
         softmax_of(t.last_block);
-#pragma unroll
-        for (int i = 0; i < kN / 16; i++) accumulators_to_fragment(p[i], s, i);
+        accumulators_to_fragments(p, s);
 #pragma unroll 1
         for (int n = t.last_block - 1; n >= t.first_block; n--) {
             mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
@@ -190,20 +209,14 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
             values_are_added();
 #pragma unroll
             for (int i = 0; i < kHD / 2; i++) y[i] *= rescale[i / 2 % 2];
-#pragma unroll
-            for (int i = 0; i < kN / 16; i++) accumulators_to_fragment(p[i], s, i);
+            accumulators_to_fragments(p, s);
         }
         mbarrier_wait(&shared->v_full[v_ring.stage], v_ring.parity);
         issue_times_rows<S::kHD, S::kN>(y, p, shared->v[v_ring.stage]);
         values_are_added();
 
-        float* lse = a.lse ? a.lse + ((size_t)t.b * a.NH + t.h) * a.T : nullptr;
         named_barrier_sync(kTurnBarrier + S::kConsumers + consumer, kWarpgroup);   // all four warps have read their queries
-        forward_end<S::kM>(a, y, rows, shared->q, warp_row, t.first, lse, largest);
-        __syncwarp();
-        tile_store<S::kM, kHD, 16>(a.y + ((size_t)t.b * a.T + t.first) * a.ld_y + t.h * kHD, a.ld_y, shared->q, warp_row, a.T - t.first, kHD, true);
-        async_proxy_fence();   // before TMA writes the next queries here
-        __syncwarp();
+        forward_store<S>(shared, a, t, y, rows, warp_row, largest);
         if (speaks) mbarrier_arrive(&shared->q_empty);
         q_ring.next();
     }
@@ -349,6 +362,19 @@ __device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
     wgmma_commit();
 }
 
+// Store: dK and dV of a warp's 16 keys, through the tiles of K and V, which nobody reads any more.
+template <typename S>
+__device__ __forceinline__ void backward_store_sm90(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w, int warp_key, int keys,
+                                                    const float (&dk)[S::kHD / 2], const float (&dv)[S::kHD / 2]) {
+    constexpr int kHD = S::kHD, kN = S::kN;
+    accumulators_to_tile<kN>(shared->k, warp_key, dk, a.scale, a.scale);
+    accumulators_to_tile<kN>(shared->v, warp_key, dv, 1, 1);
+    __syncwarp();
+    bf16* to = a.dqkv + ((size_t)w.b * a.T + w.key) * a.ld_dqkv + (a.NH + w.kv) * kHD;
+    tile_store<kN, kHD, 16>(to, a.ld_dqkv, shared->k, warp_key, keys, kHD, true);
+    tile_store<kN, kHD, 16>(to + a.NKV * kHD, a.ld_dqkv, shared->v, warp_key, keys, kHD, true);
+}
+
 template <typename S>
 __device__ inline void backward_consumer(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w, int consumer) {
     constexpr int kHD = S::kHD, kM = S::kM, kN = S::kN, kThreads = S::kConsumerThreads;
@@ -387,11 +413,8 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         wgmma_wait<0>();
         wgmma_pin(ds);
         dp_to_ds(ds, p, row_pairs);
-#pragma unroll
-        for (int i = 0; i < kM / 16; i++) {
-            accumulators_to_fragment(p_fragment[i], p, i);
-            accumulators_to_fragment(ds_fragment[i], ds, i);
-        }
+        accumulators_to_fragments(p_fragment, p);
+        accumulators_to_fragments(ds_fragment, ds);
         issue_times_rows<S::kHD, S::kM>(dv, p_fragment, shared->dy[stage]);
         issue_times_rows<S::kHD, S::kM>(dk, ds_fragment, shared->q[stage]);
 
@@ -424,12 +447,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         at.next(w);
     }
     named_barrier_sync(kEndBarrier, kThreads);   // nobody reads K any more
-    accumulators_to_tile<kN>(shared->k, warp_key, dk, a.scale, a.scale);
-    accumulators_to_tile<kN>(shared->v, warp_key, dv, 1, 1);
-    __syncwarp();
-    bf16* to = a.dqkv + ((size_t)w.b * a.T + w.key) * a.ld_dqkv + (a.NH + w.kv) * kHD;
-    tile_store<kN, kHD, 16>(to, a.ld_dqkv, shared->k, warp_key, keys, kHD, true);
-    tile_store<kN, kHD, 16>(to + a.NKV * kHD, a.ld_dqkv, shared->v, warp_key, keys, kHD, true);
+    backward_store_sm90<S>(shared, a, w, warp_key, keys, dk, dv);
 }
 #endif
 

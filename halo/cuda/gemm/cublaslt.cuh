@@ -5,8 +5,8 @@
 //
 // A plan is made once per shape: an algorithm and its descriptors. Large products try the heuristic's first few and keep the
 // fastest among those that sum each element in one sequence, so that the choice does not show in the bits; small ones, which
-// may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes to memory of its own
-// and is left out while a graph is captured.
+// may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes where
+// the product will, or to rotate's strip, and is left out while a graph is captured.
 //
 // Products of a training step run at the GPU's power limit, where a burst of a few runs says little: candidates are timed in slices
 // of several milliseconds under load. The clock drifts meanwhile, so they take turns, in one order and then the other. About 0.3 s
@@ -23,9 +23,7 @@ enum {
     kLtWorthTrying = 512,             // for M, N and K at least this
     kLtPlans = 1024,                  // a power of two
     kLtCandidates = 8,
-    kLtRounds = 4,                    // of turns; the first sorts out
-    kLtWorkspaceBytes = 32 << 20,
-    kLtVectorRows = 256 << 10         // the longest vector of scales that is filled in here
+    kLtRounds = 4                     // of turns; the first sorts out
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
 static const float kLtHopeless = 1.08f;   // times the fastest of the first round
@@ -49,19 +47,12 @@ struct LtPlan {
 
 static struct {
     cublasLtHandle_t handle;
-    void* workspace;
-    float* vectors[2];                // a's and b's scale, once per row
     LtPlan plans[kLtPlans];
 } lt;
 
 static void lt_start() {
-    if (lt.handle) return;
-    lt_ok(cublasLtCreate(&lt.handle), "start");
-    cuda_ok(cudaMalloc(&lt.workspace, kLtWorkspaceBytes), "memory for cuBLASLt's workspace");
-    for (int i = 0; i < 2; i++) cuda_ok(cudaMalloc((void**)&lt.vectors[i], kLtVectorRows * sizeof(float)), "memory for vectors of scales");
+    if (!lt.handle) lt_ok(cublasLtCreate(&lt.handle), "start");
 }
-
-static size_t lt_workspace_bytes() { return kLtWorkspaceBytes + 2 * kLtVectorRows * sizeof(float); }
 
 static cudaDataType_t lt_type(Fmt fmt) {
     switch (fmt) {
@@ -151,8 +142,8 @@ static const float* lt_row_scales(const GemmSide& s, float* vector) {
 static void lt_set_scales(const LtPlan* plan, const Gemm& g) {
     const float *a = g.a.scale, *b = g.b.scale;
     if (plan->key.row_scales) {
-        a = lt_row_scales(g.a, lt.vectors[0]);
-        b = lt_row_scales(g.b, lt.vectors[1]);
+        a = lt_row_scales(g.a, cuda_held().scales[0]);
+        b = lt_row_scales(g.b, cuda_held().scales[1]);
     }
     lt_set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, b);
     lt_set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, a);
@@ -161,7 +152,7 @@ static void lt_set_scales(const LtPlan* plan, const Gemm& g) {
 static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo) {
     float alpha = 1.0f;
     return cublasLtMatmul(lt.handle, plan->product, &alpha, g.b.data, plan->b, g.a.data, plan->a, &g.beta, g.c, plan->c, out, plan->c, algo,
-                          lt.workspace, kLtWorkspaceBytes, cuda_stream());
+                          cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }
 
 // Milliseconds of one of several runs in a row; infinite if it does not run.
@@ -182,14 +173,8 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     return ms / (float)runs;
 }
 
-// Which of the candidates is the fastest; the heuristic's first if there is no memory to try. Trial products go where the product itself
-// will go if it does not read what is there (beta 0); else to memory of their own, given back at once.
-static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
-    void* out = g.c;
-    if (g.beta != 0 && cudaMalloc(&out, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) != cudaSuccess) {
-        (void)cudaGetLastError();   // no room to try
-        return 0;
-    }
+// Which of the candidates is the fastest, tried on product g, which writes to `out`.
+static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulHeuristicResult_t* found, int count) {
     for (int i = 0; i < count; i++) (void)lt_time(plan, g, out, &found[i].algo, 1);   // loads the kernels
     float once = lt_time(plan, g, out, &found[0].algo, 1);
     int slice = 1 + (int)(kLtSliceMs / once);
@@ -203,8 +188,22 @@ static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeu
         for (int i = 0; round == 0 && i < count; i++)
             if (ms[i] > kLtHopeless * *std::min_element(ms, ms + count)) ms[i] = INFINITY;
     }
-    if (out != g.c) cuda_ok(cudaFree(out), "memory for trial products");
     return (int)(std::min_element(ms, ms + count) - ms);
+}
+// Trial products go where the product itself will go if it does not read what is there (beta 0). Else they must not change c: its first
+// rows, as many as rotate's strip holds, are tried there, which nobody reads between two ops. Too few rows: the heuristic's first.
+static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
+    Gemm first = g;
+    LtPlan trial = *plan;
+    first.M = first.a.rows = min_int(g.M, (int)(kRotateStripBytes / (g.ldc * fmt_bytes(g.c_fmt))));
+    if (first.M < kLtWorthTrying) return 0;
+    trial.a = lt_side_layout(first.a, first.K);
+    trial.c = lt_layout(first.c_fmt, first.M, first.N, first.ldc);
+    int fastest = lt_race(&trial, first, cuda_held().strip, found, count);
+    lt_ok(cublasLtMatrixLayoutDestroy(trial.a), "layout");
+    lt_ok(cublasLtMatrixLayoutDestroy(trial.c), "layout");
+    return fastest;
 }
 
 static void lt_make(LtPlan* plan, const Gemm& g) {
@@ -217,7 +216,7 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
 
     cublasLtMatmulPreference_t preference;
     lt_ok(cublasLtMatmulPreferenceCreate(&preference), "preference");
-    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (size_t)kLtWorkspaceBytes);
+    lt_prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (size_t)kWorkspaceBytes);
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)plan->key.b_align);
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)plan->key.a_align);

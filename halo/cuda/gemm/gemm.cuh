@@ -14,11 +14,10 @@
 
 enum { kGemmBlock = 32 };   // PER_BLOCK32
 
-static size_t gemm_workspace_bytes() {
-#ifdef HALO_SIMT
-    return 0;
-#else
-    return lt_workspace_bytes();
+// Called when the backend starts: cuBLASLt takes memory for its handle.
+static void gemm_start() {
+#ifndef HALO_SIMT
+    lt_start();
 #endif
 }
 

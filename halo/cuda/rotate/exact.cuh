@@ -115,12 +115,9 @@ __device__ inline void exact_butterflies(const ExactUnits<kWidth>& units, int co
 
 enum { kExactThreads = 256, kExactLoads = 4, kExactSums = 4 };   // 4 divides every K0 > 1
 
+// Load: the item's values of x to shared memory, zero outside of x.
 template <int kWidth, typename X>
-__global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink sink, Rows<const X> x, ExactItem item) {
-    SHARED(char, shared);
-    constexpr int kUnitBits = kWidth == 8 ? 3 : 0, kPassBits = kWidth == 8 ? 3 : 5;
-    ExactUnits<kWidth> units(shared, item.elements, 1 << item.log2_run);
-    int count = item.elements / kWidth;
+__device__ __forceinline__ void exact_load(const ExactUnits<kWidth>& units, Rows<const X> x, const ExactItem& item, int count) {
     for (int first = threadIdx.x; first < count; first += blockDim.x * kExactLoads) {
         Values<kWidth> v[kExactLoads];
 #pragma unroll
@@ -134,14 +131,12 @@ __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink 
         for (int i = 0; i < kExactLoads; i++)
             if (first + i * (int)blockDim.x < count) units.store(first + i * (int)blockDim.x, v[i]);
     }
-    __syncthreads();   // from here on nothing of x is read: y may be x
+}
 
-    sink.begin();
-    auto put = [&](int unit, const Values<kWidth>& v) {
-        int row, col;
-        item.template locate<kWidth>(unit, &row, &col);
-        if (row < item.y_rows && col < item.cols) sink.put(sink.at(row, col), v);
-    };
+// Transform: all butterflies within runs, kPassBits bits at a time; the bits inside a unit go with the first pass.
+template <int kUnitBits, int kWidth>
+__device__ __forceinline__ void exact_transform(const ExactUnits<kWidth>& units, const ExactItem& item, int count) {
+    constexpr int kPassBits = kWidth == 8 ? 3 : 5;
     int bit = max(item.first_bit, kUnitBits), inner_from = item.first_bit, inner_end = min(item.log2_run, kUnitBits);
     while (bit < item.log2_run || inner_from < inner_end) {
         int bits = max(0, min(kPassBits, item.log2_run - bit)), log2_stride = bit - kUnitBits;
@@ -157,28 +152,53 @@ __global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink 
         inner_end = inner_from;   // done
         __syncthreads();
     }
+}
+
+// Store, across runs: each output is a sum over the K0 runs; `put` takes kExactSums of a position at a time. +-1 times a value is exact:
+// a fused multiply-add is the addition of hadamard.h.
+template <int kUnitBits, int kWidth, typename Put>
+__device__ __forceinline__ void exact_sums(const ExactUnits<kWidth>& units, const ExactItem& item, int count, const Put& put) {
+    int run = 1 << (item.log2_run - kUnitBits), positions = count / item.K0;   // in units
+    for (int n = threadIdx.x; n < positions * (item.K0 / kExactSums); n += blockDim.x) {
+        int position = n % positions, first = n / positions * kExactSums;
+        int unit = position / run * (item.K0 * run) + position % run, place = units.place(unit);
+        const float4* signs = (const float4*)(item.signs + first);
+        Values<kWidth> sum[kExactSums] = {};
+#pragma unroll 2
+        for (int j = 0; j < item.K0; j++, place += run + (run >> units.skip), signs += item.K0 / 4) {
+            Values<kWidth> v = units.at(place);
+            float4 sign = __ldg(signs);
+            const float weight[kExactSums] = {sign.x, sign.y, sign.z, sign.w};
+#pragma unroll
+            for (int i = 0; i < kExactSums; i++)
+#pragma unroll
+                for (int w = 0; w < kWidth; w++) sum[i].v[w] = __fmaf_rn(weight[i], v.v[w], sum[i].v[w]);
+        }
+#pragma unroll
+        for (int i = 0; i < kExactSums; i++) put(unit + (first + i) * run, sum[i]);
+    }
+}
+
+template <int kWidth, typename X>
+__global__ void __launch_bounds__(kExactThreads, 2) rotate_exact_kernel(AnySink sink, Rows<const X> x, ExactItem item) {
+    SHARED(char, shared);
+    constexpr int kUnitBits = kWidth == 8 ? 3 : 0;
+    ExactUnits<kWidth> units(shared, item.elements, 1 << item.log2_run);
+    int count = item.elements / kWidth;
+    exact_load(units, x, item, count);
+    __syncthreads();   // from here on nothing of x is read: y may be x
+
+    sink.begin();
+    auto put = [&](int unit, const Values<kWidth>& v) {
+        int row, col;
+        item.template locate<kWidth>(unit, &row, &col);
+        if (row < item.y_rows && col < item.cols) sink.put(sink.at(row, col), v);
+    };
+    exact_transform<kUnitBits>(units, item, count);
     if (item.K0 == 1) {
         for (int unit = threadIdx.x; unit < count; unit += blockDim.x) put(unit, units.at(units.place(unit)));
-    } else {   // +-1 times a value is exact: a fused multiply-add is the addition of hadamard.h
-        int run = 1 << (item.log2_run - kUnitBits), positions = count / item.K0;   // in units
-        for (int n = threadIdx.x; n < positions * (item.K0 / kExactSums); n += blockDim.x) {
-            int position = n % positions, first = n / positions * kExactSums;
-            int unit = position / run * (item.K0 * run) + position % run, place = units.place(unit);
-            const float4* signs = (const float4*)(item.signs + first);
-            Values<kWidth> sum[kExactSums] = {};
-#pragma unroll 2
-            for (int j = 0; j < item.K0; j++, place += run + (run >> units.skip), signs += item.K0 / 4) {
-                Values<kWidth> v = units.at(place);
-                float4 sign = __ldg(signs);
-                const float weight[kExactSums] = {sign.x, sign.y, sign.z, sign.w};
-#pragma unroll
-                for (int i = 0; i < kExactSums; i++)
-#pragma unroll
-                    for (int w = 0; w < kWidth; w++) sum[i].v[w] = __fmaf_rn(weight[i], v.v[w], sum[i].v[w]);
-            }
-#pragma unroll
-            for (int i = 0; i < kExactSums; i++) put(unit + (first + i) * run, sum[i]);
-        }
+    } else {
+        exact_sums<kUnitBits>(units, item, count, put);
     }
     sink.finish();
 }
@@ -229,13 +249,7 @@ static bool rotate_exact(const RotateJob& job) {
 // Vectors longer than shared memory: first within runs of `low` elements, then over the elements that are `low` apart, some columns (or
 // rows) at a time. What lies between is FP32 and stays in the L2 cache. Long rows have to follow each other without gaps: the first
 // pass takes their runs for rows, and the second the runs of a row for a block of tokens.
-enum { kRotateStripBytes = 32 << 20, kRotateLow = 256 };
-
-static float* rotate_strip() {
-    static float* strip;   // reserved by the first such shape, for all
-    if (!strip) cuda_ok(cudaMalloc((void**)&strip, kRotateStripBytes), "workspace of rotate");
-    return strip;
-}
+enum { kRotateLow = 256 };
 
 static bool rotate_in_two_passes(RotateJob within, RotateJob over) {
     within.scale = 1;
@@ -256,7 +270,7 @@ static void rotate_long_columns(const RotateJob& job) {
             RotateJob within = job, over = job;
             within.x = mat_cols(block_of(job.x), first, cols);
             over.y = mat_cols(block_of(job.y), first, cols);
-            within.y = over.x = mat(rotate_strip(), job.n, cols, F32);
+            within.y = over.x = mat(cuda_held().strip, job.n, cols, F32);
             within.n = over.step = low;
             over.n = job.n / low;
             check(rotate_in_two_passes(within, over), "rotate (cuda): %d tokens exceed shared memory in two passes", job.n);
@@ -275,7 +289,7 @@ static void rotate_long_rows(const RotateJob& job) {
         RotateJob within = job, over = job;
         within.x = mat(mat_rows(job.x, first, rows).data, rows * runs, low, job.x.fmt);
         over.y = mat(mat_rows(job.y, first, rows).data, rows * runs, low, job.y.fmt);
-        within.y = over.x = mat(rotate_strip(), rows * runs, low, F32);
+        within.y = over.x = mat(cuda_held().strip, rows * runs, low, F32);
         within.n = low;
         over.n = runs;
         over.axis = ROTATE_ROWS;

@@ -74,7 +74,8 @@ static const RotateSigns* rotate_signs() {
         }
         if (!place) {
             host = (char*)host_alloc(used);
-            cuda_ok(cudaMalloc((void**)&device, used), "memory for the signs of Hadamard matrices");
+            check(used <= kSignsBytes, "rotate (cuda): %zu bytes of signs", used);
+            device = cuda_held().signs;
         } else {
             cuda_ok(cudaMemcpyAsync(device, host, used, cudaMemcpyHostToDevice, cuda_stream()), "upload of Hadamard matrices");
             cuda_ok(cudaStreamSynchronize(cuda_stream()), "upload of Hadamard matrices");

@@ -2,6 +2,11 @@
 //
 // bf16 runs on tensor cores: rotate/features.cuh, rotate/tokens.cuh, rotate/dense.cuh. What they leave over, and F32: rotate/exact.cuh. Where the values
 // go, a matrix, codes or only their maximum, is a sink of any of these kernels (rotate/sinks.cuh). absmax reads 2 bytes an element of bf16.
+//
+// Words of these files: an item is what a block of threads (or a cluster of blocks) loads, rotates and stores at a time, whole vectors of
+// a matrix; a strip is a range of neighbouring columns, all rows of it; a band is a range of whole vectors, rows or columns, that stays in
+// the L2 cache between two passes; a run is a part of a vector, 2^k neighbours, whose transform comes first (within), before that over the
+// runs (across); a chunk is 256 tokens of 32 columns, which share an exponent (rotate/tokens.cuh).
 #ifndef HALO_CUDA_ROTATE_CUH
 #define HALO_CUDA_ROTATE_CUH
 

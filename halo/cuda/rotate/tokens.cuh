@@ -208,6 +208,50 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
     return exponent;
 }
 
+// Load: starts the copy of a block's tokens of an item into its shared memory; zeros stand for what is outside of the matrix. rank: of the
+// block among those that share the item; rows: whole chunks.
+__device__ inline void tokens_fetch(bf16* buffer, const Rows<const bf16>& x, const TokenItem& item, Corner corner, int rank, int rows,
+                                    int run_bits) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    int octet = lane % kTokenOctets, col = corner.col + octet * 8, row = corner.row + rank * item.local;
+    int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
+    for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
+        int token = first + lane / kTokenOctets;
+        const bf16* from = x[row + token] + col;
+        if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
+            cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
+                          kTokenFetch / 8);
+        } else {
+            for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
+                cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
+        }
+    }
+    cp_async_commit();
+}
+
+// This lane's signs of 16 tokens, as tokens_within takes them.
+__device__ inline uint32_t signs_within() {
+    uint32_t fragment[4], packed = 0;
+    partial_hadamard(fragment, 15);
+    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
+    return packed;
+}
+
+// Transform: all chunks of a block within their runs, in place, and the exponent of each.
+template <int kRunBits>
+__device__ inline void item_within(bf16* buffer, int* of_octet, int* exponents, int chunks, int run_bits, const uint32_t* signs) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    for (int unit = warp; unit - warp < kTokenOctets * chunks; unit += kTokenWarps) {
+        int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
+        if (chunk >= chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
+            named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
+            continue;
+        }
+        int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
+        if (octet == 0 && lane == 0) exponents[chunk] = exponent;
+    }
+}
+
 // kRunBits: 8, or any number of them (0).
 template <int kTiles, bool kCluster, int kRunBits, typename Sink>
 __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item,
@@ -251,27 +295,9 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
         int down = (int)item.items_across.quotient(i);
         return Corner{down * item.vectors * item.n, (i - down * (int)item.items_across.d) * kTokenColumns};
     };
-    auto fetch = [&](Corner corner) {
-        int octet = lane % kTokenOctets, col = corner.col + octet * 8, row = corner.row + rank * item.local;
-        int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
-        for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
-            int token = first + lane / kTokenOctets;
-            const bf16* from = x[row + token] + col;
-            if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
-                cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
-                              kTokenFetch / 8);
-            } else {
-                for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
-                    cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
-            }
-        }
-        cp_async_commit();
-    };
+    auto fetch = [&](Corner corner) { tokens_fetch(buffer, x, item, corner, rank, rows, run_bits); };
 
-    uint32_t fragment[4], packed = 0;
-    partial_hadamard(fragment, 15);
-    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
-    if (warp == 0) signs[lane] = packed;
+    if (warp == 0) signs[lane] = signs_within();
 
     int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
     Corner corner = locate(first);
@@ -280,15 +306,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
         __syncthreads();   // the item is here
-        for (int unit = warp; unit - warp < kTokenOctets * layout.chunks; unit += kTokenWarps) {
-            int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
-            if (chunk >= layout.chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
-                named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
-                continue;
-            }
-            int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
-            if (octet == 0 && lane == 0) exponents[chunk] = exponent;
-        }
+        item_within<kRunBits>(buffer, of_octet, exponents, layout.chunks, run_bits, signs);
         sync();   // from here on nothing of the item's x is read: y may be x
 
         // The runs' scales, and the unit of their sums.

@@ -1,0 +1,54 @@
+// Adapters of a frozen linear: LoRA and HUT.
+//
+// LoRA (Hu et al. 2021, arXiv 2106.09685): y = HALO(x; W) + s B (A drop(x)).
+//
+// The adapted matrices of a stacked linear work together: their A's lie one above the other, (parts rank, K), so that one product takes x
+// through all of them; each B, (N, rank), has its own columns of the result. With u = s drop(x) A^T kept from the forward pass and
+// v = s dY B made in the backward pass:
+//
+//   y += u B^T      dB += dY^T u      dA += v^T drop(x)      dx += drop(v A), by the mask of the forward pass
+//
+// The products are plain ones of activations in the backend's format; s is folded into u and v, which are narrow.
+//
+// HUT (arXiv 2409.13501): y = W' x with W' = W (.) (1 + s B A), the weight updated through an element-wise (Hadamard) product with a product
+// of two low-rank matrices. The form is the paper's; assumed here, since its abstract leaves them open: s is LoRA's alpha / rank, A starts
+// kaiming-uniform and B at zero as LoRA's, and any linear of a block can be adapted. W' is made anew in each step, from W in 16 bits, and is
+// what all three products take; with dW' = dY^T x:
+//
+//   dP = s dW' (.) W      dB += dP A^T      dA += B^T dP
+#ifndef HALO_ADAPTER_H
+#define HALO_ADAPTER_H
+
+#include "config.h"
+
+// The adapted matrices of one linear; parts 0: none.
+typedef struct {
+    int K, rank, parts;
+    int column[kMaxParts], N[kMaxParts];   // of y
+} LoraShape;
+C_API LoraShape lora_shape(const Config* config, int linear);
+static inline int lora_width(LoraShape s) { return s.parts * s.rank; }   // of u and v
+
+// What the adapters of all linears share.
+typedef struct {
+    const Ops* ops;
+    float scale, dropout;
+    void* v;          // (M, widest u)
+    void* dropped;    // (M, widest K): drop(x), and then what dx grows by
+} Lora;
+// Lays out scratch for M tokens; `train`: of a backward pass too.
+C_API void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, int M, bool train);
+
+// u (M, parts rank) from x (M, K) and A, then y += u B^T. `drop` names dropout's mask; NULL: nothing is dropped.
+C_API void lora_forward(const Lora* lora, LoraShape shape, Mat y, Mat u, Mat x, Mat a, Mat b, const Noise* drop);
+// dx (M, K; data NULL: not wanted) += ...; da and db = ... + beta * before.
+C_API void lora_backward(const Lora* lora, LoraShape shape, Mat dx, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a, Mat b,
+                         const Noise* drop);
+
+// ---- HUT. The stacks of a linear: w (N, K), its factors a and b; `wide`: F32 for the largest (N, K), `narrow`: the same in ops->act.
+// effective (N, K) <- W', of the adapted matrices; the others are W.
+C_API void hut_effective(const Ops* ops, float scale, LoraShape shape, Mat effective, Mat w, Mat a, Mat b, void* wide);
+// da and db = ... + beta * before, from dw (N, K) in F32, the gradient of W'.
+C_API void hut_backward(const Ops* ops, float scale, LoraShape shape, Mat da, Mat db, float beta, Mat dw, Mat w, Mat a, Mat b, void* narrow);
+
+#endif

@@ -1,0 +1,247 @@
+// Answers to prompts; see answer.h.
+#include "answer.h"
+
+#include "../../data/files.h"
+#include "../../data/hf_config.h"
+#include "../generate.h"
+
+enum { kMaxContext = 8192 };   // tokens of prompt and answer, at most
+enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says more
+
+static int most_positions(const Session* s) { return min_int(s->config.max_T, kMaxContext); }
+
+Dataset* open_prompts(const Session* s, const char* path, bool held_out) {
+    DataOptions options = data_options(s);
+    options.seq = most_positions(s) - 1;
+    options.pack = PACK_OFF;
+    options.train_on_prompt = false;
+    options.long_policy = LONG_TRUNCATE;
+    options.held_out = held_out;
+    if (!held_out) options.val_split = 0;
+    else options.limit = 0;
+    Dataset* d = dataset_load(path, s->tokenizer, &options);
+    for (int i = 0; i < dataset_stats(d)->examples; i++)
+        if (!dataset_example(d, i)->reference) user_error("%s: plain text has no prompts to answer", path);
+    return d;
+}
+
+// ---- the model that generates
+
+static double generator_bytes(const Session* s, int slots, int positions) {
+    return (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_hands_out_codes(s->shard),
+                                                    generation_options(slots, positions)));
+}
+
+// As many answers side by side as were asked for, as there are, and as fit the memory that is free on every rank.
+static int pick_slots(const Session* s, int positions, int prompts) {
+    int most = min_int(prompts, s->o.slots == kAuto ? kDefaultSlots : s->o.slots), ranks = s->comm->ranks;
+    double room = 0.9 * (double)s->ops->free_bytes() - (double)s->ops->workspace_bytes();
+    double* fit = (double*)host_alloc(sizeof(double) * (size_t)ranks);
+    fit[s->comm->rank] = most;
+    while (fit[s->comm->rank] > 0 && generator_bytes(s, (int)fit[s->comm->rank], positions) > room) fit[s->comm->rank]--;
+    s->comm->host_sum(fit, ranks);
+    for (int i = 0; i < ranks; i++) most = min_int(most, (int)fit[i]);
+    free(fit);
+    if (most == 0)
+        user_error("no memory for one answer of %d positions: %.1f GiB are needed, %.1f are free", positions,
+                   generator_bytes(s, 1, positions) / (1 << 30), room / (1 << 30));
+    return most;
+}
+
+// The tokens that end an answer: what the configurations name, and the end of the assistant's turn.
+static int stop_tokens(const Session* s, int stop[kMaxEos + 1]) {
+    int count = hf_config_eos(s->files, s->source_path ? s->source_path : "--preset", stop);
+    if (s->chat.turn_end >= 0) stop[count++] = s->chat.turn_end;
+    return count;
+}
+
+static void share_tokens(void* context, int* tokens, int count) {
+    const Session* s = (const Session*)context;
+    s->comm->host_broadcast(tokens, sizeof(int) * (size_t)count);
+}
+
+typedef struct {
+    void (*token)(void* context, int prompt, int token);
+    void (*end)(void* context, int prompt);
+    void* context;
+} Listener;
+
+// The positions of a slot: for the longest prompt and its answer. Prompts that cannot be answered are user_errors.
+static int slot_positions(const Session* s, const Prompt* prompts, int count) {
+    int limit = most_positions(s), positions = 2;
+    for (int i = 0; i < count; i++) {
+        if (prompts[i].count == 0) user_error("the prompt has no tokens to go on from (the tokenizer adds no BOS); write something");
+        if (prompts[i].count >= limit)
+            user_error("the prompt has %d tokens; there is room for %d (max_position_embeddings, at most %d)", prompts[i].count, limit - 1,
+                       kMaxContext);
+        positions = max_int(positions, prompts[i].count + min_int(s->o.max_tokens, limit));
+    }
+    return min_int(positions, limit);
+}
+
+static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
+    const Options* o = &s->o;
+    int positions = slot_positions(s, prompts, count), stop[kMaxEos + 1];
+    Decoding d;
+    memset(&d, 0, sizeof d);
+    d.slots = pick_slots(s, positions, count);
+    d.positions = positions;
+    d.max_tokens = o->max_tokens;
+    d.stop = stop;
+    d.stop_count = stop_tokens(s, stop);
+    d.sampler.temperature = (float)o->temperature;
+    d.sampler.top_p = (float)o->top_p;
+    d.sampler.seed = (uint64_t)o->seed;
+    d.token = listener.token;
+    d.end = listener.end;
+    d.context = listener.context;
+    if (s->comm->ranks > 1) d.share = share_tokens, d.share_context = (void*)s;
+    Model* model = model_new(&s->config, s->ops, s->recipe, s->shard, generation_options(d.slots, positions));
+    generate_answers(model, &s->config, &d, prompts, count);
+    model_free(model);
+}
+
+// ---- one prompt
+
+typedef struct {
+    const Tokenizer* tokenizer;
+    DecodeStream stream;
+    Text text;   // what is not printed yet
+} LiveAnswer;
+
+static void print_ready(LiveAnswer* a) {
+    if (a->text.bytes) fwrite(a->text.data, 1, a->text.bytes, stdout);
+    fflush(stdout);
+    a->text.bytes = 0;
+}
+
+static void live_token(void* context, int prompt, int token) {
+    (void)prompt;
+    LiveAnswer* a = (LiveAnswer*)context;
+    tokenizer_decode_next(a->tokenizer, &a->stream, token, true, &a->text);
+    print_ready(a);
+}
+
+static void live_end(void* context, int prompt) {
+    (void)prompt;
+    LiveAnswer* a = (LiveAnswer*)context;
+    tokenizer_decode_finish(&a->stream, &a->text);
+    print_ready(a);
+    putchar('\n');
+}
+
+void answer_prompt(const Session* s, const char* prompt) {
+    TokenList list = {NULL, 0, 0};
+    chat_prompt(&s->chat, s->tokenizer, prompt, &list);
+    LiveAnswer a;
+    memset(&a, 0, sizeof a);
+    a.tokenizer = s->tokenizer;
+    Prompt tokens = {list.ids, list.count};
+    Listener listener = {live_token, live_end, &a};
+    answer_tokens(s, &tokens, 1, listener);
+    text_free(&a.text);
+    token_list_free(&list);
+}
+
+// ---- the prompts of a data file
+
+typedef struct {
+    const Session* s;
+    const Dataset* d;
+    TokenList* answers;   // (examples)
+    bool* done;
+    int next;             // the first example whose answer has not been handed over
+    TakeAnswer take;
+    void* context;
+} FileAnswers;
+
+static Prompt prompt_of(const Example* e) {
+    Prompt p = {e->prompt ? e->prompt : e->tokens, e->prompt ? e->own_prompt_count : e->prompt_count};
+    return p;
+}
+
+static void keep_token(void* context, int prompt, int token) { token_list_push(&((FileAnswers*)context)->answers[prompt], token); }
+
+static char* text_of(const Tokenizer* tokenizer, const int* tokens, int count) {
+    Text text = {NULL, 0, 0};
+    text_append(&text, "", 0);
+    tokenizer_decode(tokenizer, tokens, count, true, &text);
+    return text.data;
+}
+
+static void hand_over(void* context, int prompt) {
+    FileAnswers* f = (FileAnswers*)context;
+    f->done[prompt] = true;
+    for (int count = dataset_stats(f->d)->examples; f->next < count && f->done[f->next]; f->next++) {
+        const Example* e = dataset_example(f->d, f->next);
+        TokenList* tokens = &f->answers[f->next];
+        const Tokenizer* tokenizer = f->s->tokenizer;
+        Prompt prompt = prompt_of(e);
+        Answer answer = {text_of(tokenizer, prompt.tokens, prompt.count), e->reference, text_of(tokenizer, tokens->ids, tokens->count)};
+        f->take(f->context, &answer);
+        token_list_free(tokens);
+        free(answer.prompt);
+        free(answer.generated);
+    }
+}
+
+static Prompt* prompts_of(const Dataset* d) {
+    int count = dataset_stats(d)->examples;
+    Prompt* prompts = (Prompt*)host_alloc(sizeof(Prompt) * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        prompts[i] = prompt_of(dataset_example(d, i));
+    }
+    return prompts;
+}
+
+void check_answers_fit(const Session* s, const Dataset* d) {
+    int count = dataset_stats(d)->examples;
+    Prompt* prompts = prompts_of(d);
+    pick_slots(s, slot_positions(s, prompts, count), count);
+    free(prompts);
+}
+
+void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context) {
+    size_t count = (size_t)dataset_stats(d)->examples;
+    Prompt* prompts = prompts_of(d);
+    FileAnswers f = {s, d, (TokenList*)host_alloc(sizeof(TokenList) * count), (bool*)host_alloc(count), 0, take, context};
+    Listener listener = {keep_token, hand_over, &f};
+    answer_tokens(s, prompts, (int)count, listener);
+    free(f.answers);
+    free(f.done);
+    free(prompts);
+}
+
+// ---- verdicts
+
+typedef struct {
+    const Metric* metric;
+    bool* verdicts;
+    int count;
+    OutFile* out;   // NULL: none
+} Judging;
+
+static void judge_answer(void* context, const Answer* answer) {
+    Judging* j = (Judging*)context;
+    j->verdicts[j->count++] = j->metric->judge(answer->expected, answer->generated);
+    if (!j->out) return;
+    char* line = answer_line(answer);
+    j->out->total_bytes += strlen(line);
+    out_write(j->out, line, strlen(line));
+    free(line);
+}
+
+Verdict judge_answers(const Session* s, const Dataset* d, const Metric* metric, const char* answers) {
+    Judging j = {metric, (bool*)host_alloc((size_t)dataset_stats(d)->examples), 0, NULL};
+    OutFile out;
+    if (answers && leads(s)) {
+        out = out_open(answers, 0);
+        j.out = &out;
+    }
+    answer_examples(s, d, judge_answer, &j);
+    if (j.out) out_close(j.out);
+    Verdict v = {metric_summary(metric->name, j.verdicts, j.count), 0, j.count};
+    for (int i = 0; i < j.count; i++) v.percent += 100.0 * j.verdicts[i] / j.count;
+    free(j.verdicts);
+    return v;
+}

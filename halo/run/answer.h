@@ -1,0 +1,32 @@
+// Answers to prompts: of a data file, for the commands generate and eval and for the evaluations of a training run, or one.
+#ifndef HALO_RUN_ANSWER_H
+#define HALO_RUN_ANSWER_H
+
+#include "../../data/metric.h"
+#include "session.h"
+
+// A data file's examples, to be answered: each as long as the model's positions allow. A file of plain texts is a user_error. `held_out`: those that
+// --val-split holds out.
+C_API Dataset* open_prompts(const Session* s, const char* path, bool held_out);
+
+// Answers the prompts of all examples with the weights of the session's shard, and hands the answers over in the order of the file as they
+// are done. All ranks call it together and get the same answers; the memory of the model that generates is given back.
+typedef void (*TakeAnswer)(void* context, const Answer* answer);
+C_API void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context);
+
+// A user_error unless the memory that is free now holds a model that answers them: better at a run's start than at its first evaluation.
+C_API void check_answers_fit(const Session* s, const Dataset* d);
+
+// Answers one prompt on stdout, character by character.
+C_API void answer_prompt(const Session* s, const char* prompt);
+
+// The share of answers that `metric` finds right.
+typedef struct {
+    char* line;        // the summary (metric.h); the caller frees it
+    double percent;
+    int count;
+} Verdict;
+// `answers`: NULL, or the file that gets the answers and their verdicts; rank 0 writes it.
+C_API Verdict judge_answers(const Session* s, const Dataset* d, const Metric* metric, const char* answers);
+
+#endif

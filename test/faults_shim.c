@@ -1,0 +1,97 @@
+// Faults on purpose: preloaded into the program (LD_PRELOAD), this library counts the calls that change files below $FAULT_PATH and lets
+// the $FAULT_CALL-th of them go wrong as $FAULT_KIND says:
+//
+//   enospc, eio   the call fails with that error; so do all later writes (a disk that is full stays full)
+//   short         each write from then on takes half of its bytes, so that the caller has to go on
+//   kill          the process is killed before the call
+//   hang          the call never ends
+//
+// $FAULT_MARK is a file that is made when that happens. $FAULT_FREE: the bytes that disks seem to have free.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+static const char* setting(const char* name) {
+    const char* value = getenv(name);
+    return value ? value : "";
+}
+
+static bool is_kind(const char* kind) { return !strcmp(setting("FAULT_KIND"), kind); }
+
+static long calls;
+static bool failing;
+
+static bool counts(const char* path) {
+    const char* below = setting("FAULT_PATH");
+    return *below && !strncmp(path, below, strlen(below));
+}
+
+static bool counts_fd(int fd) {
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n <= 0) return false;
+    path[n] = 0;
+    return counts(path);
+}
+
+// Counts a call; true if it has to fail, with errno set.
+static bool goes_wrong(bool is_write) {
+    bool now = ++calls == atol(setting("FAULT_CALL"));
+    if (now) {
+        int mark = REAL(open)(setting("FAULT_MARK"), O_CREAT | O_WRONLY, 0666);
+        if (mark >= 0) REAL(close)(mark);
+        if (is_kind("kill")) kill(getpid(), SIGKILL);
+        while (is_kind("hang")) pause();
+        failing = true;
+    }
+    if (is_kind("short") || !(now || (failing && is_write))) return false;
+    errno = is_kind("eio") ? EIO : ENOSPC;
+    return true;
+}
+
+ssize_t write(int fd, const void* data, size_t bytes) {
+    if (counts_fd(fd)) {
+        if (goes_wrong(true)) return -1;
+        if (failing && is_kind("short") && bytes > 1) bytes = (bytes + 1) / 2;
+    }
+    return REAL(write)(fd, data, bytes);
+}
+
+int open(const char* path, int flags, ...) {
+    va_list args;
+    va_start(args, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
+    va_end(args);
+    if ((flags & O_CREAT) && counts(path) && goes_wrong(false)) return -1;
+    return REAL(open)(path, flags, mode);
+}
+
+int fsync(int fd) { return counts_fd(fd) && goes_wrong(false) ? -1 : REAL(fsync)(fd); }
+int close(int fd) { return counts_fd(fd) && goes_wrong(false) ? -1 : REAL(close)(fd); }
+int rename(const char* from, const char* to) { return counts(to) && goes_wrong(false) ? -1 : REAL(rename)(from, to); }
+int mkdir(const char* path, mode_t mode) { return counts(path) && goes_wrong(false) ? -1 : REAL(mkdir)(path, mode); }
+int unlink(const char* path) { return counts(path) && goes_wrong(false) ? -1 : REAL(unlink)(path); }
+int rmdir(const char* path) { return counts(path) && goes_wrong(false) ? -1 : REAL(rmdir)(path); }
+
+int statvfs(const char* path, struct statvfs* disk) {
+    int status = REAL(statvfs)(path, disk);
+    if (!status && *setting("FAULT_FREE")) {
+        disk->f_frsize = 1;
+        disk->f_bavail = (fsblkcnt_t)atoll(setting("FAULT_FREE"));
+    }
+    return status;
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# test/fuzz/run.sh SECONDS [TARGET...]: each target (all of fuzz.c's table if none is named) for so long, on seeds that are made here.
+# A finding is named, its input kept in build/fuzz/findings, and the exit code is 1.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+seconds=$1
+shift
+targets=("$@")
+[ $# -gt 0 ] || mapfile -t targets < <(sed -n 's/^    {"\(fuzz_[a-z_]*\)".*/\1/p' test/fuzz/fuzz.c)
+fuzz=build/fuzz findings=build/fuzz/findings
+mkdir -p "$findings"
+model=data/demo/model
+
+# seeds TARGET FOLDER
+seeds() {
+    case $1 in
+        fuzz_safetensors)
+            header='{"a": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}, "__metadata__": {"b": "c"}}'
+            { printf "\\x$(printf %02x ${#header})\\0\\0\\0\\0\\0\\0\\0"; printf '%s12345678' "$header"; } >"$2/seed" ;;
+        fuzz_index) echo '{"metadata": {"total_size": 32}, "weight_map": {"model.norm.weight": "a.safetensors"}}' >"$2/seed" ;;
+        fuzz_config)
+            cp $model/config.json "$2/seed"
+            echo '{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                  "intermediate_size": 96, "vocab_size": 300, "max_position_embeddings": 64, "rms_norm_eps": 1e-05, "hidden_act": "silu",
+                  "torch_dtype": "bfloat16", "eos_token_id": [1, 2], "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+                  "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}' >"$2/rope" ;;
+        fuzz_tokenizer)
+            echo '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3}, "merges": ["a b"], "ignore_merges": true},
+                  "added_tokens": [{"id": 4, "content": "<|end|>", "special": true}], "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                  {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\s+"}, "behavior": "Isolated", "invert": false},
+                  {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]}, "decoder": {"type": "ByteLevel"}}' >"$2/seed" ;;
+        fuzz_jsonl)
+            head -n 3 data/demo/test.jsonl >"$2/demo"
+            echo '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}' >"$2/chat"
+            echo '{"text": "a\u00e9\ud83d\ude00"}' >"$2/text"
+            echo '{"instruction": "a", "input": "", "output": "b"}' >"$2/alpaca" ;;
+        fuzz_csv) printf 'mr,ref\r\n"name[The ""Eagle""], food[x]",A place\n' >"$2/seed" ;;
+        fuzz_gguf) printf 'GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\24\0\0\0\0\0\0\0general.architecture\10\0\0\0\5\0\0\0\0\0\0\0llama' >"$2/seed" ;;
+        fuzz_checkpoint) echo ' "format": "train_llama3 checkpoint", "rank": 0, "ranks": 1, "numbers": {"step": 3}, "settings": {"seed": "0"},
+            "blobs": [{"name": "weights", "bytes": 64, "xxh3": "0"}]}' >"$2/seed" ;;
+    esac
+}
+
+failed=0
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+for target in "${targets[@]}"; do
+    corpus=$fuzz/corpus/$target log=$fuzz/$target.log
+    mkdir -p "$corpus"
+    ln -sf fuzz "$fuzz/$target"
+    seeds "$target" "$corpus"
+    if "$fuzz/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=1024 -max_len=8192 \
+        -artifact_prefix="$findings/$target-" "$corpus" >"$log" 2>&1; then
+        echo "ok $target: $(sed -n 's/^Done \(.*\) in .*/\1/p' "$log"), $(grep -oE 'cov: [0-9]+' "$log" | tail -n 1)"
+    else
+        failed=1
+        echo "FAIL $target: $(grep -E 'ERROR|SUMMARY|train_llama3:' "$log" | head -n 3 | tr '\n' ' ') (see $log)"
+    fi
+done
+exit $failed

@@ -1,0 +1,218 @@
+// Programs with an adapter: train writes PEFT's directory; eval, generate, export --merge and train read it; runs resume bit for bit, and
+// are the same bits on 1, 2 and 3 ranks; HUT leaves a model; what is not such an adapter is refused.
+#include "program.h"
+
+#include "../data/safetensors.h"
+#include "backends.h"
+
+// A model with weights, which no case changes.
+static char* base_dir;
+static void make_base(void) {
+    make_inputs();
+    if (base_dir) return;
+    base_dir = scratch_path("base");
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 4 --steps 2 --backend cpu --lr 1e-2 --out %s", model_dir,
+                          data_path, base_dir);
+    free(run_well(flags, "the base"));
+    free(flags);
+}
+
+static char* adapter_flags(const char* out, const char* more) {
+    return text_of("train --model %s --data %s --chat none --seq 32 --steps 12 --warmup 0 --lr 2e-2 --backend cpu --seed 3 --adapter lora --rank 4 "
+                   "--alpha 6 --out %s --log %s %s", base_dir, data_path, out, out, more);
+}
+static char* trained_adapter(const char* name, const char* more) {
+    char *out = scratch_path(name), *flags = adapter_flags(out, more);
+    free(run_well(flags, name));
+    free(flags);
+    return out;
+}
+
+static double loss_in(const char* text) {
+    const char* at = strstr(text, ": loss ");
+    return at ? strtod(at + strlen(": loss "), NULL) : INFINITY;
+}
+static double evaluated(const char* model, const char* more, const char* backend) {
+    char* flags = text_of("eval --model %s --data %s --chat none --seq 32 --backend %s %s", model, val_path, backend, more);
+    char* text = run_well(flags, "eval");
+    double loss = loss_in(text);
+    free(text);
+    free(flags);
+    return loss;
+}
+
+static void files_case(void) {
+    make_base();
+    char *val = text_of("--batch 4 --val %s --dropout 0.1", val_path), *out = scratch_path("files"), *flags = adapter_flags(out, val);
+    char* text = run_well(flags, "train");
+    ok(strstr(text, "LoRA of rank 4, scale 1.5, dropout 0.1, on q k v o gate up down") != NULL, "train says what it trains");
+    double trained_loss = loss_in(text);
+    free(text);
+    ok(exists_in(out, "adapter_config.json") && exists_in(out, "adapter_model.safetensors") && exists_in(out, "tokenizer.json") &&
+           exists_in(out, "generation_config.json") && !exists_in(out, "config.json") && !exists_in(out, "model.safetensors"),
+       "an adapter's directory has its own files and the tokenizer's, and no model");
+    char* path = path_join(out, "adapter_model.safetensors");
+    SafeTensors* file = safetensors_open(path);
+    const Tensor* b = safetensors_find(file, "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
+    ok(safetensors_count(file) == 28 && b && b->rank == 2 && b->shape[0] == 32 && b->shape[1] == 4 && b->dtype == ST_BF16,
+       "28 factors, of down_proj B (32, 4) in BF16");
+    safetensors_close(file);
+    char *with = text_of("--adapter-dir %s", out), *merged = scratch_path("merged");
+    char* merge = text_of("export --model %s --adapter-dir %s --merge --backend cpu-f32 --out %s", base_dir, out, merged);
+    free(run_well(merge, "export --merge"));
+    double plain = evaluated(base_dir, "", "cpu"), beside = evaluated(base_dir, with, "cpu"), exact = evaluated(base_dir, with, "cpu-f32"),
+           in_it = evaluated(merged, "", "cpu-f32");
+    ok(beside == trained_loss, "eval with the adapter gives --val's loss, %.6f", beside);
+    ok(fabs(beside - plain) > 0.05 && fabs(exact - in_it) < 2e-3 && fabs(exact - beside) < 0.02,
+       "losses: base %.5f, adapter %.5f, in FP32 %.5f, merged %.5f", plain, beside, exact, in_it);
+    char* generate = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 8 --backend cpu", base_dir, with);
+    free(run_well(generate, "generate with an adapter"));
+    char* onward = text_of("%s --steps 1 --lr 0", with);
+    char* next = trained_adapter("onward", onward);
+    ok(same_files(out, next, "adapter_model.safetensors"), "train --adapter-dir goes on from the adapter: a step of lr 0 writes it again");
+    char* const texts[] = {val, out, flags, path, with, merged, merge, generate, onward, next};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+static void resume_case(void) {
+    make_base();
+    const char* const kinds[] = {"--batch 4 --dropout 0.1 --save-every 5", "--batch 2 --accum 2 --recipe halo2-int8 --save-every 5 --target q,v",
+                                 "--batch 4 --recipe halo1-fp6 --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --save-every 5"};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        char name[16];
+        snprintf(name, sizeof name, "whole%d", i);
+        char *whole = trained_adapter(name, kinds[i]), *part = scratch_path("part"), *copy = text_of("cp -r %s", whole);
+        empty_dir(part);
+        shell("rmdir", part);
+        shell(copy, part);
+        char* weights = path_join(part, "adapter_model.safetensors");
+        shell("rm", weights);
+        char *more = text_of("%s --resume", kinds[i]), *flags = adapter_flags(part, more), *text = run_well(flags, "resume");
+        ok(strstr(text, "resumed from") && strstr(text, "step  11/12") && !strstr(text, "step  10/12") &&
+               same_files(whole, part, "adapter_model.safetensors"), "%s: resumed bit for bit", kinds[i]);
+        char* merge = text_of("export%s", strchr(flags, ' '));   // the run's own flags, but those of its progress
+        char* log = strstr(merge, "--log ");
+        memset(log, ' ', strlen("--log ") + strcspn(log + strlen("--log "), " "));
+        char* save = strstr(merge, "--save-every 5");
+        memset(save, ' ', strlen("--save-every 5"));
+        file_remove(weights);
+        free(text);
+        text = run_well(merge, "export --resume");
+        ok(strstr(text, "wrote the adapter") && exists_in(part, "adapter_model.safetensors"), "export --resume writes a checkpoint's adapter");
+        free(text);
+        char* const texts[] = {whole, part, copy, weights, more, flags, merge};
+        for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
+    }
+}
+
+static void ranks_case(void) {
+    if (!has_mpi()) {
+        skip("ranks: no MPI");
+        return;
+    }
+    make_base();
+    const char* const recipes[] = {"bf16 --dropout 0.1", "halo2-int8 --dropout 0.1", "halo1-fp6 --dropout 0.1", "halo2-int8 --adapter hut"};
+    for (int r = 0; r < COUNT(recipes); r++) {
+        char* alone = NULL;
+        for (int ranks = 1; ranks <= 3; ranks++) {
+            char* prefix = text_of("mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ", ranks);
+            launcher = ranks > 1 ? prefix : "";
+            char *name = text_of("ranks%d-%d", r, ranks), *out = scratch_path(name);
+            char* more = text_of("--recipe %s --batch 1 --accum %d --zero 3 --steps 3 --seed %d", recipes[r], 6 / ranks, 3);
+            char* flags = adapter_flags(out, more);
+            free_run(run(flags));
+            launcher = "";
+            if (!alone) alone = out;
+            else
+                ok(same_files(alone, out, strstr(recipes[r], "hut") ? "model.safetensors" : "adapter_model.safetensors"),
+                   "%s: %d ranks are one to the bit", recipes[r], ranks);
+            char* const texts[] = {prefix, name, more, flags, out == alone ? NULL : out};
+            for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
+        }
+        free(alone);
+    }
+}
+
+// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16).
+static void hut_case(void) {
+    make_base();
+    char* out = scratch_path("hut");
+    char* flags = text_of("train --model %s --data %s --val %s --chat none --seq 32 --steps 12 --warmup 0 --lr 5e-2 --backend cpu-f32 --adapter hut "
+                          "--rank 4 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
+    char* text = run_well(flags, "train --adapter hut");
+    double plain = evaluated(base_dir, "", "cpu-f32"), trained_loss = loss_in(text), merged = evaluated(out, "", "cpu-f32");
+    ok(strstr(text, "HUT of rank 4") && fabs(plain - trained_loss) > 0.02 && fabs(merged - trained_loss) < 1e-3,
+       "HUT: the base's loss %.6f, after training %.6f, of the model written %.6f", plain, trained_loss, merged);
+    free(text);
+    char *first = scratch_path("hut-first"), *model = path_join(out, "model.safetensors"), *kept = path_join(first, "model.safetensors");
+    empty_dir(first);
+    file_rename(model, kept);
+    char* resuming = text_of("%s --resume", flags);
+    free(run_well(resuming, "HUT resumed"));
+    ok(same_files(out, first, "model.safetensors"), "HUT: the resumed run's model is bit for bit the same");
+    char* const texts[] = {out, flags, first, model, kept, resuming};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// ---- what is refused
+
+// adapter_config.json with one text replaced.
+static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
+    const char* at = strstr(config, from);
+    check(at, "adapter_config.json: no %s", from);
+    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+    put_text(dir, "adapter_config.json", text);
+    free(text);
+}
+
+static void refused_case(void) {
+    make_base();
+    char *dir = trained_adapter("good", "--target q,v"), *config = text_at(dir, "adapter_config.json");
+    char* eval = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir %s", base_dir, val_path, dir);
+    const struct {
+        const char *from, *to, *words;
+    } changes[] = {
+        {"\"LORA\"", "\"IA3\"", "adapter_config.json|IA3"},
+        {"\"use_dora\": false", "\"use_dora\": true", "use_dora"},
+        {"\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"},
+        {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 8}", "rank_pattern"},
+        {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
+        {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights|pissa"},
+        {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
+        {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
+        {"\"r\": 4,", "", "\"r\" is missing"},
+        {"\"v_proj\"", "\"k_proj\"", "k_proj|missing"},
+        {"\"q_proj\",", "", "unexpected tensor|q_proj"},
+        {"\"v_proj\"", "\"c_attn\"", "target_modules|c_attn"},
+        {"\"v_proj\"", "\"model.layers.0.self_attn.v_proj\"", "target_modules|layers.0"},
+    };
+    for (int i = 0; i < COUNT(changes); i++) {
+        put_changed(dir, config, changes[i].from, changes[i].to);
+        run_refused(eval, changes[i].words, changes[i].words);
+    }
+    put_changed(dir, config, "\"v_proj\"", "\"self_attn.v_proj\"");
+    free(run_well(eval, "a module named with its parent"));
+    char *weights = path_join(dir, "adapter_model.safetensors"), *config_path = path_join(dir, "adapter_config.json");
+    file_remove(weights);
+    run_refused(eval, "adapter_model.safetensors", "no weights");
+    file_remove(config_path);
+    run_refused(eval, "adapter_config.json", "no configuration");
+    const struct {
+        const char *more, *words;
+    } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
+                 {"--dropout 1", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+    for (int i = 0; i < COUNT(flags); i++) {
+        char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
+        run_refused(line, flags[i].words, flags[i].more);
+        free(line);
+        free(out);
+    }
+    char* merge = text_of("export --model %s --merge --out %s", base_dir, dir);
+    run_refused(merge, "--merge|--adapter-dir", "merging nothing");
+    char* const texts[] = {dir, config, eval, weights, config_path, merge};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+
+int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

@@ -1,0 +1,482 @@
+// Nothing is lost: the program under full and failing disks, kills, signals, and damaged files, on a tiny model.
+//
+// Each case ends with the same proof: the same command, repeated with --resume and no fault, ends with exit code 0 and the bits of a run
+// that nothing disturbed.
+#include "program.h"
+
+#include <limits.h>
+#include <sys/stat.h>
+
+static char* shim;         // faults_shim.so beside this binary
+static char* whole_dir;    // a run that nothing disturbed
+static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD"};
+
+static char* flags_for(const char* out, const char* more) {
+    return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 5 --lr 1e-2 --save-every 2 "
+                              "--backend cpu --out %s --log %s", model_dir, data_path, out, out), more);
+}
+
+static void make_whole(void) {
+    make_inputs();
+    if (whole_dir) return;
+    whole_dir = scratch_path("whole");
+    char* flags = flags_for(whole_dir, "");
+    free(run_well(flags, "undisturbed"));
+    free(flags);
+}
+
+static void inject(const char* out, const char* kind, int call, const char* mark) {
+    char* number = text_of("%d", call);
+    const char* const values[] = {number, kind, out, mark, "", shim};
+    for (int i = 0; i < COUNT(kInjected); i++) setenv(kInjected[i], values[i], 1);
+    free(number);
+}
+
+static void inject_nothing(void) {
+    for (int i = 0; i < COUNT(kInjected); i++) unsetenv(kInjected[i]);
+}
+
+// Whether the run in `out`, repeated, ends as the undisturbed one.
+static bool ends_well(const char* out) {
+    char* flags = flags_for(out, "--resume");
+    Run r = run(flags);
+    bool well = r.code == 0 && same_files(whole_dir, out, "model.safetensors") && same_files(whole_dir, out, "config.json") &&
+                same_files(whole_dir, out, "tokenizer.json");
+    if (!well) printf("  %s: exit %d, %s%s\n", flags, r.code, r.out, r.err);
+    free_run(r);
+    free(flags);
+    return well;
+}
+
+// ---- faults at every step-th call that changes a file, from the first to the last
+
+static void faults_of(const char* kind, int step) {
+    make_whole();
+    char *out = scratch_path(kind), *mark = scratch_path("mark"), *flags = flags_for(out, "");
+    int runs = 0, told = 0, went_on = 0, wrong = 0;
+    bool struck = true;
+    for (int call = 1; struck; call += step) {
+        empty_dir(out);
+        shell("rm -f", mark);
+        inject(out, kind, call, mark);
+        Run r = run(flags);
+        inject_nothing();
+        struck = path_exists(mark);
+        runs += struck;
+        bool killed = !strcmp(kind, "kill"), harmless = r.code == 0;
+        told += struck && (killed ? r.code == -1 : harmless || (r.code == 2 && !strncmp(r.err, "train_llama3: ", 14)));
+        wrong += harmless && !same_files(whole_dir, out, "model.safetensors");
+        bool well = !struck || ends_well(out);
+        went_on += struck && well;
+        if (!well) printf("  %s at call %d: exit %d, %s\n", kind, call, r.code, r.err);
+        free_run(r);
+    }
+    ok(runs > 10, "%s: struck %d times", kind, runs);
+    ok(told == runs, "%s: the run ends with a message, or needs no end: %d of %d", kind, told, runs);
+    ok(wrong == 0, "%s: exit code 0 is the whole model's: %d wrong", kind, wrong);
+    ok(went_on == runs, "%s: the same command goes on to the same bits: %d of %d", kind, went_on, runs);
+    empty_dir(out);
+    free(out);
+    free(mark);
+    free(flags);
+}
+
+// Steps that share no divisor with the calls of one save: over the saves of a run every call of a save is struck.
+static void enospc_case(void) { faults_of("enospc", 5); }
+static void eio_case(void) { faults_of("eio", 7); }
+static void short_case(void) { faults_of("short", 11); }
+static void kill_case(void) { faults_of("kill", 3); }
+
+// --out is --model: killed at any call, the folder holds the old model or the new one, whole, and the same command ends with the new one.
+static void in_place_case(void) {
+    make_whole();
+    char *fresh = scratch_path("fresh"), *out = scratch_path("in-place"), *mark = scratch_path("mark"), *copy = text_of("cp -r %s", fresh);
+    char* checkpoints = path_join(fresh, "checkpoints");
+    char* flags = text_of("train --model %s --data %s --chat none --seq 32 --batch 8 --steps 2 --lr 1e-2 --backend cpu --out %s --overwrite --resume",
+                          out, data_path, out);
+    char *verify = text_of("verify %s", out), *done = scratch_path("done"), *make = text_of("cp -r %s", whole_dir);
+    shell(make, fresh);
+    shell("rm -r", checkpoints);
+    char* note = path_join(fresh, "training.json");
+    shell("rm", note);   // as a downloaded model
+    shell(copy, out);
+    free(run_well(flags, "in place, undisturbed"));
+    ok(!same_files(fresh, out, "model.safetensors"), "in place: the weights are new");
+    char* keep = text_of("cp -r %s", out);
+    shell(keep, done);
+    int runs = 0, whole = 0, ended = 0;
+    bool struck = true;
+    for (int call = 1; struck; call += 3) {
+        shell("rm -rf", out);
+        shell(copy, out);
+        shell("rm -f", mark);
+        inject(out, "kill", call, mark);
+        free_run(run(flags));
+        inject_nothing();
+        struck = path_exists(mark);
+        runs += struck;
+        Run r = run(verify);
+        whole += struck && r.code == 0;
+        free_run(r);
+        r = run(flags);
+        bool well = r.code == 0 && same_files(done, out, "model.safetensors");
+        if (!well) printf("  killed at call %d: exit %d, %s\n", call, r.code, r.err);
+        ended += struck && well;
+        free_run(r);
+    }
+    ok(runs > 10 && whole == runs, "in place: killed, the folder is a whole model: %d of %d", whole, runs);
+    ok(ended == runs, "in place: killed, the same command ends with the new model: %d of %d", ended, runs);
+    shell("rm -rf", out);
+    free(keep);
+    free(note);
+    free(make);
+    free(done);
+    free(verify);
+    free(flags);
+    free(checkpoints);
+    free(copy);
+    free(mark);
+    free(out);
+    free(fresh);
+}
+
+// A disk that hangs, under one rank: the watchdog ends the run.
+static void hang_case(void) {
+    make_whole();
+    char *out = scratch_path("hang"), *mark = scratch_path("mark"), *flags = flags_for(out, "--timeout 2");
+    char* below = path_join(out, "checkpoints");
+    empty_dir(out);
+    inject(below, "hang", 4, mark);
+    Run r = run(flags);
+    inject_nothing();
+    ok(r.code == 3 && strstr(r.err, "no progress for 2 s"), "a disk that hangs: exit %d, %s", r.code, r.err);
+    ok(ends_well(out), "a disk that hangs: and --resume goes on");
+    free_run(r);
+    empty_dir(out);
+    free(below);
+    free(flags);
+    free(mark);
+    free(out);
+}
+
+// ---- the end of a run on a full disk, with nothing saved before
+
+static void full_at_the_end_case(void) {
+    make_whole();
+    char *out = scratch_path("full"), *mark = scratch_path("mark"), *flags = flags_for(out, "--save-every 0");
+    char* partial = path_join(out, ".model-being-written");
+    empty_dir(out);
+    inject(partial, "enospc", 4, mark);   // only writes of the model
+    Run r = run(flags);
+    inject_nothing();
+    ok(r.code == 2 && strstr(r.err, "the model could not be written") && strstr(r.err, "--resume") && strstr(r.out, "saved step 5 in"),
+       "a final write that fails leaves a checkpoint of the last step: exit %d, %s", r.code, r.err);
+    free_run(r);
+    free(flags);
+    flags = flags_for(out, "--save-every 0 --resume");
+    char* text = run_well(flags, "and --resume writes the model");
+    ok(!strstr(text, "\nstep ") && same_files(whole_dir, out, "model.safetensors"), "without a step made again");
+    free(text);
+    free(flags);
+
+    flags = flags_for(out, "--overwrite --resume");
+    empty_dir(out);
+    inject("/nowhere", "none", 0, mark);
+    setenv("FAULT_FREE", "100000", 1);
+    run_refused(flags, "bytes are needed and 100000 are free", "a disk that is too small is told before training");
+    inject_nothing();
+    free(flags);
+    empty_dir(out);
+    free(partial);
+    free(mark);
+    free(out);
+}
+
+// The model's text files were read at the start: without them the run ends as with them.
+static void lost_side_files_case(void) {
+    make_whole();
+    char *out = scratch_path("sideless"), *model = scratch_path("going"), *copy = text_of("cp -r %s", model_dir);
+    char* log = path_join(out, "log.jsonl");
+    empty_dir(out);
+    shell("rm -rf", model);
+    shell(copy, model);
+    char *more = text_of("--from-scratch %s", model), *flags = flags_for(out, more);
+    pid_t child = start(flags);
+    for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
+        struct stat info;
+        if (!stat(log, &info) && info.st_size > 0) break;
+        usleep(1000);
+    }
+    shell("rm -rf", model);
+    Run r = finish(child);
+    ok(r.code == 0 && same_files(whole_dir, out, "model.safetensors") && same_files(whole_dir, out, "config.json") &&
+       same_files(whole_dir, out, "tokenizer.json"), "the model's folder goes while the run is under way: exit %d, %s", r.code, r.err);
+    free_run(r);
+    empty_dir(out);
+    free(flags);
+    free(more);
+    free(log);
+    free(copy);
+    free(model);
+    free(out);
+}
+
+static void log_and_locks_case(void) {
+    make_whole();
+    char *out = scratch_path("locked"), *flags, *log_dir = scratch_path("full-log");
+    empty_dir(out);
+    empty_dir(log_dir);
+    char *log = path_join(log_dir, "log.jsonl"), *link = text_of("ln -s /dev/full"), *more = text_of("--log %s", log_dir);
+    shell(link, log);
+    flags = flags_for(out, more);
+    Run r = run(flags);
+    ok(r.code == 0 && lines_in(r.err) == 1 && strstr(r.err, "log.jsonl cannot be written") && same_files(whole_dir, out, "model.safetensors"),
+       "a full log is said once, and the run goes on: exit %d, %s", r.code, r.err);
+    free_run(r);
+    free(flags);
+
+    flags = flags_for(out, more);
+    run_refused(flags, "--out|checkpoint", "a fresh run over checkpoints");
+    free(flags);
+    flags = flags_for(out, "--save-every 0");
+    char* checkpoints = path_join(out, "checkpoints");
+    shell("rm -r", checkpoints);
+    run_refused(flags, "holds a model (model.safetensors)|--overwrite", "a fresh run over a model");
+    free(flags);
+    flags = flags_for(out, "--save-every 0 --overwrite");
+    free(run_well(flags, "--overwrite"));
+    free(flags);
+    flags = flags_for(out, "--overwrite --steps 100000");
+    char* other = text_of("export --model %s --out %s --overwrite", whole_dir, out);
+    pid_t first = start(flags);
+    usleep(700 * 1000);
+    char *copy = text_of("'%s' %s >/dev/null 2>%s.err", binary, other, out), *err_path = text_of("%s.err", out);
+    int code = system(copy);
+    char* err = file_read(err_path, NULL);
+    ok(WEXITSTATUS(code) == 2 && strstr(err, "another run writes there now"), "two runs with one --out: the second is refused: %s", err);
+    kill(first, SIGTERM);
+    r = finish(first);
+    ok(r.code == 4, "TERM: exit code 4: %d", r.code);
+    free_run(r);
+    free(err);
+    free(err_path);
+    free(copy);
+    free(other);
+    free(checkpoints);
+    free(link);
+    free(log);
+    free(more);
+    free(flags);
+    free(log_dir);
+    free(out);
+}
+
+// ---- stops
+
+// Starts the run with many steps and sends the signal after the first; 0: none, the caller has arranged for the stop.
+static Run stopped_by(const char* out, int signal_number, int times) {
+    char *flags = flags_for(out, "--save-every 0 --steps 5 --batch 8"), *log = path_join(out, "log.jsonl");
+    empty_dir(out);
+    pid_t child = start(flags);
+    for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
+        struct stat info;
+        if (!stat(log, &info) && info.st_size > 0) break;
+        usleep(200);
+    }
+    for (int i = 0; i < times; i++) {
+        kill(child, signal_number);
+        usleep(500);
+    }
+    free(flags);
+    free(log);
+    return finish(child);
+}
+
+static void signals_case(void) {
+    make_whole();
+    const struct {
+        const char* name;
+        int number;
+    } signals[] = {{"HUP", SIGHUP}, {"INT", SIGINT}, {"TERM", SIGTERM}, {"USR1", SIGUSR1}};
+    char* out = scratch_path("signalled");
+    for (int i = 0; i < COUNT(signals); i++) {
+        Run r = {-1, NULL, NULL};
+        for (int attempt = 0; attempt < 20 && r.code != 4; attempt++) {   // on a busy machine the run may be over before
+            free_run(r);
+            r = stopped_by(out, signals[i].number, 3);
+        }
+        ok(r.code == 4 && strstr(r.out, "saved step"), "%s, three times at once: saves and ends with code 4: %d", signals[i].name, r.code);
+        ok(ends_well(out), "%s: and --resume goes on", signals[i].name);
+        free_run(r);
+    }
+    // a reader that has gone: the pipe's own status is head's
+    char *flags = flags_for(out, ""), *line = text_of("('%s' %s; echo $? >%s.code) | head -n 1 >/dev/null #", binary, flags, out);
+    empty_dir(out);
+    shell(line, "");
+    char *code_path = text_of("%s.code", out), *code = file_read(code_path, NULL);
+    ok(atoi(code) == 4, "a closed pipe: code 4: %s", code);
+    ok(ends_well(out), "a closed pipe: and --resume goes on");
+    free(code);
+    free(line);
+    empty_dir(out);
+    line = text_of("'%s' %s <&- >&- 2>&- #", binary, flags);   // the shell's system() sees its exit code
+    shell(line, "");
+    char* log = text_at(out, "log.jsonl");
+    ok(lines_in(log) == 5 && !strncmp(log, "{\"step\": 1,", 11) && !strstr(log, "tok/s") && same_files(whole_dir, out, "model.safetensors"),
+       "closed standard streams: log.jsonl holds its own lines alone");
+    free(log);
+    free(line);
+    free(code_path);
+    free(flags);
+    empty_dir(out);
+    free(out);
+}
+
+// ---- damage
+
+static void flip(const char* path, double place) {
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    text[(size_t)(place * (double)(bytes - 1))] ^= 1;
+    put_file(path, text, bytes);
+    free(text);
+}
+
+static void damage_case(void) {
+    make_whole();
+    char *out = scratch_path("damaged"), *copy = text_of("cp -r %s", whole_dir), *checkpoint = text_of("%s/checkpoints/step-00000004", out);
+    static const char* const kFiles[] = {"rank-00000-of-00001.bin", "rank-00000-of-00001.json"};
+    static const double kPlaces[] = {0, 0.3, 0.999, 1};
+    char *verify = text_of("verify %s", out), *resume = flags_for(out, "--resume"), *weights = path_join(out, "model.safetensors");
+    char* text = run_well((text = text_of("verify %s", whole_dir)), "verify a whole run");
+    ok(strstr(text, "step-00000004: a whole checkpoint") && strstr(text, "a whole model: ") && strstr(text, " 1 checksum"),
+       "verify names what is whole");
+    free(text);
+    shell(copy, out);
+    flip(weights, 0.5);
+    Run flipped = run(verify);
+    ok(flipped.code == 2 && strstr(flipped.out, "DAMAGED: ") && strstr(flipped.out, "its checksum in checksums.json differs"),
+       "a flipped bit in a model: %s", flipped.out);
+    free_run(flipped);
+    int found = 0, resumed = 0, runs = 0;
+    for (int f = 0; f < COUNT(kFiles); f++)
+        for (int p = 0; p < COUNT(kPlaces); p++, runs++) {
+            shell("rm -rf", out);
+            shell(copy, out);
+            char* path = path_join(checkpoint, kFiles[f]);
+            flip(path, kPlaces[p]);
+            Run r = run(verify);
+            found += r.code == 2 && strstr(r.out, "step-00000004: DAMAGED") && strstr(r.out, "step-00000002: a whole");
+            free_run(r);
+            shell("rm", weights);
+            r = run(resume);
+            resumed += r.code == 0 && strstr(r.err, "damaged; this checkpoint is passed over") && strstr(r.out, "step-00000002\n") &&
+                       same_files(whole_dir, out, "model.safetensors");
+            free_run(r);
+            free(path);
+        }
+    ok(found == runs, "a flipped bit in a checkpoint: verify finds it: %d of %d", found, runs);
+    ok(resumed == runs, "a flipped bit in the newest checkpoint: the run goes on from the one before, to the same bits: %d of %d", resumed, runs);
+    shell("rm -rf", out);
+    shell(copy, out);
+    shell("rm", weights);
+    for (int step = 2; step <= 4; step += 2) {
+        char* path = text_of("%s/checkpoints/step-0000000%d/%s", out, step, kFiles[0]);
+        flip(path, 0.5);
+        free(path);
+    }
+    Run none = run(resume);
+    ok(none.code == 2 && strstr(none.err, "none of the 2 checkpoints"), "checkpoints of which none is whole: exit %d", none.code);
+    free_run(none);
+    free(weights);
+    free(resume);
+    free(verify);
+    free(checkpoint);
+    free(copy);
+    free(out);
+}
+
+// ---- what a run depends on changes under it, or is no model
+
+static void changed_case(void) {
+    make_whole();
+    char *out = scratch_path("changed"), *other_model = scratch_path("other-model"), *other_data = scratch_path("other.jsonl");
+    char *copy_out = text_of("cp -r %s", whole_dir), *copy_model = text_of("cp -r %s", model_dir), *copy_data = text_of("cp %s", data_path);
+    const struct {
+        const char *file, *from, *to, *words;
+    } changes[] = {{"config.json", "\"rope_theta\": 10000.0", "\"rope_theta\": 20000.0", "config.json (XXH3)"},
+                   {"config.json", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 2e-05", "config.json (XXH3)"},
+                   {"tokenizer_config.json", "{{ m.role }}", "{{ m.roles}}", "tokenizer and chat template (XXH3)"},
+                   {"data", "12+25=", "12+52=", "content of --data (XXH3)"},
+                   {"nothing", "", "", NULL}};
+    for (int i = 0; i < COUNT(changes); i++) {
+        shell("rm -rf", out);
+        shell(copy_out, out);
+        char *weights = path_join(out, "model.safetensors");
+        shell("rm", weights);
+        free(weights);
+        shell("rm -rf", other_model);
+        shell(copy_model, other_model);
+        shell(copy_data, other_data);
+        bool data = !strcmp(changes[i].file, "data");
+        char* path = data ? host_strdup(other_data) : path_join(other_model, changes[i].file);
+        if (changes[i].words) {
+            size_t bytes;
+            char *text = file_read(path, &bytes), *at = strstr(text, changes[i].from);
+            check(at && strlen(changes[i].from) == strlen(changes[i].to), "%s: no %s", path, changes[i].from);
+            memcpy(at, changes[i].to, strlen(changes[i].to));
+            put_file(path, text, bytes);
+            free(text);
+        }
+        free(path);
+        char *more = text_of("--resume --from-scratch %s --data %s", other_model, other_data), *flags = flags_for(out, more);
+        if (changes[i].words) run_refused(flags, changes[i].words, changes[i].words);
+        else free(run_well(flags, "other paths, the same contents"));
+        free(more);
+        free(flags);
+    }
+    ok(same_files(whole_dir, out, "model.safetensors"), "other paths, the same contents: the same bits");
+    free(copy_data);
+    free(copy_model);
+    free(copy_out);
+    free(other_data);
+    free(other_model);
+    free(out);
+}
+
+static void infinite_case(void) {
+    make_whole();
+    char *model = scratch_path("infinite"), *copy = text_of("cp -r %s", whole_dir), *path = path_join(model, "model.safetensors");
+    shell("rm -rf", model);
+    shell(copy, model);
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    const uint16_t infinity = 0x7f80;
+    memcpy(text + bytes - 2, &infinity, sizeof infinity);
+    put_file(path, text, bytes);
+    char *eval = text_of("eval --model %s --data %s --chat none --seq 32", model, data_path), *verify = text_of("verify %s", model);
+    run_refused(eval, "is not finite at row|the model itself is damaged", "eval of a model with an infinity");
+    Run r = run(verify);
+    ok(r.code == 2 && strstr(r.out, "DAMAGED: ") && strstr(r.out, "is not finite at row"), "verify finds an infinity: %s", r.out);
+    free_run(r);
+    free(eval);
+    free(verify);
+    free(text);
+    free(path);
+    free(copy);
+    free(model);
+}
+
+static const Case kCases[] = {
+    {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
+    {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
+    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case},
+};
+
+int main(int argc, char** argv) {
+    setenv("ASAN_OPTIONS", "detect_leaks=0:verify_asan_link_order=0", 1);   // the shim comes before the sanitizer's own library
+    char* self = realpath("/proc/self/exe", NULL);
+    shim = text_of("%.*sfaults_shim.so", (int)(strrchr(self, '/') + 1 - self), self);
+    free(self);
+    return program_main("test_faults", kCases, COUNT(kCases), argc, argv);
+}
