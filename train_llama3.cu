@@ -32,28 +32,37 @@ typedef struct {
     Saving* saving;        // a checkpoint that is being written; or NULL
     int left_out;          // steps in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
-    int rows;              // of the epoch that is under way
-    int global_rows;       // rows of an optimizer step, on all ranks
 } TrainingRun;
 
-static int steps_per_epoch(const TrainingRun* r) { return ceil_div(r->rows, r->global_rows); }
+static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
 
-static void plan_epoch(TrainingRun* r) { r->rows = dataset_plan(r->data, (uint64_t)r->s.o.seed, (int)r->done.epoch); }
+// Steps of --epochs passes. Under --pack on each pass may have another number of them, so each is planned once to be counted.
+static double count_steps(const TrainingRun* r) {
+    const Options* o = &r->s.o;
+    double epochs = floor(o->epochs), steps = 0;
+    plan_epoch(r, 0);
+    if (o->steps) return o->steps;
+    if (o->pack != PACK_ROWS_ON || o->epochs * dataset_steps(r->data) > 1e9) return ceil(o->epochs * dataset_steps(r->data));
+    for (int epoch = 0; epoch < epochs; epoch++) {
+        plan_epoch(r, epoch);
+        steps += dataset_steps(r->data);
+    }
+    plan_epoch(r, (int)epochs);
+    return steps + ceil((o->epochs - epochs) * dataset_steps(r->data));
+}
 
 static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     open_tokenizer(s);
-    r->data = open_data(s, o->data, false);
+    r->data = open_data(s, o->data, DATA_TO_TRAIN_ON);
     ranks_agree(s, dataset_stats(r->data));
     run_settings(s, &r->settings);
     r->val_name = o->val ? o->val : "held-out records";
-    if (o->val) r->val = open_data(s, o->val, false);
-    else if (o->val_split > 0) r->val = open_data(s, o->data, true);
+    if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
+    else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
     if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
-    r->global_rows = o->batch * o->accum * s->comm->ranks;
-    plan_epoch(r);
-    double steps = o->steps ? o->steps : ceil(o->epochs * steps_per_epoch(r));
+    double steps = count_steps(r);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
     if (o->warmup > r->steps) user_error("--warmup %d: longer than the run of %d steps", o->warmup, r->steps);
@@ -62,12 +71,34 @@ static void open_training_data(TrainingRun* r) {
 static void open_trainer(TrainingRun* r) {
     Session* s = &r->s;
     load_weights(s, true);
-    bool resumed = s->o.resume && resume(s, &r->settings, &r->done);
+    if (s->o.resume) resume(s, &r->settings, &r->done);
     if (s->o.out) require_space(s, state_bytes(s), written_bytes(s));
     r->trainer = trainer_new(s, r->steps);
     if (r->prompts) check_answers_fit(s, r->prompts);
     r->log = log_open(s, r->steps, r->done.step);
-    if (resumed) plan_epoch(r);
+    plan_epoch(r, (int)r->done.epoch);
+}
+
+enum { kExamplesBytes = 288 };
+// The numbers of the examples in the step at work, from 1, as many as there is room for.
+static void name_examples(const TrainingRun* r, char text[kExamplesBytes]) {
+    enum { kLongest = 16 };   // a number with its comma, or the dots at the end
+    int used = 0, micro_batches = r->s.o.accum * r->s.comm->ranks;
+    text[0] = 0;
+    for (int m = 0; m < micro_batches; m++) {
+        MicroBatch micro = dataset_micro_batch(r->data, (int)r->done.step_in_epoch, m);
+        for (int row = micro.first; row < micro.first + micro.rows; row++) {
+            const int* of_row;
+            int count = dataset_row(r->data, row, &of_row);
+            for (int i = 0; i < count; i++) {
+                if (used >= kExamplesBytes - 2 * kLongest) {
+                    snprintf(text + used, kLongest, ", ...");
+                    return;
+                }
+                used += snprintf(text + used, kLongest, "%s%d", used ? ", " : "", of_row[i] + 1);
+            }
+        }
+    }
 }
 
 enum { kMostLeftOut = 10 };   // steps in a row: then it is not the data
@@ -80,39 +111,32 @@ static void report_not_finite(TrainingRun* r, StepResult result, int step) {
         if (!skip) s->comm->barrier();   // until rank 0 has ended the job
         return;
     }
-    char examples[256] = "", rank[64] = "";
-    int used = 0, first = (int)r->done.step_in_epoch * r->global_rows;
-    for (int row = first; row < first + r->global_rows && row < r->rows && used < (int)sizeof examples - 16; row++) {
-        const int* of_row;
-        int count = dataset_row(r->data, row, &of_row);
-        for (int i = 0; i < count && used < (int)sizeof examples - 16; i++)
-            used += snprintf(examples + used, sizeof examples - (size_t)used, "%s%d", used ? ", " : "", of_row[i] + 1);
-    }
+    char examples[kExamplesBytes], rank[64] = "";
+    name_examples(r, examples);
     if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " (first on rank %d)", result.bad_rank);
     if (!skip)
-        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s%s of %s, and nothing of this step was "
+        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s of %s, and nothing of this step was "
                    "saved; lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are "
-                   "whole)", step, result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "",
-                   s->o.data, step - 1);
-    fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s%s of %s: left out (--on-nan skip)\n", step, rank,
-            s->recipe->name, examples, used >= (int)sizeof examples - 16 ? ", ..." : "", s->o.data);
+                   "whole)", step, result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, s->o.data, step - 1);
+    fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s of %s: left out (--on-nan skip)\n", step, rank,
+            s->recipe->name, examples, s->o.data);
 }
 
 static void take_step(TrainingRun* r) {
     Session* s = &r->s;
     double start = seconds_now();
     int step = (int)r->done.step + 1;
-    StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch * r->global_rows, step);
+    StepResult result = train_step(s, &r->trainer, r->data, (int)r->done.step_in_epoch, step);
     r->left_out = result.finite ? 0 : r->left_out + 1;
     if (!result.finite) report_not_finite(r, result, step);
-    double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / steps_per_epoch(r);
+    double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / dataset_steps(r->data);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);
     r->done.step++;
-    if (++r->done.step_in_epoch == steps_per_epoch(r)) {
+    if (++r->done.step_in_epoch == dataset_steps(r->data)) {
         r->done.step_in_epoch = 0;
         r->done.epoch++;
-        plan_epoch(r);
+        plan_epoch(r, (int)r->done.epoch);
     }
 }
 

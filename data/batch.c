@@ -24,7 +24,7 @@ RowBatch batch_new(int B, int T) {
     b.T = T;
     b.storage = (int*)host_alloc((size_t)kArrayCount * B * T * sizeof(int));
     Arrays a = arrays_of(&b);
-    Batch view = {a.tokens, a.targets, a.pos, a.start, a.end, a.order};
+    Batch view = {a.tokens, a.targets, a.pos, a.start, a.end, a.order, B};
     b.arrays = view;
     return b;
 }
@@ -51,17 +51,19 @@ static void sort_by_token(const int* tokens, int n, int* order, int* scratch) {
     }
 }
 
-void batch_fill(RowBatch* b, const Dataset* d, int first) {
+void batch_fill(RowBatch* b, const Dataset* d, MicroBatch m) {
+    check(m.room >= 1 && m.room <= b->B && m.rows <= m.room, "batch_fill: %d rows on %d of %d", m.rows, m.room, b->B);
     Arrays a = arrays_of(b);
     b->scored = b->used = 0;
-    for (int row = 0; row < b->B; row++) {
+    b->arrays.B = m.room;
+    for (int row = 0; row < m.room; row++) {
         const int* examples;
-        int count = dataset_row(d, first + row, &examples);
+        int count = row < m.rows ? dataset_row(d, m.first + row, &examples) : 0;
         int base = row * b->T, at = 0;
         for (int k = 0; k < count; k++) {
             const Example* e = dataset_example(d, examples[k]);
             int positions = e->count - 1;
-            check(at + positions <= b->T, "batch_fill: row %d holds more than %d positions", first + row, b->T);
+            check(at + positions <= b->T, "batch_fill: row %d holds more than %d positions", m.first + row, b->T);
             for (int i = 0; i < positions; i++) {
                 int cell = base + at + i;
                 a.tokens[cell] = e->tokens[i];
@@ -82,12 +84,18 @@ void batch_fill(RowBatch* b, const Dataset* d, int first) {
             a.end[cell] = at + 1;
         }
     }
-    sort_by_token(a.tokens, b->B * b->T, a.order, a.scratch);
+    sort_by_token(a.tokens, m.room * b->T, a.order, a.scratch);
+}
+
+void batch_fill_rows(RowBatch* b, const Dataset* d, int first) {
+    MicroBatch all = {first, b->B, b->B};
+    batch_fill(b, d, all);
 }
 
 void batch_random(RowBatch* b, int V, uint64_t seed) {
     Arrays a = arrays_of(b);
     int n = b->B * b->T;
+    b->arrays.B = b->B;
     for (int i = 0; i < n; i++) {
         a.tokens[i] = (int)(random_words(seed, (uint64_t)i, 0).word[0] % (uint32_t)V);
         a.pos[i] = i % b->T;

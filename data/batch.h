@@ -11,8 +11,8 @@
 #include "dataset.h"
 
 typedef struct {
-    int B, T;
-    Batch arrays;     // for the model; points into `storage`
+    int B, T;         // B: rows that there is room for
+    Batch arrays;     // for the model, of as many rows as were filled; points into `storage`
     int scored;       // targets that are not -100
     int used;         // positions that are not padding
     int* storage;     // the six arrays, and scratch
@@ -20,10 +20,11 @@ typedef struct {
 
 C_API RowBatch batch_new(int B, int T);
 C_API void batch_free(RowBatch* b);
-// Fills the B rows from `first` on; T has to be the dataset's seq. Rows past the end of the epoch are all padding: the last
-// global batch keeps its shape, and `scored` says what is in it. With R ranks and A micro-steps, rank r's micro-step a of
-// step s begins at row ((s * A + a) * R + r) * B.
-C_API void batch_fill(RowBatch* b, const Dataset* d, int first);
+// Lays out a micro-batch, of at most B rows; T has to be the dataset's seq. Rows past the end of the micro-batch, or of the epoch, are all
+// padding, and `scored` says what is in the others. With R ranks, rank r's micro-step a is micro-batch a * R + r of the step.
+C_API void batch_fill(RowBatch* b, const Dataset* d, MicroBatch m);
+// The B rows from `first` on.
+C_API void batch_fill_rows(RowBatch* b, const Dataset* d, int first);
 // Full rows of random tokens below V, each predicting its successor: for timing.
 C_API void batch_random(RowBatch* b, int V, uint64_t seed);
 

@@ -3,6 +3,7 @@
 
 #include "../halo/progress.h"
 #include "../halo/rng.h"
+#include "packing.h"
 #include "record.h"
 
 struct Dataset {
@@ -11,12 +12,17 @@ struct Dataset {
     const char* chat_name; // of the format
     Example* examples;     // (stats.examples)
     int seq;
-    bool pack;
+    PackMode pack;
+    int batch, micro_batches;
+    int rooms[kRoomSizes]; // that micro-batches are laid out on, the smallest first, the last is `batch`
     // the plan of one epoch
+    int steps;
+    int* step_start;       // PACK_AUTO: (steps + 1): step s has the rows [step_start[s], step_start[s + 1])
     int rows;
     int* row_start;        // (rows + 1): row r holds row_examples[row_start[r] .. row_start[r + 1])
     int* row_examples;     // (stats.examples)
     int* shuffled;         // (stats.examples) scratch: the order of the epoch
+    int* positions;        // (stats.examples) scratch: of shuffled[i]
     int* row_of;           // (stats.examples) scratch: the row of shuffled[i]
 };
 
@@ -273,6 +279,8 @@ static void refuse_untrained(const Dataset* d, const char* paths, const DataOpti
                options->seq);
 }
 
+static void choose_rooms(Dataset* d);
+
 Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataOptions* options) {
     check(options->seq > 0, "dataset_load: rows of %d positions", options->seq);
     RecordList list = records_read(paths, options->prompt_file);
@@ -281,6 +289,8 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     Dataset* d = (Dataset*)host_alloc(sizeof(Dataset));
     d->seq = options->seq;
     d->pack = options->pack;
+    d->batch = options->batch;
+    d->micro_batches = options->micro_batches;
     d->chat_name = options->chat->name;
     text_append(&d->notes, list.notes.data, list.notes.bytes);
     if (options->chat->note) text_append(&d->notes, options->chat->note, strlen(options->chat->note));
@@ -295,8 +305,12 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     d->row_start = (int*)host_alloc((n + 1) * sizeof(int));
     d->row_examples = (int*)host_alloc((n + 1) * sizeof(int));
     d->shuffled = (int*)host_alloc((n + 1) * sizeof(int));
+    d->positions = (int*)host_alloc((n + 1) * sizeof(int));
     d->row_of = (int*)host_alloc((n + 1) * sizeof(int));
-    if (!options->inspect) dataset_plan(d, 0, 0);
+    d->step_start = (int*)host_alloc((n + 1) * sizeof(int));
+    if (options->inspect) return d;
+    if (d->pack == PACK_AUTO) choose_rooms(d);
+    dataset_plan(d, 0, 0);
     return d;
 }
 
@@ -308,7 +322,9 @@ void dataset_free(Dataset* d) {
     free(d->row_start);
     free(d->row_examples);
     free(d->shuffled);
+    free(d->positions);
     free(d->row_of);
+    free(d->step_start);
     free(d);
 }
 
@@ -363,30 +379,41 @@ static void shuffle(int* order, int n, uint64_t seed, int epoch) {
     }
 }
 
-// row_of[i] = the row of the i-th example of the order; returns the number of rows.
-static int first_fit(const Dataset* d) {
-    int room[kOpenRows];   // of row r, in slot r % kOpenRows
-    int rows = 0;
-    for (int i = 0; i < d->stats.examples; i++) {
-        int positions = d->examples[d->shuffled[i]].count - 1;
-        int row = max_int(rows - kOpenRows, 0);
-        while (row < rows && room[row % kOpenRows] < positions) row++;
-        if (row == rows) room[rows++ % kOpenRows] = d->seq;
-        room[row % kOpenRows] -= positions;
-        d->row_of[i] = row;
+// Row `row` of a step of `rows` rows, dealt out to the micro-batches: they take turns, and their rows lie one after the other.
+static int dealt_row(const Dataset* d, int row, int rows) {
+    int index = row % d->micro_batches, each = rows / d->micro_batches, more = rows % d->micro_batches;
+    return index * each + min_int(index, more) + row / d->micro_batches;
+}
+
+// Packs the examples of each step by themselves.
+static int pack_steps(Dataset* d) {
+    int n = d->stats.examples, most = d->batch * d->micro_batches, rows = 0;
+    for (int step = 0; step < d->steps; step++) {
+        int first = step * most, count = min_int(most, n - first);
+        int* row_of = d->row_of + first;
+        int taken = pack_decreasing(d->positions + first, count, d->seq, row_of);
+        for (int i = 0; i < count; i++) row_of[i] = rows + dealt_row(d, row_of[i], taken);
+        d->step_start[step] = rows;
+        rows += taken;
     }
+    d->step_start[d->steps] = rows;
     return rows;
+}
+
+static int steps_of(const Dataset* d, int rows) {
+    int64_t most = (int64_t)d->batch * d->micro_batches;
+    return most ? (int)((rows + most - 1) / most) : 0;
 }
 
 int dataset_plan(Dataset* d, uint64_t seed, int epoch) {
     int n = d->stats.examples;
     shuffle(d->shuffled, n, seed, epoch);
-    if (d->pack) {
-        d->rows = first_fit(d);
-    } else {
-        for (int i = 0; i < n; i++) d->row_of[i] = i;
-        d->rows = n;
-    }
+    for (int i = 0; i < n; i++) d->positions[i] = d->examples[d->shuffled[i]].count - 1;
+    d->rows = n;
+    for (int i = 0; d->pack == PACK_OFF && i < n; i++) d->row_of[i] = i;
+    if (d->pack == PACK_ON) d->rows = pack_first_fit(d->positions, n, d->seq, kOpenRows, d->row_of);
+    d->steps = steps_of(d, d->rows);
+    if (d->pack == PACK_AUTO) d->rows = pack_steps(d);
     // Counting sort by row: row_start[r] first counts, then points behind the row, and ends at its start.
     memset(d->row_start, 0, ((size_t)n + 1) * sizeof(int));
     for (int i = 0; i < n; i++) d->row_start[d->row_of[i]]++;
@@ -413,4 +440,54 @@ size_t dataset_scored(const Dataset* d, int first, int rows) {
         for (int i = 0; i < count; i++) total += (size_t)d->examples[examples[i]].scored_count;
     }
     return total;
+}
+
+// ---- optimizer steps
+
+int dataset_steps(const Dataset* d) {
+    check(d->batch > 0 && d->micro_batches > 0, "dataset_steps: DataOptions named no global batch");
+    return d->steps;
+}
+
+static void step_rows(const Dataset* d, int step, int* first, int* rows) {
+    check(step >= 0 && step < dataset_steps(d), "step %d of %d", step, d->steps);
+    *first = d->pack == PACK_AUTO ? d->step_start[step] : step * d->batch * d->micro_batches;
+    *rows = d->pack == PACK_AUTO ? d->step_start[step + 1] - *first : d->batch * d->micro_batches;
+}
+
+size_t dataset_step_scored(const Dataset* d, int step) {
+    int first, rows;
+    step_rows(d, step, &first, &rows);
+    return dataset_scored(d, first, rows);
+}
+
+MicroBatch dataset_micro_batch(const Dataset* d, int step, int index) {
+    check(index >= 0 && index < d->micro_batches, "micro-batch %d of %d", index, d->micro_batches);
+    MicroBatch m;
+    int rows;
+    step_rows(d, step, &m.first, &rows);
+    m.first += dealt_row(d, index, rows);
+    m.rows = rows / d->micro_batches + (index < rows % d->micro_batches);
+    m.room = d->batch;
+    for (int i = kRoomSizes - 1; d->pack == PACK_AUTO && i >= 0; i--)
+        if (d->rooms[i] >= m.rows) m.room = d->rooms[i];
+    return m;
+}
+
+// The row counts that suit the micro-batches of some epochs of seed 0: all seeds and epochs draw theirs from the same examples, and those of
+// a run must be the same when the run is resumed.
+static void choose_rooms(Dataset* d) {
+    enum { kEnoughMicroBatches = 1000, kMostEpochs = 64 };
+    check(d->batch > 0 && d->micro_batches > 0, "PACK_AUTO: DataOptions names no global batch");
+    int64_t *counts = (int64_t*)host_alloc(((size_t)d->batch + 1) * sizeof(int64_t)), seen = 0;
+    for (int epoch = 0; epoch < kMostEpochs && seen < kEnoughMicroBatches; epoch++) {
+        dataset_plan(d, 0, epoch);
+        for (int step = 0; step < d->steps; step++)
+            for (int i = 0; i < d->micro_batches; i++, seen++) counts[dataset_micro_batch(d, step, i).rows]++;
+    }
+    RowCounts chosen = choose_row_counts(counts, d->batch);
+    d->rooms[0] = chosen.first;
+    d->rooms[1] = chosen.second;
+    d->rooms[2] = d->batch;
+    free(counts);
 }

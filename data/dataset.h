@@ -1,20 +1,30 @@
 // Data files as tokenized examples, and the order in which an epoch visits them.
 //
 // An example of n tokens takes n - 1 positions of a row: the last token is only ever predicted. A row holds `seq`
-// positions: one example, or with `pack` several that do not see each other. An epoch's rows are one global list, made from
-// (seed, epoch) alone, so that any number of ranks cut the same list and a resumed run finds its place by row number.
+// positions: one example, or, packed, several that do not see each other. An epoch's rows are one global list, made from
+// (seed, epoch) and the size of a global batch, so that any number of ranks cut the same list and a resumed run finds its place by the
+// number of its step.
+//
+// A global batch, what an optimizer step trains on, is cut into `micro_batches` (accum x ranks of them, whatever the share of each):
+//   PACK_OFF    of `batch` rows each, an example a row
+//   PACK_ON     of `batch` rows each, as full as they get
+//   PACK_AUTO   with the examples of PACK_OFF, batch x micro_batches of them, on as few rows as first fit decreasing needs, dealt out
+//               evenly: with R rows each has R / micro_batches of them, and the first R % micro_batches one more
 #ifndef DATA_DATASET_H
 #define DATA_DATASET_H
 
 #include "chat.h"
 
 typedef enum { LONG_TRUNCATE, LONG_SKIP } LongPolicy;
+typedef enum { PACK_OFF, PACK_ON, PACK_AUTO } PackMode;
 
 // All but the first three may stay zero.
 typedef struct {
     const ChatFormat* chat;
     int seq;                  // positions in a row
-    bool pack;
+    PackMode pack;
+    int batch;                // rows of a micro-batch, at most; this and the next are needed for PACK_AUTO and dataset_micro_batch
+    int micro_batches;        // of a global batch: micro-steps x ranks
     bool train_on_prompt;     // score every token, not only completions and their end tokens
     LongPolicy long_policy;   // conversations above seq + 1 tokens: cut from the prompt side (chat_encode_within), or leave out
     const char* prompt_file;  // see records_read
@@ -62,8 +72,8 @@ C_API void dataset_free(Dataset* d);
 C_API const DataStats* dataset_stats(const Dataset* d);
 C_API const Example* dataset_example(const Dataset* d, int index);   // in the order of the file
 
-// Shuffles and packs the rows of one epoch and returns their number. With `pack` it may differ a little between epochs.
-// First fit: each example of the shuffled order goes into the first of the newest kOpenRows rows that has room.
+// Shuffles and packs the rows of one epoch and returns their number. Packed, it may differ a little between epochs.
+// PACK_ON is first fit: each example of the shuffled order goes into the first of the newest kOpenRows rows that has room.
 enum { kOpenRows = 64 };
 C_API int dataset_plan(Dataset* d, uint64_t seed, int epoch);
 C_API int dataset_rows(const Dataset* d);
@@ -72,5 +82,17 @@ C_API int dataset_row(const Dataset* d, int row, const int** examples);
 // Tokens to predict in rows [first, first + rows); rows past the end count as empty. So every rank knows the number of the
 // whole global batch before the step, which is what the loss is divided by.
 C_API size_t dataset_scored(const Dataset* d, int first, int rows);
+
+// ---- the planned epoch as optimizer steps
+C_API int dataset_steps(const Dataset* d);
+C_API size_t dataset_step_scored(const Dataset* d, int step);   // tokens to predict in the whole global batch
+// The `rows` rows from `first` on, laid out on `room` rows, of which the last may stay empty. `room` takes at most kRoomSizes values in
+// all epochs: `batch`, and under PACK_AUTO the two that leave the fewest rows empty. Under PACK_AUTO a micro-batch without rows is
+// followed by others without rows only.
+enum { kRoomSizes = 3 };
+typedef struct {
+    int first, rows, room;
+} MicroBatch;
+C_API MicroBatch dataset_micro_batch(const Dataset* d, int step, int index);
 
 #endif

@@ -92,6 +92,7 @@ struct Model {
     bool extending;          // this batch goes to the cache
     bool fresh;              // and holds whole beginnings of sequences, whose rows see nothing that is not in this batch
     void* memory;
+    size_t memory_bytes;
 };
 
 enum { kBatchArrays = 6 };   // Batch has six; so have NewTokens with the rows wanted of it and where its documents begin and end
@@ -220,7 +221,13 @@ static void place_backward(Model* m, Arena* arena) {
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
     if (m->frozen) m->no_grad = take_mat(arena, 1, c->C, F32);
-    if (m->opt.observe) quant_stats_place(&m->stats, arena, ops, m->shape, c->L, m->linear.rotated_rows);
+}
+
+// First of all that a batch takes: what was observed stays where it is when a batch of other rows follows.
+static void place_stats(Model* m, Arena* arena, const Recipe* recipe) {
+    Arena measure = {NULL, 0};
+    linear_place(&m->linear, &measure, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);   // for rotated_rows
+    quant_stats_place(&m->stats, arena, m->ops, m->shape, m->c.L, m->linear.rotated_rows);
 }
 
 // What does not change with the rows of the batch: prepared weights and the cache.
@@ -253,6 +260,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     Fmt act = m->ops->act;
     size_t start = arena->used;
     int rows = min_int(m->most_piece_rows, m->BT);
+    if (m->opt.train && m->opt.observe) place_stats(m, arena, recipe);
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
     linear_place(&m->head, arena, m->ops, m->head.recipe, &m->head_shape, 1, rows, 0);
     lora_place(&m->lora, arena, m->ops, c, m->BT, m->opt.train);
@@ -305,6 +313,7 @@ static void set_rows(Model* m, int rows) {
     m->BT = rows;
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, m->linear.recipe);
+    check(arena.used <= m->memory_bytes, "a batch of %d rows takes %zu bytes, %d rows took %zu", rows, arena.used, m->most_rows, m->memory_bytes);
 }
 
 static void model_shape(Model* m, const Config* config, const Ops* ops, bool gathers_codes, ModelOptions options) {
@@ -346,7 +355,8 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     bool gathers_codes = shard_hands_out_codes(shard);
     model_shape(m, config, ops, gathers_codes, options);
     m->shard = shard;
-    m->memory = ops->alloc(model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options)));
+    m->memory_bytes = model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options));
+    m->memory = ops->alloc(m->memory_bytes);
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
     m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);
@@ -409,7 +419,7 @@ static Mat linear_input(const Block* b, int linear) {
 // the same in each pass, and whatever the number of ranks. Bit 63 keeps it apart from other uses of a seed.
 static Noise drop_noise(const Model* m, const Unit* u, int layer, int linear) {
     uint64_t stream = (uint64_t)1 << 63 | (uint64_t)u->step << 16 | (uint64_t)layer << 3 | (uint64_t)linear;
-    Noise noise = {m->c.adapter.seed, stream, (uint64_t)u->micro_batch * (uint64_t)m->BT * (uint64_t)m->shape[linear].K};
+    Noise noise = {m->c.adapter.seed, stream, (uint64_t)u->micro_batch * (uint64_t)m->most_rows * (uint64_t)m->shape[linear].K};
     return noise;
 }
 
@@ -617,7 +627,7 @@ static void upload_batch(Model* m, const Batch* batch) {
     const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
     progress_phase("embedding", -1);
     m->extending = m->fresh = false;
-    set_rows(m, m->most_rows);
+    set_rows(m, batch->B * m->opt.T);
     upload_inputs(m, from, to, kBatchArrays, m->BT);
 }
 

@@ -22,13 +22,14 @@ typedef struct {
     int slots, positions;     // generation: a KV cache of that many sequences of that many tokens; 0: none
 } ModelOptions;
 
-// One micro-batch, on the host; every array is (B, T).
+// One micro-batch, on the host; every array is (B, T). A model has one layout of its memory for each B, which it changes at no cost.
 typedef struct {
     const int* tokens;
     const int* targets;       // the token to predict at each position, -100: not scored
     const int* pos;           // position within its document, for RoPE
     const int *start, *end;   // ops.h, Attn
     const int* order;         // ops.h, embed_backward
+    int B;                    // sequences: from 1 to the model's
 } Batch;
 
 typedef struct Model Model;

@@ -4,7 +4,8 @@
 #include <errno.h>
 #include <math.h>
 
-typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH } FlagType;
+// TRISTATE: auto, on or off (with the values 0, 1, 2), where on may be left out, as of a switch; as text yes and no, as a switch's.
+typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH, TRISTATE } FlagType;
 
 typedef struct {
     const char* name;
@@ -33,7 +34,7 @@ static const Flag kFlags[] = {
     {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "the prompt of each record, with {name} for a CSV column or a key"},
     {"limit", INTEGER, AT(limit), TRAIN | EVAL | GENERATE | INSPECT, true, "0", "N", "the first N records only; 0: all"},
     {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH | INSPECT, true, "512", "N", "tokens in a row"},
-    {"pack", SWITCH, AT(pack), TRAIN | EVAL, true, NULL, NULL, "several examples in a row, hidden from each other"},
+    {"pack", TRISTATE, AT(pack), TRAIN | EVAL, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
     {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
     {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
@@ -42,7 +43,7 @@ static const Flag kFlags[] = {
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "rows per rank and micro-step"},
+    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
     {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
@@ -133,6 +134,12 @@ static int word_of(const Flag* f, const char* value) {
     return number;
 }
 
+static int tristate_of(const Flag* f, const char* value) {
+    if (!strcmp(value, "yes")) value = "on";
+    if (!strcmp(value, "no")) value = "off";
+    return word_of(f, value);
+}
+
 static void set_flag(Options* o, const Flag* f, const char* value) {
     char* end = NULL;
     errno = 0;
@@ -141,8 +148,9 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
             if (has_words(f)) word_of(f, value);
             *(const char**)field(o, f) = value;
             return;
-        case CHOICE: {
-            int number = word_of(f, value);   // enums are as wide as an int
+        case CHOICE:
+        case TRISTATE: {
+            int number = f->type == CHOICE ? word_of(f, value) : tristate_of(f, value);   // enums are as wide as an int
             memcpy(field(o, f), &number, sizeof number);
             return;
         }
@@ -175,10 +183,11 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
     const void* p = (const char*)o + f->at;
     switch (f->type) {
         case TEXT: return *(const char* const*)p ? *(const char* const*)p : "";
-        case CHOICE: {
+        case CHOICE:
+        case TRISTATE: {
             int number;
             memcpy(&number, p, sizeof number);
-            return word_numbered(number, f->choices, text);
+            return word_numbered(number, f->type == CHOICE ? f->choices : "auto|yes|no", text);
         }
         case INTEGER:
             if (*(const int*)p == kAuto) return "auto";
@@ -290,7 +299,8 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
         if (!found) unknown_flag(name, c->name, c->bit);
         if (given[found - kFlags]) user_error("--%s: given twice; leave one of them away", name);
         given[found - kFlags] = true;
-        if (found->type == SWITCH) options_set(&o, c->bit, name, "yes");
+        bool alone = found->type == TRISTATE && (a + 1 == argc || !strncmp(argv[a + 1], "--", 2));
+        if (found->type == SWITCH || alone) options_set(&o, c->bit, name, "yes");
         else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
         else options_set(&o, c->bit, name, argv[++a]);
     }

@@ -13,6 +13,7 @@ typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
 typedef enum { ON_NAN_STOP, ON_NAN_SKIP } NanChoice;
 typedef enum { ADAPT_NONE, ADAPT_LORA, ADAPT_HUT } AdaptChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
+typedef enum { PACK_ROWS_AUTO, PACK_ROWS_ON, PACK_ROWS_OFF } PackChoice;
 typedef enum { SPECIAL_TOKENS_AUTO, SPECIAL_TOKENS_TEMPLATE, SPECIAL_TOKENS_ANSWERS, SPECIAL_TOKENS_ALL } SpecialTokensChoice;
 typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
 
@@ -26,6 +27,7 @@ typedef struct {
     MasterChoice master;
     AdaptChoice adapter;
     LongChoice long_policy;
+    PackChoice pack;
     SpecialTokensChoice special_tokens;
     GgufChoice gguf_type;
     NanChoice on_nan;
@@ -35,7 +37,7 @@ typedef struct {
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
     int slots, generate;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout;
-    bool pack, train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
+    bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute

@@ -18,7 +18,7 @@ typedef struct {
 __attribute__((unused))
 static TestBatch test_batch(const int* tokens, const int* labels, int B, int T) {
     int n = B * T;
-    TestBatch b = {B, T, (int*)host_alloc(sizeof(int) * 6 * (size_t)n), {NULL, NULL, NULL, NULL, NULL, NULL}, 0};
+    TestBatch b = {B, T, (int*)host_alloc(sizeof(int) * 6 * (size_t)n), {NULL, NULL, NULL, NULL, NULL, NULL, B}, 0};
     int *t = b.storage, *targets = t + n, *pos = t + 2 * n, *start = t + 3 * n, *end = t + 4 * n, *order = t + 5 * n;
     for (int i = 0; i < n; i++) {
         t[i] = tokens[i];
@@ -34,7 +34,7 @@ static TestBatch test_batch(const int* tokens, const int* labels, int B, int T) 
             order[j] = order[j - 1];
             order[j - 1] = swap;
         }
-    Batch arrays = {t, targets, pos, start, end, order};
+    Batch arrays = {t, targets, pos, start, end, order, B};
     b.arrays = arrays;
     return b;
 }

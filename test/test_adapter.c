@@ -385,34 +385,38 @@ static void recompute(void) {
 
 static void recompute_case(void) { with_both(recompute); }
 
-// A batch's rows have the same masks in one micro-step and in two.
-static void accumulation(void) {
-    Config c = small_config(kAllTargets, 0.3f);
-    int T = 16;
-    TestBatch whole = random_batch(2, T, c.V);
-    Factors f = random_factors(&c, 0.1f);
-    TestModel a = adapted_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 2, T, &f);
-    TestModel b = adapted_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, 1, T, &f);
-    test_gradients(&a, &whole);
+// A batch's rows have the same masks in one micro-step and in several, of `most` rows each and a last one of fewer.
+static void accumulate(const Config* c, Factors* f, const TestBatch* whole, int rows, int most, int T) {
+    TestModel a = adapted_model(c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, rows, T, f);
+    TestModel b = adapted_model(c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, most, T, f);
+    test_gradients(&a, whole);
     shard_begin_step(b.shard, 1);
-    for (int half = 0; half < 2; half++) {
-        int labels[16];
-        for (int i = 0; i < T; i++) labels[i] = i ? whole.arrays.targets[half * T + i - 1] : -100;
-        TestBatch row = test_batch(whole.arrays.tokens + half * T, labels, 1, T);
-        model_train_step(b.model, &row.arrays, 1.0f / (float)whole.scored, b.losses);
+    for (int first = 0; first < rows; first += most) {
+        int labels[64], B = rows - first < most ? rows - first : most;
+        for (int i = 0; i < B * T; i++) labels[i] = i % T ? whole->arrays.targets[first * T + i - 1] : -100;
+        TestBatch part = test_batch(whole->arrays.tokens + first * T, labels, B, T);
+        model_train_step(b.model, &part.arrays, 1.0f / (float)whole->scored, b.losses);
         shard_end_micro_step(b.shard);
-        free(row.storage);
+        free(part.storage);
     }
     shard_reduce_gradients(b.shard);
     shard_finish_gradients(b.shard);
-    for (int s = 0; s < f.count; s++) {
+    for (int s = 0; s < f->count; s++) {
         float *x = factor_gradient(&a, s, 0), *y = factor_gradient(&b, s, 0);
-        close_to(y, x, factor_values(&f, s), 1e-5, "accumulation %s", f.specs[s].name);
+        close_to(y, x, factor_values(f, s), 1e-5, "accumulation, %d of %d rows a micro-step: %s", most, rows, f->specs[s].name);
         free(x);
         free(y);
     }
     test_model_free(&a);
     test_model_free(&b);
+}
+
+static void accumulation(void) {
+    enum { kT = 16, kRows = 3 };
+    Config c = small_config(kAllTargets, 0.3f);
+    TestBatch whole = random_batch(kRows, kT, c.V);
+    Factors f = random_factors(&c, 0.1f);
+    for (int most = 1; most < kRows; most++) accumulate(&c, &f, &whole, kRows, most, kT);
     free_factors(&f);
     free(whole.storage);
 }

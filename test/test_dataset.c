@@ -1,5 +1,7 @@
 // Data files: every form and every error; cutting, packing, shuffling; the arrays of a batch.
 #include "../data/batch.h"
+#include "../data/packing.h"
+#include "../halo/rng.h"
 #include "../data/inspect.h"
 #include "../data/record.h"
 #include "../halo/progress.h"
@@ -351,7 +353,7 @@ static bool same_ints(const int* got, const int* want, int n, const char* name) 
 static void batch_case(void) {
     Dataset* d = load("a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"AA\"}", options_of(&none, 6));
     RowBatch b = batch_new(2, 6);
-    batch_fill(&b, d, 0);
+    batch_fill_rows(&b, d, 0);
     static const int tokens[] = {256, 'Q', 'A', 'A', 0, 0, 0, 0, 0, 0, 0, 0};
     static const int targets[] = {-100, 'A', 'A', 257, -100, -100, -100, -100, -100, -100, -100, -100};
     static const int pos[] = {0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -365,7 +367,7 @@ static void batch_case(void) {
     same_ints(b.arrays.end, end, 12, "batch: attention ends");
     same_ints(b.arrays.order, order, 12, "batch: order by token id");
     ok(b.scored == 3 && b.used == 4 && dataset_scored(d, 0, 2) == 3 && dataset_scored(d, 1, 5) == 0, "batch: counts");
-    batch_fill(&b, d, 1);
+    batch_fill_rows(&b, d, 1);
     ok(b.scored == 0 && b.used == 0 && b.arrays.tokens[0] == 0, "batch: filled anew, all padding");
     batch_free(&b);
     dataset_free(d);
@@ -386,7 +388,7 @@ static void write_many(const char* name, int n) {
 static bool read_back(const RowBatch* b, int* seen, int records) {
     const Batch* a = &b->arrays;
     int scored = 0;
-    for (int row = 0; row < b->B; row++) {
+    for (int row = 0; row < a->B; row++) {
         for (int from = 0; from < b->T;) {
             int base = row * b->T, to = a->end[base + from];
             if (to <= from || to > b->T) return false;
@@ -415,7 +417,7 @@ static bool read_back(const RowBatch* b, int* seen, int records) {
 
 static bool sorted(const RowBatch* b) {
     const int *order = b->arrays.order, *tokens = b->arrays.tokens;
-    for (int i = 1; i < b->B * b->T; i++) {
+    for (int i = 1; i < b->arrays.B * b->T; i++) {
         int token = tokens[order[i]], before = tokens[order[i - 1]];
         if (token < before || (token == before && order[i] <= order[i - 1])) return false;
     }
@@ -427,13 +429,13 @@ static void pack_case(void) {
     write_many("many.jsonl", kRecords);
     DataOptions o = options_of(&none, kSeq);
     for (int pack = 0; pack < 2; pack++) {
-        o.pack = pack;
+        o.pack = pack ? PACK_ON : PACK_OFF;
         Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
         int rows = dataset_plan(d, 3, 1), seen[kRecords] = {0}, scored = 0, used = 0, once = 0;
         bool sound = true, in_order = true;
         RowBatch b = batch_new(kRows, kSeq);
         for (int first = 0; first < rows; first += kRows) {
-            batch_fill(&b, d, first);
+            batch_fill_rows(&b, d, first);
             sound = sound && read_back(&b, seen, kRecords) && b.scored == (int)dataset_scored(d, first, kRows);
             in_order = in_order && sorted(&b);
             scored += b.scored;
@@ -448,7 +450,7 @@ static void pack_case(void) {
         double fill = used / ((double)rows * kSeq);
         ok(pack ? fill > 0.95 : rows == kRecords, "%s: %d rows, %.1f%% full", how, rows, 100 * fill);
         // The checks above can fail: break one array at a time.
-        batch_fill(&b, d, 0);
+        batch_fill_rows(&b, d, 0);
         int* arrays[] = {(int*)b.arrays.tokens, (int*)b.arrays.targets, (int*)b.arrays.pos,
                          (int*)b.arrays.start, (int*)b.arrays.end};
         int caught = 0;
@@ -473,7 +475,7 @@ static int* epoch_tokens(const Dataset* d, int B, int T, int rows) {
     int* all = (int*)host_alloc((size_t)(rows + B) * T * sizeof(int));
     RowBatch b = batch_new(B, T);
     for (int first = 0; first < rows; first += B) {
-        batch_fill(&b, d, first);
+        batch_fill_rows(&b, d, first);
         memcpy(all + (size_t)first * T, b.arrays.tokens, (size_t)B * T * sizeof(int));
     }
     batch_free(&b);
@@ -485,7 +487,7 @@ static void shuffle_case(void) {
     write_many("many.jsonl", kRecords);
     DataOptions o = options_of(&none, kSeq);
     for (int pack = 0; pack < 2; pack++) {
-        o.pack = pack;
+        o.pack = pack ? PACK_ON : PACK_OFF;
         Dataset* d = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
         const char* how = pack ? "packed" : "one example a row";
         int rows = dataset_plan(d, 7, 2);
@@ -499,7 +501,7 @@ static void shuffle_case(void) {
             for (int step = 0; step * 16 < rows; step++)
                 for (int micro = 0; micro < 2; micro++) {
                     int first = ((step * 2 + micro) * 4 + rank) * 2;
-                    batch_fill(&b, d, first);
+                    batch_fill_rows(&b, d, first);
                     memcpy(by_rank + (size_t)first * kSeq, b.arrays.tokens, 2 * kSeq * sizeof(int));
                 }
         ok(!memcmp(by_1, by_rank, bytes), "%s: nor on the number of ranks", how);
@@ -535,6 +537,161 @@ static void shuffle_case(void) {
     dataset_free(d);
 }
 
+// ---- rows for the examples of a step
+
+// First fit decreasing as the books have it.
+static int decreasing_by_hand(const int* positions, int count, int seq, int* row_of) {
+    int room[512], rows = 0;
+    for (int i = 0; i < count; i++) row_of[i] = -1;
+    for (int placed = 0; placed < count; placed++) {
+        int longest = -1, row = 0;
+        for (int i = 0; i < count; i++)
+            if (row_of[i] < 0 && (longest < 0 || positions[i] > positions[longest])) longest = i;
+        while (row < rows && room[row] < positions[longest]) row++;
+        if (row == rows) room[rows++] = seq;
+        room[row] -= positions[longest];
+        row_of[longest] = row;
+    }
+    return rows;
+}
+
+// The rows that micro-batches take on the counts first, second and most.
+static int64_t rows_on(const int64_t* counts, int most, int first, int second) {
+    int64_t rows = 0;
+    for (int r = 1; r <= most; r++) rows += counts[r] * (r <= first ? first : r <= second ? second : most);
+    return rows;
+}
+
+static void packing_case(void) {
+    enum { kSeq = 100, kMost = 24 };
+    int wrong = 0, unlike = 0, misses = 0;
+    for (int round = 0; round < 200; round++) {
+        int positions[300], got[300], want[300], count = round % 7 ? 1 + (round * 31) % 300 : round / 7;
+        for (int i = 0; i < count; i++)
+            positions[i] = 1 + (int)(random_words(1, (uint64_t)i, (uint64_t)round).word[0] % (uint32_t)(round % 2 ? kSeq : kSeq / 3));
+        int rows = pack_decreasing(positions, count, kSeq, got), by_hand = decreasing_by_hand(positions, count, kSeq, want);
+        wrong += rows != by_hand || memcmp(got, want, (size_t)count * sizeof(int));
+        pack_first_fit(positions, count, kSeq, 512, got);   // planted: not the longest first
+        unlike += memcmp(got, want, (size_t)count * sizeof(int)) != 0;
+    }
+    ok(wrong == 0, "packing: 200 lists in the rows of first fit decreasing");
+    ok(unlike > 150, "packing: planted errors are found (%d)", unlike);
+    for (int round = 0; round < 50; round++) {
+        int64_t counts[kMost + 1], least = INT64_MAX;
+        for (int r = 0; r <= kMost; r++) {
+            uint32_t word = random_words(2, (uint64_t)r, (uint64_t)round).word[0];
+            counts[r] = word % 3 && r <= 4 + round % 20 ? word % 1000 : 0;
+        }
+        for (int first = 1; first <= kMost; first++)
+            for (int second = first; second <= kMost; second++)
+                least = rows_on(counts, kMost, first, second) < least ? rows_on(counts, kMost, first, second) : least;
+        RowCounts chosen = choose_row_counts(counts, kMost);
+        misses += rows_on(counts, kMost, chosen.first, chosen.second) != least || chosen.first > chosen.second || chosen.second > kMost;
+    }
+    ok(misses == 0, "row counts: no other two leave fewer rows empty");
+    int64_t none_seen[kMost + 1] = {0}, one_seen[kMost + 1] = {0};
+    one_seen[8] = 5;
+    RowCounts nothing = choose_row_counts(none_seen, kMost), one = choose_row_counts(one_seen, kMost);
+    ok(nothing.first == 1 && nothing.second == 2 && one.first == 8 && one.second == 10, "row counts: of nothing, and of one count");
+}
+
+// What an epoch of steps is found to be.
+typedef struct {
+    int steps, rows, laid, sizes, seen_sizes[16];
+    bool whole;   // each step has the examples of the step without packing, once, and the tokens to predict of them
+    bool fair;    // its micro-batches have the same number of rows but for one, the larger ones first
+    bool sound;   // what batch_fill lays out reads back, and no more than `batch` rows
+} EpochSeen;
+
+static void note_size(EpochSeen* e, int room) {
+    for (int i = 0; i < e->sizes; i++)
+        if (e->seen_sizes[i] == room) return;
+    if (e->sizes < 16) e->seen_sizes[e->sizes++] = room;
+}
+
+static int compare_ints(const void* a, const void* b) { return *(const int*)a - *(const int*)b; }
+
+// The examples of rows [first, first + rows), sorted; returns their number.
+static int sorted_examples(const Dataset* d, int first, int rows, int* to) {
+    int n = 0;
+    for (int row = first; row < first + rows; row++) {
+        const int* examples;
+        int count = dataset_row(d, row, &examples);
+        for (int i = 0; i < count; i++) to[n++] = examples[i];
+    }
+    qsort(to, (size_t)n, sizeof(int), compare_ints);
+    return n;
+}
+
+static EpochSeen look_at_epoch(const Dataset* d, const Dataset* plain, RowBatch* b, int micro_batches, int records) {
+    EpochSeen e = {dataset_steps(d), dataset_rows(d), 0, 0, {0}, dataset_steps(d) == dataset_steps(plain), true, true};
+    int *got = (int*)host_alloc(sizeof(int) * (size_t)records), *want = (int*)host_alloc(sizeof(int) * (size_t)records);
+    int* seen = (int*)host_alloc(sizeof(int) * (size_t)records);
+    for (int step = 0; step < e.steps; step++) {
+        int first = dataset_micro_batch(d, step, 0).first, rows = 0, before = b->B;
+        for (int i = 0; i < micro_batches; i++) {
+            MicroBatch m = dataset_micro_batch(d, step, i);
+            e.fair = e.fair && m.first == first + rows && m.rows <= before && m.rows >= dataset_micro_batch(d, step, 0).rows - 1;
+            before = m.rows;
+            rows += m.rows;
+            batch_fill(b, d, m);
+            e.sound = e.sound && read_back(b, seen, records) && b->arrays.B == m.room && m.rows <= m.room && sorted(b);
+            e.laid += m.rows ? m.room : 0;
+            note_size(&e, m.room);
+        }
+        int n = sorted_examples(d, first, rows, got), all = b->B * micro_batches;
+        e.whole = e.whole && n == sorted_examples(plain, step * all, all, want) && !memcmp(got, want, sizeof(int) * (size_t)n) &&
+                  dataset_step_scored(d, step) == dataset_step_scored(plain, step);
+    }
+    for (int i = 0; i < records; i++) e.whole = e.whole && seen[i] == 1;
+    free(got);
+    free(want);
+    free(seen);
+    return e;
+}
+
+static void auto_case(void) {
+    enum { kRecords = 1003, kSeq = 128 };
+    static const struct {
+        int batch, micro_batches;
+    } cuts[] = {{4, 6}, {16, 1}, {32, 2}, {1, 12}, {3, 50}, {1024, 1}};
+    write_many("many.jsonl", kRecords);
+    for (int c = 0; c < COUNT(cuts); c++) {
+        DataOptions o = options_of(&none, kSeq);
+        o.batch = cuts[c].batch;
+        o.micro_batches = cuts[c].micro_batches;
+        Dataset* plain = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
+        o.pack = PACK_AUTO;
+        Dataset *d = dataset_load(temp_path("many.jsonl"), tokenizer, &o), *again = dataset_load(temp_path("many.jsonl"), tokenizer, &o);
+        RowBatch b = batch_new(o.batch, kSeq);
+        EpochSeen all = {0, 0, 0, 0, {0}, true, true, true};
+        bool same = true;
+        for (int epoch = 0; epoch < 4; epoch++) {
+            dataset_plan(plain, 5, epoch);
+            dataset_plan(d, 5, epoch);
+            EpochSeen e = look_at_epoch(d, plain, &b, o.micro_batches, kRecords);
+            all.rows += e.rows, all.laid += e.laid, all.steps += e.steps;
+            all.whole = all.whole && e.whole, all.fair = all.fair && e.fair, all.sound = all.sound && e.sound;
+            for (int i = 0; i < e.sizes; i++) note_size(&all, e.seen_sizes[i]);
+            dataset_plan(again, 5, epoch);   // as a run does that is resumed here
+            MicroBatch x = dataset_micro_batch(d, e.steps - 1, 0), y = dataset_micro_batch(again, e.steps - 1, 0);
+            same = same && x.first == y.first && x.rows == y.rows && x.room == y.room;
+        }
+        ok(all.whole, "auto %d x %d: each of %d steps has the examples of the step without packing", o.batch, o.micro_batches, all.steps);
+        ok(all.fair && all.sound && same, "auto %d x %d: rows dealt out evenly, laid out soundly, found again", o.batch, o.micro_batches);
+        ok(all.sizes <= kRoomSizes && all.rows <= 4 * kRecords, "auto %d x %d: %d examples on %d rows, laid on %d, of %d sizes", o.batch,
+           o.micro_batches, 4 * kRecords, all.rows, all.laid, all.sizes);
+        dataset_plan(plain, 5, 0);
+        dataset_plan(d, 5, 1);
+        bool found = o.batch * o.micro_batches >= kRecords || !look_at_epoch(d, plain, &b, o.micro_batches, kRecords).whole;
+        ok(found, "auto %d x %d: another epoch's examples are not this one's", o.batch, o.micro_batches);
+        batch_free(&b);
+        dataset_free(d);
+        dataset_free(again);
+        dataset_free(plain);
+    }
+}
+
 // ---- the reference pack
 
 static void refpack_case(void) {
@@ -553,7 +710,7 @@ static void refpack_case(void) {
         const char* path = refpack(files[i].path);
         if (!path) continue;
         DataOptions o = options_of(&chat, 512);
-        o.pack = true;
+        o.pack = PACK_ON;
         Dataset* d = dataset_load(path, stories, &o);
         const DataStats* s = dataset_stats(d);
         bool sound = true;
@@ -575,7 +732,7 @@ static const Case cases[] = {
     {"dataset.errors", errors_case},   // first: a child of a process whose OpenMP threads are up may not start its own
     {"dataset.forms", forms_case}, {"dataset.select", select_case}, {"dataset.gzip", gzip_case}, {"dataset.prompt_file", prompt_file_case},
     {"dataset.inspect", inspect_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
-    {"dataset.pack", pack_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},
+    {"dataset.pack", pack_case}, {"dataset.packing", packing_case}, {"dataset.auto", auto_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},
 };
 
 int main(int argc, char** argv) {

@@ -126,7 +126,7 @@ static void resume_case(void) {
     const struct {
         const char *name, *flags;
     } kinds[] = {{"bf16", ""},                 {"accum", "--batch 4 --accum 2"},
-                 {"pack", "--pack --batch 2"}, {"val", with_val},
+                 {"pack", "--pack --batch 2"}, {"auto", "--seq 64 --batch 2 --accum 3"}, {"off", "--pack off"}, {"val", with_val},
                  {"halo2-int8", "--level halo2 --dtype int8"},
                  {"fp8-head", "--level halo1 --dtype fp6 --head-dtype fp8"},
                  {"bf16-sr", "--master bf16-sr --grad-dtype bf16 --state-dtype bf16"}};
@@ -240,7 +240,7 @@ static void resume_refused_case(void) {
     } changes[] = {{"--lr 2e-2", "lr = 0.01|0.02"},     {"--seed 3", "seed = 0|3"},
                    {"--seq 30", "seq = 32|30"},         {"--batch 4", "batch = 8|4"},
                    {"--steps 13", "steps = 12|13"},     {"--level halo1 --dtype fp8", "level = bf16|halo1"},
-                   {"--pack", "pack = no|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
+                   {"--pack", "pack = auto|yes"},              {"--master bf16-sr", "master = fp32|bf16-sr"},
                    {"--schedule cosine", "schedule"},   {"--backend cpu-f32", "backend|cpu_f32"},
                    {"--chat chatml", "chat = none"},    {"--logits-mb 1", "logits-mb = 512|1"},
                    {"--head-dtype fp8", "head-dtype = bf16|fp8"}};
@@ -293,6 +293,88 @@ static void same_run_case(void) {
     free(seed);
     free(alone);
     free(none);
+}
+
+// ---- --pack
+
+// Losses and gradient norms of two runs, the largest relative difference.
+static double log_difference(const char* dir_a, const char* dir_b, const char* key) {
+    char *a = log_of(dir_a), *b = log_of(dir_b), *name = text_of("\"%s\": ", key), *p = a, *q = b;
+    double worst = strstr(p, name) ? 0 : INFINITY;
+    while ((p = strstr(p, name)) != NULL) {
+        q = q ? strstr(q, name) : NULL;
+        if (!q) worst = INFINITY;
+        if (!q) break;
+        p += strlen(name);
+        q += strlen(name);
+        worst = fmax(worst, fabs(strtod(p, NULL) / strtod(q, NULL) - 1));
+    }
+    free(a);
+    free(b);
+    free(name);
+    return worst;
+}
+
+// Steps with the same examples on fewer rows: the losses and norms of a run without packing, to the order of sums.
+static void pack_auto_case(void) {
+    make_inputs();
+    const struct {
+        const char *flags;
+        double losses, norms;   // tolerated; a scale holds for a micro-step, and so moves with its rows
+    } kinds[] = {{"--backend cpu-f32", 1e-5, 1e-5}, {"--backend cpu", 1e-3, 1e-3}, {"--backend cpu --level halo1 --dtype fp6 --zero 3", 5e-3, 0.05}};
+    static const char* const kCuts[] = {"--seq 64 --batch 8", "--seq 64 --batch 3 --accum 2", "--seq 32 --batch 1 --accum 5"};
+    for (int k = 0; k < COUNT(kinds); k++)
+        for (int c = 0; c < COUNT(kCuts); c++) {
+            char *more = text_of("%s %s --lr 1e-3", kinds[k].flags, kCuts[c]), *off_flags = text_of("%s --pack off", more);
+            char *on_flags = text_of("%s --pack on", more), *packed = trained("auto-pack", more), *off = trained("off-pack", off_flags);
+            double losses = log_difference(packed, off, "loss"), norms = log_difference(packed, off, "grad_norm");
+            ok(losses < kinds[k].losses && norms < kinds[k].norms, "%s: losses of --pack off to %.1e, norms to %.1e", more, losses, norms);
+            char* on = trained("on-pack", on_flags);
+            ok(log_difference(on, off, "loss") > kinds[k].losses && log_difference(on, off, "grad_norm") > kinds[k].norms, "%s: --pack on is another run", more);
+            ok(log_difference(packed, off, "epoch") == 0, "%s: steps of the same examples", more);
+            empty_dir(packed);
+            empty_dir(off);
+            empty_dir(on);
+            free(on), free(on_flags), free(off), free(packed), free(off_flags), free(more);
+        }
+}
+
+// The three words, the switch that they come from, and its words.
+static void pack_words_case(void) {
+    make_inputs();
+    const struct {
+        const char *flags, *printed;
+    } words[] = {{"", "pack=auto"}, {"--pack", "pack=yes"}, {"--pack --warmup 0", "pack=yes"}, {"--pack on", "pack=yes"}, {"--pack yes", "pack=yes"},
+                 {"--pack no", "pack=no"}, {"--pack off", "pack=no"}, {"--pack auto", "pack=auto"}};
+    for (int i = 0; i < COUNT(words); i++) {
+        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 1 %s", model_dir, data_path, words[i].flags);
+        char* text = run_well(flags, words[i].flags);
+        ok(strstr(text, words[i].printed) != NULL, "'%s' is %s", words[i].flags, words[i].printed);
+        free(text);
+        free(flags);
+    }
+    char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --pack maybe", model_dir, data_path);
+    run_refused(flags, "--pack maybe: must be one of auto|on|off", "--pack maybe");
+    free(flags);
+}
+
+// --epochs N are N passes whatever a pass packs into: 60 chats of the demo fill 26 rows of 128, or 27: one step of 26 rows or two. Of the three
+// passes, the second takes two with seed 3, the first with seed 4.
+static void epochs_case(void) {
+    static const struct {
+        const char *pack, *seed;
+        int steps;
+    } kinds[] = {{"off", "3", 9}, {"auto", "3", 9}, {"on", "3", 4}, {"on", "4", 4}};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        char *out = scratch_path("epochs"), *flags = text_of("train --model data/demo/model --data data/demo/train.jsonl --limit 60 --seq 128 "
+            "--epochs 3 --lr 1e-4 --batch 26 --seed %s --log %s --pack %s", kinds[i].seed, out, kinds[i].pack);
+        char *text = run_well(flags, flags), *log = log_of(out), *last = log;
+        for (char* p = log; (p = strstr(p, "\"epoch\": ")) != NULL; p++) last = p;
+        ok(!strncmp(last, "\"epoch\": 3.000000,", 18) && lines_in(log) == kinds[i].steps, "--pack %s --seed %s --epochs 3 ends with the third: %.17s "
+           "after %d steps", kinds[i].pack, kinds[i].seed, last, lines_in(log));
+        empty_dir(out);
+        free(text), free(log), free(out), free(flags);
+    }
 }
 
 // ---- --quant-stats: what is said, and that saying it changes nothing
@@ -813,6 +895,9 @@ static const Case kCases[] = {
     {"keep_best", keep_best_case},
     {"resume_refused", resume_refused_case},
     {"same_run", same_run_case},
+    {"pack_auto", pack_auto_case},
+    {"pack_words", pack_words_case},
+    {"epochs", epochs_case},
     {"quant_stats", quant_stats_case},
     {"generate", generate_case},
     {"metric", metric_case},

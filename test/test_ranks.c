@@ -168,6 +168,23 @@ static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
                                      {4, "--qfsdp --prefetch 0", NULL},
                                      {4, "--qfsdp --prefetch 2 --recompute block", NULL}};
 
+// More examples than one a micro-batch, on fewer rows: some ranks have rows fewer than others, or none. 22 records, 12 micro-batches.
+static const RankRun kPackedRuns[] = {{1, "--zero 2", NULL}, {2, "--zero 3", NULL}, {3, "--zero 2", NULL}, {3, "--zero 3", NULL}, {4, "--zero 3", NULL}};
+
+static void packed_bits(void) {
+    static const char* const kKinds[] = {"--level bf16 --seq 64 --batch 2", "--level halo2 --dtype int8 --batch 3", "--level bf16 --pack off",
+                                         "--level halo1 --dtype fp6 --seq 24 --batch 2 --pack on"};
+    make_models();
+    for (int i = 0; i < COUNT(kKinds); i++) same_bits(deep_dir, kKinds[i], kPackedRuns, COUNT(kPackedRuns));
+}
+static void cpu_packed_case(void) {
+    on_cpu();
+    packed_bits();
+}
+static void gpu_packed_case(void) {
+    if (on_gpus()) packed_bits();
+}
+
 static void bits(void) {
     make_models();
     same_bits(deep_dir, "--level bf16", kPlainRuns, COUNT(kPlainRuns));
@@ -408,6 +425,7 @@ static void emulated_refused_case(void) {
 }
 
 static const Case cases[] = {{"cpu.bits", cpu_bits_case},         {"cpu.stages", cpu_stages_case},
+                             {"cpu.packed", cpu_packed_case},     {"gpu.packed", gpu_packed_case},
                              {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
                              {"cpu.refused", cpu_refused_case},   {"emulated.bits", emulated_bits_case},
                              {"emulated.evaluation", emulated_evaluation_case},

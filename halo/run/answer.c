@@ -13,7 +13,8 @@ static int most_positions(const Session* s) { return min_int(s->config.max_T, kM
 Dataset* open_prompts(const Session* s, const char* path, bool held_out) {
     DataOptions options = data_options(s);
     options.seq = most_positions(s) - 1;
-    options.pack = options.train_on_prompt = false;
+    options.pack = PACK_OFF;
+    options.train_on_prompt = false;
     options.long_policy = LONG_TRUNCATE;
     options.held_out = held_out;
     if (!held_out) options.val_split = 0;

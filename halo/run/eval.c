@@ -12,7 +12,7 @@ Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
     float* host = (float*)host_alloc(sizeof(float) * (size_t)BT);
     double sums[2] = {0, 0};   // loss, tokens
     for (int first = 0; first < rows; first += B * ranks) {
-        batch_fill(&batch, d, first + s->comm->rank * B);
+        batch_fill_rows(&batch, d, first + s->comm->rank * B);
         model_loss(model, &batch.arrays, losses);
         s->ops->download(host, losses, sizeof(float) * (size_t)BT);
         for (int i = 0; i < BT; i++) sums[0] += host[i];
@@ -53,7 +53,7 @@ static void evaluate_answers(Session* s) {
 
 static void evaluate_loss(Session* s) {
     const Options o = s->o;
-    Dataset* d = open_data(s, o.data, false);
+    Dataset* d = open_data(s, o.data, DATA_TO_EVALUATE);
     load_weights(s, false);
     Model* model = model_new(&s->config, s->ops, s->recipe, s->shard, model_options(s, false));
     float* losses = (float*)s->ops->alloc(sizeof(float) * (size_t)o.batch * o.seq);

@@ -178,7 +178,7 @@ DataOptions data_options(const Session* s) {
     memset(&d, 0, sizeof d);
     d.chat = &s->chat;
     d.seq = s->o.seq;
-    d.pack = s->o.pack;
+    d.pack = s->o.pack == PACK_ROWS_OFF ? PACK_OFF : PACK_ON;
     d.train_on_prompt = s->o.train_on_prompt;
     d.long_policy = s->o.long_policy == LONG_ROWS_SKIP ? LONG_SKIP : LONG_TRUNCATE;
     d.prompt_file = s->o.prompt_file;
@@ -228,10 +228,13 @@ void ranks_agree(const Session* s, const DataStats* data) {
     free(first);
 }
 
-Dataset* open_data(const Session* s, const char* path, bool held_out) {
+Dataset* open_data(const Session* s, const char* path, DataUse use) {
     DataOptions options = data_options(s);
-    options.held_out = held_out;
-    if (held_out) options.limit = 0;
+    if (use == DATA_TO_TRAIN_ON && s->o.pack == PACK_ROWS_AUTO) options.pack = PACK_AUTO;
+    options.batch = s->o.batch;
+    options.micro_batches = s->o.accum * s->comm->ranks;
+    options.held_out = use == DATA_HELD_OUT;
+    if (options.held_out) options.limit = 0;
     Dataset* d = dataset_load(path, s->tokenizer, &options);
     const DataStats* n = dataset_stats(d);
     if (leads(s))

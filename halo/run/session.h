@@ -38,8 +38,10 @@ C_API void session_close(Session* s);
 C_API void open_tokenizer(Session* s);   // and the chat template
 C_API void load_tokenizer(Session* s);   // the tokenizer alone, from the files of the session
 C_API void open_chat(Session* s);        // the chat template alone, for the tokenizer that is open
-// `held_out`: the records that --val-split keeps from training, and no others.
-C_API Dataset* open_data(const Session* s, const char* path, bool held_out);
+// DATA_HELD_OUT: the records that --val-split keeps from training, and no others. Data to evaluate on have no steps: --pack auto fills their
+// rows as --pack on does.
+typedef enum { DATA_TO_TRAIN_ON, DATA_TO_EVALUATE, DATA_HELD_OUT } DataUse;
+C_API Dataset* open_data(const Session* s, const char* path, DataUse use);
 // Makes the shard and fills it; `train`: with gradients and optimizer state.
 C_API void load_weights(Session* s, bool train);
 // Ends the job if a rank was started with another model, other data or other flags than rank 0; all ranks call it together.

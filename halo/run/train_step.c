@@ -38,11 +38,10 @@ void update_weights(Session* s, Trainer* t, int step) {
 // --quant-stats looks at rank 0's first micro-step.
 bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
 
-// The loss and tokens of the global batch; sums[1]: this rank's tokens.
-static void sum_losses(Session* s, Trainer* t, size_t scored, double sums[2], StepResult* r) {
-    int count = s->o.accum * s->o.batch * s->o.seq;
-    s->ops->download(t->host_losses, t->losses, losses_bytes(&s->o));
-    for (int i = 0; i < count; i++) sums[0] += t->host_losses[i];
+// The loss and tokens of the global batch, of this rank's `cells` losses; sums[1]: this rank's tokens.
+static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, double sums[2], StepResult* r) {
+    s->ops->download(t->host_losses, t->losses, sizeof(float) * cells);
+    for (size_t i = 0; i < cells; i++) sums[0] += t->host_losses[i];
     double flags = isfinite(sums[0]) ? 0 : ldexp(1, -s->comm->rank);   // a bit a rank: the highest of the sum is the lowest rank's
     s->comm->host_sum(&flags, 1);
     s->comm->host_sum(sums, 2);
@@ -60,31 +59,32 @@ static bool gradient_is_finite(Session* s, Trainer* t) {
     return isfinite(total);
 }
 
-// One optimizer step over the global batch that begins at `first_row` of the planned epoch.
-StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step) {
+StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step) {
     const Options* o = &s->o;
-    int ranks = s->comm->ranks, B = o->batch, BT = B * o->seq;
-    size_t scored = dataset_scored(d, first_row, o->accum * ranks * B);
+    int ranks = s->comm->ranks;
+    size_t scored = dataset_step_scored(d, step_in_epoch), cells = 0;
     progress_step(step);
     double sums[2] = {0, 0};   // loss, tokens
     shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
+        if (dataset_micro_batch(d, step_in_epoch, a * ranks).rows == 0) break;   // those after this one have no rows either
         progress_phase("loading a batch", -1);
-        batch_fill(&t->batch, d, first_row + (a * ranks + s->comm->rank) * B);
+        batch_fill(&t->batch, d, dataset_micro_batch(d, step_in_epoch, a * ranks + s->comm->rank));
         if (a == 0 && observes(s, step)) model_observe(t->model);
-        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + (size_t)a * BT);
+        model_train_step(t->model, &t->batch.arrays, 1.0f / (float)scored, t->losses + cells);
         shard_end_micro_step(s->shard);
+        cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
     StepResult r = {0, NAN, 0, false, -1};
     if (o->on_nan == ON_NAN_SKIP) {
-        sum_losses(s, t, scored, sums, &r);
+        sum_losses(s, t, cells, scored, sums, &r);
         bool finite = gradient_is_finite(s, t);
         if (!finite || !isfinite(r.loss)) return r;
         optim_step(&t->optim, s->shard, step);
     } else {
         update_weights(s, t, step);
-        sum_losses(s, t, scored, sums, &r);
+        sum_losses(s, t, cells, scored, sums, &r);
     }
     r.grad_norm = optim_grad_norm(&t->optim, s->shard);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);

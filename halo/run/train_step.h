@@ -11,7 +11,7 @@ typedef struct {
     Model* model;
     Optim optim;
     RowBatch batch;
-    float *losses, *host_losses;   // (accum, BT)
+    float *losses, *host_losses;   // (accum BT): of one micro-step after the other
 } Trainer;
 
 typedef struct {
@@ -24,8 +24,9 @@ typedef struct {
 
 C_API Trainer trainer_new(const Session* s, int steps);
 C_API void trainer_free(const Session* s, Trainer* t);
-// One optimizer step over the global batch that begins at `first_row` of the planned epoch; `step` counts from 1.
-C_API StepResult train_step(Session* s, Trainer* t, const Dataset* d, int first_row, int step);
+// One optimizer step over global batch `step_in_epoch` (from 0) of the planned epoch; `step` counts from 1. Micro-steps in which no rank has
+// a row are left out.
+C_API StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step);
 // The end of an optimizer step, after its micro-steps: sums gradients over ranks, updates the weights, prepares them anew.
 C_API void update_weights(Session* s, Trainer* t, int step);
 // Whether this rank reports on quantization after `step` (--quant-stats: rank 0, on its first micro-step).
