@@ -67,10 +67,13 @@ bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions opti
 
 static int code_ranks(const Shard* s) { return s->owns_all ? 1 : s->comm->ranks; }
 
+// Of the weights that are kept as the layers read them; a frozen model's codes are not among them.
+static size_t flat_weight_bytes(const Shard* s) { return (gathers(s) ? s->local_values : s->full_values) * act_bytes(s); }
+
 ShardBytes shard_count_bytes(const Shard* s) {
     size_t act = fmt_bytes(s->ops->act), grad = fmt_bytes(s->opt.grad_fmt), state = fmt_bytes(s->opt.state_fmt);
     ShardBytes b = {0, 0, 0, 0};
-    b.weights = (gathers(s) ? s->local_values : s->full_values) * act;
+    b.weights = flat_weight_bytes(s);
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
     if (holds_codes(s) || shard_gathers_codes(s->comm, s->opt))
         b.gathered += hqfsdp_bytes(&s->c, &s->linear, code_ranks(s), s->pieces, s->count, s->ring);
@@ -161,7 +164,7 @@ static Shard* part_new(ShardPart part, const Config* config, const Ops* ops, con
     shard_describe(s, part, config, ops, comm, options);
     options = s->opt;
     ShardBytes bytes = shard_count_bytes(s);
-    s->weights = (char*)ops->alloc(bytes.weights);
+    s->weights = (char*)ops->alloc(flat_weight_bytes(s));
     if (options.train) {
         size_t state = s->local_values * fmt_bytes(options.state_fmt);
         s->grads = (char*)ops->alloc(bytes.gradients);
