@@ -178,6 +178,12 @@ static void transform_end(Transform* t) { free(t->signs); }
 
 static Lanes* tile_alloc(const Transform* t) { return (Lanes*)host_alloc((size_t)(t->n + t->K0) * sizeof(Lanes)); }
 
+// Whole tiles, whose copies have one fixed size, are most of them.
+static inline void copy_lanes(void* to, const void* from, int lanes) {
+    if (lanes == kLanes) memcpy(to, from, sizeof(Lanes));
+    else memcpy(to, from, (size_t)lanes * sizeof(float));
+}
+
 static void transform_tile(const Transform* t, Lanes* tile) {
     int run = t->n / t->K0;
     for (int j = 0; j < t->K0; j++) sylvester(tile + j * run, run);
@@ -218,10 +224,10 @@ void hadamard_cols_f32(float* x, int rows, int cols, int ld, int block, bool tra
         for (int i = 0; i < tiles; i++) {
             int col = i % tiles_across * kLanes;
             float* first = x + (size_t)(i / tiles_across) * n * ld + col;
-            size_t bytes = (size_t)min_int(kLanes, cols - col) * sizeof(float);
-            for (int r = 0; r < n; r++) memcpy(&tile[r], first + (size_t)r * ld, bytes);
+            int lanes = min_int(kLanes, cols - col);
+            for (int r = 0; r < n; r++) copy_lanes(&tile[r], first + (size_t)r * ld, lanes);
             transform_tile(&t, tile);
-            for (int r = 0; r < n; r++) memcpy(first + (size_t)r * ld, &tile[r], bytes);
+            for (int r = 0; r < n; r++) copy_lanes(first + (size_t)r * ld, &tile[r], lanes);
         }
         free(tile);
     }

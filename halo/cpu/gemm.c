@@ -5,13 +5,14 @@
 //   kernel   one kMr x kNr block of FP32 sums over one chunk of K, held in registers: a broadcast of A times a row of B
 //   tile     up to kTileRows x kTileCols of C as doubles, to which the chunks are added; one thread's work at a time
 //
+// Two sides of INT8 codes without scales per block take integers all the way (gemm_int8.h): no chunks, no doubles, the same sums.
+//
 // Precision: a chunk is kChunk = 256 long, so FP32 rounding does not grow with K, and sums of INT8 products are exact:
 // 256 * 128 * 128 < 2^24 within a chunk, and doubles hold every integer below 2^53 beyond it.
 // Determinism: an element's sum depends on K and the chunk alone, never on tiles or threads.
 #include "gemm.h"
 
-#include "rows.h"
-#include "vec.h"
+#include "gemm_int8.h"
 
 enum {
     kNrVecs = 2,
@@ -164,14 +165,20 @@ static void tile_sums(double* sums, const Operand* A, const Operand* B, const fl
     }
 }
 
-static void tile_store(Mat c, const double* sums, const Operand* A, const Operand* B, float beta, Tile t) {
+// sums (kTileRows, kTileCols): int32_t with `integers`, else double
+static void tile_store(Mat c, const void* sums, bool integers, const Operand* A, const Operand* B, float beta, Tile t) {
     float b_scale[kTileCols], out[kTileCols], before[kTileCols];
     for (int j = 0; j < t.cols; j++) b_scale[j] = final_scale(B, t.col + j);
     for (int i = 0; i < t.rows; i++) {
-        const double* sum = sums + (size_t)i * kTileCols;
         char* to = (char*)row_data(c, t.row + i) + (size_t)t.col * fmt_bytes(c.fmt);
         float a_scale = final_scale(A, t.row + i);
-        for (int j = 0; j < t.cols; j++) out[j] = ((float)sum[j] * a_scale) * b_scale[j];
+        if (integers) {
+            const int32_t* sum = (const int32_t*)sums + (size_t)i * kTileCols;
+            for (int j = 0; j < t.cols; j++) out[j] = ((float)sum[j] * a_scale) * b_scale[j];
+        } else {
+            const double* sum = (const double*)sums + (size_t)i * kTileCols;
+            for (int j = 0; j < t.cols; j++) out[j] = ((float)sum[j] * a_scale) * b_scale[j];
+        }
         if (beta != 0.0f) {
             values_read(before, to, (size_t)t.cols, c.fmt);
             for (int j = 0; j < t.cols; j++) out[j] += beta * before[j];
@@ -191,7 +198,78 @@ static void multiply_packed(Mat c, const Operand* A, const Operand* B, const flo
         int i = n / across * kTileRows, j = n % across * kTileCols;
         Tile t = {piece.row + i, piece.col + j, min_int(kTileRows, piece.rows - i), min_int(kTileCols, piece.cols - j)};
         tile_sums(sums, A, B, a + (size_t)i * A->K, b + (size_t)j * B->K, t);
-        tile_store(c, sums, A, B, beta, t);
+        tile_store(c, sums, false, A, B, beta, t);
+    }
+}
+
+// ---- the product of INT8 codes
+static bool takes_integers(const Operand* o) {
+    return o->side.m.fmt == INT8 && o->side.gran != PER_BLOCK32 && o->K <= kInt8LongestK;
+}
+
+// block (kMr, kNrVecs) = start (kNrVecs) + sum over words of a's column times b's row; B's panel has its starts in front.
+static void int8_kernel(IntVec* block, const uint32_t* a, const IntVec* b, int words) {
+    const IntVec zero = {0};
+    IntVec sum[kMr][kNrVecs];
+    for (int i = 0; i < kMr; i++)
+        for (int v = 0; v < kNrVecs; v++) sum[i][v] = b[v];
+    b += kNrVecs;
+    for (int w = 0; w < words; w++, a += kMr, b += kNrVecs) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kMr; i++) {
+            IntVec from_a = zero + (int32_t)a[i];
+            for (int v = 0; v < kNrVecs; v++) sum[i][v] = multiply_words(sum[i][v], from_a, b[v]);
+        }
+    }
+    memcpy(block, sum, sizeof sum);
+}
+
+static size_t int8_panel_words(const Operand* o) {
+    return (size_t)o->panel_rows * (size_t)(int8_words(o->K) + (o->panel_rows == kNr ? 1 : 0));
+}
+
+static void int8_pack(uint32_t* packed, const Operand* o, int first, int rows) {
+    bool of_a = o->panel_rows == kMr;
+    int panels = ceil_div(rows, o->panel_rows);
+#pragma omp parallel for schedule(static) if ((size_t)rows * o->K > kSmallProduct)
+    for (int p = 0; p < panels; p++) {
+        uint32_t* panel = packed + (size_t)p * int8_panel_words(o);
+        int row = first + p * o->panel_rows, count = min_int(o->panel_rows, o->rows - row);
+        const int8_t* codes = (const int8_t*)row_data(o->side.m, row);
+        size_t ld = (size_t)o->side.m.ld;
+        if (of_a) {
+            int8_pack_panel(panel, codes, ld, count, kMr, o->K, true);
+        } else {
+            for (int i = 0; i < kNr; i++) panel[i] = i < count ? (uint32_t)int8_start(codes + (size_t)i * ld, o->K) : 0;
+            int8_pack_panel(panel + kNr, codes, ld, count, kNr, o->K, false);
+        }
+    }
+}
+
+static void int8_tile_sums(int32_t* sums, const uint32_t* a, const uint32_t* b, int words, size_t a_panel, size_t b_panel, Tile t) {
+    for (int j = 0; j < t.cols; j += kNr, b += b_panel) {
+        const uint32_t* from_a = a;
+        for (int i = 0; i < t.rows; i += kMr, from_a += a_panel) {
+            IntVec block[kMr * kNrVecs];
+            int8_kernel(block, from_a, (const IntVec*)b, words);
+            for (int r = 0; r < kMr; r++)
+                memcpy(sums + (size_t)(i + r) * kTileCols + j, block + r * kNrVecs, (size_t)kNr * sizeof(int32_t));
+        }
+    }
+}
+
+static void int8_multiply_packed(Mat c, const Operand* A, const Operand* B, const uint32_t* a, const uint32_t* b, float beta,
+                                 Tile piece) {
+    static __thread WorkBuffer work;
+    int across = ceil_div(piece.cols, kTileCols), tiles = ceil_div(piece.rows, kTileRows) * across;
+    size_t a_panel = int8_panel_words(A), b_panel = int8_panel_words(B);
+#pragma omp parallel for schedule(dynamic) if ((double)piece.rows * piece.cols * A->K > kSmallProduct)
+    for (int n = 0; n < tiles; n++) {
+        int32_t* sums = (int32_t*)work_bytes(&work, (size_t)kTileRows * kTileCols * sizeof(int32_t));
+        int i = n / across * kTileRows, j = n % across * kTileCols;
+        Tile t = {piece.row + i, piece.col + j, min_int(kTileRows, piece.rows - i), min_int(kTileCols, piece.cols - j)};
+        int8_tile_sums(sums, a + (size_t)(i / kMr) * a_panel, b + (size_t)(j / kNr) * b_panel, int8_words(A->K), a_panel, b_panel, t);
+        tile_store(c, sums, true, A, B, beta, t);
     }
 }
 
@@ -208,16 +286,24 @@ void cpu_gemm(Mat c, Side a, Side b, float beta) {
     check_shape(c, c.rows, c.cols, "gemm");
     int a_piece = min_int(piece_rows(&A, kTileRows), (int)round_up((size_t)A.rows, kMr));
     int b_piece = min_int(piece_rows(&B, kTileCols), (int)round_up((size_t)B.rows, kNr));
-    float* a_panels = work_floats(&packed_a, (size_t)a_piece * A.K);
-    float* b_panels = work_floats(&packed_b, (size_t)b_piece * B.K);
+    bool integers = takes_integers(&A) && takes_integers(&B);
+    // Words: a float for each value; a panel of codes, with the starts of its sums, needs no more but where K is 1.
+    float* a_panels = work_floats(&packed_a, (size_t)a_piece * (size_t)(A.K + 1));
+    float* b_panels = work_floats(&packed_b, (size_t)b_piece * (size_t)(B.K + 1));
     for (int col = 0; col < c.cols; col += b_piece) {
         Tile piece = {0, col, 0, min_int(b_piece, c.cols - col)};
-        pack(b_panels, &B, col, piece.cols);
+        if (integers) int8_pack((uint32_t*)b_panels, &B, col, piece.cols);
+        else pack(b_panels, &B, col, piece.cols);
         for (int row = 0; row < c.rows; row += a_piece) {
             piece.row = row;
             piece.rows = min_int(a_piece, c.rows - row);
-            pack(a_panels, &A, row, piece.rows);
-            multiply_packed(c, &A, &B, a_panels, b_panels, beta, piece);
+            if (integers) {
+                int8_pack((uint32_t*)a_panels, &A, row, piece.rows);
+                int8_multiply_packed(c, &A, &B, (const uint32_t*)a_panels, (const uint32_t*)b_panels, beta, piece);
+            } else {
+                pack(a_panels, &A, row, piece.rows);
+                multiply_packed(c, &A, &B, a_panels, b_panels, beta, piece);
+            }
         }
     }
 }

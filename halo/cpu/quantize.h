@@ -30,6 +30,14 @@ static void encode(void* codes, const float* x, const float* inverse, int n, Fmt
 // The band's columns of codes_t from its rows of codes.
 static inline void transpose_band(Mat codes_t, const char* codes, int first, int rows, size_t code_bytes) {
     int cols = codes_t.rows;
+    if (code_bytes == 1 && rows == kQuantBlock) {   // a whole band: loops of a constant length
+        for (int j = 0; j < cols; j++) {
+            char column[kQuantBlock];
+            for (int i = 0; i < kQuantBlock; i++) column[i] = codes[(size_t)i * cols + j];
+            memcpy((char*)row_data(codes_t, j) + first, column, kQuantBlock);
+        }
+        return;
+    }
     for (int j = 0; j < cols; j++) {
         char* to = (char*)row_data(codes_t, j) + (size_t)first * code_bytes;
         for (int i = 0; i < rows; i++) memcpy(to + i * code_bytes, codes + ((size_t)i * cols + j) * code_bytes, code_bytes);
