@@ -197,14 +197,14 @@ run-valgrind: $(LOADER_TESTS)
 # ---- fuzzing: the readers by clang with libFuzzer, without OpenMP; corpora of our own making in build/fuzz/corpus
 FUZZ_CC      = clang
 FUZZ_FLAGS   = -std=c11 -g -O1 $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
-FUZZ_SOURCES = $(wildcard data/*.c data/tokenizer/*.c) halo/attempt.c halo/config.c halo/progress.c
+FUZZ_SOURCES = $(wildcard data/*.c data/tokenizer/*.c data/jinja/*.c) halo/attempt.c halo/config.c halo/progress.c
 FUZZ_OBJECTS = $(FUZZ_SOURCES:%.c=build/fuzz/%.o) build/fuzz/test/fuzz/fuzz.o
 FUZZ_WRAPS   = -Wl,--wrap=mmap -Wl,--wrap=munmap -Wl,--wrap=_exit
 build/fuzz/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
 build/fuzz/fuzz: $(FUZZ_OBJECTS)
-	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $^ -ljansson -lpcre2-8 -lxxhash -lm -lpthread -o $@
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $^ -ljansson -lpcre2-8 -lxxhash -lz -lm -lpthread -o $@
 SECONDS ?= 60
 fuzz:
 	@scripts/setup.sh clang libclang-rt-14-dev

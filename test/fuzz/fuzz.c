@@ -12,10 +12,12 @@
 #include "../../data/gguf_model.h"
 #include "../../data/hf_config.h"
 #include "../../data/hf_read.h"
+#include "../../data/jinja/jinja.h"
 #include "../../data/record.h"
 #include "../../data/safetensors.h"
 #include "../../data/tokenizer/tokenizer.h"
 #include "../../halo/attempt.h"
+#include "../jinja_cases.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -119,7 +121,7 @@ static void as_tokenizer(void* unused) {
 
 static void as_records(void* unused) {
     (void)unused;
-    RecordList records = records_read(path);
+    RecordList records = records_read(path, NULL);
     records_free(&records);
 }
 
@@ -147,10 +149,31 @@ static void as_checkpoint(void* unused) {
     checkpoint_load(dir, &state);
 }
 
+// The input is a chat template: it renders, or is refused in one line.
+static void as_template(void* unused) {
+    static const char* const user_data[] = {"word", "list", NULL};
+    static json_t* context;
+    (void)unused;
+    if (!context) context = json_loads(JINJA_CONTEXT, 0, NULL);
+    size_t bytes;
+    char* text = file_read(path, &bytes);
+    JinjaError error = {0, ""};
+    JinjaOutput out = {0};
+    Jinja* t = jinja_compile(text, bytes, &error);
+    if (t) jinja_mentions(t, "messages");
+    bool done = t && jinja_render(t, context, user_data, "2024-02-29", &out, &error);
+    if (!done && (!*error.text || strchr(error.text, '\n'))) abort();
+    for (size_t i = 0; done && i < out.bytes; i++)
+        if (out.from_data[i] > 1) abort();
+    jinja_output_free(&out);
+    if (t) jinja_free(t);
+    free(text);
+}
+
 static const struct {
     const char *name, *file;
     void (*read)(void*);
-} kTargets[] = {
+} kReaders[] = {
     {"fuzz_safetensors", "x.safetensors", as_safetensors},
     {"fuzz_index", "model.safetensors.index.json", as_index},
     {"fuzz_config", "config.json", as_config},
@@ -158,9 +181,10 @@ static const struct {
     {"fuzz_jsonl", "x.jsonl", as_records},
     {"fuzz_csv", "x.csv", as_records},
     {"fuzz_gguf", "x.gguf", as_gguf},
+    {"fuzz_jinja", "x.jinja", as_template},
     {"fuzz_checkpoint", "rank-00000-of-00001.json", as_checkpoint},
 };
-enum { kTargetCount = sizeof kTargets / sizeof kTargets[0] };
+enum { kReaderCount = sizeof kReaders / sizeof kReaders[0] };
 static int target = -1;
 
 static const char kSmallConfig[] =
@@ -177,8 +201,8 @@ static void remove_dir(void) {
 int LLVMFuzzerInitialize(int* argc, char*** argv) {
     (void)argc;
     const char *slash = strrchr((*argv)[0], '/'), *name = slash ? slash + 1 : (*argv)[0];
-    for (int i = 0; i < kTargetCount; i++)
-        if (!strcmp(kTargets[i].name, name)) target = i;
+    for (int i = 0; i < kReaderCount; i++)
+        if (!strcmp(kReaders[i].name, name)) target = i;
     if (target < 0) {
         fprintf(stderr, "%s: no such target\n", name);
         exit(2);
@@ -197,13 +221,13 @@ int LLVMFuzzerInitialize(int* argc, char*** argv) {
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
     char message[kAttemptBytes], head[128] = "";
-    if (kTargets[target].read == as_checkpoint) {
+    if (kReaders[target].read == as_checkpoint) {
         char hex[kHexBytes];
         hex_digest(XXH3_128bits(data, bytes), hex);
         snprintf(head, sizeof head, "{\"manifest_xxh3\": \"%s\",", hex);
     }
-    write_input(kTargets[target].file, head, data, bytes);
-    attempt(kTargets[target].read, NULL, message);
+    write_input(kReaders[target].file, head, data, bytes);
+    attempt(kReaders[target].read, NULL, message);
     take_back();
     return 0;
 }

@@ -34,6 +34,7 @@ seeds() {
             echo '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}' >"$2/chat"
             echo '{"text": "a\u00e9\ud83d\ude00"}' >"$2/text"
             echo '{"instruction": "a", "input": "", "output": "b"}' >"$2/alpaca" ;;
+        fuzz_jinja) echo "{% for m in list %}{{ loop.index ~ m | trim }}{% if not loop.last %}, {% endif %}{% endfor %}{{ word[1:] | tojson }}" >"$2/seed" ;;
         fuzz_csv) printf 'mr,ref\r\n"name[The ""Eagle""], food[x]",A place\n' >"$2/seed" ;;
         fuzz_gguf) printf 'GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\24\0\0\0\0\0\0\0general.architecture\10\0\0\0\5\0\0\0\0\0\0\0llama' >"$2/seed" ;;
         fuzz_checkpoint) echo ' "format": "train_llama3 checkpoint", "rank": 0, "ranks": 1, "numbers": {"step": 3}, "settings": {"seed": "0"},
