@@ -79,7 +79,7 @@ static void resume_case(void) {
     const char* const kinds[] = {"--batch 4 --dropout 0.1 --save-every 5", "--batch 2 --accum 2 --recipe halo2-int8 --save-every 5 --target q,v",
                                  "--batch 4 --recipe halo1-fp6 --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --save-every 5"};
     for (int i = 0; i < COUNT(kinds); i++) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "whole%d", i);
         char *whole = trained_adapter(name, kinds[i]), *part = scratch_path("part"), *copy = text_of("cp -r %s", whole);
         empty_dir(part);
