@@ -513,15 +513,12 @@ static void block_again(Model* m, Block* b, const Unit* u) {
 // A linear's unquantized input, made again where only its codes were kept: in the memory that its producer wrote to, which nothing
 // else uses in the backward pass.
 static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
+    Mat x = linear_input(b, linear), w = kLinears[linear].norm == kStacks ? kNothing : u->w[kLinears[linear].norm];
     float eps = m->c.norm_eps;
-    Mat norm = kLinears[linear].norm == kStacks ? kNothing : u->w[kLinears[linear].norm];
-    switch (linear) {
-        case LINEAR_QKV: m->ops->rmsnorm_forward(b->h1, b->rstd1, b->res1, b->res1, kNothing, norm, eps, kPrepNone); return b->h1;
-        case LINEAR_O: return b->att;
-        case LINEAR_GATE_UP: m->ops->rmsnorm_forward(b->h2, b->rstd2, b->res2, b->res2, kNothing, norm, eps, kPrepNone); return b->h2;
-        case LINEAR_DOWN: m->ops->swiglu_forward(b->act, b->gate_up, kPrepNone); return b->act;
-        default: die("plain_input: linear %d", linear);
-    }
+    if (linear == LINEAR_QKV) m->ops->rmsnorm_forward(x, b->rstd1, b->res1, b->res1, kNothing, w, eps, kPrepNone);
+    if (linear == LINEAR_GATE_UP) m->ops->rmsnorm_forward(x, b->rstd2, b->res2, b->res2, kNothing, w, eps, kPrepNone);
+    if (linear == LINEAR_DOWN) m->ops->swiglu_forward(x, b->gate_up, kPrepNone);
+    return x;
 }
 
 // What the adapter of a linear adds to dx (data NULL: not wanted), and its gradients.

@@ -39,6 +39,21 @@ static TestBatch test_batch(const int* tokens, const int* labels, int B, int T) 
     return b;
 }
 
+// Random tokens, a fifth of them not scored.
+__attribute__((unused))
+static TestBatch random_batch(int B, int T, int V) {
+    int n = B * T;
+    int *tokens = (int*)host_alloc(sizeof(int) * (size_t)n), *labels = (int*)host_alloc(sizeof(int) * (size_t)n);
+    for (int i = 0; i < n; i++) {
+        tokens[i] = (int)(test_uniform() * V);
+        labels[i] = test_uniform() < 0.2 ? -100 : tokens[i];
+    }
+    TestBatch b = test_batch(tokens, labels, B, T);
+    free(tokens);
+    free(labels);
+    return b;
+}
+
 typedef struct {
     Config config;
     const Ops* ops;

@@ -39,19 +39,6 @@ static Config small_config(unsigned targets, float dropout) {
     return c;
 }
 
-static TestBatch random_batch(int B, int T, int V) {
-    int n = B * T;
-    int *tokens = (int*)host_alloc(sizeof(int) * (size_t)n), *labels = (int*)host_alloc(sizeof(int) * (size_t)n);
-    for (int i = 0; i < n; i++) {
-        tokens[i] = (int)(test_uniform() * V);
-        labels[i] = test_uniform() < 0.2 ? -100 : tokens[i];
-    }
-    TestBatch b = test_batch(tokens, labels, B, T);
-    free(tokens);
-    free(labels);
-    return b;
-}
-
 // An adapter's values as the test holds them, [spec][layer], each as the parameter.
 typedef struct {
     const Config* config;

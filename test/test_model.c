@@ -192,19 +192,6 @@ static Config small_config(bool tied) {
     return c;
 }
 
-static TestBatch random_batch(int B, int T, int V) {
-    int n = B * T;
-    int *tokens = (int*)host_alloc(sizeof(int) * (size_t)n), *labels = (int*)host_alloc(sizeof(int) * (size_t)n);
-    for (int i = 0; i < n; i++) {
-        tokens[i] = (int)(test_uniform() * V);
-        labels[i] = test_uniform() < 0.2 ? -100 : tokens[i];
-    }
-    TestBatch b = test_batch(tokens, labels, B, T);
-    free(tokens);
-    free(labels);
-    return b;
-}
-
 // Weights large enough that every layer matters: normal(0, 0.2).
 static TestModel random_model(const Config* c, const Ops* ops, const char* recipe, Recompute recompute, int B, int T) {
     RandomWeights random = {c, 7, 0.2f};
