@@ -94,7 +94,7 @@ static struct {
 
 // ---- errors
 
-// On an error a peer or the network is lost: ends the job with a report, as the watchdog does.
+// A remote or system error means that a peer or the network is lost: ends the job with a report, as the watchdog does.
 static void nccl_ok(ncclResult_t status, const char* what) {
     if (status == ncclSuccess) return;
     char why[384];
