@@ -132,7 +132,7 @@ __device__ inline void c_add(float (&out)[4][2], const Gemm& g, CWords<kC> c) {
     }
 }
 
-// The whole warp calls it: lanes swap words.
+// Stores 4 blocks of 8 columns of a row of C. The whole warp calls it: lanes swap words.
 template <Fmt kC, bool kWords>
 __device__ inline void c_store(const Gemm& g, int row, int col, const float (&out)[4][2]) {
     int lane = threadIdx.x % 4;
