@@ -362,7 +362,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
                 }
             }
         }
-        sync();   // all have read this block's
+        sync();   // all blocks have read this block's values
         corner = locate(i + step);
         if (i + step < item.items) fetch(corner);
     }
@@ -397,7 +397,7 @@ static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
     return launch_rotate_tokens_of<kTiles, true, 8>(job, item);
 }
 
-// False if the shape is not for tensor cores, or does not fit.
+// False, with nothing done, if the shape is not one for this kernel, or does not fit.
 static bool rotate_tokens(const RotateJob& job) {
     int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
     if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
@@ -415,7 +415,7 @@ static bool rotate_tokens(const RotateJob& job) {
     item.x_rows = job.x.rows;
     item.y_rows = job.y.rows;
     item.cols = job.x.cols;
-    // The fewest blocks that leave each its share, or else twice that.
+    // The fewest blocks with at most kTokenLocal tokens each, or else with at most kTokenLocalMost.
     int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
     for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
         for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
