@@ -211,7 +211,7 @@ fuzz:
 	@$(MAKE) --no-print-directory build/fuzz/fuzz
 	@test/fuzz/run.sh $(SECONDS) $(TARGETS)
 
-sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+sanitize: $(patsubst %,$(BUILD)/test/test_%,ops quantize gemm adapter)
 	@BUILD=$(BUILD) test/sanitize.sh
 
 # Installs what is missing; quick when nothing is.
