@@ -65,7 +65,7 @@ C_API char* checkpoint_verify(const char* path);
 // As checkpoint_verify, for the parts of ranks first, first + stride, ..., so that several readers divide the work. `tick` (may be
 // NULL) is called every few megabytes.
 C_API char* checkpoint_verify_parts(const char* path, int first, int stride, void (*tick)(void));
-// Whether a folder holds a rank's part of a checkpoint, whole or not.
+// Does the folder hold a rank's part of a checkpoint, whole or not?
 C_API bool is_checkpoint(const char* path);
 // How many ranks wrote the checkpoint.
 C_API int checkpoint_ranks(const char* path);

@@ -52,7 +52,7 @@ static const char kFormNames[] =
     "messages | conversations | prompt, completion (or chosen) | instruction, output (and input) | instruction, response (and context) | "
     "question, answer | text";
 
-// One file being read.
+// The state of reading one file.
 enum { kMaxIgnored = 32 };
 typedef struct {
     RecordList* list;

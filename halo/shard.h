@@ -64,7 +64,7 @@ typedef struct {
 static const size_t kAsCodes = (size_t)-1;
 static inline bool travels_as_codes(const Piece* p) { return p->gathered == kAsCodes; }
 
-// ---- units: what is gathered together. The embedding (0), each layer (1 to L), and final norm with head (L + 1).
+// ---- units, whose pieces are gathered together: the embedding (0), each layer (1 to L), and final norm with head (L + 1).
 typedef struct {
     Mat w[kStacks];    // weights as the layers read them; only the unit's own stacks are set; norms are (1, C)
     Mat g[kStacks];    // gradients, same shapes

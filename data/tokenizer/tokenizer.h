@@ -9,7 +9,7 @@ typedef struct Tokenizer Tokenizer;
 
 // Reads DIR/tokenizer.json. A construct that this program does not know is a user_error that names it.
 C_API Tokenizer* tokenizer_load(const char* dir);
-// The same from the text of a tokenizer.json; `where` begins the messages.
+// As tokenizer_load, from the text of a tokenizer.json; `where` begins the messages.
 C_API Tokenizer* tokenizer_parse(const char* text, size_t bytes, const char* where);
 C_API void tokenizer_free(Tokenizer* t);
 
@@ -39,7 +39,7 @@ typedef struct {
     int cut_count;               // there, the text after it as a continuation
 } MarkedText;
 // Appends the ids of a marked text as Hugging Face encodes it without adding special tokens: all of it is one text, in which marks of
-// word starts are put once (or behind every added token, as the tokenizer's scheme says), whatever pieces it was written in.
+// word starts are put once (or behind every added token, as the tokenizer's scheme says), wherever it is cut.
 // cut_tokens[i] (NULL: not wanted) becomes the number of ids in `out` before cuts[i]. Returns how many spellings of special tokens were
 // left as plain text because they held bytes of the user's.
 C_API int tokenizer_encode_marked(const Tokenizer* t, const MarkedText* text, int* cut_tokens, TokenList* out);
