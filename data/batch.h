@@ -18,6 +18,7 @@ typedef struct {
     int* storage;     // the six arrays, and scratch
 } RowBatch;
 
+// Room for B rows of T positions on the host.
 C_API RowBatch batch_new(int B, int T);
 C_API void batch_free(RowBatch* b);
 // Lays out a micro-batch of at most B rows; T has to be the dataset's seq. Rows past the end of the micro-batch, or of the epoch, are all

@@ -22,6 +22,7 @@ typedef struct {
     void (*write)(void* context, size_t offset, size_t bytes, const void* src);
     void* context;
 } Blob;
+// A blob in ordinary host memory, which must outlive the Blob.
 C_API Blob host_blob(const char* name, void* data, size_t bytes);
 
 typedef struct {

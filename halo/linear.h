@@ -70,7 +70,7 @@ C_API Linear linear_on(const Linear* ln, int tokens);
 
 // Must the producer's plain output X (M,K) outlive the forward pass, because G reads it unquantized or prepares other codes of it?
 C_API bool linear_keeps_plain_input(const Recipe* r);
-// The recipe on a weight that is not trained: there is no G, whose operands are plain so that nothing is made for it.
+// The recipe for a weight that is not trained, which has no product G: G's operands are plain, so that none are prepared.
 C_API Recipe linear_frozen(const Recipe* r);
 // Does F or E read W unquantized?
 C_API bool linear_reads_weight(const Recipe* r);

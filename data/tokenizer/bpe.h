@@ -38,6 +38,7 @@ typedef struct {
     int heap_count, heap_capacity;
 } Merger;
 
+// Appends a token to the symbols to be merged.
 C_API void merger_push(Merger* merger, int id);
 // Merges the pushed symbols, appends what is left to `out` and empties the merger. O(n log n) for n symbols.
 C_API void merger_run(Merger* merger, const MergeTable* table, TokenList* out);
