@@ -212,12 +212,15 @@ static void bench_swiglu(const Sizes& s, int tokens) {
 }
 
 static void bench_loss(int V) {
+    const float kScale = 1.0f / 8192;
+    int scale;
+    memcpy(&scale, &kScale, sizeof scale);
     std::vector<int> labels(kLogitRows);
     for (int t = 0; t < kLogitRows; t++) labels[t] = (int)((uint32_t)t * 2654435761u % (uint32_t)V);
     for (bool grad : {false, true})
         bench({grad ? "cross entropy, gradient" : "cross entropy", kLogitRows, V, (grad ? 4.0 : 2.0) * kLogitRows * V,
-               {floats(kLogitRows), normals(kLogitRows, V, 2, 1), numbers(labels)}, grad ? 2 : 1, true,
-               [grad](const Ops* ops, const Mats& m) { ops->cross_entropy(as_floats(m[0]), m[1], ints(m[2]), 1.0f / 8192, grad); }});
+               {floats(kLogitRows), normals(kLogitRows, V, 2, 1), numbers(labels), Item(numbers({scale}), true)}, grad ? 2 : 1, true,
+               [grad](const Ops* ops, const Mats& m) { ops->cross_entropy(as_floats(m[0]), m[1], ints(m[2]), grad ? as_floats(m[3]) : NULL); }});
 }
 
 // ---- sums and the optimizer, on the weights of one linear
@@ -262,7 +265,7 @@ static void bench_adamw(int rows, int cols) {
 static void bench_stochastic_add(int rows, int cols) {
     bench({"add bf16, stochastic", rows, cols, 6.0 * rows * cols, {Item(noise(rows, cols, BF16), true), Item(noise(rows, cols, BF16), true)}, 1, false,
            [](const Ops* ops, const Mats& m) {
-               Noise noise = {7, 1, 0};
+               Noise noise = {7, 1, 0, NULL};
                ops->add(m[0], m[1], &noise);
            }});
 }

@@ -35,6 +35,21 @@ typedef struct {
     bool prepared;
 } BlockWeights;
 
+// What differs from one micro-step to the next besides the batch's arrays, on the backend, where a recorded micro-step reads it.
+typedef struct {
+    NoiseShift drop;         // of dropout's masks: the optimizer step, and the rows of the global batch before these
+    float scale;             // of the gradients
+} StepNumbers;
+enum { kStepNumberInts = 64 };   // the room they have before the batch's arrays, in ints: what follows is aligned as before
+
+// A recorded micro-step, and what tells the calls of its ops from those of other micro-steps.
+typedef struct {
+    int BT;
+    bool first, prepared;    // of the first micro-step of an optimizer step; with prepared weights
+    Recording* recording;
+} MicroStep;
+enum { kMicroSteps = 12 };   // kept; a run's micro-steps have two or three shapes, twice
+
 struct Model {
     Config c;
     const Ops* ops;
@@ -78,10 +93,15 @@ struct Model {
     QuantStats stats;
     bool observing;                   // in this micro-step
 
+    bool records;                     // micro-steps are recorded and repeated
+    MicroStep micro_steps[kMicroSteps];
+    int micro_step_count;
+    float* losses;                    // (BT) of the micro-step at work: where a recorded one leaves them
+
     float *batch_maxima, *weight_maxima;   // all maxima of operands that change with every batch, and with every update
     size_t batch_maxima_bytes, weight_maxima_bytes;
     float* cos_sin;          // (T or positions, HD)
-    int* inputs;             // the batch's arrays on the backend
+    int* inputs;             // StepNumbers and the batch's arrays on the backend
     int* host_inputs;
     const int *tokens, *targets, *pos, *start, *end, *order;
     // generation
@@ -267,7 +287,8 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     place_effective(m, arena);
     m->branch = take_mat(arena, m->BT, c->C, act);
     m->logits = take_mat(arena, rows, c->V, logits_fmt(m));
-    m->inputs = (int*)arena_take(arena, sizeof(int) * kBatchArrays * m->BT);
+    m->inputs = (int*)arena_take(arena, sizeof(int) * (kStepNumberInts + (size_t)kBatchArrays * m->BT));
+    if (m->opt.train) m->losses = take_floats(arena, m->BT);
     if (m->opt.slots) {
         m->wanted = take_mat(arena, m->BT, c->C, act);
         m->best = (int*)arena_take(arena, sizeof(int) * m->BT);
@@ -359,12 +380,13 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     m->memory = ops->alloc(m->memory_bytes);
     Arena arena = {(char*)m->memory, 0};
     place_model(m, &arena, recipe);
-    m->host_inputs = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)m->BT);
+    m->host_inputs = (int*)host_alloc(sizeof(int) * (kStepNumberInts + kBatchArrays * (size_t)m->BT));
     m->cos_sin = rope_table(config, ops, max_int(options.T, options.positions));
     return m;
 }
 
 void model_free(Model* m) {
+    for (int i = 0; i < m->micro_step_count; i++) m->ops->forget(m->micro_steps[i].recording);
     m->ops->release(m->memory);
     m->ops->release(m->cos_sin);
     free(m->host_inputs);
@@ -416,10 +438,10 @@ static Mat linear_input(const Block* b, int linear) {
 }
 
 // Names the dropout mask of an adapter's input by step, layer and linear, and by where a value lies in the step's global batch, so that
-// the mask is the same in each pass and with any number of ranks. Bit 63 separates these streams from other uses of the seed.
-static Noise drop_noise(const Model* m, const Unit* u, int layer, int linear) {
-    uint64_t stream = (uint64_t)1 << 63 | (uint64_t)u->step << 16 | (uint64_t)layer << 3 | (uint64_t)linear;
-    Noise noise = {m->c.adapter.seed, stream, (uint64_t)u->micro_batch * (uint64_t)m->most_rows * (uint64_t)m->shape[linear].K};
+// the mask is the same in each pass and with any number of ranks. Bit 63 separates these streams from other uses of the seed. The step and
+// the place in the batch are among the StepNumbers.
+static Noise drop_noise(const Model* m, int layer, int linear) {
+    Noise noise = {m->c.adapter.seed, (uint64_t)1 << 63 | (uint64_t)layer << 3 | (uint64_t)linear, 0, &((const StepNumbers*)m->inputs)->drop};
     return noise;
 }
 
@@ -434,7 +456,7 @@ static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, 
     const BlockLinear* l = &kLinears[linear];
     linear_forward(&m->linear, y, &b->x[linear], linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
     if (!m->lora_shape[linear].parts) return;
-    Noise drop = drop_noise(m, u, layer, linear);
+    Noise drop = drop_noise(m, layer, linear);
     lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
@@ -473,6 +495,7 @@ static void attention_forward(Model* m, Block* b) {
     linear_prepare_input(&m->linear, &b->x[LINEAR_O], b->att, prep);
 }
 
+static const StepNumbers kNoNumbers = {{0, 0}, 0};
 static const Mat kNothing = {NULL, 0, 0, 0, F32};
 
 // A block from h1 to act; leaves qkv, att, res2, h2 and gate_up too.
@@ -525,7 +548,7 @@ static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
 // LoRA's part of a linear's backward pass: adds to dx (data NULL: not wanted), and makes the gradients of A and B.
 static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     const BlockLinear* l = &kLinears[linear];
-    Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
+    Noise drop = drop_noise(m, (int)(b - m->blocks), linear);
     lora_backward(&m->lora, m->lora_shape[linear], dx, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
                   linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
@@ -611,22 +634,24 @@ static const Unit* acquire_first(Model* m) {
     return u;
 }
 
-// Copies the host's arrays of `count` ints each to m->inputs, one after the other, in one upload.
-static void upload_inputs(Model* m, const int* const from[], const int** const to[], int arrays, int count) {
+// Copies the numbers, and the host's arrays of `count` ints each, to m->inputs, one after the other, in one upload.
+static void upload_inputs(Model* m, StepNumbers numbers, const int* const from[], const int** const to[], int arrays, int count) {
+    memcpy(m->host_inputs, &numbers, sizeof numbers);
     for (int i = 0; i < arrays; i++) {
-        memcpy(m->host_inputs + (size_t)i * count, from[i], sizeof(int) * (size_t)count);
-        *to[i] = m->inputs + (size_t)i * count;
+        size_t at = kStepNumberInts + (size_t)i * count;
+        memcpy(m->host_inputs + at, from[i], sizeof(int) * (size_t)count);
+        *to[i] = m->inputs + at;
     }
-    m->ops->upload(m->inputs, m->host_inputs, sizeof(int) * (size_t)arrays * (size_t)count);
+    m->ops->upload(m->inputs, m->host_inputs, sizeof(int) * (kStepNumberInts + (size_t)arrays * (size_t)count));
 }
 
-static void upload_batch(Model* m, const Batch* batch) {
+static void upload_batch(Model* m, const Batch* batch, StepNumbers numbers) {
     const int* const from[kBatchArrays] = {batch->tokens, batch->targets, batch->pos, batch->start, batch->end, batch->order};
     const int** const to[kBatchArrays] = {&m->tokens, &m->targets, &m->pos, &m->start, &m->end, &m->order};
     progress_phase("embedding", -1);
     m->extending = m->fresh = false;
     set_rows(m, batch->B * m->opt.T);
-    upload_inputs(m, from, to, kBatchArrays, m->BT);
+    upload_inputs(m, numbers, from, to, kBatchArrays, m->BT);
 }
 
 // Rows [row, row + h.rows) of the final norm and of the logits, and the linear between them.
@@ -681,13 +706,13 @@ static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
 }
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
-    upload_batch(m, batch);
+    upload_batch(m, batch, kNoNumbers);
     trunk_forward(m);
     const Unit* head = acquire_head(m, FORWARD);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
         HeadPiece p = head_piece(m, m->h, row);
         head_forward(m, head, &p);
-        m->ops->cross_entropy(loss + row, p.logits, m->targets + row, 0, false);
+        m->ops->cross_entropy(loss + row, p.logits, m->targets + row, NULL);
     }
 }
 
@@ -710,7 +735,7 @@ static void logits_to_host(Model* m, Mat h, int rows, float* out) {
 }
 
 void model_logits(Model* m, const Batch* batch, float* out) {
-    upload_batch(m, batch);
+    upload_batch(m, batch, kNoNumbers);
     trunk_forward(m);
     logits_to_host(m, m->h, m->BT, out);
 }
@@ -751,7 +776,7 @@ static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int
     m->extending = true;
     m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
     set_rows(m, n);
-    upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
+    upload_inputs(m, kNoNumbers, from, to, m->fresh ? 6 : 4, n);
     trunk_forward(m);
     free(host);
     Mat rows = mat_rows(m->wanted, 0, wanted_n);
@@ -777,13 +802,13 @@ void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int 
 }
 
 // The loss, and the gradients of the head's weight and of h (into dh), piece by piece of logits.
-static void head_forward_backward(Model* m, float scale, float* loss) {
+static void head_forward_backward(Model* m) {
     const Unit* head = acquire_head(m, BACKWARD);
     Stack stack = head_stack(&m->c);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
         HeadPiece p = head_piece(m, m->h, row);
         head_forward(m, head, &p);
-        m->ops->cross_entropy(loss + row, p.logits, m->targets + row, scale, true);
+        m->ops->cross_entropy(m->losses + row, p.logits, m->targets + row, &((const StepNumbers*)m->inputs)->scale);
         linear_measure_grad(&p.linear, &p.dy, m->head_shape);
         linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
                         head->w[stack], &m->head_weight, m->head_shape);
@@ -798,15 +823,15 @@ static void embedding_backward(Model* m) {
     shard_reduce(m->shard, 0);
 }
 
-void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
-    check(m->opt.train, "model_train_step: the model was made for inference");
+// Forward and backward of the uploaded batch; self: the Model. What it calls depends on nothing but the model's layout and what stands in a
+// MicroStep, so that it can be recorded.
+static void micro_step(void* self) {
+    Model* m = (Model*)self;
     const Ops* ops = m->ops;
     int L = m->c.L;
-    upload_batch(m, batch);
-    m->drops = m->lora.dropout > 0;
     trunk_forward(m);
     progress_phase("loss", -1);
-    head_forward_backward(m, scale, loss);
+    head_forward_backward(m);
 
     const Unit* tail = shard_acquire(m->shard, L + 1, BACKWARD);
     Mat g_norm = norm_grad(m, tail, S_FINAL_NORM);
@@ -824,8 +849,46 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     }
 
     if (!m->frozen) embedding_backward(m);
+}
+
+// The recording of micro-steps like the one at hand; NULL: it isn't to be recorded.
+static Recording** recording_of(Model* m, const Unit* first_unit) {
+    if (!m->records || m->observing) return NULL;
+    bool first = first_unit->micro_batch == 0, prepared = first_unit->version == m->version && m->head_prepared;
+    for (int i = 0; i < m->micro_step_count; i++) {
+        MicroStep* s = &m->micro_steps[i];
+        if (s->BT == m->BT && s->first == first && s->prepared == prepared) return &s->recording;
+    }
+    if (m->micro_step_count == kMicroSteps) return NULL;
+    MicroStep* s = &m->micro_steps[m->micro_step_count++];
+    s->BT = m->BT;
+    s->first = first;
+    s->prepared = prepared;
+    return &s->recording;
+}
+
+// A micro-step leaves all weights prepared; a repeated one has not said so.
+static void note_prepared(Model* m, unsigned version) {
+    m->version = version;
+    m->head_prepared = true;
+    for (int l = 0; l < m->c.L; l++) m->weights[l].prepared = true;
+}
+
+void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
+    check(m->opt.train, "model_train_step: the model was made for inference");
+    Unit at = *shard_acquire(m->shard, 0, FORWARD);
+    StepNumbers numbers = {{(uint64_t)at.step << 16, (uint64_t)at.micro_batch * (uint64_t)m->most_rows}, scale};
+    upload_batch(m, batch, numbers);
+    m->drops = m->lora.dropout > 0;
+    Recording** recording = recording_of(m, &at);
+    if (recording) m->ops->repeat(recording, micro_step, m);
+    else micro_step(m);
+    note_prepared(m, at.version);
+    m->ops->copy(loss, m->losses, sizeof(float) * (size_t)m->BT);
     m->observing = m->drops = false;
 }
+
+void model_record(Model* m) { m->records = m->ops->repeat != NULL; }
 
 void model_observe(Model* m) {
     check(m->opt.observe, "model_observe: the model was made without memory for it");

@@ -153,10 +153,27 @@ typedef struct {
     const int* end;     // (B, T)
 } Attn;
 
-// The random stream of stochastic rounding for a matrix, row-major: value i has noise_of_value(seed, offset + i, use, stream) (rng.h).
+// The random stream of stochastic rounding or dropout for a matrix, row-major: value i has noise_of_value(seed, offset + i, use, stream)
+// (rng.h). shift: NULL, or on the backend: what `add` and `dropout` add to the stream, and to the offset as rows of the matrix. A call that
+// is recorded once and repeated (Ops.repeat) finds its new noise there; other ops take no shift.
+typedef struct {
+    uint64_t stream, rows;
+} NoiseShift;
 typedef struct {
     uint64_t seed, stream, offset;
+    const NoiseShift* shift;
 } Noise;
+static const Noise kNoNoise = {0, 0, 0, NULL};
+NUMFMT Noise noise_shifted(Noise noise, int cols) {
+    if (noise.shift) {
+        noise.stream += noise.shift->stream;
+        noise.offset += noise.shift->rows * (uint64_t)cols;
+    }
+    return noise;
+}
+
+// What a backend has recorded of work that it repeats (Ops.repeat). NULL: nothing yet.
+typedef struct Recording Recording;
 
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
@@ -204,6 +221,13 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
+    // ---- repeating. Runs work(self), which calls ops of this backend that neither wait nor bring data from the host. In every call with the
+    // same *recording (at first NULL), work must call the same ops with the same arguments: from the second call on the backend may give the
+    // GPU what it has recorded instead of calling work. The bits are those of work(self), which is the definition. `forget` frees a recording.
+    // NULL, both: this backend records nothing.
+    void (*repeat)(Recording** recording, void (*work)(void* self), void* self);
+    void (*forget)(Recording* recording);
+
     // ---- the number of rows, at least `rows`, to which a batch should be padded where batches differ in size. A GPU's products are planned,
     // and large ones timed, once per shape, so that few different shapes are better. Never falls as `rows` grows. NULL: any number is as good.
     int (*round_rows)(int rows);
@@ -245,9 +269,9 @@ typedef struct Ops {
     // dgate_up may be gate_up. absmax: NULL, or two floats raised to the largest |dgate| and |dup|
     void (*swiglu_backward)(Mat dgate_up, Mat dy, Mat gate_up, float* absmax);
 
-    // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and, with
-    // want_grad, logits <- scale * d loss / d logits in place
-    void (*cross_entropy)(float* loss, Mat logits, const int* labels, float scale, bool want_grad);
+    // ---- cross entropy of rows of logits (rows, V) against labels (rows; -100: not counted): loss (rows) = -log p, and
+    // logits <- *scale * d loss / d logits in place; scale is on the backend, NULL: no gradient is wanted
+    void (*cross_entropy)(float* loss, Mat logits, const int* labels, const float* scale);
     // best (rows) = the column of the largest logit of each row of logits (rows, V) in F32: the lowest of equals; NaN is never the largest
     void (*argmax)(int* best, Mat logits);
 

@@ -62,6 +62,7 @@ static const Flag kFlags[] = {
     {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
     {"recompute", CHOICE, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "512", "N", "most logits held at once"},
+    {"graphs", CHOICE, AT(graphs), TRAIN | BENCH, false, "auto", "auto|off", "auto: one GPU records a micro-step and repeats it, which spares a small model the launches; off: never"},
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},

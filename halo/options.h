@@ -8,6 +8,7 @@
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
 // Recompute (llama3.h), Schedule (optim.h), Fmt for a choice of "fp32" or "bf16".
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
+typedef enum { GRAPHS_AUTO, GRAPHS_OFF } GraphsChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
 typedef enum { ON_NAN_STOP, ON_NAN_SKIP } NanChoice;
@@ -23,6 +24,7 @@ typedef struct {
     const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf, *resume_from;
     const char *target, *adapter_dir;
     BackendChoice backend;
+    GraphsChoice graphs;
     HeadChoice head_dtype;
     MasterChoice master;
     AdaptChoice adapter;

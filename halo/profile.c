@@ -72,6 +72,10 @@ static void zero(void* dst, size_t bytes) {
     inner->zero(dst, bytes);
     end("zero", from, (double)bytes);
 }
+static void repeat(Recording** recording, void (*work)(void* self), void* self) {
+    if (noting) work(self);   // so that every call is noted
+    else inner->repeat(recording, work, self);
+}
 static void embed_forward(Mat y, Mat w, const int* tokens) {
     int from = begin();
     inner->embed_forward(y, w, tokens);
@@ -130,10 +134,10 @@ static void swiglu_backward(Mat dgate_up, Mat dy, Mat gate_up, float* absmax) {
     inner->swiglu_backward(dgate_up, dy, gate_up, absmax);
     end("swiglu backward", from, size_of(dgate_up) + size_of(dy) + size_of(gate_up));
 }
-static void cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
+static void cross_entropy(float* loss, Mat logits, const int* labels, const float* scale) {
     int from = begin();
-    inner->cross_entropy(loss, logits, labels, scale, want_grad);
-    end("cross entropy", from, (want_grad ? 2 : 1) * size_of(logits));
+    inner->cross_entropy(loss, logits, labels, scale);
+    end("cross entropy", from, (scale ? 2 : 1) * size_of(logits));
 }
 static void argmax(int* best, Mat logits) {
     int from = begin();
@@ -230,6 +234,7 @@ const Ops* profile_ops(const Ops* ops) {
     table = *ops;
     table.copy = copy;
     table.zero = zero;
+    if (ops->repeat) table.repeat = repeat;
     table.embed_forward = embed_forward;
     table.embed_backward = embed_backward;
     table.rmsnorm_forward = rmsnorm_forward;

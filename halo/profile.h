@@ -23,7 +23,7 @@ typedef struct {
     double coded_tflops;   // products of 8-bit codes; 0: none were measured
 } Ceilings;
 // Prints a line per family of calls: milliseconds and percent of `step_ms`, GB/s, TFLOP/s, percent of the floor. `steps` steps were noted;
-// step_ms is what a step takes without noting, and the part of it that no call accounts for is printed as idle.
+// step_ms is what a step takes without noting (then micro-steps may be recordings, ops.h), and the part of it that no call accounts for is printed as idle.
 C_API void profile_print(Ceilings ceilings, int steps, double step_ms);
 
 #endif

@@ -167,6 +167,7 @@ static Shard* part_new(ShardPart part, const Config* config, const Ops* ops, con
     ShardBytes bytes = shard_count_bytes(s);
     s->weights = (char*)ops->alloc(flat_weight_bytes(s));
     if (options.train) {
+        s->add_shift = (NoiseShift*)ops->alloc(sizeof(NoiseShift));
         size_t state = s->local_values * fmt_bytes(options.state_fmt);
         s->grads = (char*)ops->alloc(bytes.gradients);
         s->m = (char*)ops->alloc(state);
@@ -187,7 +188,7 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
 
 void shard_free(Shard* s) {
     if (s->adapter) shard_free(s->adapter);
-    void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->read_buffer};
+    void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->read_buffer, s->add_shift};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) s->ops->release(s->places[place].data);
@@ -290,11 +291,27 @@ const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
     return &s->unit;
 }
 
+// What names the micro-step in the streams of noise with which its gradients are added.
+static uint64_t grad_stream(const Shard* s) { return (uint64_t)s->step << 32 | (uint64_t)s->micro_step << 12; }
+
 // The noise with which this micro-step's gradients of a piece are added. In stages 0 and 1 each rank rounds a sum of its own.
 static Noise grad_noise(const Shard* s, const Piece* p) {
     uint64_t rank = reduces_each_micro_step(s) ? 0 : (uint64_t)s->comm->rank;
-    Noise noise = {s->opt.seed, (uint64_t)s->step << 32 | (uint64_t)s->micro_step << 12 | rank, p->noise_offset};
+    Noise noise = {s->opt.seed, grad_stream(s) | rank, p->noise_offset, NULL};
     return noise;
+}
+// The same noise for a call that is recorded: the backend knows the stream of the micro-step at work.
+static Noise recorded_grad_noise(const Shard* s, const Piece* p) {
+    Noise noise = grad_noise(s, p);
+    noise.stream -= grad_stream(s);
+    noise.shift = s->add_shift;
+    return noise;
+}
+static void set_micro_step(Shard* s, int micro_step) {
+    s->micro_step = micro_step;
+    if (!makes_alone(s)) return;   // gradients are not added with noise
+    NoiseShift shift = {grad_stream(s), 0};
+    s->ops->upload(s->add_shift, &shift, sizeof shift);
 }
 
 // Starts the sum of a unit's gradients over all ranks: of the whole unit in stage 0, else of this rank's rows.
@@ -324,7 +341,7 @@ void shard_reduce(Shard* s, int unit) {
         const Piece* p = &s->pieces[i];
         char* sum = reduces_each_micro_step(s) ? own_grads(s, p) : summed_grads(s, p);
         Mat own = mat(sum, p->rows, p->cols, s->opt.grad_fmt), fresh = mat(whole_grads(s, p), p->rows, p->cols, s->opt.grad_fmt);
-        Noise noise = grad_noise(s, p);
+        Noise noise = recorded_grad_noise(s, p);
         if (add) s->ops->add(own, fresh, &noise);
         else s->ops->copy(own.data, fresh.data, mat_bytes(fresh));
     }
@@ -335,9 +352,9 @@ void shard_reduce(Shard* s, int unit) {
 void shard_begin_step(Shard* s, int step) {
     s = trained_part(s);
     s->step = step;
-    s->micro_step = 0;
+    set_micro_step(s, 0);
 }
-void shard_end_micro_step(Shard* s) { trained_part(s)->micro_step++; }
+void shard_end_micro_step(Shard* s) { set_micro_step(trained_part(s), trained_part(s)->micro_step + 1); }
 
 void shard_reduce_gradients(Shard* s) {
     s = trained_part(s);

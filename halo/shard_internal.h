@@ -55,6 +55,7 @@ struct Shard {
     char *read_place, *read_buffer;
     Unit unit;                // what shard_acquire hands out
     int step, micro_step;     // from 1; from 0
+    NoiseShift* add_shift;    // on the backend: names the noise with which the micro-step's gradients are added on this rank
     unsigned version;         // of the weights
     bool unfinished;          // shard_reduce_gradients was called; gradients are not yet rotated back
 };

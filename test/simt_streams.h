@@ -14,8 +14,16 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <vector>
+
+struct SimtGraph {
+    std::vector<std::function<void()>> work;
+};
+typedef SimtGraph *cudaGraph_t, *cudaGraphExec_t;
+typedef enum { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal } cudaStreamCaptureMode;
 
 struct SimtStream {
+    SimtGraph* captured;                      // NULL: work is done; else collected here
     std::mutex mutex;
     std::condition_variable changed;
     std::deque<std::function<void()>> work;   // the one that runs is still in it
@@ -58,6 +66,10 @@ static inline void simt_stream_thread(SimtStream* s) {
 }
 
 static inline void simt_enqueue(SimtStream* s, std::function<void()> work) {
+    if (s && s->captured) {
+        s->captured->work.push_back(std::move(work));
+        return;
+    }
     if (!s || s->process != getpid()) {
         work();
         return;
@@ -86,11 +98,40 @@ static inline cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* grea
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    check(!s || !s->captured, "waiting for a stream that is captured");
     if (!s || s->process != getpid()) return cudaSuccess;
     std::unique_lock<std::mutex> lock(s->mutex);
     s->changed.wait(lock, [s] { return s->work.empty(); });
     return cudaSuccess;
 }
+
+// ---- graphs: the work that was given to a stream meanwhile, to be done later, any number of times
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    check(!s->captured, "a stream is captured twice");
+    s->captured = new SimtGraph();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+    *graph = s->captured;
+    s->captured = NULL;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new SimtGraph(*graph);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t s) {
+    simt_enqueue(s, [graph] {
+        for (std::function<void()>& work : graph->work) work();
+    });
+    return cudaSuccess;
+}
+
 static inline cudaError_t cudaDeviceSynchronize() {
     int count;
     SimtStream** all = simt_streams(&count, NULL);
@@ -122,6 +163,7 @@ static inline cudaError_t cudaEventCreate(cudaEvent_t* e) {
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     unsigned long number;
+    check(!s || !s->captured, "an event in a stream that is captured");
     {
         std::lock_guard<std::mutex> lock(e->mutex);
         number = ++e->recorded;

@@ -145,7 +145,7 @@ static void dropout_on(const Ops* ops, int rows, int cols, float p, uint64_t off
     size_t n = (size_t)rows * cols;
     float *x = test_normals(n, 1), *want = (float*)host_alloc(sizeof(float) * n);
     uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * n);
-    Noise noise = {3, (uint64_t)1 << 63 | 5, offset};
+    Noise noise = {3, (uint64_t)1 << 63 | 5, offset, NULL};
     uint32_t threshold = (uint32_t)lrintf(p * 65536);
     for (size_t i = 0; i < n; i++) {
         half[i] = bf16_from_f32(x[i]);

@@ -98,7 +98,7 @@ static void reduce_scatter_case(size_t count, Fmt fmt, bool add) {
     void* out = ops->alloc(count * value);
     ops->upload(out, before, count * value);
     comm->reduce_scatter(in_place, in[0], count, fmt, false, NULL);
-    Noise noise = {7, 3, first};   // of what is added up in BF16
+    Noise noise = {7, 3, first, NULL};   // of what is added up in BF16
     comm->reduce_scatter(out, in[1], count, fmt, add, &noise);
     comm->wait(comm->start());
     void *want[2] = {sums(NULL, first, count, fmt, NULL), sums(add ? before : NULL, first, count, fmt, add ? &noise : NULL)};

@@ -596,6 +596,92 @@ static void small_steps_case(void) {
     free(b.storage);
 }
 
+// ---- micro-steps that a backend records and repeats
+
+// What a short run leaves: losses of its micro-steps, then the training state.
+typedef struct {
+    char* bytes;
+    size_t count;
+} RunResult;
+static void keep_result(RunResult* r, const Ops* ops, const void* data, size_t bytes) {
+    r->bytes = (char*)host_grow(r->bytes, r->count + bytes);
+    ops->download(r->bytes + r->count, data, bytes);
+    r->count += bytes;
+}
+
+enum { kRecordedSteps = 4, kRecordedMicroSteps = 3 };
+typedef struct {
+    const char *what, *recipe, *head;
+    Recompute recompute;
+    Fmt grad_fmt;
+    AdapterKind adapter;
+} RecordedRun;
+
+// Steps whose last micro-step has fewer rows than the others; every batch and loss scale is another. Before the last step the model is
+// asked for a loss, so that its weights are prepared when the step begins.
+static RunResult recorded_run(const RecordedRun* run, const Config* base, const Ops* ops, const TestBatch batch[], bool record) {
+    Config c = *base;
+    Adapter adapter = {run->adapter, 4, 8, false, run->adapter == ADAPTER_LORA ? 0.25f : 0, 3, 127};
+    if (run->adapter != ADAPTER_NONE) c.adapter = adapter;
+    RandomWeights random = {&c, 7, 0.2f};
+    ShardOptions shard = {0, 0, true, run->grad_fmt, F32, true, 0, kRecordedMicroSteps, 5, NULL, false};
+    TestModel t = test_model_stored(shard, &c, ops, recipe_find(run->recipe), run->head, run->recompute, batch[0].B, batch[0].T, random_weights_read,
+                                    &random);
+    if (run->adapter != ADAPTER_NONE) shard_load_adapter(t.shard, lora_start_read, &random);
+    if (record) model_record(t.model);
+    OptimConfig config = {0.01f, 1, kRecordedSteps, SCHEDULE_LINEAR, 0.9f, 0.999f, 1e-8f, 0, 0, 5};
+    Optim optim = optim_new(ops, config);
+    RunResult r = {NULL, 0};
+    for (int step = 1; step <= kRecordedSteps; step++) {
+        if (step == kRecordedSteps) model_loss(t.model, &batch[0].arrays, t.losses);
+        shard_begin_step(t.shard, step);
+        for (int a = 0; a < kRecordedMicroSteps; a++) {
+            const TestBatch* b = &batch[(step - 1) * kRecordedMicroSteps + a];
+            model_train_step(t.model, &b->arrays, 1.0f / (float)(10 + step), t.losses);
+            keep_result(&r, ops, t.losses, sizeof(float) * (size_t)(b->B * b->T));
+            shard_end_micro_step(t.shard);
+        }
+        shard_reduce_gradients(t.shard);
+        optim_step(&optim, t.shard, step);
+    }
+    StateArray state[kMaxStateArrays];
+    int arrays = shard_state(t.shard, state);
+    for (int i = 0; i < arrays; i++) keep_result(&r, ops, state[i].data, state[i].bytes);
+    optim_free(&optim);
+    test_model_free(&t);
+    return r;
+}
+
+// Recorded micro-steps give the bits of plain ones: losses, weights and moments.
+static void recorded_case(void) {
+    static const RecordedRun kRuns[] = {{"bf16", "bf16", "bf16", RECOMPUTE_NONE, F32, ADAPTER_NONE},
+                                        {"halo2-int8, BF16 gradients", "halo2-int8", "bf16", RECOMPUTE_NONE, BF16, ADAPTER_NONE},
+                                        {"halo0-fp8, FP8 head, recomputed blocks", "halo0-fp8", "halo0-fp8", RECOMPUTE_BLOCK, F32, ADAPTER_NONE},
+                                        {"halo1-fp6, LoRA with dropout", "halo1-fp6", "bf16", RECOMPUTE_NORM_ACT, F32, ADAPTER_LORA},
+                                        {"bf16, HUT", "bf16", "bf16", RECOMPUTE_NONE, F32, ADAPTER_HUT}};
+    Config c = small_config(true);
+    TestBatch batch[kRecordedSteps * kRecordedMicroSteps];
+    for (int i = 0; i < COUNT(batch); i++) batch[i] = random_batch(i % kRecordedMicroSteps == 2 ? 1 : 2, 16, c.V);
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends);
+    for (int k = 1; k < backend_count; k++)
+        for (int i = 0; i < COUNT(kRuns); i++) {
+            const RecordedRun* run = &kRuns[i];
+            RunResult plain = recorded_run(run, &c, backends[k], batch, false), recorded = recorded_run(run, &c, backends[k], batch, true);
+            TestBatch last = batch[COUNT(batch) - 1];
+            batch[COUNT(batch) - 1] = batch[2];
+            RunResult other = recorded_run(run, &c, backends[k], batch, true);
+            batch[COUNT(batch) - 1] = last;
+            ok(plain.count == recorded.count && !memcmp(plain.bytes, recorded.bytes, plain.count), "recorded micro-steps %s, %s: the bits of plain ones",
+               backends[k]->name, run->what);
+            ok(memcmp(plain.bytes, other.bytes, plain.count), "recorded micro-steps %s, %s: another last batch is found", backends[k]->name, run->what);
+            free(plain.bytes);
+            free(recorded.bytes);
+            free(other.bytes);
+        }
+    for (int i = 0; i < COUNT(batch); i++) free(batch[i].storage);
+}
+
 // ---- generation: the cache
 
 enum { kSequences = 3, kLongest = 20, kPromptLeast = 5 };
@@ -668,6 +754,7 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case}, {"model.fewer_rows", fewer_rows_case},
                              {"model.small_steps", small_steps_case},
+                             {"model.recorded", recorded_case},
                              {"model.extend", extend_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

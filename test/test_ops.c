@@ -758,14 +758,15 @@ static void cross_entropy_shape(int rows, int V, float spread) {
     for (int t = 0; t < rows; t++) upstream[t] = scale;
     Mat X = put(x, rows, V, ops->act), Loss = put_zeros(1, rows, F32);
     int* device_labels = (int*)put_bytes(labels, (size_t)rows * sizeof(int));
+    float* device_scale = (float*)put_bytes(&scale, sizeof scale);
     float* want = (float*)host_alloc((size_t)rows * sizeof(float));
     double* xd = doubles(x, n);
     for (int t = 0; t < rows; t++) want[t] = (float)naive_loss(xd + (size_t)t * V, labels[t], V);
-    ops->cross_entropy((float*)Loss.data, X, device_labels, scale, false);
+    ops->cross_entropy((float*)Loss.data, X, device_labels, NULL);
     float *loss = fetched(Loss), *untouched = fetched(X);
     close_case("cross_entropy.loss", loss, want, (size_t)rows, kF32Tol, kF32Tol);
     ok(!memcmp(untouched, x, n * sizeof(float)), "cross_entropy %s leaves the logits when no gradient is wanted", ops->name);
-    ops->cross_entropy((float*)Loss.data, X, device_labels, scale, true);
+    ops->cross_entropy((float*)Loss.data, X, device_labels, device_scale);
     float* dx = fetched(X);
     LossShape shape = {rows, V, labels};
     Problem p = {&shape, upstream, {x, NULL, NULL, NULL}, {n, 0, 0, 0}, loss_loss};
@@ -788,6 +789,7 @@ static void cross_entropy_shape(int rows, int V, float spread) {
     Mat all[] = {X, Loss};
     release_all(all, 2);
     ops->release(device_labels);
+    ops->release(device_scale);
     free(labels); free(x); free(upstream); free(want); free(xd); free(loss); free(untouched); free(dx);
 }
 // Equals, infinities and NaN in known places of rows of random logits.
@@ -1026,7 +1028,7 @@ static void stochastic_sum(int rows, int cols) {
     for (size_t i = 0; i < n; i++) ones[i] = 1.25f, parts[i] = part;
     Mat Y = put(ones, rows, cols, BF16), X = put(parts, rows, cols, F32);
     for (int step = 0; step < 100; step++) {
-        Noise noise = {7, (uint64_t)step, 24};
+        Noise noise = {7, (uint64_t)step, 24, NULL};
         ops->add(Y, X, &noise);
     }
     float* got = fetched(Y);

@@ -12,6 +12,7 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
     static __thread WorkBuffer work;
     uint32_t threshold = dropout_threshold(p);
     float scale = factor * dropout_factor(p);
+    const Noise n = noise_shifted(noise ? *noise : kNoNoise, x.cols);
 #pragma omp parallel for schedule(static)
     for (int t = 0; t < x.rows; t++) {
         float* out = work_floats(&work, (size_t)x.cols * 2);
@@ -21,10 +22,10 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
         for (int c = 0; c < x.cols; c++) {
             out[c] = in[c] * scale;
             if (!threshold) continue;
-            uint64_t index = noise->offset + (uint64_t)t * (uint64_t)x.cols + (uint64_t)c;
+            uint64_t index = n.offset + (uint64_t)t * (uint64_t)x.cols + (uint64_t)c;
             if (index / kNoiseOctet != octet) {
                 octet = index / kNoiseOctet;
-                words = noise_words(noise->seed, octet, kDropNoise, noise->stream);
+                words = noise_words(n.seed, octet, kDropNoise, n.stream);
             }
             if (noise_half(words, (int)(index % kNoiseOctet)) < threshold) out[c] = 0;
         }

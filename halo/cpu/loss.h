@@ -4,7 +4,7 @@
 
 #include "rows.h"
 
-static void cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
+static void cross_entropy(float* loss, Mat logits, const int* labels, const float* scale) {
     check_shape(logits, logits.rows, logits.cols, "cross_entropy");
     static __thread WorkBuffer work;
     int V = logits.cols;
@@ -21,14 +21,14 @@ static void cross_entropy(float* loss, Mat logits, const int* labels, float scal
             for (int v = 0; v < V; v++) p[v] = exp_f32(x[v] - largest);
             double total = sum(p, V);
             loss[t] = (float)(log(total) + largest - x[label]);
-            if (!want_grad) continue;
-            float factor = (float)(scale / total);
+            if (!scale) continue;
+            float factor = (float)(*scale / total);
             for (int v = 0; v < V; v++) p[v] *= factor;
-            p[label] -= scale;
+            p[label] -= *scale;
         } else {
             memset(p, 0, (size_t)V * sizeof(float));
         }
-        if (want_grad) row_write(logits, t, p);
+        if (scale) row_write(logits, t, p);
     }
 }
 

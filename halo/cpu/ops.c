@@ -89,6 +89,8 @@ const Ops CPU_OPS = {
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,
+    NULL,   // repeat: recording a call costs as much as the call
+    NULL,   // forget
     NULL,   // round_rows
     embed_forward,
     embed_backward,

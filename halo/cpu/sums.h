@@ -9,6 +9,7 @@ static void add(Mat y, Mat x, const Noise* noise) {
     check_shape(x, x.rows, x.cols, "add");
     check_shape(y, x.rows, x.cols, "add");
     static __thread WorkBuffer work;
+    const Noise n = noise_shifted(noise ? *noise : kNoNoise, x.cols);
 #pragma omp parallel for schedule(static)
     for (int t = 0; t < x.rows; t++) {
         float* total = work_floats(&work, (size_t)x.cols * 3);
@@ -19,9 +20,9 @@ static void add(Mat y, Mat x, const Noise* noise) {
             continue;
         }
         uint16_t* out = (uint16_t*)row_data(y, t);
-        uint64_t first = noise->offset + (uint64_t)t * (uint64_t)x.cols;
+        uint64_t first = n.offset + (uint64_t)t * (uint64_t)x.cols;
         for (int c = 0; c < x.cols; c++)
-            out[c] = bf16_from_f32_stochastic(total[c], noise_of_value(noise->seed, first + (uint64_t)c, kGradNoise, noise->stream));
+            out[c] = bf16_from_f32_stochastic(total[c], noise_of_value(n.seed, first + (uint64_t)c, kGradNoise, n.stream));
     }
 }
 

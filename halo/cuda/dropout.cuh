@@ -11,10 +11,11 @@ enum { kDropoutThreads = 256 };
 // noise.offset is a multiple of kNoiseOctet where kWidth is.
 template <int kWidth>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_kernel(bf16* y, const bf16* x, size_t groups, float scale, uint32_t threshold,
-                                                                  Noise noise) {
+                                                                  Noise noise, int cols) {
     size_t n = (size_t)blockIdx.x * kDropoutThreads + threadIdx.x;
     if (n >= groups) return;
     Values<kWidth> v = load_values<kWidth>(x + n * kWidth);
+    if (threshold) noise = noise_shifted(noise, cols);
     uint64_t index = noise.offset + n * kWidth;
     Philox words = {};
     if (threshold) words = noise_words(noise.seed, index / kNoiseOctet, kDropNoise, noise.stream);
@@ -30,7 +31,8 @@ template <int kWidth>
 static void launch_dropout(Mat y, Mat x, float scale, uint32_t threshold, Noise noise) {
     size_t groups = (size_t)x.rows * x.cols / kWidth, blocks = (groups + kDropoutThreads - 1) / kDropoutThreads;
     check(groups > 0 && blocks < (size_t)1 << 31, "dropout: (%d, %d)", x.rows, x.cols);
-    LAUNCH(dropout_kernel<kWidth>, (unsigned)blocks, kDropoutThreads, 0, (bf16*)y.data, (const bf16*)x.data, groups, scale, threshold, noise);
+    LAUNCH(dropout_kernel<kWidth>, (unsigned)blocks, kDropoutThreads, 0, (bf16*)y.data, (const bf16*)x.data, groups, scale, threshold, noise,
+           x.cols);
 }
 
 static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
@@ -39,9 +41,9 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
     check(p >= 0 && p < 1 && (p == 0 || noise), "dropout: p %g", p);
     uint32_t threshold = dropout_threshold(p);
     float scale = factor * dropout_factor(p);
-    Noise named = noise ? *noise : Noise{};
+    Noise named = noise ? *noise : kNoNoise;
     size_t count = (size_t)x.rows * x.cols;
-    if (is_octets(y.data, count, count) && is_octets(x.data, count, count) && named.offset % kNoiseOctet == 0)
+    if (is_octets(y.data, count, count) && is_octets(x.data, count, count) && noise_in_octets(named, x.cols))
         launch_dropout<kNoiseOctet>(y, x, scale, threshold, named);
     else launch_dropout<1>(y, x, scale, threshold, named);
 }

@@ -74,7 +74,7 @@ __device__ __forceinline__ void store_gradient(bf16* x, int g, Packed<kWidth> lo
 // `kept` of the row's groups of kWidth logits stay in shared memory, from the first on.
 template <int kWidth>
 __global__ void __launch_bounds__(kLossThreads, 1)
-cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, int kept, float scale, bool want_grad) {
+cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, int kept, const float* scale_at) {
     __shared__ SoftmaxSum of_warp[kWarp];
     SHARED(Packed<kWidth>, row);
     size_t t = blockIdx.x;
@@ -83,7 +83,7 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
     if (label == kNotCounted) {
         if (threadIdx.x == 0) loss[t] = 0;
         Values<kWidth> zero = {};
-        if (want_grad)
+        if (scale_at)
             for (int g = threadIdx.x; g < groups; g += threads) store_values(x + g * kWidth, zero);
         return;
     }
@@ -98,11 +98,11 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
     SoftmaxSum none = {-FLT_MAX, 0};
     s = warp_merged(lane < threads / kWarp ? of_warp[lane] : none);
     if (threadIdx.x == 0) loss[t] = logf(s.sum) + s.largest - at_label;
-    if (!want_grad) return;
+    if (!scale_at) return;
 
     // No barrier: a thread reads only those groups from shared memory that it put there. The groups that are loaded again come first, since
     // they were loaded last and are the likeliest to be in the cache.
-    float factor = scale / s.sum;
+    float scale = *scale_at, factor = scale / s.sum;
     auto gradient = [&](int g, Packed<kWidth> logit) { store_gradient(x, g, logit, s.largest, factor, label, scale); };
     int again = kept + (threadIdx.x - kept % threads + threads) % threads;   // this thread's first group behind the kept ones
 #pragma unroll 4
@@ -112,17 +112,17 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
 }
 
 template <int kWidth>
-static void launch_cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
+static void launch_cross_entropy(float* loss, Mat logits, const int* labels, const float* scale) {
     size_t room = shared_limit();
     allow_shared(cross_entropy_kernel<kWidth>, room);
-    int groups = logits.cols / kWidth, kept = want_grad ? min_int(groups, (int)(room / sizeof(Packed<kWidth>))) : 0;
+    int groups = logits.cols / kWidth, kept = scale ? min_int(groups, (int)(room / sizeof(Packed<kWidth>))) : 0;
     LAUNCH((cross_entropy_kernel<kWidth>), logits.rows, threads_for(groups, kLossThreads), kept * sizeof(Packed<kWidth>), loss,
-           rows_of<bf16>(logits), labels, logits.cols, kept, scale, want_grad);
+           rows_of<bf16>(logits), labels, logits.cols, kept, scale);
 }
-static void cross_entropy(float* loss, Mat logits, const int* labels, float scale, bool want_grad) {
+static void cross_entropy(float* loss, Mat logits, const int* labels, const float* scale) {
     check_bf16(logits, logits.rows, logits.cols, "cross_entropy");
-    if (is_octets(logits)) launch_cross_entropy<8>(loss, logits, labels, scale, want_grad);
-    else launch_cross_entropy<1>(loss, logits, labels, scale, want_grad);
+    if (is_octets(logits)) launch_cross_entropy<8>(loss, logits, labels, scale);
+    else launch_cross_entropy<1>(loss, logits, labels, scale);
 }
 
 // ---- the largest logit of a row: a block takes a row

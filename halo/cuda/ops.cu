@@ -198,6 +198,36 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
+// ---- repeating: the first call runs, so that products choose their algorithms and kernels are loaded; the second is captured in a graph
+struct Recording {
+    cudaGraphExec_t graph;   // NULL: work ran once and is not captured yet
+};
+
+static void capture(Recording* r, void (*work)(void* self), void* self) {
+    cudaGraph_t graph = NULL;
+    cuda_ok(cudaStreamBeginCapture(cuda_stream(), cudaStreamCaptureModeThreadLocal), "begin of a graph");
+    work(self);
+    cuda_ok(cudaStreamEndCapture(cuda_stream(), &graph), "end of a graph");
+    cuda_ok(cudaGraphInstantiate(&r->graph, graph, 0), "a graph");
+    cuda_ok(cudaGraphDestroy(graph), "a graph");
+}
+static void cuda_repeat(Recording** recording, void (*work)(void* self), void* self) {
+    if (!*recording) {
+        *recording = new Recording();
+        work(self);
+        return;
+    }
+    if (!(*recording)->graph) capture(*recording, work, self);
+    cuda_ok(cudaGraphLaunch((*recording)->graph, cuda_stream()), "launch of a graph");
+}
+static void cuda_forget(Recording* recording) {
+    if (recording && recording->graph) {
+        cuda_sync();
+        cuda_ok(cudaGraphExecDestroy(recording->graph), "a graph");
+    }
+    delete recording;
+}
+
 // Fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where each new shape is timed.
 static int cuda_round_rows(int rows) {
     int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
@@ -220,6 +250,8 @@ const Ops cuda_ops = {
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,
+    cuda_repeat,
+    cuda_forget,
     cuda_round_rows,
     embed_forward,
     embed_backward,

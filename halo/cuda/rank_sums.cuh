@@ -38,7 +38,7 @@ static void launch_add_ranks(cudaStream_t stream, T* out, RankValues<T> in, size
     size_t blocks = (groups + kRankSumThreads - 1) / kRankSumThreads;
     check(groups > 0 && blocks < (size_t)1 << 31, "sum over ranks: %zu values", groups * kWidth);
     if (noise) LAUNCH_ON(stream, (add_ranks_kernel<kWidth, true, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, *noise);
-    else LAUNCH_ON(stream, (add_ranks_kernel<kWidth, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, Noise{});
+    else LAUNCH_ON(stream, (add_ranks_kernel<kWidth, false, T>), (unsigned)blocks, kRankSumThreads, 0, out, in, groups, add, kNoNoise);
 }
 
 // out (count) <- [out +] the values of rank 0 + those of rank 1 + ..., rounded stochastically unless noise is NULL; out may be in.own.

@@ -5,6 +5,11 @@
 #include "../rng.h"
 #include "device.cuh"
 
+// Do values of a matrix with `cols` columns whose numbers are multiples of kNoiseOctet have noise of such numbers too?
+static inline bool noise_in_octets(const Noise& noise, int cols) {
+    return noise.offset % kNoiseOctet == 0 && (!noise.shift || cols % kNoiseOctet == 0);
+}
+
 // Stores value `first` of a matrix, or an octet from there on: then noise.offset + first is a multiple of kNoiseOctet. FP32 is stored as it
 // is. known_finite: the caller has checked that all values are finite.
 template <int kWidth>

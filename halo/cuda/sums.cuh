@@ -29,14 +29,14 @@ __device__ inline T* group_at(Rows<T> x, Groups g, size_t n) {
 
 // ---- y += x
 template <int kWidth, bool kStochastic, typename Y, typename X>
-__global__ void __launch_bounds__(kSumThreads) add_kernel(Rows<Y> y, Rows<const X> x, Groups groups, Noise noise) {
+__global__ void __launch_bounds__(kSumThreads) add_kernel(Rows<Y> y, Rows<const X> x, Groups groups, Noise noise, int cols) {
     size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= groups.count) return;
     Y* to = group_at<kWidth>(y, groups, n);
     Values<kWidth> a = load_values<kWidth>(to), b = load_values<kWidth>(group_at<kWidth>(x, groups, n));
 #pragma unroll
     for (int i = 0; i < kWidth; i++) a.v[i] += b.v[i];
-    if (kStochastic) store_stochastic(to, a, noise, n * kWidth, kGradNoise);
+    if (kStochastic) store_stochastic(to, a, noise_shifted(noise, cols), n * kWidth, kGradNoise);
     else store_values(to, a);
 }
 
@@ -90,8 +90,8 @@ static inline int blocks_for(Groups g) {
 
 template <int kWidth, typename Y, typename X>
 static void launch_add(Mat y, Mat x, Groups g, const Noise* noise) {
-    if (noise) LAUNCH((add_kernel<kWidth, true, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, *noise);
-    else LAUNCH((add_kernel<kWidth, false, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, Noise{});
+    if (noise) LAUNCH((add_kernel<kWidth, true, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, *noise, x.cols);
+    else LAUNCH((add_kernel<kWidth, false, Y, X>), blocks_for(g), kSumThreads, 0, rows_of<Y>(y), rows_of<const X>(x), g, kNoNoise, 0);
 }
 template <int kWidth, typename Y, typename X>
 static void launch_convert(Mat y, Mat x, Groups g, const Noise*) {
@@ -103,7 +103,7 @@ static void launch_convert(Mat y, Mat x, Groups g, const Noise*) {
     do {                                                                                                                   \
         check_mat(x, x.rows, x.cols, op);                                                                                  \
         check_mat(y, x.rows, x.cols, op);                                                                                  \
-        bool octets = is_octets(y) && is_octets(x) && (!noise || noise->offset % kNoiseOctet == 0);                                                                        \
+        bool octets = is_octets(y) && is_octets(x) && (!noise || noise_in_octets(*noise, x.cols));                    \
         Groups g = groups_of(x, is_dense(x) && is_dense(y), octets ? 8 : 1);                                               \
         if (x.fmt == F32 && y.fmt == F32) octets ? launch<8, float, float>(y, x, g, noise) : launch<1, float, float>(y, x, g, noise);    \
         else if (x.fmt == F32) octets ? launch<8, bf16, float>(y, x, g, noise) : launch<1, bf16, float>(y, x, g, noise);                 \
@@ -111,8 +111,13 @@ static void launch_convert(Mat y, Mat x, Groups g, const Noise*) {
         else octets ? launch<8, bf16, bf16>(y, x, g, noise) : launch<1, bf16, bf16>(y, x, g, noise);                                     \
     } while (0)
 
-static void add(Mat y, Mat x, const Noise* noise) { LAUNCH_PAIR(launch_add, "add", noise); }
-static void convert(Mat y, Mat x) { LAUNCH_PAIR(launch_convert, "convert", ((const Noise*)NULL)); }
+static void add(Mat y, Mat x, const Noise* noise) {
+    LAUNCH_PAIR(launch_add, "add", noise);
+}
+static void convert(Mat y, Mat x) {
+    const Noise* none = NULL;
+    LAUNCH_PAIR(launch_convert, "convert", none);
+}
 #undef LAUNCH_PAIR
 
 template <int kWidth, typename X>

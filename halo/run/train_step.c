@@ -14,6 +14,7 @@ Trainer trainer_new(const Session* s, int steps) {
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
     Trainer t;
     t.model = model_new(&s->config, s->ops, s->recipe, s->shard, model_options(s, true));
+    if (o->graphs == GRAPHS_AUTO && s->comm->ranks == 1) model_record(t.model);
     t.optim = optim_new(s->ops, optim);
     t.batch = batch_new(o->batch, o->seq);
     t.losses = (float*)s->ops->alloc(losses_bytes(o));
