@@ -307,23 +307,16 @@ typedef struct {
 } LastToken;
 
 static LastToken last_token(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, size_t to) {
-    enum { kMaxKinds = 16 };
-    LastToken kinds[kMaxKinds], last = {-1, 0, to, 0};
-    int kind_count = 0, all = 0;
+    LastToken last = {-1, 0, to, 0};
     size_t begin, end;
-    for (int id; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, to, from, &begin, &end)) >= 0; from = end) {
-        int k = 0;
-        while (k < kind_count && kinds[k].id != id) k++;
-        if (k == kMaxKinds) k = 0;
-        if (k == kind_count) {
-            LastToken fresh = {id, 0, 0, 0};
-            kinds[kind_count++] = fresh;
-        }
-        kinds[k].times++;
-        kinds[k].end = end;
-        kinds[k].all = ++all;
-        last = kinds[k];
+    int id;
+    for (size_t at = from; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, to, at, &begin, &end)) >= 0; at = end) {
+        last.id = id;
+        last.end = end;
+        last.all++;
     }
+    for (size_t at = from; (id = tokenizer_next_special(tokenizer, text->text, text->from_data, to, at, &begin, &end)) >= 0; at = end)
+        last.times += id == last.id;
     return last;
 }
 

@@ -17,6 +17,12 @@ static const Special kSpecials[] = {
     {"<|begin_of_text|>", "{bos}"}, {"<|end_of_text|>", "{eos}"},      {"<|start_header_id|>", "{head}"},
     {"<|end_header_id|>", "{text}"}, {"<|eot_id|>", "{eot}"},          {"<|im_start|>", "{im}"},
     {"<|im_end|>", "{end}"},
+    // Seventeen more, for a text of many kinds.
+    {"<|a|>", "{a}"}, {"<|b|>", "{b}"}, {"<|c|>", "{c}"}, {"<|d|>", "{d}"},
+    {"<|e|>", "{e}"}, {"<|f|>", "{f}"}, {"<|g|>", "{g}"}, {"<|h|>", "{h}"},
+    {"<|i|>", "{i}"}, {"<|j|>", "{j}"}, {"<|k|>", "{k}"}, {"<|l|>", "{l}"},
+    {"<|m|>", "{m}"}, {"<|n|>", "{n}"}, {"<|o|>", "{o}"}, {"<|p|>", "{p}"},
+    {"<|q|>", "{q}"},
 };
 
 // ---- the test's directory: made by main before any case runs (a case may fork), removed at its end

@@ -5,7 +5,7 @@
 
 #include "byte_tokenizer.h"
 
-enum { kBos, kEos, kHead, kText, kEot, kImStart, kImEnd };
+enum { kBos, kEos, kHead, kText, kEot, kImStart, kImEnd, kLastOfMany = kImEnd + 17 };
 
 // A conversation written as JSON; every assistant's message is trained but those of weight 0.
 typedef struct {
@@ -162,6 +162,23 @@ static void none_case(void) {
     f = opened(t, NULL, "{\"add_bos_token\": false}", "none");
     expect(&f, t, "[" USER("Q") "," BOT("A") "]", "", "QA{eos}", "A{eos}", "none: add_bos_token false");
     ok(f.text_bos == -1 && f.text_eos == 256 + kEos, "none: the tokens around a plain text");
+    chat_free(&f);
+    tokenizer_free(t);
+}
+
+// An answer with more kinds of control tokens than anyone uses, which the template leaves out of earlier turns: its end is found by the
+// number of its last token among those of the same kind.
+static void many_kinds_case(void) {
+#define MANY "<|a|><|b|><|c|><|d|><|e|><|f|><|g|><|h|><|i|><|j|><|k|><|l|><|m|><|n|><|o|><|p|><|q|>"
+#define SHOWN "{a}{b}{c}{d}{e}{f}{g}{h}{i}{j}{k}{l}{m}{n}{o}{p}{q}"
+    Tokenizer* t = byte_tokenizer(kBos, kLastOfMany, true);
+    static const char dropped[] = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}{% if m.role == 'assistant' and loop.last %}{{ '" MANY "' }}"
+                                  "{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+                                  "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}";
+    ChatFormat f = opened(t, dropped, "{}", "auto");
+    expect(&f, t, "[" USER("Q") "," BOT("A") "," USER("R") "," BOT("B") "]", "",
+           "{im}user:Q{end}{im}assistant:A{end}{im}user:R{end}{im}assistant:" SHOWN "B{end}", "A{end}" SHOWN "B{end}",
+           "own: eighteen kinds of control tokens in an answer");
     chat_free(&f);
     tokenizer_free(t);
 }
@@ -531,7 +548,7 @@ static void tokens_case(void) {
 
 static const Case cases[] = {
     {"chat.llama3", llama3_case}, {"chat.llama3.1", llama31_case},     {"chat.chatml", chatml_case},   {"chat.none", none_case},
-    {"chat.own", own_case},       {"chat.mistral", mistral_case},      {"chat.blocks", blocks_case},   {"chat.refusals", refusals_case},
+    {"chat.own", own_case},       {"chat.many_kinds", many_kinds_case}, {"chat.mistral", mistral_case},      {"chat.blocks", blocks_case},   {"chat.refusals", refusals_case},
     {"chat.shorten", shorten_case}, {"chat.templates", templates_case}, {"chat.tokens", tokens_case},
 };
 
