@@ -204,7 +204,7 @@ static void multiply_packed(Mat c, const Operand* A, const Operand* B, const flo
 
 // ---- the product of INT8 codes
 static bool takes_integers(const Operand* o) {
-    return o->side.m.fmt == INT8 && o->side.gran != PER_BLOCK32 && o->K <= kInt8LongestK;
+    return o->side.m.fmt == INT8 && o->side.gran != PER_BLOCK32 && o->K <= kInt8Longest;
 }
 
 // block (kMr, kNrVecs) = start (kNrVecs) + sum over words of a's column times b's row; B's panel has its starts in front.

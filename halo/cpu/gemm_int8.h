@@ -6,14 +6,13 @@
 //   start    what a column's sums begin with. VNNI takes A without a sign, so A's bytes are code + 128, and a column of C
 //            begins at -128 times the sum of its row of B.
 //
-// Sums are exact: 32-bit arithmetic is modulo 2^32, and the result is below 2^31 in magnitude for K up to kInt8LongestK.
+// Sums are exact: 32-bit arithmetic is modulo 2^32, and the result is below 2^31 in magnitude for K up to kInt8Longest (ops.h).
 #ifndef HALO_CPU_GEMM_INT8_H
 #define HALO_CPU_GEMM_INT8_H
 
 #include "rows.h"
 #include "vec.h"
 
-enum { kInt8LongestK = (1 << 17) - 1 };
 
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t)), may_alias));
 
