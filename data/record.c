@@ -50,7 +50,7 @@ static const Form kForms[] = {
 enum { kFormCount = sizeof kForms / sizeof *kForms };
 static const char kFormNames[] =
     "messages | conversations | prompt, completion (or chosen) | instruction, output (and input) | instruction, response (and context) | "
-    "question, answer | text";
+    "question, answer | ref, mr | target, meaning_representation | text";
 
 // The state of reading one file.
 enum { kMaxIgnored = 32 };

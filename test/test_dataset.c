@@ -160,6 +160,7 @@ static void errors_case(void) {
         {"a.jsonl", "{\"prompt\": \"\xff\", \"completion\": \"A\"}", "a.jsonl:1:"},
         {"a.jsonl", "{\"prompt\": \"a\", \"prompt\": \"b\", \"completion\": \"A\"}", "duplicate object key"},
         {"a.jsonl", "{\"input\": \"Q\"}", "a.jsonl:1:1: no known form"},
+        {"a.jsonl", "{\"input\": \"Q\"}", "question, answer | ref, mr | target, meaning_representation | text"},
         {"a.jsonl", "[1, 2]", "a.jsonl:1:2: expected a JSON object"},
         {"a.jsonl", "[" GOOD GOOD "]", "a.jsonl:2:1: a comma or the list's closing bracket"},
         {"a.jsonl", "[\n" GOOD ",{\"prompt\": 1 2}]", "a.jsonl:3:"},
