@@ -186,6 +186,7 @@ static int on_a_rank(const char* backend) {
     comm = comm_start();
     progress_watch(comm->rank, comm->ranks, 60, comm->abort_job);
     comm = comm_on(comm, ops);
+    report(comm->host_ranks != comm->ranks, "all ranks are this host's");
     const size_t gathers[] = {1, 2, 7, 256, 100003};
     for (int i = 0; i < COUNT(gathers); i++) gather_case(gathers[i], i % 2);
     // Below a block of an all_reduce, over several slices of the emulation's staging memory, and of a GPU's.

@@ -18,6 +18,7 @@ typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait 
 typedef struct {
     const char* name;   // "solo" | "mpi" | "nccl"
     int rank, ranks;
+    int host_ranks;         // those on this rank's host, itself among them
     size_t staging_bytes;   // of the backend's memory that this Comm holds for itself
     // ---- on the backend
     // out (ranks, bytes) <- every rank's in (bytes); `in` may be this rank's place in out.

@@ -112,6 +112,15 @@ static void mpi_abort(int exit_code) {
     _exit(exit_code);
 }
 
+static int ranks_of_host(void) {
+    MPI_Comm host;
+    int ranks;
+    COLLECTIVE("ranks of a host", MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host));
+    MPI_Comm_size(host, &ranks);
+    MPI_Comm_free(&host);
+    return ranks;
+}
+
 const Comm* comm_mpi(void) {
     int started = 0;
     MPI_Initialized(&started);
@@ -119,6 +128,7 @@ const Comm* comm_mpi(void) {
     mpi.name = "mpi";
     MPI_Comm_rank(MPI_COMM_WORLD, &mpi.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &mpi.ranks);
+    mpi.host_ranks = ranks_of_host();
     mpi.all_gather = mpi_all_gather;
     mpi.reduce_scatter = mpi_reduce_scatter;
     mpi.all_reduce = mpi_all_reduce;

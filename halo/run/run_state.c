@@ -138,7 +138,7 @@ static void* write_part(void* self) {
     return NULL;
 }
 
-// Is there free memory for the copy, and a quarter more for other uses? All ranks of a host ask at the same time and will take as much.
+// Is there free memory for the copy, and a quarter more for other uses? All ranks of this host ask at the same time and will take as much.
 static bool copy_fits(const Session* s, size_t bytes) {
     char line[128];
     long long available_kb = 0;
@@ -146,7 +146,7 @@ static bool copy_fits(const Session* s, size_t bytes) {
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %lld kB", &available_kb) == 1) break;
     if (f) fclose(f);
-    return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->ranks;
+    return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->host_ranks;
 }
 
 // The copies' memory is kept for the next save: copying to memory that has been used before takes a fraction of the time.
