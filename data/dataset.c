@@ -367,7 +367,7 @@ void dataset_report(const Dataset* d, FILE* out) {
 
 // Fisher-Yates. Its random stream is none of the optimizer's, which are numbered by steps.
 static void shuffle(int* order, int n, uint64_t seed, int epoch) {
-    const uint64_t stream = (uint64_t)1 << 63 | (uint64_t)epoch;
+    const uint64_t stream = kShuffleStreams | (uint64_t)epoch;
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = n - 1; i > 0; i--) {
         Philox p = random_words(seed, (uint64_t)i, stream);

@@ -21,6 +21,7 @@
 
 #include "adapter.h"
 #include "progress.h"
+#include "rng.h"
 
 typedef struct {
     Mat res1, res2, h1, qkv, att, h2, gate_up, act;
@@ -438,10 +439,10 @@ static Mat linear_input(const Block* b, int linear) {
 }
 
 // Names the dropout mask of an adapter's input by step, layer and linear, and by where a value lies in the step's global batch, so that
-// the mask is the same in each pass and with any number of ranks. Bit 63 separates these streams from other uses of the seed. The step and
+// the mask is the same in each pass and with any number of ranks. Bit 62 separates these streams from other uses of the seed (rng.h). The step and
 // the place in the batch are among the StepNumbers.
 static Noise drop_noise(const Model* m, int layer, int linear) {
-    Noise noise = {m->c.adapter.seed, (uint64_t)1 << 63 | (uint64_t)layer << 3 | (uint64_t)linear, 0, &((const StepNumbers*)m->inputs)->drop};
+    Noise noise = {m->c.adapter.seed, kDropStreams | (uint64_t)layer << 3 | (uint64_t)linear, 0, &((const StepNumbers*)m->inputs)->drop};
     return noise;
 }
 

@@ -25,7 +25,10 @@ NUMFMT Philox philox4x32(Philox counter, uint32_t key0, uint32_t key1) {
     return c;
 }
 
-// Four words named by (seed, index, stream); `stream` separates uses of one seed, such as optimizer steps.
+// Four words named by (seed, index, stream); `stream` separates uses of one seed: updates have the optimizer step's number, sums of gradients
+// that number from bit 32 on, dropout's masks (llama3.c) bit 62 set, and shuffles of data (data/dataset.c) bit 63.
+#define kDropStreams ((uint64_t)1 << 62)
+#define kShuffleStreams ((uint64_t)1 << 63)
 NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
     Philox counter = {{(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
     return philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));

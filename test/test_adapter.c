@@ -145,7 +145,7 @@ static void dropout_on(const Ops* ops, int rows, int cols, float p, uint64_t off
     size_t n = (size_t)rows * cols;
     float *x = test_normals(n, 1), *want = (float*)host_alloc(sizeof(float) * n);
     uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * n);
-    Noise noise = {3, (uint64_t)1 << 63 | 5, offset, NULL};
+    Noise noise = {3, kDropStreams | 5, offset, NULL};
     uint32_t threshold = (uint32_t)lrintf(p * 65536);
     for (size_t i = 0; i < n; i++) {
         half[i] = bf16_from_f32(x[i]);
@@ -257,7 +257,7 @@ static void gradients(void) {
         rule.check = 0;
         for (int s = 0; s < f.count; s++) {
             float *got = factor_gradient(&t, s, 1), *want = factor_gradient(&reference, s, 1);
-            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.05, f.specs[s].name);
+            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.08, f.specs[s].name);
             free(got);
             free(want);
         }
