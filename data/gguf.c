@@ -11,7 +11,7 @@
 
 enum {
     kWindowBytes = 1 << 16,      // what one read of the header fetches
-    kPieceBytes = 8 << 20,       // stored bytes that one read of rows fetches at most (one row at least)
+    kReadBytes = 8 << 20,       // stored bytes that one read of rows fetches at most (one row at least)
     kMaxKeyBytes = 65535,        // the format's limit
     kMaxNameBytes = 63,          // of a tensor, as in llama.cpp
     kMaxDims = 4,
@@ -492,7 +492,7 @@ const GgufValue* gguf_array(const Gguf* g, const char* key, GgufKind kind) {
 
 void gguf_rows(const Gguf* g, const GgufTensor* t, size_t first, size_t rows, float* dst) {
     check(first <= t->rows && rows <= t->rows - first, "gguf_rows: rows %zu + %zu of %s (%zu)", first, rows, t->name, t->rows);
-    size_t step = t->row_bytes < kPieceBytes ? kPieceBytes / t->row_bytes : 1;
+    size_t step = t->row_bytes < kReadBytes ? kReadBytes / t->row_bytes : 1;
     if (step > rows) step = rows;
     unsigned char* stored = (unsigned char*)host_alloc(step * t->row_bytes);
     for (size_t row = 0; row < rows; row += step) {

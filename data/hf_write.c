@@ -12,7 +12,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-enum { kPieceBytes = 32 << 20 };   // how many bytes one call of the row callback delivers at most (but at least one row)
+enum { kCallbackBytes = 32 << 20 };   // how many bytes one call of the row callback delivers at most (but at least one row)
 static const char kPartialName[] = ".model-being-written";
 
 // One tensor of the output.
@@ -183,7 +183,7 @@ static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows row
         }
         const ParamSpec* spec = &plan->specs[entry->spec];
         size_t row_bytes = (size_t)spec->cols * fmt_bytes(fmt);
-        int step = row_bytes < kPieceBytes ? (int)(kPieceBytes / row_bytes) : 1;
+        int step = row_bytes < kCallbackBytes ? (int)(kCallbackBytes / row_bytes) : 1;
         for (int row = 0; row < spec->rows; row += step) {
             int n = min_int(step, spec->rows - row);
             if (n * row_bytes > buffer_bytes) {

@@ -11,9 +11,9 @@
 // Activations fall into three groups by the cost of making them again: a block's input (`input` in place_block), the outputs of
 // attention and of products (`mid`), and the outputs of norms and SwiGLU (`cheap`). --recompute keeps the first, the first two, or
 // all of them for every layer; a group that isn't kept has one layer's memory and is made again in the backward pass.
-// The logits exist for some rows at a time (in this file a piece), forward and backward together, since the loss's scale is known
-// beforehand. The head is a linear too, under a recipe of its own: the final norm's output is quantized piece by piece with one scale for
-// all its rows, the gradient of the logits with a scale for each piece.
+// The logits exist for some rows at a time, forward and backward together, since the loss's scale is known
+// beforehand. The head is a linear too, under a recipe of its own: the final norm's output is quantized in the same steps with one scale for
+// all its rows, the gradient of the logits with a scale for the rows of each step.
 //
 // Under an adapter (adapter.h) no weight has a gradient, and the backward pass ends in the first block. LoRA: no product takes G, and the
 // plain input and u of each adapted linear are kept for the adapter. HUT: G gives the gradient of the effective weight.
@@ -69,11 +69,11 @@ struct Model {
     bool remaking;           // LoRA's backward pass is making activations again
     Linear linear;
     LinearShape shape[kLinearCount];
-    Linear head;             // for the rows of one piece of logits
+    Linear head;             // for as many rows as there are logits of
     LinearShape head_shape;
     int BT;                  // rows of the batch at work
     int most_rows;           // rows that there is memory for
-    int most_piece_rows;     // rows of logits held at once
+    int most_logit_rows;     // rows of logits held at once
 
     Block* blocks;           // L
     BlockWeights* weights;   // L
@@ -81,8 +81,8 @@ struct Model {
     Mat branch;              // (BT, C) the output of o or down, which the next norm adds to the stream
     Mat res, h;              // (BT, C) after the last block: the stream, and its norm
     float* rstd;
-    Mat logits;              // (rows of a piece, V)
-    void *head_input, *head_maxima;   // memory in which linear_place_input lays out the operand of a piece
+    Mat logits;              // (rows held at once, V)
+    void *head_input, *head_maxima;   // memory in which linear_place_input lays out the operand of the rows at work
     float* head_grad_maxima;
     WeightOperand head_weight;
     bool head_prepared;
@@ -210,8 +210,8 @@ static void place_cache(Model* m, Arena* arena) {
 
 static Fmt logits_fmt(const Model* m) { return m->opt.slots ? F32 : m->ops->act; }
 
-// The rows of a piece of logits that fit in logits_bytes: a multiple of a product's tile if at least one tile fits.
-static int piece_rows(const Model* m) {
+// The rows of logits that fit in logits_bytes: a multiple of a product's tile if at least one tile fits.
+static int logit_rows(const Model* m) {
     enum { kTileRows = 128 };
     size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(logits_fmt(m)));
     int rows = fit < 1 ? 1 : fit > (size_t)m->most_rows ? m->most_rows : (int)fit;
@@ -280,7 +280,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     const Config* c = &m->c;
     Fmt act = m->ops->act;
     size_t start = arena->used;
-    int rows = min_int(m->most_piece_rows, m->BT);
+    int rows = min_int(m->most_logit_rows, m->BT);
     if (m->opt.train && m->opt.observe) place_stats(m, arena, recipe);
     linear_place(&m->linear, arena, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);
     linear_place(&m->head, arena, m->ops, m->head.recipe, &m->head_shape, 1, rows, 0);
@@ -345,7 +345,7 @@ static void model_shape(Model* m, const Config* config, const Ops* ops, bool gat
     m->opt = options;
     m->gathers_codes = gathers_codes;
     m->BT = m->most_rows = options.B * options.T;
-    m->most_piece_rows = piece_rows(m);
+    m->most_logit_rows = logit_rows(m);
     m->frozen = config->adapter.kind != ADAPTER_NONE;
     m->hut = config->adapter.kind == ADAPTER_HUT;
     for (int i = 0; i < kLinearCount; i++) {
@@ -419,7 +419,7 @@ float* rope_table(const Config* c, const Ops* ops, int positions) {
     return on_backend;
 }
 
-// ---- the pieces of a block, forward
+// ---- the parts of a block, forward
 
 static Attn attention_shape(const Model* m) {
     int B = m->extending ? 1 : m->BT / m->opt.T;   // new tokens are one sequence of packed documents
@@ -662,10 +662,10 @@ typedef struct {
     GradOperand dy;   // of the logits
     Prep prep;        // what the final norm finds for `in`
     Mat h, logits;
-} HeadPiece;
+} HeadRows;
 
-static HeadPiece head_piece(const Model* m, Mat h, int row) {
-    HeadPiece p;
+static HeadRows head_rows(const Model* m, Mat h, int row) {
+    HeadRows p;
     int rows = min_int(m->logits.rows, h.rows - row);
     Arena kept = {(char*)m->head_input, 0}, maxima = {(char*)m->head_maxima, 0};
     p.linear = linear_on(&m->head, rows);
@@ -691,7 +691,7 @@ static void trunk_forward(Model* m) {
     }
     const Unit* tail = shard_acquire(m->shard, L + 1, FORWARD);
     m->ops->rmsnorm_forward(m->h, m->rstd, m->res, m->blocks[L - 1].res2, m->branch, tail->w[S_FINAL_NORM], m->c.norm_eps,
-                            head_piece(m, m->h, 0).prep);
+                            head_rows(m, m->h, 0).prep);
 }
 
 static const Unit* acquire_head(Model* m, Pass pass) {
@@ -701,7 +701,7 @@ static const Unit* acquire_head(Model* m, Pass pass) {
     return u;
 }
 
-static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
+static void head_forward(Model* m, const Unit* head, HeadRows* p) {
     linear_prepare_input(&p->linear, &p->in, p->h, p->prep);
     linear_forward(&p->linear, p->logits, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
 }
@@ -711,7 +711,7 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
     trunk_forward(m);
     const Unit* head = acquire_head(m, FORWARD);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, m->h, row);
+        HeadRows p = head_rows(m, m->h, row);
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, NULL);
     }
@@ -723,7 +723,7 @@ static void logits_to_host(Model* m, Mat h, int rows, float* out) {
     size_t V = (size_t)m->c.V;
     void* raw = host_alloc(mat_bytes(m->logits));
     for (int row = 0; row < rows; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, h, row);
+        HeadRows p = head_rows(m, h, row);
         head_forward(m, head, &p);
         Mat wanted = mat_rows(p.logits, 0, min_int(p.logits.rows, rows - row));
         size_t count = wanted.rows * V;
@@ -795,19 +795,19 @@ void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int 
     if (!wanted_count) return;
     const Unit* head = acquire_head(m, FORWARD);
     for (int row = 0; row < wanted_count; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, rows, row);
+        HeadRows p = head_rows(m, rows, row);
         head_forward(m, head, &p);
         m->ops->argmax(m->best + row, p.logits);
     }
     m->ops->download(best, m->best, sizeof(int) * (size_t)wanted_count);
 }
 
-// The loss, and the gradients of the head's weight and of h (into dh), piece by piece of logits.
+// The loss, and the gradients of the head's weight and of h (into dh), some rows of logits at a time.
 static void head_forward_backward(Model* m) {
     const Unit* head = acquire_head(m, BACKWARD);
     Stack stack = head_stack(&m->c);
     for (int row = 0; row < m->BT; row += m->logits.rows) {
-        HeadPiece p = head_piece(m, m->h, row);
+        HeadRows p = head_rows(m, m->h, row);
         head_forward(m, head, &p);
         m->ops->cross_entropy(m->losses + row, p.logits, m->targets + row, &((const StepNumbers*)m->inputs)->scale);
         linear_measure_grad(&p.linear, &p.dy, m->head_shape);

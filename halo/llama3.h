@@ -15,7 +15,7 @@ typedef struct {
     int B, T;                 // sequences and tokens per sequence of one micro-step, at most
     bool train;               // false: no gradients, activations of one block only
     Recompute recompute;
-    size_t logits_bytes;      // largest piece of logits held at once
+    size_t logits_bytes;      // most logits held at once
     int token_block;          // --token-block; 0: the full token transform
     const Recipe* head;       // of lm_head's products: a row that rotates nothing
     bool observe;             // lay out memory for model_observe

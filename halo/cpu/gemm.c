@@ -23,7 +23,7 @@ enum {
     kPackStrip = 64,
     kTileRows = 8 * kMr,
     kTileCols = 256,
-    kPackedFloats = 1 << 24,     // a side is packed in pieces of at most 64 MiB (but at least one tile)
+    kPackedFloats = 1 << 24,     // a side is packed up to 64 MiB (but at least one tile)
     kSmallProduct = 1 << 15      // fewer multiplications than this are not worth waking threads for
 };
 
@@ -189,14 +189,14 @@ static void tile_store(Mat c, const void* sums, bool integers, const Operand* A,
 
 // c's rows [row, row + rows) and columns [col, col + cols), both sides packed.
 static void multiply_packed(Mat c, const Operand* A, const Operand* B, const float* a, const float* b, float beta,
-                            Tile piece) {
+                            Tile packed) {
     static __thread WorkBuffer work;
-    int across = ceil_div(piece.cols, kTileCols), tiles = ceil_div(piece.rows, kTileRows) * across;
-#pragma omp parallel for schedule(dynamic) if ((double)piece.rows * piece.cols * A->K > kSmallProduct)
+    int across = ceil_div(packed.cols, kTileCols), tiles = ceil_div(packed.rows, kTileRows) * across;
+#pragma omp parallel for schedule(dynamic) if ((double)packed.rows * packed.cols * A->K > kSmallProduct)
     for (int n = 0; n < tiles; n++) {
         double* sums = (double*)work_bytes(&work, (size_t)kTileRows * kTileCols * sizeof(double));
         int i = n / across * kTileRows, j = n % across * kTileCols;
-        Tile t = {piece.row + i, piece.col + j, min_int(kTileRows, piece.rows - i), min_int(kTileCols, piece.cols - j)};
+        Tile t = {packed.row + i, packed.col + j, min_int(kTileRows, packed.rows - i), min_int(kTileCols, packed.cols - j)};
         tile_sums(sums, A, B, a + (size_t)i * A->K, b + (size_t)j * B->K, t);
         tile_store(c, sums, false, A, B, beta, t);
     }
@@ -259,22 +259,22 @@ static void int8_tile_sums(int32_t* sums, const uint32_t* a, const uint32_t* b, 
 }
 
 static void int8_multiply_packed(Mat c, const Operand* A, const Operand* B, const uint32_t* a, const uint32_t* b, float beta,
-                                 Tile piece) {
+                                 Tile packed) {
     static __thread WorkBuffer work;
-    int across = ceil_div(piece.cols, kTileCols), tiles = ceil_div(piece.rows, kTileRows) * across;
+    int across = ceil_div(packed.cols, kTileCols), tiles = ceil_div(packed.rows, kTileRows) * across;
     size_t a_panel = int8_panel_words(A), b_panel = int8_panel_words(B);
-#pragma omp parallel for schedule(dynamic) if ((double)piece.rows * piece.cols * A->K > kSmallProduct)
+#pragma omp parallel for schedule(dynamic) if ((double)packed.rows * packed.cols * A->K > kSmallProduct)
     for (int n = 0; n < tiles; n++) {
         int32_t* sums = (int32_t*)work_bytes(&work, (size_t)kTileRows * kTileCols * sizeof(int32_t));
         int i = n / across * kTileRows, j = n % across * kTileCols;
-        Tile t = {piece.row + i, piece.col + j, min_int(kTileRows, piece.rows - i), min_int(kTileCols, piece.cols - j)};
+        Tile t = {packed.row + i, packed.col + j, min_int(kTileRows, packed.rows - i), min_int(kTileCols, packed.cols - j)};
         int8_tile_sums(sums, a + (size_t)(i / kMr) * a_panel, b + (size_t)(j / kNr) * b_panel, int8_words(A->K), a_panel, b_panel, t);
         tile_store(c, sums, true, A, B, beta, t);
     }
 }
 
 // Rows packed at once: a multiple of the tile.
-static int piece_rows(const Operand* o, int tile) {
+static int packed_rows(const Operand* o, int tile) {
     return (int)(max_int(kPackedFloats / o->K / tile, 1) * tile);
 }
 
@@ -284,25 +284,25 @@ void cpu_gemm(Mat c, Side a, Side b, float beta) {
     check(A.K == B.K && A.rows == c.rows && B.rows == c.cols && A.K > 0, "gemm: (%d, %d) = (%d, %d) (%d, %d)^T", c.rows,
           c.cols, A.rows, A.K, B.rows, B.K);
     check_shape(c, c.rows, c.cols, "gemm");
-    int a_piece = min_int(piece_rows(&A, kTileRows), (int)round_up((size_t)A.rows, kMr));
-    int b_piece = min_int(piece_rows(&B, kTileCols), (int)round_up((size_t)B.rows, kNr));
+    int a_rows = min_int(packed_rows(&A, kTileRows), (int)round_up((size_t)A.rows, kMr));
+    int b_rows = min_int(packed_rows(&B, kTileCols), (int)round_up((size_t)B.rows, kNr));
     bool integers = takes_integers(&A) && takes_integers(&B);
     // One float of memory per value, K + 1 per row: also enough for a row of INT8 words with its start, even where K is 1.
-    float* a_panels = work_floats(&packed_a, (size_t)a_piece * (size_t)(A.K + 1));
-    float* b_panels = work_floats(&packed_b, (size_t)b_piece * (size_t)(B.K + 1));
-    for (int col = 0; col < c.cols; col += b_piece) {
-        Tile piece = {0, col, 0, min_int(b_piece, c.cols - col)};
-        if (integers) int8_pack((uint32_t*)b_panels, &B, col, piece.cols);
-        else pack(b_panels, &B, col, piece.cols);
-        for (int row = 0; row < c.rows; row += a_piece) {
-            piece.row = row;
-            piece.rows = min_int(a_piece, c.rows - row);
+    float* a_panels = work_floats(&packed_a, (size_t)a_rows * (size_t)(A.K + 1));
+    float* b_panels = work_floats(&packed_b, (size_t)b_rows * (size_t)(B.K + 1));
+    for (int col = 0; col < c.cols; col += b_rows) {
+        Tile packed = {0, col, 0, min_int(b_rows, c.cols - col)};
+        if (integers) int8_pack((uint32_t*)b_panels, &B, col, packed.cols);
+        else pack(b_panels, &B, col, packed.cols);
+        for (int row = 0; row < c.rows; row += a_rows) {
+            packed.row = row;
+            packed.rows = min_int(a_rows, c.rows - row);
             if (integers) {
-                int8_pack((uint32_t*)a_panels, &A, row, piece.rows);
-                int8_multiply_packed(c, &A, &B, (const uint32_t*)a_panels, (const uint32_t*)b_panels, beta, piece);
+                int8_pack((uint32_t*)a_panels, &A, row, packed.rows);
+                int8_multiply_packed(c, &A, &B, (const uint32_t*)a_panels, (const uint32_t*)b_panels, beta, packed);
             } else {
-                pack(a_panels, &A, row, piece.rows);
-                multiply_packed(c, &A, &B, a_panels, b_panels, beta, piece);
+                pack(a_panels, &A, row, packed.rows);
+                multiply_packed(c, &A, &B, a_panels, b_panels, beta, packed);
             }
         }
     }

@@ -12,7 +12,7 @@ enum {
     kTransposeTile = 128,
     kTransposeChunk = 16,    // bytes that a thread loads or stores at once
     kTransposePitch = 132,   // bytes from one row of the tile to the next: reading down a column changes the bank
-    kFp6Chunk = 16           // codes a thread packs: 12 bytes
+    kFp6Group = 16           // codes a thread packs: 12 bytes
 };
 
 // Up to 16 neighbouring bytes of a row of n bytes, from byte `at` on; whole chunks in one access if rows are `aligned`.
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kWireThreads) pack_fp6_kernel(uint8_t* packed,
     __shared__ uint8_t six_bits[256];
     six_bits[threadIdx.x] = fp6_pack_code((uint8_t)threadIdx.x, fp6);
     __syncthreads();
-    size_t at = ((size_t)blockIdx.x * kWireThreads + threadIdx.x) * kFp6Chunk;
+    size_t at = ((size_t)blockIdx.x * kWireThreads + threadIdx.x) * kFp6Group;
     if (at >= count) return;
     uint8_t* to = packed + at / 4 * 3;
-    if (aligned && at + kFp6Chunk <= count) {
+    if (aligned && at + kFp6Group <= count) {
         uint4 u = *reinterpret_cast<const uint4*>(codes + at);
         uint32_t in[4] = {u.x, u.y, u.z, u.w}, group[4];
 #pragma unroll
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kWireThreads) pack_fp6_kernel(uint8_t* packed,
         words[2] = group[2] >> 16 | group[3] << 8;
         return;
     }
-    for (size_t end = at + kFp6Chunk < count ? at + kFp6Chunk : count; at < end; at += 4, to += 3) {
+    for (size_t end = at + kFp6Group < count ? at + kFp6Group : count; at < end; at += 4, to += 3) {
         uint32_t group = 0;
         for (int k = 0; k < 4; k++) group |= (uint32_t)six_bits[codes[at + k]] << 6 * k;
         for (int k = 0; k < 3; k++) to[k] = (uint8_t)(group >> 8 * k);
@@ -95,10 +95,10 @@ __global__ void __launch_bounds__(kWireThreads) unpack_fp6_kernel(uint8_t* codes
     __shared__ uint8_t code_of[64];
     if (threadIdx.x < 64) code_of[threadIdx.x] = fp6_unpack_code((uint8_t)threadIdx.x, fp6);
     __syncthreads();
-    size_t at = ((size_t)blockIdx.x * kWireThreads + threadIdx.x) * kFp6Chunk;
+    size_t at = ((size_t)blockIdx.x * kWireThreads + threadIdx.x) * kFp6Group;
     if (at >= count) return;
     const uint8_t* from = packed + at / 4 * 3;
-    if (aligned && at + kFp6Chunk <= count) {
+    if (aligned && at + kFp6Group <= count) {
         const uint32_t* words = reinterpret_cast<const uint32_t*>(from);
         uint32_t w0 = words[0], w1 = words[1], w2 = words[2], out[4];
         uint32_t group[4] = {w0, w0 >> 24 | w1 << 8, w1 >> 16 | w2 << 16, w2 >> 8};
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kWireThreads) unpack_fp6_kernel(uint8_t* codes
         *reinterpret_cast<uint4*>(codes + at) = make_uint4(out[0], out[1], out[2], out[3]);
         return;
     }
-    for (size_t end = at + kFp6Chunk < count ? at + kFp6Chunk : count; at < end; at += 4, from += 3) {
+    for (size_t end = at + kFp6Group < count ? at + kFp6Group : count; at < end; at += 4, from += 3) {
         uint32_t group = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16;
         for (int k = 0; k < 4; k++) codes[at + k] = code_of[group >> 6 * k & 63];
     }
@@ -127,7 +127,7 @@ static inline void check_fp6(Mat codes, const char* op) {
     check((codes.fmt == FP6_E3M2 || codes.fmt == FP6_E2M3) && codes.ld % 4 == 0, "%s (cuda): (%d, %d) in %s with rows of %d", op,
           codes.rows, codes.cols, fmt_name(codes.fmt), codes.ld);
 }
-static inline unsigned fp6_blocks(size_t count) { return (unsigned)((count + kWireThreads * kFp6Chunk - 1) / (kWireThreads * kFp6Chunk)); }
+static inline unsigned fp6_blocks(size_t count) { return (unsigned)((count + kWireThreads * kFp6Group - 1) / (kWireThreads * kFp6Group)); }
 
 static void pack_fp6(uint8_t* packed, Mat codes) {
     check_fp6(codes, "pack_fp6");

@@ -131,7 +131,7 @@ static void launch_cached(AttnCached a, int splits) {
     int group = a.NH / a.NKV;
     dim3 grid(a.rows, a.NKV * cached_head_tiles(group), splits);
     with_head_dim(a.HD, [&](auto kHD) {
-        constexpr size_t kBytes = sizeof(bf16) * kCachedWarps * 2 * 2 * tile_values<kPieceKeys, kHD()>();
+        constexpr size_t kBytes = sizeof(bf16) * kCachedWarps * 2 * 2 * tile_values<kSliceKeys, kHD()>();
         allow_shared(attention_cached_kernel<kHD()>, kBytes);
         LAUNCH((attention_cached_kernel<kHD()>), grid, kCachedThreads, kBytes, a);
     });

@@ -7,8 +7,8 @@
 //   tile      the rows x heads of one block, at most 16; its row m is row m / heads of the batch's rows, head m % heads of the group
 //   chunk     kCachedChunk keys of a sequence, from a multiple of kCachedChunk on. Its softmax is taken on its own, and chunks are folded
 //             in their order: a result depends on the row's own position and keys, never on its neighbours or on how a grid is cut
-//   piece     16 keys of a chunk, one warp's step; the warps take pieces in turn. Each warp has two stages of K and V of its own in shared
-//             memory, so that the next piece is on its way while one is used. Warps meet at a chunk's end
+//   slice     16 keys of a chunk, one warp's step; the warps take slices in turn. Each warp has two stages of K and V of its own in shared
+//             memory, so that the next slice is on its way while one is used. Warps meet at a chunk's end
 //   split     where a grid would have few blocks, each chunk gets a block of its own, which leaves its result in memory, and a second kernel
 //             folds. Else a block folds as it goes. The arithmetic is the same, to the bit
 #ifndef HALO_CUDA_ATTENTION_CACHED_CUH
@@ -16,9 +16,9 @@
 
 #include "tiles.cuh"
 
-enum { kCachedWarps = 4, kCachedThreads = kWarp * kCachedWarps, kCachedChunk = 256, kPieceKeys = 16, kTileRows = 16 };
-enum { kPiecesPerWarp = kCachedChunk / kPieceKeys / kCachedWarps };
-static_assert(kPiecesPerWarp % 2 == 0, "a chunk's last piece is in the second stage");
+enum { kCachedWarps = 4, kCachedThreads = kWarp * kCachedWarps, kCachedChunk = 256, kSliceKeys = 16, kTileRows = 16 };
+enum { kSlicesPerWarp = kCachedChunk / kSliceKeys / kCachedWarps };
+static_assert(kSlicesPerWarp % 2 == 0, "a chunk's last slice is in the second stage");
 
 struct AttnCached {
     const bf16 *q, *cache;   // q (rows, NH HD), rows of ld_q; cache (slots * positions, 2 NKV HD), rows of ld_cache
@@ -75,48 +75,48 @@ __device__ __forceinline__ void cached_queries(uint32_t (&q)[kHD / 16][4], const
     }
 }
 
-// One warp's stage <- K, then V, of the kPieceKeys keys from `key` on, zero beyond `keys` and HD. kv: the sequence's first key, this head.
+// One warp's stage <- K, then V, of the kSliceKeys keys from `key` on, zero beyond `keys` and HD. kv: the sequence's first key, this head.
 template <int kHD>
 __device__ __forceinline__ void cached_load(bf16* stage, const AttnCached& a, const bf16* kv, int key, int keys) {
     constexpr int kUnits = kHD / kUnit;
     int lane = threadIdx.x % kWarp;
     for (int half = 0; half < 2; half++) {
         const bf16* from = kv + half * a.NKV * a.HD;
-        bf16* tile = stage + half * tile_values<kPieceKeys, kHD>();
+        bf16* tile = stage + half * tile_values<kSliceKeys, kHD>();
         if (a.vectors) {
 #pragma unroll
-            for (int i = lane; i < kPieceKeys * kUnits; i += kWarp) {
+            for (int i = lane; i < kSliceKeys * kUnits; i += kWarp) {
                 int row = i / kUnits, unit = i % kUnits;
                 bool valid = key + row < keys && unit * kUnit < a.HD;
-                cp_async16(tile + unit_at<kPieceKeys>(row, unit), valid ? from + (size_t)(key + row) * a.ld_cache + unit * kUnit : from, valid);
+                cp_async16(tile + unit_at<kSliceKeys>(row, unit), valid ? from + (size_t)(key + row) * a.ld_cache + unit * kUnit : from, valid);
             }
         } else {
 #pragma unroll 1
-            for (int i = lane; i < kPieceKeys * kHD; i += kWarp) {
+            for (int i = lane; i < kSliceKeys * kHD; i += kWarp) {
                 int row = i / kHD, column = i % kHD;
                 bool valid = key + row < keys && column < a.HD;
-                tile[unit_at<kPieceKeys>(row, column / kUnit) + column % kUnit] = valid ? from[(size_t)(key + row) * a.ld_cache + column] : (bf16)0;
+                tile[unit_at<kSliceKeys>(row, column / kUnit) + column % kUnit] = valid ? from[(size_t)(key + row) * a.ld_cache + column] : (bf16)0;
             }
         }
     }
 }
 
-// ---- one piece: S = Q K^T, softmax, y += P V
+// ---- one slice: S = Q K^T, softmax, y += P V
 template <int kHD>
-__device__ __forceinline__ void cached_piece(float (&y)[kHD / 2], SoftmaxRows& softmax, const uint32_t (&q)[kHD / 16][4], const bf16* stage,
+__device__ __forceinline__ void cached_slice(float (&y)[kHD / 2], SoftmaxRows& softmax, const uint32_t (&q)[kHD / 16][4], const bf16* stage,
                                              int key, int common, const int (&seen)[2], float scale_log2) {
-    const bf16 *k_tile = stage, *v_tile = stage + tile_values<kPieceKeys, kHD>();
-    float s[kPieceKeys / 2] = {}, rescale[2];
+    const bf16 *k_tile = stage, *v_tile = stage + tile_values<kSliceKeys, kHD>();
+    float s[kSliceKeys / 2] = {}, rescale[2];
 #pragma unroll
     for (int d = 0; d < kHD / 16; d++) {
         uint32_t keys[4];
-        fragment_down<kPieceKeys, false>(keys, k_tile, 0, 2 * d);
+        fragment_down<kSliceKeys, false>(keys, k_tile, 0, 2 * d);
         mma_bf16(s, q[d], keys[0], keys[1]);
         mma_bf16(s + 4, q[d], keys[2], keys[3]);
     }
-    if (key + kPieceKeys > common) {
+    if (key + kSliceKeys > common) {
 #pragma unroll
-        for (int i = 0; i < kPieceKeys / 2; i++)
+        for (int i = 0; i < kSliceKeys / 2; i++)
             if (key + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= (unsigned)seen[i / 2 % 2]) s[i] = -INFINITY;
     }
     softmax_step(s, softmax, rescale, scale_log2);
@@ -127,7 +127,7 @@ __device__ __forceinline__ void cached_piece(float (&y)[kHD / 2], SoftmaxRows& s
 #pragma unroll
     for (int j = 0; j < kHD / 16; j++) {
         uint32_t values[4];
-        fragment_across<kPieceKeys, true>(values, v_tile, 0, 2 * j);
+        fragment_across<kSliceKeys, true>(values, v_tile, 0, 2 * j);
         mma_bf16(y + 8 * j, p, values[0], values[1]);
         mma_bf16(y + 8 * j + 4, p, values[2], values[3]);
     }
@@ -227,7 +227,7 @@ __device__ __forceinline__ void cached_store(float (&sums)[kElements], const Att
 
 template <int kHD>
 __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCached a) {
-    constexpr int kStage = 2 * tile_values<kPieceKeys, kHD>(), kElements = kTileRows * kHD / kCachedThreads;
+    constexpr int kStage = 2 * tile_values<kSliceKeys, kHD>(), kElements = kTileRows * kHD / kCachedThreads;
     static_assert(kStage * sizeof(bf16) >= kTileRows * kHD * sizeof(float), "a warp's sums lie in its second stage");
     SHARED(bf16, stages);   // kCachedWarps x 2 stages
     __shared__ CachedShared shared;
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
     if (tile.rows == 0 || first_chunk >= chunks) return;
 
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, used = tile.rows * tile.heads;
-    int pieces = (chunks - first_chunk + step - 1) / step * kPiecesPerWarp;
+    int slices = (chunks - first_chunk + step - 1) / step * kSlicesPerWarp;
     int seen[2];   // keys of each of this lane's two rows
     for (int half = 0; half < 2; half++) {
         int m = lane / 4 + 8 * half;
@@ -244,8 +244,8 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
     }
     const bf16* kv = a.cache + (size_t)a.slot[tile.row] * a.positions * a.ld_cache + tile.head / (a.NH / a.NKV) * a.HD;
     bf16* stage = stages + warp * 2 * kStage;
-    auto key_of = [=](int piece) {
-        return (first_chunk + piece / kPiecesPerWarp * step) * kCachedChunk + (piece % kPiecesPerWarp * kCachedWarps + warp) * kPieceKeys;
+    auto key_of = [=](int slice) {
+        return (first_chunk + slice / kSlicesPerWarp * step) * kCachedChunk + (slice % kSlicesPerWarp * kCachedWarps + warp) * kSliceKeys;
     };
 
     cached_load<kHD>(stage, a, kv, key_of(0), tile.keys);
@@ -255,21 +255,21 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
     float y[kHD / 2] = {}, sums[kElements] = {};
     SoftmaxRows softmax = softmax_begin();
     CachedRow all = {-INFINITY, 0};   // thread m: of row m
-    for (int piece = 0; piece < pieces; piece++) {
-        bool ends_chunk = piece % kPiecesPerWarp == kPiecesPerWarp - 1;
-        __syncwarp();   // all lanes have read the last piece, whose stage is filled next
-        if (piece + 1 < pieces) cached_load<kHD>(stage + (piece + 1) % 2 * kStage, a, kv, key_of(piece + 1), tile.keys);
+    for (int slice = 0; slice < slices; slice++) {
+        bool ends_chunk = slice % kSlicesPerWarp == kSlicesPerWarp - 1;
+        __syncwarp();   // all lanes have read the last slice, whose stage is filled next
+        if (slice + 1 < slices) cached_load<kHD>(stage + (slice + 1) % 2 * kStage, a, kv, key_of(slice + 1), tile.keys);
         cp_async_commit();
         cp_async_wait<1>();
-        __syncwarp();   // this piece has arrived for all lanes
-        if (key_of(piece) < tile.keys)
-            cached_piece<kHD>(y, softmax, q, stage + piece % 2 * kStage, key_of(piece), tile.common, seen, a.scale_log2);
+        __syncwarp();   // this slice has arrived for all lanes
+        if (key_of(slice) < tile.keys)
+            cached_slice<kHD>(y, softmax, q, stage + slice % 2 * kStage, key_of(slice), tile.common, seen, a.scale_log2);
         if (!ends_chunk) continue;
 
         cached_hand_in<kHD>((float*)(stage + kStage), shared, y, softmax, used, a.scale_log2);
         __syncthreads();
-        int chunk = first_chunk + piece / kPiecesPerWarp * step;
-        bool first = piece < kPiecesPerWarp, last = piece == pieces - 1;
+        int chunk = first_chunk + slice / kSlicesPerWarp * step;
+        bool first = slice < kSlicesPerWarp, last = slice == slices - 1;
         if (threadIdx.x < kTileRows) cached_merge_rows(shared, threadIdx.x, all, first);
         __syncthreads();
         cached_store<kHD>(sums, a, tile, used, shared, stages + kStage, 2 * kStage, chunk, first, last);
