@@ -12,6 +12,9 @@
 
 #include "../ops.h"
 
+// What comm_nccl holds of a GPU's memory, two halves of it; the emulation of NCCL takes less, and has small slices.
+enum { kNcclStagingBytes = 128 << 20 };
+
 typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait for
 
 typedef struct {

@@ -31,7 +31,7 @@
 #ifdef HALO_SIMT
 enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // a tiny model's gradients take many slices, and its evaluation all records
 #else
-enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: long beside what starting a slice costs
+enum { kHalfBytes = kNcclStagingBytes / 2, kTransfers = 1024 };   // 0.25 ms of an NVLink: long beside what starting a slice costs
 #endif
 enum {
     kOperations = 32,         // of one kind in a transfer

@@ -47,4 +47,10 @@ static inline AttnScratch cuda_attention_layout(Attn s, void* scratch) {
 }
 static inline size_t cuda_attention_scratch(Attn s) { return cuda_attention_layout(s, NULL).bytes; }
 
+// ---- batches of generation: tiles of few rows while a step reads mostly weights, few shapes where products are timed
+static inline int cuda_round_rows(int rows) {
+    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
+    return ceil_div(max_int(rows, 1), step) * step;
+}
+
 #endif
