@@ -7,6 +7,7 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/doctor.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
@@ -228,6 +229,7 @@ static const Command kCommands[] = {
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"plan", PLAN, "what training with these flags would take: memory, largest batch, time; needs no GPU", command_plan},
+    {"doctor", DOCTOR, "whether this machine has what training needs, and what to do where it has not", command_doctor},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
     {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},

@@ -350,6 +350,12 @@ static void gpu_finish() {
     gpu.finish_mpi();
 }
 
+int nccl_version(void) {
+    int version = 0;
+    (void)ncclGetVersion(&version);
+    return version;
+}
+
 const Comm* comm_nccl(const Comm* mpi) {
     gpu.table = *mpi;
     gpu.finish_mpi = mpi->finish;

@@ -11,6 +11,7 @@
 #include "attention/attention.cuh"
 #include "dropout.cuh"
 #include "embed.cuh"
+#include "facts.cuh"
 #include "gemm/gemm.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
@@ -103,6 +104,8 @@ const CudaHeld& cuda_held() {
     cuda_stream();
     return device.held;
 }
+
+const char* cuda_last_product(void) { return gemm_ran_on; }
 
 // ---- memory
 static size_t cuda_memory(bool all) {
