@@ -50,6 +50,8 @@ static void kernels_case(void) {
     }
 }
 
+#ifndef HALO_SIMT   // there the emulated backend is linked into this test alone: the program is another one
+
 // ---- the program
 
 static bool lines_fit(const char* text, size_t columns) {
@@ -104,10 +106,13 @@ static void ranks_case(void) {
     free_run(bound);
 }
 
-// The emulated backend is linked into this test alone: the program is another one.
-#ifdef HALO_SIMT
-static const Case cases[] = {{"kernels", kernels_case}};
-#else
-static const Case cases[] = {{"kernels", kernels_case}, {"program", program_case}, {"ranks", ranks_case}};
 #endif
+
+static const Case cases[] = {
+    {"kernels", kernels_case},
+#ifndef HALO_SIMT
+    {"program", program_case},
+    {"ranks", ranks_case},
+#endif
+};
 int main(int argc, char** argv) { return program_main("test_doctor", cases, COUNT(cases), argc, argv); }
