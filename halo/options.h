@@ -6,7 +6,7 @@
 #include "optim.h"
 
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
-// Recompute (llama3.h), Schedule (optim.h), Fmt for what is kept as "fp32" or "bf16".
+// Recompute (llama3.h), Schedule (optim.h), Fmt for a choice of "fp32" or "bf16".
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;

@@ -33,16 +33,16 @@ static void kernels_case(void) {
     int backends = test_backends(list);
     for (int b = 0; b < backends; b++) {
         Doctor well = examined(list[b]);
-        ok(well.count[DOCTOR_OK] >= 5 && !well.count[DOCTOR_PROBLEM], "%s: %d checks pass", list[b]->name, well.count[DOCTOR_OK]);
+        ok(well.count[DOCTOR_OK] >= 6 && !well.count[DOCTOR_PROBLEM], "%s: %d checks pass", list[b]->name, well.count[DOCTOR_OK]);
         Ops table = *list[b];
         inner = list[b];
         table.gemm = wrong_gemm;
         Doctor row = examined(&table);
-        ok(row.count[DOCTOR_PROBLEM] == 5, "%s: a product without its last row is a problem in %d of 5 formats", list[b]->name, row.count[DOCTOR_PROBLEM]);
+        ok(row.count[DOCTOR_PROBLEM] == 6, "%s: a product without its last row is a problem in %d of 6 formats", list[b]->name, row.count[DOCTOR_PROBLEM]);
         table = *list[b];
         table.quantize = wrong_quantize;
         Doctor codes = examined(&table);
-        ok(codes.count[DOCTOR_PROBLEM] == 4, "%s: scales that are off by a hundredth are a problem in %d of 4 formats", list[b]->name, codes.count[DOCTOR_PROBLEM]);
+        ok(codes.count[DOCTOR_PROBLEM] == 5, "%s: scales that are off by a hundredth are a problem in %d of 5 formats", list[b]->name, codes.count[DOCTOR_PROBLEM]);
         table = *list[b];
         table.rotate = wrong_rotate;
         Doctor turned = examined(&table);

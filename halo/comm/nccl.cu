@@ -1,4 +1,4 @@
-// GPU ranks: NCCL for what lies on the GPUs; MPI for what lies on the hosts, and for how the ranks find each other.
+// GPU ranks: NCCL for the GPUs' memory; MPI for the hosts' memory, and for the ranks to find each other.
 //
 // Two streams beside the backend's, of the highest priority. On `wire` NCCL's operations run one after the other; on `sums` what
 // has arrived is added up while the next slice is on its way. The order of ncclReduceScatter's sums depends on how NCCL connects the

@@ -62,7 +62,7 @@ static void check_built_for_device() {
     cuda_ok(status, "the code of a kernel");
 }
 
-// Whether the kernels run on GPU `index` of the driver's list: they need bf16 tensor cores and asynchronous copies.
+// Can the kernels run on GPU `index` of the driver's list? They need bf16 tensor cores and asynchronous copies.
 static bool is_usable(int index) {
     int major = 0;
     cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");

@@ -116,12 +116,13 @@ static Mat on_backend(const Ops* ops, const float* x, int rows, int cols) {
     return m;
 }
 
-// Codes of x, with one scale for all, rotated along the features if the recipe rotates.
+// Codes of x with their scales, rotated along the features if the recipe rotates.
 static QMat coded(const Ops* ops, Mat x, Opnd how) {
-    float* numbers = (float*)ops->alloc(2 * kScalePlace * sizeof(float));   // the scale, and the maximum
-    QMat q = {mat(ops->alloc((size_t)x.rows * (size_t)x.cols), x.rows, x.cols, how.fmt), {NULL, 0, 0, 0, F32}, numbers, PER_TENSOR};
+    size_t scales = round_up((size_t)scale_count(x.rows, x.cols, how.gran), kScalePlace);
+    float* numbers = (float*)ops->alloc((scales + 1) * sizeof(float));   // the scales, and the maximum
+    float* maximum = numbers + scales;
+    QMat q = {mat(ops->alloc((size_t)x.rows * (size_t)x.cols), x.rows, x.cols, how.fmt), {NULL, 0, 0, 0, F32}, numbers, how.gran};
     Rotation turn = {how.rotate ? ROTATE_COLS : ROTATE_NONE, 0};
-    float* maximum = numbers + kScalePlace;
     if (how.rotate) ops->rotate(mat(NULL, x.rows, x.cols, ops->act), x, ROTATE_COLS, false, 0, maximum);
     else ops->absmax(maximum, x);
     ops->quantize(q, x, turn, maximum, how.fmt, how.clip);
@@ -182,31 +183,32 @@ static void check_format(Doctor* d, const Ops* ops, const char* name, Opnd how) 
     free(want);
 }
 
-// Which kernel a recipe's products run on; FP8 on GPUs without units for it is decoded first.
+// Which kernel the products of each recipe run on; FP8 on GPUs without units for it is decoded first. FP6's codes are FP8's.
 static void check_recipe_kernels(Doctor* d, const Ops* ops) {
-    static const Fmt kFormats[] = {BF16, FP8_E4M3, INT8};   // FP6's codes are FP8's
-    char lists[3][256] = {"", "", ""}, runs_on[3][64];
+    enum { kKinds = 4 };
+    static const struct {
+        const char* name;
+        Opnd how;
+    } kinds[kKinds] = {{"recipes, BF16", {BF16, NO_SCALE, false, 1}}, {"recipes, FP8", {FP8_E4M3, PER_TENSOR, false, 1}},
+                       {"recipes, INT8", {INT8, PER_TENSOR, false, 1}}, {"recipes, blocks", {INT8, PER_BLOCK32, false, 1}}};
+    bool gpu = !strcmp(ops->name, "cuda");
     Product* p = (Product*)host_alloc(sizeof(Product));
-    for (int i = 0; i < 3; i++) {
-        Opnd how = {kFormats[i], i ? PER_TENSOR : NO_SCALE, false, 1};
-        run_product(ops, how, p);
-        snprintf(runs_on[i], sizeof runs_on[i], "%s", backend_last_product(ops));
+    int count;
+    const Recipe* table = recipe_table(&count);
+    for (int k = 0; k < kKinds; k++) {
+        char list[256] = "";
+        run_product(ops, kinds[k].how, p);
+        for (int r = 0; r < count; r++) {
+            Opnd f = table[r].fx;
+            int kind = f.gran == PER_BLOCK32 ? 3 : f.fmt == INT8 ? 2 : f.fmt == BF16 ? 0 : 1;
+            size_t used = strlen(list);
+            if (kind == k) snprintf(list + used, sizeof list - used, " %s", table[r].name);
+        }
+        bool slow = gpu && k == 1 && strcmp(backend_last_product(ops), "cuBLASLt") != 0;
+        doctor_note(d, kinds[k].name, slow ? DOCTOR_WARNING : DOCTOR_OK, slow ? "before sm_89 there are no FP8 units: int8 recipes are the fast ones" : "",
+                    "%s:%s", backend_last_product(ops), list);
     }
     free(p);
-    int count;
-    bool gpu = !strcmp(ops->name, "cuda");
-    const Recipe* table = recipe_table(&count);
-    for (int r = 0; r < count; r++) {
-        int kind = table[r].fx.fmt == BF16 ? 0 : table[r].fx.fmt == INT8 ? 2 : 1;
-        bool blocks = table[r].fx.gran == PER_BLOCK32 && gpu;
-        size_t used = strlen(lists[kind]);
-        snprintf(lists[kind] + used, sizeof lists[kind] - used, "%s%s%s", used ? " " : "", table[r].name, blocks ? " (own kernel for any GPU)" : "");
-    }
-    for (int i = 0; i < 3; i++) {
-        bool slow = gpu && i == 1 && strcmp(runs_on[i], "cuBLASLt") != 0;
-        doctor_note(d, i == 0 ? "recipes, BF16" : i == 1 ? "recipes, FP8" : "recipes, INT8", slow ? DOCTOR_WARNING : DOCTOR_OK,
-                    slow ? "this GPU has no FP8 units: int8 recipes are the fast ones" : "", "%s: %s", runs_on[i], lists[i]);
-    }
 }
 
 void doctor_kernels(Doctor* d, const Ops* ops) {
@@ -219,6 +221,7 @@ void doctor_kernels(Doctor* d, const Ops* ops) {
         {"FP6", {FP6_E3M2, PER_TENSOR, false, 1}},
         {"INT8", {INT8, PER_TENSOR, false, 1}},
         {"rotated", {INT8, PER_TENSOR, true, 1}},
+        {"blocks", {INT8, PER_BLOCK32, false, 1}},
     };
     for (size_t i = 0; i < sizeof kFormats / sizeof kFormats[0]; i++) check_format(d, ops, kFormats[i].name, kFormats[i].how);
     check_recipe_kernels(d, ops);
