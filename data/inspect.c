@@ -121,8 +121,8 @@ static void write_lengths(const Dataset* d, FILE* out) {
         int* bin = &bins[(sorted[i]->count - 1) / width];
         most = max_int(most, ++*bin);
     }
-    fprintf(out, "\nlengths in tokens: half up to %d, 95%% up to %d, the longest %d\n", sorted[(n - 1) / 2]->count, sorted[(int)((n - 1) * 0.95)]->count,
-            longest);
+    fprintf(out, "\nlengths in tokens: half up to %d, 95%% up to %d, the longest %d\n", sorted[(n - 1) / 2]->count,
+            sorted[(int)((n - 1) * 0.95)]->count, longest);
     for (int b = 0; b * width < longest; b++) {
         int bar = (int)((int64_t)bins[b] * kBarColumns / most);
         fprintf(out, "%7d - %-7d %9d ", b * width + 1, (b + 1) * width, bins[b]);
@@ -147,7 +147,8 @@ static bool lacks_end(const Example* e, const Tokenizer* tokenizer, const ChatFo
     for (int i = 1; i < e->count; i++) {
         bool last = e->scored[i] && (i + 1 == e->count || !e->scored[i + 1]);
         int token = e->tokens[i];
-        if (last && token != chat->turn_end && token != chat->text_eos && !tokenizer_is_special(tokenizer, token)) return e->reference || e->count <= seq;
+        bool ends = token == chat->turn_end || token == chat->text_eos || tokenizer_is_special(tokenizer, token);
+        if (last && !ends) return e->reference || e->count <= seq;
     }
     return false;
 }
@@ -161,7 +162,8 @@ static int compare_hashes(const void* a, const void* b) {
     return x->hash != y->hash ? (x->hash > y->hash) - (x->hash < y->hash) : (x->index > y->index) - (x->index < y->index);
 }
 static bool same_example(const Example* a, const Example* b) {
-    return a->count == b->count && !memcmp(a->tokens, b->tokens, sizeof(int) * (size_t)a->count) && !memcmp(a->scored, b->scored, (size_t)a->count);
+    return a->count == b->count && !memcmp(a->tokens, b->tokens, sizeof(int) * (size_t)a->count) &&
+           !memcmp(a->scored, b->scored, (size_t)a->count);
 }
 
 enum { kPlacesShown = 3 };

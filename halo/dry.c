@@ -64,7 +64,9 @@ static void dry_rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const
 static void dry_rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax) {
     (void)qkv, (void)cos_sin, (void)pos, (void)NH, (void)NKV, (void)HD, (void)inverse, (void)absmax;
 }
-static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) { (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax; }
+static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) {
+    (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax;
+}
 static void dry_attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch) {
     (void)dqkv, (void)dy, (void)y, (void)qkv, (void)lse, (void)shape, (void)scratch;
 }

@@ -18,7 +18,8 @@ static char* plan_of(const char* flags) {
 }
 
 static bool same_memory(const char* plan, const char* start) {
-    static const char* const kRows[] = {"weights ", "gradients ", "optimizer ", "gathered ", "codes ", "activations ", "scratch ", "staging ", "together "};
+    static const char* const kRows[] = {"weights ", "gradients ", "optimizer ", "gathered ", "codes ", "activations ",
+                                        "scratch ", "staging ", "together "};
     const char* line = start ? strstr(start, "memory per rank, GiB: ") : NULL;
     for (int i = 0; i < COUNT(kRows); i++) {
         char row[32];

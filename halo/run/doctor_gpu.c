@@ -9,12 +9,13 @@
 
 static void check_driver(Doctor* d, const CudaFacts* f) {
     if (!f->driver) {
-        doctor_report(d, "driver", DOCTOR_WARNING, "no NVIDIA driver is here: the CPU backend runs, slowly", "install the driver if there is a GPU (nvidia-smi)");
+        doctor_report(d, "driver", DOCTOR_WARNING, "no NVIDIA driver is here: the CPU backend runs, slowly",
+                      "install the driver if there is a GPU (nvidia-smi)");
         return;
     }
     bool old = f->driver / 1000 < f->runtime / 1000;
-    doctor_note(d, "driver", old ? DOCTOR_PROBLEM : DOCTOR_OK, old ? "a newer driver, or the program built with an older CUDA" : "", "takes CUDA up to %d.%d",
-                f->driver / 1000, f->driver % 1000 / 10);
+    doctor_note(d, "driver", old ? DOCTOR_PROBLEM : DOCTOR_OK, "a newer driver, or the program built with an older CUDA",
+                "takes CUDA up to %d.%d", f->driver / 1000, f->driver % 1000 / 10);
     doctor_note(d, "CUDA", DOCTOR_OK, "", "built with %d.%d", f->runtime / 1000, f->runtime % 1000 / 10);
     if (*f->error) doctor_report(d, "GPUs", DOCTOR_PROBLEM, f->error, "nvidia-smi says more; a container needs --gpus all");
     else if (!f->count) doctor_report(d, "GPUs", DOCTOR_WARNING, "none: the CPU backend runs, slowly", "CUDA_VISIBLE_DEVICES may hide them");
@@ -27,8 +28,8 @@ static void check_gpus(Doctor* d, const CudaFacts* f) {
         char name[16];
         snprintf(name, sizeof name, "GPU %d", i);
         usable += g->usable;
-        doctor_note(d, name, g->usable ? DOCTOR_OK : DOCTOR_WARNING, g->usable ? "" : "sm_80 or newer is needed: it is left aside", "%s, sm_%d, %.1f GiB",
-                    g->name, g->capability, gib(g->total_bytes));
+        doctor_note(d, name, g->usable ? DOCTOR_OK : DOCTOR_WARNING, "sm_80 or newer is needed: it is left aside",
+                    "%s, sm_%d, %.1f GiB", g->name, g->capability, gib(g->total_bytes));
     }
     if (f->count && !usable) doctor_report(d, "GPUs", DOCTOR_PROBLEM, "none of them can be used", "an Ampere GPU or newer, or --backend cpu");
 }
@@ -45,7 +46,7 @@ static void check_links(Doctor* d, const CudaFacts* f) {
     bool slow = pairs[PEER_NONE] > 0;
     char which[64] = "";
     if (slow) snprintf(which, sizeof which, ", %d with no way but the host (%d to %d)", pairs[PEER_NONE], from, to);
-    doctor_note(d, "links", slow ? DOCTOR_WARNING : DOCTOR_OK, slow ? "ranks wait for each other: --qfsdp sends half, --accum sends less often" : "",
+    doctor_note(d, "links", slow ? DOCTOR_WARNING : DOCTOR_OK, "ranks wait for each other: --qfsdp sends half, --accum sends less often",
                 "of %d pairs %d by NVLink, %d by PCIe%s", f->count * (f->count - 1), pairs[PEER_NVLINK], pairs[PEER_PCIE], which);
 }
 
@@ -64,13 +65,15 @@ static const struct {
 static void check_nccl(Doctor* d, int gpus) {
     int version = comm_libraries().nccl;
     if (!version) {
-        if (gpus > 1) doctor_report(d, "NCCL", DOCTOR_PROBLEM, "built without it: one GPU is all that a run can use", "install libnccl-dev and OpenMPI, and run make again");
+        if (gpus > 1)
+            doctor_report(d, "NCCL", DOCTOR_PROBLEM, "built without it: one GPU is all that a run can use",
+                          "install libnccl-dev and OpenMPI, and run make again");
         return;
     }
     const char* bad = NULL;
     for (size_t i = 0; i < sizeof kBadNccl / sizeof kBadNccl[0]; i++)
         if (version >= kBadNccl[i].from && version < kBadNccl[i].before) bad = kBadNccl[i].what;
-    doctor_note(d, "NCCL", bad ? DOCTOR_WARNING : DOCTOR_OK, bad ? "2.29.3 or newer" : "", "%d.%d.%d%s%s", version / 10000, version / 100 % 100,
+    doctor_note(d, "NCCL", bad ? DOCTOR_WARNING : DOCTOR_OK, "2.29.3 or newer", "%d.%d.%d%s%s", version / 10000, version / 100 % 100,
                 version % 100, bad ? ": " : "", bad ? bad : "");
 }
 
@@ -78,7 +81,8 @@ void doctor_gpus(Doctor* d) {
     CudaFacts f;
     bool built = backend_cuda_facts(&f);
     if (!built) {
-        doctor_report(d, "CUDA", DOCTOR_WARNING, "built without it: the CPU backend runs, slowly", "install nvcc (CUDA 12.8 or newer) and run make again");
+        doctor_report(d, "CUDA", DOCTOR_WARNING, "built without it: the CPU backend runs, slowly",
+                      "install nvcc (CUDA 12.8 or newer) and run make again");
         return;
     }
     check_driver(d, &f);
@@ -177,7 +181,7 @@ static void check_format(Doctor* d, const Ops* ops, const char* name, Opnd how) 
     if (how.gran != NO_SCALE) snprintf(codes, sizeof codes, ", %d of %d codes differ", differ, kM * kK);
     char check[32];
     snprintf(check, sizeof check, "kernel %s", name);
-    doctor_note(d, check, right ? DOCTOR_OK : DOCTOR_PROBLEM, right ? "" : "this GPU or build computes wrong: train nothing with it; report the line",
+    doctor_note(d, check, right ? DOCTOR_OK : DOCTOR_PROBLEM, "this GPU or build computes wrong: train nothing with it; report the line",
                 "%s: %.1e from the CPU's%s", backend_last_product(ops), far, codes);
     free(got);
     free(want);
@@ -205,7 +209,7 @@ static void check_recipe_kernels(Doctor* d, const Ops* ops) {
             if (kind == k) snprintf(list + used, sizeof list - used, " %s", table[r].name);
         }
         bool slow = gpu && k == 1 && strcmp(backend_last_product(ops), "cuBLASLt") != 0;
-        doctor_note(d, kinds[k].name, slow ? DOCTOR_WARNING : DOCTOR_OK, slow ? "before sm_89 there are no FP8 units: int8 recipes are the fast ones" : "",
+        doctor_note(d, kinds[k].name, slow ? DOCTOR_WARNING : DOCTOR_OK, "before sm_89 there are no FP8 units: int8 recipes are the fast ones",
                     "%s:%s", backend_last_product(ops), list);
     }
     free(p);

@@ -69,7 +69,9 @@ static int read_data(Plan* p) {
 
 // ---- what it takes
 
-static void print_gib(const char* what, size_t bytes, const char* note) { printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note); }
+static void print_gib(const char* what, size_t bytes, const char* note) {
+    printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note);
+}
 
 static void print_memory(const Plan* p) {
     const PlannedMemory* m = &p->memory;
@@ -126,15 +128,16 @@ static void print_times(const Plan* p) {
     const GpuKind* kinds = gpu_kinds(&count);
     const Options* o = &p->s.o;
     double room = (double)o->batch * o->seq * o->accum * ranks, tokens = p->step_tokens > 0 ? p->step_tokens : room;
-    printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\nmeasured steps, within about a tenth; the others may be far off)\n");
+    printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\n"
+           "measured steps, within about a tenth; the others may be far off)\n");
     printf("  %-14s %5s %12s %12s %10s  %s\n", "GPU", "fits", "ms a step", "tokens/s", "TFLOP/s", p->steps > 0 ? "to the end" : "");
     for (int i = 0; i < count; i++) {
         const GpuKind* g = &kinds[i];
         char name[32];
         snprintf(name, sizeof name, "%s%s", g->name, g->measured ? " *" : "");
         double seconds = p->cost.ms[i] * 1e-3;
-        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i], tokens / seconds,
-               tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
+        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
+               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
         if (p->steps > 0) print_duration(p->steps * seconds);
         putchar('\n');
     }
