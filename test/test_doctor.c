@@ -6,6 +6,8 @@
 #include "../halo/run/doctor.h"
 #include "backends.h"
 
+static const char* this_test;   // beside which the program on emulated GPUs lies
+
 // ---- the check of kernels, on every backend, and on ones that are a little wrong
 
 static const Ops* inner;
@@ -106,6 +108,32 @@ static void ranks_case(void) {
     free_run(bound);
 }
 
+// On emulated GPUs, one and two ranks of them.
+static void emulated_case(void) {
+    char* emulated = text_of("%.*s/simt_train_llama3", (int)(strrchr(this_test, '/') - this_test), this_test);
+    const char* real = binary;
+    if (access(emulated, X_OK)) {
+        skip("%s is not built", emulated);
+        return;
+    }
+    binary = emulated;
+    setenv("SIMT_GPUS", "2", 1);
+    Run one = run("doctor"), two = {0, NULL, NULL};
+    ok(one.code == 0 && strstr(one.out, "GPU 1            ok       emulated GPU, sm_80") && strstr(one.out, "2 by NVLink") && lines_fit(one.out, 80),
+       "two emulated GPUs and their link");
+    ok(strstr(one.out, "kernel INT8      ok       own kernel") && strstr(one.out, "recipes, FP8     warning"), "their kernels, and FP8 without units for it");
+    launcher = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 ";
+    if (has_mpi()) two = run("doctor");
+    launcher = "";
+    if (two.out) ok(two.code == 0 && strstr(two.out, "2 ranks here over nccl"), "two ranks on them");
+    else skip("mpirun is not here");
+    unsetenv("SIMT_GPUS");
+    binary = real;
+    free_run(one);
+    free_run(two);
+    free(emulated);
+}
+
 #endif
 
 static const Case cases[] = {
@@ -113,6 +141,10 @@ static const Case cases[] = {
 #ifndef HALO_SIMT
     {"program", program_case},
     {"ranks", ranks_case},
+    {"emulated", emulated_case},
 #endif
 };
-int main(int argc, char** argv) { return program_main("test_doctor", cases, COUNT(cases), argc, argv); }
+int main(int argc, char** argv) {
+    this_test = argv[0];
+    return program_main("test_doctor", cases, COUNT(cases), argc, argv);
+}
