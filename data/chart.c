@@ -84,7 +84,11 @@ static void settle(ChartAxis* a, double share) {
         return;
     }
     double least = 1e-9 * fmax(fabs(a->low), fabs(a->high)), room = a->high - a->low > least ? share * (a->high - a->low) : 0;
-    if (a->high - a->low <= least) room = a->high != 0 ? 0.1 * fabs(a->high) : 1;
+    if (a->high == 0 && a->low == 0) {
+        a->high = 1;
+        return;
+    }
+    if (a->high - a->low <= least) room = 0.1 * fabs(a->high);
     a->low -= room;
     a->high += room;
 }

@@ -85,7 +85,7 @@ static const Flag kFlags[] = {
     {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip", "a step whose loss or gradient is not finite: end there, or leave it out"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
-    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
+    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR|FILE.jsonl", "every step as a line of JSON in DIR/log.jsonl, TensorBoard's events and loss.svg beside it; or the lines alone, in a file"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
     {"json", SWITCH, AT(json), INSPECT, false, NULL, NULL, "a line of JSON an example: text, tokens, trained"},

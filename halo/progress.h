@@ -22,6 +22,17 @@ C_API void progress_phase(const char* phase, int layer);
 C_API void progress_collective(const char* collective);
 C_API ProgressPlace progress_place(void);
 
+// What this rank is busy with beside optimizer steps, for people: `done` of `all`, in whatever unit (all 0: it is not known how much there
+// is). A literal; NULL: it is over. Counts as progress.
+typedef struct {
+    const char* what;
+    double done, all;
+} ProgressWork;
+C_API void progress_work(const char* what, double done, double all);
+C_API ProgressWork progress_work_now(void);
+// Whether a line without an end stands on the terminal (run/status.h): a report then begins by erasing it.
+C_API void progress_line_stands(bool stands);
+
 // Watches from now on; `abort_job` ends all ranks with the given exit code. 0 seconds: never.
 C_API void progress_watch(int rank, int ranks, int timeout_seconds, void (*abort_job)(int exit_code));
 C_API void progress_stop_watching(void);

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "../../data/batch.h"
+#include "../progress.h"
 #include "answer.h"
 
 Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
@@ -13,11 +14,13 @@ Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
     double sums[2] = {0, 0};   // loss, tokens
     for (int first = 0; first < rows; first += B * ranks) {
         batch_fill_rows(&batch, d, first + s->comm->rank * B);
+        progress_work("evaluating", first, rows);
         model_loss(model, &batch.arrays, losses);
         s->ops->download(host, losses, sizeof(float) * (size_t)BT);
         for (int i = 0; i < BT; i++) sums[0] += host[i];
         sums[1] += batch.scored;
     }
+    progress_work(NULL, 0, 0);
     s->comm->host_sum(sums, 2);
     free(host);
     batch_free(&batch);

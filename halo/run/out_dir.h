@@ -12,6 +12,9 @@
 // - --out holds no model (--overwrite allows that) and no checkpoints (--resume goes on from them), --log no lines of another run.
 C_API void claim_out(const Session* s);
 
+// The file of a log's lines, in memory of its own: DIR/log.jsonl with *folder true, or `log` itself where that is a name that ends in .jsonl.
+C_API char* log_lines_path(const char* log, bool* folder);
+
 // Whether --out holds a model, and `settings` (count of them) are those it was trained with to the end: then a run that is told to
 // resume has nothing left to do. Other settings are a user_error. False if there is no such model. Rank 0 reads; all ranks call it.
 C_API bool run_is_finished(const Session* s, const CheckpointSetting* settings, int count);

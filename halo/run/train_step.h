@@ -18,6 +18,7 @@ typedef struct {
     double loss;
     float grad_norm;
     size_t tokens;   // not padding, on all ranks
+    int examples;    // of the global batch
     bool finite;     // loss and gradient norm are, on all ranks; else the step was left out (--on-nan skip), or is the run's last
     int bad_rank;    // the first rank whose own losses are not finite; -1: none, the gradient alone is not
 } StepResult;
