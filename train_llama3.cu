@@ -7,6 +7,7 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/config_file.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
@@ -202,6 +203,7 @@ static void write_result(TrainingRun* r) {
     char fault[kFaultBytes] = "";
     become_chat_model(s);
     note_finished_run(s->files, r->settings.list, r->settings.count);
+    note_config(s->files, &s->o);
     if (write_model(s, s->o.out, s->files, fault)) return;
     if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
     save_finish(s, save_start(s, &r->settings, &r->done), true);
@@ -267,6 +269,6 @@ int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
-    Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
+    Options o = options_parse(argc, argv, kCommands, kCommandCount, read_config, &command);
     return command->run(o);
 }
