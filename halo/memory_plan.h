@@ -7,7 +7,7 @@
 typedef struct {
     ShardBytes shard;
     ModelBytes model;
-    size_t staging;    // what ranks and the backend hold for themselves from their start
+    size_t staging;    // what comm and the backend hold for themselves from their start (Comm.staging_bytes, Ops.workspace_bytes)
     size_t together;
 } MemoryPlan;
 

@@ -53,8 +53,8 @@ typedef struct {
     int (*run)(Options o);   // the exit code
 } Command;
 
-// The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
-// has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
+// The flags of training with their values ("" for an unset one). all: every one, which the ranks of a run must have in common; else those
+// that a run resumed from its checkpoints must keep. Returns how many; `flags` must not move, since values may point into it.
 enum { kMaxRunFlags = 128 };
 typedef struct {
     const char *name, *value;
@@ -77,7 +77,7 @@ C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
 C_API const Recipe* options_recipe(const Options* o);
 
-// The adapter that the flags describe, none without --adapter. What --target names is a comma-separated list, or all-linear.
+// The adapter that the flags describe, ADAPTER_NONE without --adapter. --target is a comma-separated list of matrices, or all-linear.
 C_API Adapter options_adapter(const Options* o);
 
 // The options, and the command that the first argument names (without one: the first of the table): the defaults, then the file that --config

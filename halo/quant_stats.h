@@ -15,7 +15,7 @@
 
 typedef struct {
     CodeCounts counts;             // of the operand as it is quantized
-    float absmax, rotated_absmax;  // the second is 0 if the recipe doesn't rotate it
+    float absmax, rotated_absmax;  // rotated_absmax is 0 if the recipe doesn't rotate the operand
 } OperandStats;
 
 // One linear, on the backend. An operand has two entries: as F, F and E read X, W and dY, and as G, E and G do where the recipe

@@ -32,7 +32,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     finish(y, prep);
 }
 
-// dw's sum over rows is cut into fixed pieces of kNormRows rows, whatever the number of threads.
+// dw's sum over rows is cut into parts of kNormRows rows, whatever the number of threads.
 enum { kNormRows = 64 };
 
 // (ceil(BT / kNormRows), C) doubles

@@ -19,8 +19,8 @@ static double wall_time(void) {
 
 // ---- opening and closing
 
-// The steps after the checkpoint that a run goes on from will be made again: takes their lines away, and one that a crash
-// has cut short. Without a checkpoint that is every line.
+// Removes the lines of steps after `step`, which a resumed run does again, and a last line that a crash has cut short. Without a
+// checkpoint (step 0) all lines go.
 static void log_rewind(const char* path, int64_t step) {
     static const char kOpening[] = "{\"step\": ";
     if (!path_exists(path)) return;
@@ -31,7 +31,7 @@ static void log_rewind(const char* path, int64_t step) {
     free(text);
 }
 
-// The log is a convenience: what of it fails is said once, and the run goes on without.
+// If a part of the log cannot be written, says so once, and the run goes on without that part: the log is only a convenience.
 static void tell_given_up(const char* name, int fault) {
     fprintf(stderr, "train_llama3: --log: %s cannot be written: %s; the run goes on without it\n", name, strerror(fault));
 }

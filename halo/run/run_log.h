@@ -1,7 +1,7 @@
-// What a training run tells: a line a step, or on a terminal a live line (status.h) with a step's line now and then; and in --log DIR
-// the same as JSON (log.jsonl), as TensorBoard's events, and as a picture (loss.svg). --log FILE.jsonl is the JSON alone. Only rank 0 logs.
+// What a training run reports: a line a step on the terminal, or beside a live line (status.h) only some of these; and in --log DIR the
+// same as JSON (log.jsonl), as TensorBoard's events and as a picture (loss.svg). --log FILE.jsonl writes the JSON alone. Only rank 0 logs.
 //
-// Whatever of --log cannot be written any more is said once, and the run goes on without it.
+// A file of the log that cannot be written is reported once, and the run goes on without that file.
 #ifndef HALO_RUN_LOG_H
 #define HALO_RUN_LOG_H
 
@@ -17,23 +17,23 @@ typedef struct {
     const Session* s;
     FILE* file;             // log.jsonl, or NULL
     EventFile events;       // fd -1: none
-    char *picture, *title;  // loss.svg's path (NULL: none), and its title
+    char *picture, *title;  // the path of loss.svg (NULL: none), and the title in it
     RunCurves curves;
-    double pictured_at, picture_seconds;   // when the picture was last drawn, and how long that took
-    int steps, first_step;      // of the whole run, and the first that this process makes
-    double step_seconds;        // smoothed, with what lies between steps
-    double step_ended_at, line_at, memory_at;   // seconds: the last step's end, the last step line, the last look at the memory
+    double pictured_at, picture_seconds;   // when loss.svg was last drawn, and how long the drawing took
+    int steps, first_step;      // of the whole run; the first step that this process does
+    double step_seconds;        // mean time from step to step, smoothed
+    double step_ended_at, line_at, memory_at;   // seconds_now of the last step's end, step line, and look at the used memory
     double used_bytes;
-    int timed;                  // steps in step_seconds
-    double ceiling_tflops;      // of plain products; 0: not measured
-    double recent[kRecentLosses];   // finite losses, the newest at losses % kRecentLosses
-    int losses;
+    int timed;                  // steps that step_seconds has seen
+    double ceiling_tflops;      // of plain products (log_ceiling); 0: not measured
+    double recent[kRecentLosses];   // the latest finite losses: the n-th is at n % kRecentLosses
+    int losses;                     // how many there were
 } StepLog;
 
-// TFLOP/s of plain products, for the share of them that a live line shows; 0 where it shows none. To be called before the weights are
-// loaded: it needs memory for a moment.
+// TFLOP/s of plain products, against which the live line shows a step's; 0 where no live line shows it. Call it before the weights are
+// loaded, since it needs memory for a moment.
 C_API double log_ceiling(const Session* s);
-// A resumed run goes on with its log, after taking away what is there of the steps behind `steps_done`: they will be made again.
+// A resumed run appends to its log, after removing what the log has of steps after `steps_done`, which will be done again.
 C_API StepLog log_open(const Session* s, int steps, int64_t steps_done, double ceiling_tflops);
 C_API void log_close(StepLog* log);
 C_API void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds);

@@ -16,6 +16,7 @@
 #include "../../data/record.h"
 #include "../../data/safetensors.h"
 #include "../../data/tokenizer/tokenizer.h"
+#include "../../data/toml.h"
 #include "../../halo/attempt.h"
 #include "../jinja_cases.h"
 
@@ -29,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes);
 
 static char dir[64], path[128];   // of this process; the input as a file in it
 
-// ---- what a refusal leaves behind
+// ---- what a refusal leaves behind: mappings of files (those without a file are a linked library's own)
 
 enum { kMostMaps = 64 };
 static struct {
@@ -42,7 +43,7 @@ void* __real_mmap(void* at, size_t bytes, int protection, int flags, int fd, off
 void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset);
 void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset) {
     void* map = __real_mmap(at, bytes, protection, flags, fd, offset);
-    if (map != MAP_FAILED && map_count < kMostMaps) maps[map_count].at = map, maps[map_count++].bytes = bytes;
+    if (fd >= 0 && map != MAP_FAILED && map_count < kMostMaps) maps[map_count].at = map, maps[map_count++].bytes = bytes;
     return map;
 }
 
@@ -68,6 +69,7 @@ static void take_back(void) {
     }
     for (int fd = 3; fd < 32; fd++) {
         char link[32], name[128];
+        if (fcntl(fd, F_GETFD) < 0) continue;
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         ssize_t n = readlink(link, name, sizeof name - 1);
         if (n > 0 && !strncmp(name, dir, strlen(dir))) close(fd);
@@ -125,6 +127,14 @@ static void as_records(void* unused) {
     records_free(&records);
 }
 
+static void as_toml(void* unused) {
+    (void)unused;
+    Toml toml = toml_read(path);
+    for (int i = 0; i < toml.count; i++)
+        if (!*toml.entries[i].key || !toml.entries[i].value) abort();
+    toml_free(&toml);
+}
+
 static void as_gguf(void* unused) {
     (void)unused;
     Config config;
@@ -180,6 +190,7 @@ static const struct {
     {"fuzz_tokenizer", "tokenizer.json", as_tokenizer},
     {"fuzz_jsonl", "x.jsonl", as_records},
     {"fuzz_csv", "x.csv", as_records},
+    {"fuzz_toml", "x.toml", as_toml},
     {"fuzz_gguf", "x.gguf", as_gguf},
     {"fuzz_jinja", "x.jinja", as_template},
     {"fuzz_checkpoint", "rank-00000-of-00001.json", as_checkpoint},
