@@ -267,7 +267,7 @@ static void put_labels(FILE* out, const ChartFrame* f, const ChartPanel* p, doub
     }
 }
 
-static int most_y_ticks(double height) { return max_int(4, (int)(height / 42)); }
+static int most_y_ticks(double height) { return max_int(5, (int)(height / 42)); }
 
 static void put_axes(FILE* out, const ChartFrame* f, const ChartPanel* p) {
     double ticks[kMostTicks];

@@ -6,6 +6,7 @@
 #include "../../data/batch.h"
 #include "../progress.h"
 #include "answer.h"
+#include "status.h"
 
 Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
     int rows = dataset_rows(d), B = s->o.batch, BT = B * s->o.seq, ranks = s->comm->ranks;
@@ -70,9 +71,11 @@ static void evaluate_loss(Session* s) {
 int command_eval(Options o) {
     if (o.score) return score_file(&o);
     Session s = session_open(o, EVAL);
+    if (leads(&s)) status_open();
     open_tokenizer(&s);
     if (metric_of(&o)) evaluate_answers(&s);
     else evaluate_loss(&s);
+    status_close();
     session_close(&s);
     return 0;
 }
