@@ -1,8 +1,8 @@
 // Line charts as SVG, for people who look at a run: light or dark as the reader's system is (prefers-color-scheme), without scripts,
 // fonts or other files. The same chart gives the same bytes.
 //
-// A chart is a title over panels; a wide panel has a row of its own, others stand three in a row. A panel's axes span what its series
-// hold; a line has more points than pixels: each column of pixels then shows its lowest and its highest.
+// A chart is a title over panels; a wide panel has a row of its own, others stand three in a row. A panel's axes span the values of its
+// series. Where a line has more points than two for each column of pixels, a column shows only its lowest and its highest point.
 #ifndef DATA_CHART_H
 #define DATA_CHART_H
 
@@ -33,8 +33,9 @@ typedef struct {
     int count;
 } Chart;
 
-// The mean of each y (count) and up to `over` neighbours on each side; as few behind it as there are before it, so that a steep start keeps
-// its place. What is not finite counts for nothing and stays a gap. The caller frees it.
+// The mean of each y (count) and of up to `over` neighbours on each side. Near the beginning, where fewer stand before a value, as few are
+// taken behind the value, so that a steep start is not flattened. Values that are not finite are left out, and stay gaps. The caller
+// frees the result.
 C_API double* chart_smoothed(const double* y, int count, int over);
 
 // The SVG's text, which the caller frees.

@@ -93,7 +93,7 @@ static void put_value(EventBytes* event_summary, const EventValue* v) {
 
 // ---- files
 
-// One record by one write: who reads along sees it whole or not yet. Frees the event.
+// Writes a record by one call, so that a reader of the growing file finds it whole or not at all. Frees the event.
 static bool write_record(EventFile* file, EventBytes event) {
     EventBytes record = {NULL, 0, 0};
     put_little_endian(&record, event.bytes, 8);
@@ -116,7 +116,7 @@ static bool write_record(EventFile* file, EventBytes event) {
 bool events_open(EventFile* file, const char* dir, double wall_time, int64_t first_step) {
     static const char kVersion[] = "brain.Event:2";
     file->fd = -1;
-    for (long long second = (long long)wall_time;; second++) {   // of two runs in one second the later has the later name
+    for (long long second = (long long)wall_time;; second++) {   // of two files begun in one second the later gets the next second's name
         char name[80];
         snprintf(name, sizeof name, "%s%010lld%s", kPrefix, second, kSuffix);
         file->path = path_join(dir, name);

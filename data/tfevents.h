@@ -4,10 +4,11 @@
 // little-endian. A payload is a protocol buffer, the message Event of tensorflow/core/util/event.proto:
 //   Event {1: wall_time double, 2: step int64, 3: file_version string, 5: Summary, 7: SessionLog}
 //   Summary {1: repeated Value {1: tag string, 2: simple_value float}}        SessionLog {1: status enum, 1 is START}
-// The first event of a file is its version. A SessionLog START takes back all values from its step on: a run that goes on from a
-// checkpoint begins a new file with one, and TensorBoard reads the files of a folder in the order of their names, which hold their times.
+// The first event of a file names the version of the format. TensorBoard reads the files of a folder in the order of their names, which hold
+// the times of their beginnings. A SessionLog START withdraws all earlier events from its step on: a run that resumes at a checkpoint begins
+// a new file with a START.
 //
-// Whatever fails here returns false with errno set: a run goes on without its events.
+// Functions that fail return false with errno set; a run then goes on without its events.
 #ifndef DATA_TFEVENTS_H
 #define DATA_TFEVENTS_H
 

@@ -5,8 +5,8 @@
 //   key = 12              a decimal integer, 1e-5 a float, true or false
 //   key = ["a", "b"]      an array of strings, which may go over several lines
 //
-// Tables, dotted or quoted keys, dates, other numbers and nested arrays are refused by name. Whatever is wrong is a user_error with file,
-// line and column.
+// Tables, dotted or quoted keys, dates, other numbers and nested arrays are refused. Every refusal is a user_error that names file, line and
+// column.
 #ifndef DATA_TOML_H
 #define DATA_TOML_H
 

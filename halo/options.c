@@ -308,12 +308,12 @@ static void set_default(Options* o, const Flag* f) {
     else set_flag(o, f, kUnset[f->type], NULL);
 }
 
-// Whether `name` is one of the flags that are about the command line itself.
+// Is `name` a flag that only the command line may have?
 static bool stays_outside(const char* name) {
     return !strcmp(name, "config") || !strcmp(name, "print-config") || !strcmp(name, "help");
 }
 
-// What a file may set a flag to.
+// Refuses a setting of another type than the flag's.
 static void check_setting(const Flag* f, const Setting* s) {
     bool string = s->type == SETTING_STRING, whole = s->type == SETTING_INTEGER, word = string && !strcmp(s->value, "auto");
     const bool right[] = {string || (s->type == SETTING_STRINGS && !has_words(f)), string,   // in the order of FlagType
@@ -336,7 +336,7 @@ static void take_setting(void* self, const Setting* s) {
     set_flag(from->o, f, f->type == TEXT ? host_strdup(value) : value, s->where);
 }
 
-// Of two flags that say the same thing in different ways the one on the command line counts, and the other one's value from a file does not.
+// Pairs of flags that choose the same thing in different ways. Where one is on the command line and the other in the file, the file's is dropped.
 static const char* const kEither[][2] = {{"recipe", "level"}, {"recipe", "dtype"}, {"model", "preset"}, {"model", "from-scratch"},
                                          {"preset", "from-scratch"}, {"steps", "epochs"}, {"val", "val-split"}, {"prompt", "data"}};
 enum { kEitherCount = sizeof kEither / sizeof kEither[0] };
@@ -371,7 +371,7 @@ static void read_command_line(FlagSources* from, int argc, char** argv, int firs
     }
 }
 
-// --recipe names what --level and --dtype name: one of both ways.
+// A recipe stands for a level and a dtype: --recipe beside one of these is an error.
 static void check_recipe_alone(const FlagSources* from) {
     const char* const kNamedByRecipe[] = {"level", "dtype"};
     for (size_t i = 0; from->o->recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++) {
@@ -582,7 +582,7 @@ static void put_quoted(FILE* out, const char* text) {
     fputc('"', out);
 }
 
-// A default that another flag's value takes the place of: to read it back would contradict that.
+// Is f at its default while the other flag of a pair (kEither) is set? Then options_write leaves f out, since both together would contradict.
 static bool gives_way(const Options* o, const Flag* f, const char* value, int command) {
     if (f->fallback && strcmp(value, f->fallback)) return false;
     for (int i = 0; i < kEitherCount; i++)

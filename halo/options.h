@@ -62,7 +62,7 @@ typedef struct {
 } RunFlag;
 C_API int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all);
 
-// A flag's value from a file (--config): the flag's name as key, without dashes.
+// A flag's value from a file (--config). The key is the flag's name without dashes.
 typedef enum { SETTING_STRING, SETTING_INTEGER, SETTING_FLOAT, SETTING_BOOLEAN, SETTING_STRINGS } SettingType;
 typedef struct {
     const char *key, *value;   // of a boolean "true" or "false", of an array its strings separated by commas

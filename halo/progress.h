@@ -22,15 +22,15 @@ C_API void progress_phase(const char* phase, int layer);
 C_API void progress_collective(const char* collective);
 C_API ProgressPlace progress_place(void);
 
-// What this rank is busy with beside optimizer steps, for people: `done` of `all`, in whatever unit (all 0: it is not known how much there
-// is). A literal; NULL: it is over. Counts as progress.
+// What this rank does outside of optimizer steps (loading, evaluating, writing), shown to people: `done` of `all`, in any unit (all 0: unknown).
+// `what` is a literal; NULL: the work is over. A call counts as progress.
 typedef struct {
     const char* what;
     double done, all;
 } ProgressWork;
 C_API void progress_work(const char* what, double done, double all);
 C_API ProgressWork progress_work_now(void);
-// Whether a line without an end stands on the terminal (run/status.h): a report then begins by erasing it.
+// Tells whether the live line (run/status.h) is on the terminal, so that a report erases the line first.
 C_API void progress_line_stands(bool stands);
 
 // Watches from now on; `abort_job` ends all ranks with the given exit code. 0 seconds: never.

@@ -1,11 +1,11 @@
-// The energy that GPUs have used, if their driver tells: from its management library (NVML), which is loaded when it is asked for.
+// The energy that a GPU has used, as reported by NVIDIA's management library (NVML), which is loaded at the first call.
 #ifndef HALO_RUN_ENERGY_H
 #define HALO_RUN_ENERGY_H
 
 #include "../base.h"
 
-// Joules that the GPU at work in this thread has used since its driver was loaded; below 0: nobody tells (no GPU, no library, an
-// older model).
+// The joules that the current GPU of this thread has used since its driver was loaded; below 0: unknown (no GPU, no NVML, or a GPU model that
+// does not count its energy).
 C_API double gpu_joules(void);
 
 #endif

@@ -60,7 +60,7 @@ void curves_read(RunCurves* c, const char* path) {
 
 enum { kLabelBytes = 64, kMostPictured = 8, kPicturedPanels = 6 };
 
-// A panel in the making, with what it owns.
+// The series of a panel, with the labels and smoothed values that they point to.
 typedef struct {
     ChartSeries series[kMostPictured];
     char labels[kMostPictured][kLabelBytes];
@@ -74,7 +74,7 @@ static ChartSeries* add_curve(PictureSeries* p, const RunCurves* c, Curve which,
     return &p->series[p->count++];
 }
 
-// The name and the last value that is a number.
+// Labels the newest series with `name` and its last finite value.
 static void label_curve(PictureSeries* p, const char* name) {
     ChartSeries* s = &p->series[p->count - 1];
     char* text = p->labels[p->count - 1];
@@ -84,7 +84,7 @@ static void label_curve(PictureSeries* p, const char* name) {
     s->label = last >= 0 ? text : NULL;
 }
 
-// Faint as it is, and the mean of a fiftieth of it on each side.
+// Adds a curve twice: faint as it is, and smoothed over a fiftieth of its points on each side. A short curve is added once, as it is.
 static void add_smoothed(PictureSeries* p, const RunCurves* c, Curve which, int color, const char* name) {
     int reach = c->count[which] / 50;
     if (reach) add_curve(p, c, which, color, CHART_FAINT);
@@ -100,7 +100,7 @@ static int best_of(const RunCurves* c, Curve which) {
     return best;
 }
 
-// Whether the largest value is so far above the smallest that the small ones would lie flat.
+// Is the largest value more than `ratio` times the smallest (all above 0)? Then a linear axis would press the small ones flat.
 static bool spans(const RunCurves* c, Curve which, double ratio) {
     double low = INFINITY, high = 0;
     for (int i = 0; i < c->count[which]; i++) {

@@ -16,7 +16,8 @@ typedef struct {
 
 C_API void curves_add(RunCurves* curves, Curve which, int step, double value);
 C_API void curves_add_health(RunCurves* curves, int step, const QuantHealth* h);
-// What a log (run_log.h) holds up to now: a run that goes on draws its beginning too. Lines that are no JSON are passed over.
+// Adds the values in the lines of a log (run_log.h), so that the picture of a resumed run shows its beginning too. Lines that are not JSON are
+// skipped.
 C_API void curves_read(RunCurves* curves, const char* path);
 C_API void curves_free(RunCurves* curves);
 

@@ -41,7 +41,7 @@ static void give_up_events(StepLog* log) {
     events_close(&log->events);
 }
 
-// A place's last part: of "models/Llama-3.2-1B/" it is Llama-3.2-1B.
+// The last part of a path: "models/Llama-3.2-1B/" gives "Llama-3.2-1B".
 static void last_part(const char* path, char text[64]) {
     int bytes = (int)strlen(path), start;
     while (bytes > 1 && path[bytes - 1] == '/') bytes--;
@@ -113,7 +113,7 @@ static bool write_picture(const StepLog* log, const char* aside) {
     return written && rename(aside, log->picture) == 0;
 }
 
-// Written aside and renamed: who looks sees it whole.
+// Draws loss.svg into another file and renames that, so that a reader finds it whole.
 static void draw_picture(StepLog* log) {
     if (!log->picture || !log->curves.count[CURVE_LOSS]) return;
     double start = seconds_now();
@@ -129,7 +129,7 @@ static void draw_picture(StepLog* log) {
     log->picture_seconds = log->pictured_at - start;
 }
 
-// Every five seconds; a long run's picture takes longer to draw, and at most a fiftieth of the time.
+// Draws the picture if the last drawing is five seconds old, or fifty times as old as it took: a long run spends at most 2% on drawing.
 static void draw_picture_in_time(StepLog* log) {
     if (seconds_now() - log->pictured_at > fmax(5, 50 * log->picture_seconds)) draw_picture(log);
 }
@@ -182,8 +182,8 @@ static void tell_spike(StepLog* log, int step, double loss) {
     log->recent[log->losses++ % kRecentLosses] = loss;
 }
 
-// Seconds from step to step, evaluations and saves included: the mean, over the last fifty where there are more. A process' first step
-// sets much up, and counts only as long as there is no other.
+// Updates step_seconds, the time from step to step including evaluations and saves: the mean over the first fifty steps, later a moving mean
+// over about as many. The first step, in which much is set up, counts only until there is a second.
 static void note_time(StepLog* log, double seconds) {
     const int most = 50;
     double now = seconds_now(), whole = log->timed ? now - log->step_ended_at : seconds;
@@ -193,7 +193,7 @@ static void note_time(StepLog* log, double seconds) {
     log->timed++;
 }
 
-// The memory of a GPU; of the CPU what this process holds of it.
+// Bytes in use: of the GPU's memory by everybody, or of the host's by this process.
 static double used_memory(const Session* s) {
     long pages = 0, resident = 0;
     if (!strcmp(s->ops->name, "cuda")) return (double)s->ops->total_bytes() - (double)s->ops->free_bytes();
@@ -224,7 +224,7 @@ static void show_step(StepLog* log, int step, StepResult r, float lr, double eta
     status_set(&numbers);
 }
 
-// Beside a live line only the first and the last step have lines of their own, and one in half a minute.
+// Does this step get a line? Without a live line every step does; with one the first, the last, and one step every half a minute.
 static bool step_line_due(StepLog* log, int step) {
     const double between = 30;
     double now = seconds_now();

@@ -20,7 +20,8 @@ void duration_text(double seconds, char text[32]) {
     else snprintf(text, 32, "%.0fs", t);
 }
 
-// The parts of the line behind its bar, in their order; what comes first in kLeftOut goes first where the line is too long.
+// The parts of the line behind its bar, in the order in which they stand. kLeftOut: the order in which parts are left out of a line that is
+// too long.
 enum { PART_STEP, PART_LOSS, PART_LR, PART_SPEED, PART_SHARE, PART_MEMORY, PART_ETA, PART_PLACE, kParts };
 static const int kLeftOut[] = {PART_PLACE, PART_LR, PART_MEMORY, PART_SHARE, PART_SPEED, PART_LOSS, PART_ETA};
 enum { kPartBytes = 64, kLeastBar = 10, kMostBar = 40, kBetween = 2 };
@@ -125,7 +126,7 @@ static struct {
     bool unicode, color, launched;
     volatile bool live;
     bool stands;           // the line is on the screen
-    bool amid_line;        // somebody has printed a line's beginning: the rest comes first
+    bool amid_line;        // the last text printed did not end its line: the live line waits for the rest
     StatusNumbers numbers;
     double numbers_at;     // seconds; the ETA counts down from there
 } screen = {PTHREAD_MUTEX_INITIALIZER, 0, NULL, NULL, -1, false, false, false, false, false, false, {0, 0, NAN, 0, 0, 0, 0, 0, 0}, 0};
@@ -156,7 +157,7 @@ static void erase_line(void) {
     progress_line_stands(false);
 }
 
-// Phases between steps that may take a while; those of a step come and go.
+// The work that progress.h reports; or, where nobody reported work, a phase outside of steps that may take long.
 static ProgressWork work_of(ProgressPlace place) {
     static const char* const kSlow[] = {"reading data", "saving", "waiting for the disk", "resuming", "looking for a whole checkpoint",
                                         "reading weights whole"};
@@ -196,7 +197,7 @@ static void* draw_on(void* unused) {
     return NULL;
 }
 
-// What is printed goes out around the line. `cookie`: 1 or 2, the descriptor.
+// The write function of the streams: erases the line, prints, and draws the line again. `cookie`: the descriptor, 1 or 2.
 static ssize_t print_around(void* cookie, const char* text, size_t bytes) {
     int fd = (int)(intptr_t)cookie;
     pthread_mutex_lock(&screen.lock);
@@ -204,7 +205,7 @@ static ssize_t print_around(void* cookie, const char* text, size_t bytes) {
     bool written = write_whole(fd, text, bytes);
     int fault = errno;
     if (bytes) screen.amid_line = text[bytes - 1] != '\n';
-    if (written && fd == 1) draw_line();   // behind an error's message, by the thread: the process may end there
+    if (written && fd == 1) draw_line();   // not below an error's message: the process may end there, and would leave the line behind
     pthread_mutex_unlock(&screen.lock);
     errno = fault;
     return written ? (ssize_t)bytes : 0;
@@ -219,8 +220,8 @@ static FILE* stream_around(int fd, int buffering) {
     return stream;
 }
 
-// A descriptor of the terminal that stdout ends in; -1: it ends in none. Under mpirun the ranks' streams are mpirun's, which hands
-// their bytes on to its own: then that is looked at.
+// A descriptor of the terminal that shows this process' stdout; -1: there is none. A rank under mpirun prints into a pipe to mpirun, which
+// copies the bytes to its own stdout: the terminal is then that of the parent process.
 static int find_terminal(void) {
     struct winsize size;
     const char *term = getenv("TERM"), *launched = getenv("OMPI_COMM_WORLD_SIZE");

@@ -1,14 +1,15 @@
 // The live line at the bottom of a terminal: how far a run is, and what it is busy with.
 //
-// While it stands, stdout and stderr are streams of this file (fopencookie): what anybody prints erases the line first, and the line
-// comes back behind it. A thread draws it anew, as wide as the terminal is then. There is none where stdout is no terminal (of a job's
-// launcher, where that holds the ranks' streams), where TERM is unset or "dumb", and on other ranks than 0.
+// Between status_open and status_close, stdout and stderr are streams of this file (fopencookie): a text that is printed first erases the line,
+// and the line is drawn again below the text. A thread redraws the line four times a second, asking for the terminal's width each time.
+// status_open does nothing where stdout is no terminal or TERM is unset or "dumb". Under mpirun, whose ranks print into pipes, the
+// terminal of mpirun itself counts. Only rank 0 calls status_open.
 #ifndef HALO_RUN_STATUS_H
 #define HALO_RUN_STATUS_H
 
 #include "../progress.h"
 
-// A run after a step. What is not known is 0; a loss that is not known yet NaN.
+// A run after a step. Unknown numbers are 0, an unknown loss is NaN.
 typedef struct {
     int step, steps;
     double loss, lr, tokens_per_second, eta_seconds;
@@ -21,8 +22,8 @@ C_API bool status_live(void);
 C_API void status_set(const StatusNumbers* numbers);
 C_API void status_close(void);   // the line goes; fine if there was none
 
-// The line's text for a terminal of `columns`: what is less important is left out where it does not fit, and the text is shorter than the
-// terminal is wide. `work` counts before the numbers where its `what` is not NULL; `place` adds what a step is at.
+// The line's text for a terminal of `columns`, shorter than the terminal is wide: less important parts are left out where not all fit. The text
+// shows `work` if there is any (its `what` is not NULL), else the numbers and `place`, what the current step is doing.
 typedef struct {
     int columns;
     bool unicode, color;

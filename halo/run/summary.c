@@ -19,14 +19,14 @@ void tally_add(RunTally* t, StepResult r) {
     t->examples += r.examples;
 }
 
-// Of all ranks' GPUs; below 0: not all of them tell.
+// The joules that all ranks' GPUs have used since tally_start; below 0: not all of them report their energy.
 static double joules_since(const Session* s, const RunTally* t) {
     double now = t->joules >= 0 ? gpu_joules() : -1, sums[2] = {now - t->joules, now < 0};
     s->comm->host_sum(sums, 2);
     return sums[1] > 0 ? -1 : sums[0];
 }
 
-// A path as a shell takes it: in quotes where it holds more than the plain characters.
+// Prints a path as a shell reads it: in quotes if it holds characters that a shell gives a meaning.
 static void print_path(const char* path) {
     if (path[strspn(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%")] == 0) {
         fputs(path, stdout);

@@ -5,7 +5,7 @@
 #include "run_state.h"
 #include "train_step.h"
 
-// What this process has done of a run, since tally_start.
+// What this process has done of a run since tally_start.
 typedef struct {
     double started_at, joules;   // seconds_now, gpu_joules
     double tokens, examples;
