@@ -26,6 +26,7 @@ typedef struct {
     int K, rank, parts;
     int column[kMaxParts], N[kMaxParts];
 } LoraShape;
+// Of LoRA or HUT; linear: an index into kLinears.
 C_API LoraShape lora_shape(const Config* config, int linear);
 static inline int lora_width(LoraShape s) { return s.parts * s.rank; }   // of u and v
 

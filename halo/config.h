@@ -100,6 +100,7 @@ C_API int adapter_target(int linear, int part);   // the number of a linear's st
 static inline bool adapter_adapts(const Adapter* a, int linear, int part) {
     return a->kind != ADAPTER_NONE && (a->targets >> adapter_target(linear, part) & 1);
 }
+// alpha / rank, or with rslora alpha / sqrt(rank).
 C_API float adapter_scale(const Adapter* a);
 
 // The stacked matrices of a product's weight.

@@ -23,7 +23,7 @@ typedef struct {
     int last;       // the newest token of the answer, not in the cache yet
 } Slot;
 
-// One call of the model: its rows, and which of them have a next token.
+// One call of the model: its rows, and the rows after which a token is to be chosen.
 typedef struct {
     NewTokens batch;
     int *tokens, *slot, *pos;   // (rows)

@@ -2,7 +2,7 @@
 //
 // A step of the model takes a token of every answer under way and, as room allows, the tokens of prompts that have just been given a
 // slot. An answer ends at one of the stop tokens, after `max_tokens`, or when its slot is full, and the next prompt gets the slot. Which
-// prompts run side by side does not change an answer: on the CPU no bit of its logits depends on its neighbours, and what is drawn for
+// prompts run side by side does not change an answer: on the CPU no bit of its logits depends on other answers, and the random number for
 // a sampled token is named by the prompt's number and the token's index alone.
 #ifndef HALO_GENERATE_H
 #define HALO_GENERATE_H

@@ -65,12 +65,12 @@ C_API Linear linear_of(const Ops* ops, const Recipe* recipe);
 // A linear with scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
 C_API void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
                         int tokens, int token_block);
-// The same linear on fewer tokens, in the same scratch: one piece of a batch, for which linear_place_input is called anew.
+// The same linear, in the same scratch, for fewer tokens: some rows of a batch. Call linear_place_input anew for them.
 C_API Linear linear_on(const Linear* ln, int tokens);
 
 // Must the producer's plain output X (M,K) outlive the forward pass, because G reads it unquantized or prepares other codes of it?
 C_API bool linear_keeps_plain_input(const Recipe* r);
-// The recipe on a weight that is not trained: there is no G, whose operands are plain so that nothing is made for it.
+// The recipe for a weight that is not trained, which has no product G: G's operands are plain, so that none are prepared.
 C_API Recipe linear_frozen(const Recipe* r);
 // Does F or E read W unquantized?
 C_API bool linear_reads_weight(const Recipe* r);
@@ -93,7 +93,7 @@ C_API void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat ro
 // One whole matrix's operand: its codes (N, K) and their transpose (K, N).
 C_API QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K);
 
-// What the producer of X is asked to do on the way out. kPrepNone if F and G want different things.
+// The maximum that the producer of X should find while it writes X (ops.h, Prep). kPrepNone if F and G prepare X in different ways.
 C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
 // Turns the producer's output x (M,K) into operands; `done` is what the producer did.
 C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done);

@@ -8,9 +8,9 @@
 //   gate_up = h2 Wgu^T            act = silu(gate) * up
 //   down = act Wd^T               (added by the block above)
 //
-// Activations fall into three groups by what it costs to make them again: a block's input (res1), what attention and the
-// products leave (kMid), and what a norm or an element-wise pass over those gives (kCheap). --recompute keeps the first, the
-// first two, or all of them for every layer; a group that isn't kept has one layer's memory and is made again in backward.
+// Activations fall into three groups by the cost of making them again: a block's input (`input` in place_block), the outputs of
+// attention and of products (`mid`), and the outputs of norms and SwiGLU (`cheap`). --recompute keeps the first, the first two, or
+// all of them for every layer; a group that isn't kept has one layer's memory and is made again in the backward pass.
 // The logits exist for some rows at a time (in this file a piece), forward and backward together, since the loss's scale is known
 // beforehand. The head is a linear too, under a recipe of its own: the final norm's output is quantized piece by piece with one scale for
 // all its rows, the gradient of the logits with a scale for each piece.
@@ -538,7 +538,7 @@ static void block_hut_backward(Model* m, const Unit* u, int linear, Mat dw) {
                  u->w[l->a], u->w[l->b], m->effective[linear].data);
 }
 
-// dx = dy W (data NULL: nobody below wants it) and dW of one of the block's linears, or its adapter's gradients.
+// dx = dy W (data NULL: not wanted) and dW of one of the block's linears, or its adapter's gradients.
 static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     Stack stack = kLinears[linear].stack;
     int layer = (int)(b - m->blocks);

@@ -11,6 +11,7 @@ typedef struct {
     size_t together;
 } MemoryPlan;
 
+// Only counts: nothing is allocated on the backend.
 C_API MemoryPlan memory_plan(const Config* config, const Ops* ops, const Comm* comm, const Recipe* recipe, ShardOptions shard, ModelOptions model);
 
 #endif

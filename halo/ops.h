@@ -226,7 +226,7 @@ typedef struct Ops {
     void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax);
 
     // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
-    // (y is kept for the backward pass as it is, so only the maximum is taken on the way out: *absmax is raised unless NULL)
+    // *absmax (unless NULL) is raised to the largest |y|
     void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, float* absmax);
     void (*attention_backward)(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch);
     size_t (*attention_scratch)(Attn shape);

@@ -27,6 +27,7 @@ typedef struct {
     float* grad_scale;
 } Optim;
 
+// Allocates square_sums and grad_scale; optim_free releases them.
 C_API Optim optim_new(const Ops* ops, OptimConfig config);
 C_API void optim_free(Optim* o);
 // One update, with the gradients whose reduction shard_reduce_gradients has started; `step` counts from 1. With clipping, a norm that is

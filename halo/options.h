@@ -6,7 +6,7 @@
 #include "optim.h"
 
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
-// Recompute (llama3.h), Schedule (optim.h), Fmt for what is kept as "fp32" or "bf16".
+// Recompute (llama3.h), Schedule (optim.h), Fmt for a choice of "fp32" or "bf16".
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
@@ -35,12 +35,12 @@ typedef struct {
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
-    int slots, generate;
-    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout;
+    int slots, generate, gpus;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout, gpu_gb;
     bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, print_config, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, PLAN = 128, DOCTOR = 256, kAll = 31 };   // kAll: those that compute
 
 enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
 enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most
@@ -61,6 +61,10 @@ typedef struct {
     char text[64];
 } RunFlag;
 C_API int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all);
+
+// Sets a flag of a command by its name. A switch takes "yes" or "no". Returns false if the command has no such flag; a value that the flag
+// cannot have is a user_error that names the flag as the command line does.
+C_API bool options_set(Options* o, int command, const char* name, const char* value);
 
 // A flag's value from a file (--config). The key is the flag's name without dashes.
 typedef enum { SETTING_STRING, SETTING_INTEGER, SETTING_FLOAT, SETTING_BOOLEAN, SETTING_STRINGS } SettingType;
@@ -86,6 +90,8 @@ C_API Adapter options_adapter(const Options* o);
 C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, ReadSettings read, const Command** command);
 // All values of a command's flags as the lines of a file for --config, which reads back to the same options.
 C_API void options_write(FILE* out, const Options* o, int command);
+// The flags of training that are not at their default, as a shell takes them: "--preset llama3-8b --batch 4"; to be freed.
+C_API char* options_line(const Options* o);
 // The values of a command's flags, for the start of a run.
 C_API void options_print(const Options* o, int command);
 

@@ -64,7 +64,7 @@ typedef struct {
 static const size_t kAsCodes = (size_t)-1;
 static inline bool travels_as_codes(const Piece* p) { return p->gathered == kAsCodes; }
 
-// ---- units: what is gathered together. The embedding (0), each layer (1 to L), and final norm with head (L + 1).
+// ---- units, whose pieces are gathered together: the embedding (0), each layer (1 to L), and final norm with head (L + 1).
 typedef struct {
     Mat w[kStacks];    // weights as the layers read them; only the unit's own stacks are set; norms are (1, C)
     Mat g[kStacks];    // gradients, same shapes
@@ -81,6 +81,7 @@ typedef enum { FORWARD, BACKWARD } Pass;
 
 typedef struct Shard Shard;
 
+// Allocates what shard_bytes counts, zeroed. With an adapter in `config` it makes the adapter's shard too.
 C_API Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
 C_API void shard_free(Shard* s);
 
@@ -95,6 +96,7 @@ C_API bool shard_gathers_codes(const Comm* comm, ShardOptions options);
 // Does shard_acquire of such a shard give a layer's linears as codes: gathered ones, or those held of a frozen model?
 C_API bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options);
 
+// Does shard_acquire of this shard give linears as codes (shard_gives_codes)?
 C_API bool shard_hands_out_codes(const Shard* s);
 
 // The weights of a unit, whole, and where its gradients go. Valid until the caller acquires the next unit.
@@ -144,6 +146,7 @@ typedef struct {
     size_t bytes;
 } StateArray;
 enum { kMaxStateArrays = 4 };
+// Returns how many arrays there are: without an FP32 master copy three.
 C_API int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]);
 // The same arrays as another number of ranks keeps them. shard_state_of gives their sizes there. shard_take takes over what rank
 // `from_rank` of `from_ranks` has saved: `bytes` bytes of array `index` from `offset` on, of which this rank keeps the rows that it owns.

@@ -1,4 +1,4 @@
-// GPU ranks: NCCL for what lies on the GPUs; MPI for what lies on the hosts, and for how the ranks find each other.
+// GPU ranks: NCCL for the GPUs' memory; MPI for the hosts' memory, and for the ranks to find each other.
 //
 // Two streams beside the backend's, of the highest priority. On `wire` NCCL's operations run one after the other; on `sums` what
 // has arrived is added up while the next slice is on its way. The order of ncclReduceScatter's sums depends on how NCCL connects the
@@ -31,7 +31,7 @@
 #ifdef HALO_SIMT
 enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // small, so that tests of a tiny model need many slices and all records
 #else
-enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: far longer than starting a slice takes
+enum { kHalfBytes = kNcclStagingBytes / 2, kTransfers = 1024 };   // 0.25 ms of an NVLink: far longer than starting a slice takes
 #endif
 enum {
     kOperations = 32,         // collectives of one kind in a transfer, at most
@@ -348,6 +348,12 @@ static void gpu_finish() {
     cuda_ok(cudaDeviceSynchronize(), "the last transfers");
     nccl_ok(ncclCommDestroy(gpu.comm), "end");
     gpu.finish_mpi();
+}
+
+int nccl_version(void) {
+    int version = 0;
+    (void)ncclGetVersion(&version);
+    return version;
 }
 
 const Comm* comm_nccl(const Comm* mpi) {

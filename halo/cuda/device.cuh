@@ -247,7 +247,7 @@ __device__ inline uint32_t largest_bits(Packed<kWidth> x) {
     return largest;
 }
 
-// Whether all are +0.
+// Are all values +0?
 template <int kWidth>
 __device__ inline bool all_zero(Packed<kWidth> x) {
     uint32_t bits = 0;
@@ -305,7 +305,7 @@ __device__ inline void store_values(float* p, Values<kWidth> x) {
     }
 }
 
-// Whether `cols` values from each row's start on are aligned octets.
+// Can `cols` values from each row's start on be read as aligned octets?
 static inline bool is_octets(const void* data, size_t ld, size_t cols) {
     return cols % 8 == 0 && ld % 8 == 0 && (uintptr_t)data % 16 == 0;
 }

@@ -50,7 +50,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
             Values<8> a = unpack(r[k]), b = unpack(d[k]);
 #pragma unroll
             for (int i = 0; i < 8; i++) a.v[i] += b.v[i];
-            r[k] = pack(a);   // the norm is of what was stored
+            r[k] = pack(a);   // the norm is taken of the rounded values, as stored
             store_packed(res[t] + c, r[k]);
         }
     }

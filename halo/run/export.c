@@ -40,7 +40,7 @@ static float* adapter_floats(Session* s, int spec, int layer) {
     float* x = (float*)host_alloc(sizeof(float) * n);
     shard_read_adapter(s->shard, spec, layer, 0, specs[spec].rows, x);
     uint16_t* half = (uint16_t*)x;
-    for (size_t i = n; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // from the end: in place, nothing is overwritten unread
+    for (size_t i = n; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // in place: from the end
     return x;
 }
 

@@ -188,7 +188,7 @@ Saving* save_finish(Session* s, Saving* w, bool wait) {
     for (unsigned long seen = 0; w->on_thread && !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE); usleep(1000)) {
         unsigned long pieces = 0;
         for (int i = 0; i < w->run.state.blob_count; i++) pieces += __atomic_load_n(&w->run.places[i].pieces, __ATOMIC_RELAXED);
-        if (pieces != seen) progress_phase("waiting for the disk", -1);   // only written parts count as progress, so that a hanging disk is noticed
+        if (pieces != seen) progress_phase("waiting for the disk", -1);   // only written parts are progress: a hanging disk is not
         seen = pieces;
     }
     if (w->on_thread) pthread_join(w->thread, NULL);

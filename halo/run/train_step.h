@@ -23,6 +23,7 @@ typedef struct {
     int bad_rank;    // the first rank with losses that are not finite; -1: none (of a step that is not finite: its gradient is not)
 } StepResult;
 
+// steps: optimizer steps of the whole run, over which the learning rate falls. The session's shard must be loaded.
 C_API Trainer trainer_new(const Session* s, int steps);
 C_API void trainer_free(const Session* s, Trainer* t);
 // One optimizer step over global batch `step_in_epoch` (from 0) of the planned epoch; `step` counts from 1. Micro-steps in which no rank has

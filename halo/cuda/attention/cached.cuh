@@ -23,7 +23,7 @@ static_assert(kPiecesPerWarp % 2 == 0, "a chunk's last piece is in the second st
 struct AttnCached {
     const bf16 *q, *cache;   // q (rows, NH HD), rows of ld_q; cache (slots * positions, 2 NKV HD), rows of ld_cache
     bf16* y;
-    float* parts;            // split: (rows, NH, chunks, HD + 2): sums of e^(s - largest) v, then `largest` times log2(e), and total; else NULL
+    float* parts;            // split: (rows, NH, chunks, HD + 2): sums of e^(s - largest) v, then largest * log2(e), and total; else NULL
     const int *slot, *pos;   // (rows)
     int rows, positions, chunks, NH, NKV, HD, ld_q, ld_cache, ld_y;
     float scale_log2;

@@ -268,8 +268,8 @@ __device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], c
     }
 }
 
-// Which keys a block of threads takes that was the `index`th to start: key block after key block, since the first ones have the most
-// queries, and all sequences and K/V heads side by side. Whom it waits for (attention/sm80.cuh) has begun before it.
+// The keys of the block of threads that was the `index`th to start: first the first key block of all sequences and K/V heads, since it has
+// the most queries, then the next. So a block waits only for blocks that have started before it (attention/sm80.cuh).
 struct BackwardPlace {
     int b, kv, key;
 };
@@ -283,7 +283,7 @@ __device__ inline BackwardPlace backward_place(const AttnBackward& a, int index)
 // A block's place among those that add to one query block's dQ (attention/sm80.cuh says how they take turns).
 struct DqTurn {
     int block;       // which (b, h, m): its counter is turns[block]
-    unsigned turn;   // how many come before us
+    unsigned turn;   // how many key blocks add to this query block before this block does
     bool last;
 };
 template <int kM, int kN>
@@ -298,7 +298,7 @@ template <int kM, int kHD>
 __device__ inline float4* dq_sums(const AttnBackward& a, DqTurn t) {
     return reinterpret_cast<float4*>(a.dq_sums + (size_t)t.block * (kM * kHD));
 }
-// Accumulators of dQ from and to the sums.
+// Accumulators of dQ, loaded from and stored to the sums over key blocks.
 template <int kThreads, int kCount>
 __device__ inline void dq_load(float (&dq)[kCount], const float4* sums, bool empty) {
 #pragma unroll

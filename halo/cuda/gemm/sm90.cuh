@@ -13,7 +13,7 @@
 // scheduler: 3% at K = 4096 if it were not hidden. It moves 128 * 256 * 2 bytes of C, as much again if beta is not 0, in which
 // case C is fetched into the L2 while the tile is multiplied.
 //
-// Any M, N, K: TMA fills what is outside with zeros, which add nothing, and stores are masked. Only rows of A and B have to
+// Any M, N, K: TMA reads zeros outside of A and B, which add nothing, and stores are masked. Only rows of A and B have to
 // start at multiples of 16 bytes.
 #ifndef HALO_CUDA_GEMM_SM90_CUH
 #define HALO_CUDA_GEMM_SM90_CUH

@@ -81,7 +81,7 @@ __device__ inline void quad_transpose(uint32_t (&w)[4]) {
     }
 }
 
-// Whether the columns from `col` on that a warp stores are whole words: all inside, rows starting at multiples of 16 bytes.
+// Can a warp store `columns` columns from `col` on as whole words: are all inside, and do rows start at multiples of 16 bytes?
 __device__ inline bool c_in_words(const Gemm& g, int col, int columns) { return g.c_aligned && col + columns <= g.N; }
 
 // A lane's part of 32 columns of a row of C, as loaded from memory. kWords: see c_in_words.

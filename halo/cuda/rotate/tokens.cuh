@@ -401,7 +401,7 @@ static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
 static bool rotate_tokens(const RotateJob& job) {
     int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
     if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
-    // Across: the base order, or 16 (so that 16 tokens fill a product: 256 are one run of 16), and what exceeds 8 bits within.
+    // Across: the base order, or 16 for powers of two (256 tokens are 16 runs of 16, which fill a product), and all bits beyond 8 within.
     if (K0 == 1) doublings = 4;
     while (run >> doublings > kTokenChunk) doublings++;
     if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
