@@ -238,10 +238,24 @@ static double text_width(const char* text) {
     return 6.7 * n;
 }
 
-enum { kMostLabels = 16, kLabelHeight = 15 };
+enum { kMostLabels = 16, kLabelHeight = 15, kLabelBytes = 256 };
+
+// A label with its end left out where it would be wider than `room`.
+static void fit_label(const char* label, double room, char text[kLabelBytes]) {
+    snprintf(text, kLabelBytes - 4, "%s", label);
+    text[strlen(text) - (size_t)utf8_cut_bytes(text, strlen(text))] = 0;
+    bool whole = strlen(text) == strlen(label) && text_width(label) <= room;
+    while (!whole && *text && text_width(text) > room - text_width(".")) {
+        size_t n = strlen(text) - 1;
+        while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
+        text[n] = 0;
+    }
+    if (!whole) strcat(text, "\u2026");
+}
 
 // Labels stand where their lines end, pushed apart where they would touch.
-static void put_labels(FILE* out, const ChartFrame* f, const ChartPanel* p, double top, double bottom) {
+static void put_labels(FILE* out, const ChartFrame* f, const ChartPanel* p, double room) {
+    double top = f->y.to, bottom = f->y.from;
     struct {
         double y;
         const ChartSeries* s;
@@ -261,9 +275,10 @@ static void put_labels(FILE* out, const ChartFrame* f, const ChartPanel* p, doub
     double limit = bottom + 4;
     for (int i = n - 1; i >= 0; i--, limit -= kLabelHeight) labels[i].y = fmin(labels[i].y, limit);
     for (int i = 0; i < n; i++) {
-        char look[16];
+        char look[16], text[kLabelBytes];
         snprintf(look, sizeof look, "f%d", labels[i].s->color % kChartColors);
-        put_text(out, look, f->x.to + 8, labels[i].y, labels[i].s->label);
+        fit_label(labels[i].s->label, room, text);
+        put_text(out, look, f->x.to + 8, labels[i].y, text);
     }
 }
 
@@ -312,7 +327,7 @@ static ChartFrame frame_of(const ChartPanel* p, ChartBox box) {
         widen(&f.y, s->y, s->count);
         widen(&f.y, s->low, s->count);
         widen(&f.y, s->high, s->count);
-        if (s->label) labels = fmax(labels, text_width(s->label) + 10);
+        if (s->label) labels = fmax(labels, text_width(s->label) + 4);
     }
     settle(&f.x, 0);
     settle(&f.y, 0.05);
@@ -331,7 +346,7 @@ static void put_panel(FILE* out, const ChartPanel* p, ChartBox box) {
         if (p->series[i].look == CHART_DOTS) put_dots(out, &f, &p->series[i]);
         else put_line(out, &f, &p->series[i]);
     }
-    put_labels(out, &f, p, f.y.to, f.y.from);
+    put_labels(out, &f, p, box.x + box.width - f.x.to - 8);
 }
 
 // Where panel `index` stands; *bottom: the end of what stands so far, moved along.

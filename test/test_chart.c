@@ -137,6 +137,10 @@ static void labels_case(void) {
     ok(n == 4 && nearest > 14.9, "labels of lines that end in one place stand apart: %d labels, %.1f px", n, nearest);
     ok(strstr(svg, ">a &lt; b &amp; &quot;c&quot; ?\?</text>") && well_formed(svg), "a label's text is escaped");
     free(svg);
+    s[0].label = "a label that is much longer than a small panel has room for, in one piece";
+    svg = svg_of(panel);
+    ok(strstr(svg, "\u2026</text>") && strstr(svg, ">a label") && !strstr(svg, "small panel"), "a label that is too long is cut");
+    free(svg);
 }
 
 // Whatever a run may hold: no NaN and no infinity reaches the picture.

@@ -98,6 +98,7 @@ static void round_trip_case(void) {
         "bench --preset llama3-8b --layers 2 --profile",
         "export --model a --gguf b --gguf-type q8_0",
         "inspect --model a --data b --json",
+        "plan --preset llama3-8b --gpus 4 --gpu-gb 79.6",
     };
     for (int i = 0; i < COUNT(commands); i++) {
         char *print = text_of("%s --print-config", commands[i]), *first = run_well(print, commands[i]);
