@@ -428,14 +428,22 @@ static Mat linear_weight(const Model* m, const Unit* u, int linear) {
     return m->hut_shape[linear].parts ? m->effective[linear] : u->w[kLinears[linear].stack];
 }
 
-// y = x W^T of one of the block's linears, and what its adapter adds.
-static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
-    int layer = (int)(b - m->blocks);
+// What the adapter of a linear makes of its input, added to y if y_beta is 1, else written there.
+static void block_lora_forward(Model* m, Block* b, const Unit* u, int linear, Mat y, float y_beta) {
     const BlockLinear* l = &kLinears[linear];
-    linear_forward(&m->linear, y, &b->x[linear], linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
-    if (!m->lora_shape[linear].parts) return;
-    Noise drop = drop_noise(m, u, layer, linear);
-    lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
+    Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
+    lora_forward(&m->lora, m->lora_shape[linear], y, y_beta, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b],
+                 m->drops ? &drop : NULL);
+}
+
+// y = x W^T of one of the block's linears, and what its adapter adds: first, unless it leaves out some columns of y.
+static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
+    LoraShape lora = m->lora_shape[linear];
+    bool lora_first = lora.parts && lora_columns(lora) == y.cols;
+    if (lora_first) block_lora_forward(m, b, u, linear, y, 0);
+    linear_forward(&m->linear, y, lora_first ? 1.0f : 0.0f, &b->x[linear], linear_weight(m, u, linear),
+                   &m->weights[b - m->blocks].w[linear], m->shape[linear]);
+    if (lora.parts && !lora_first) block_lora_forward(m, b, u, linear, y, 1);
 }
 
 // Is the linear's operand read? Not when activations are made again for the adapter alone.
@@ -521,11 +529,11 @@ static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     return x;
 }
 
-// What the adapter of a linear adds to dx (data NULL: not wanted), and its gradients.
-static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
+// What the adapter of a linear adds to dx (data NULL: not wanted), or writes there if dx_beta is 0; and its gradients.
+static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx, float dx_beta) {
     const BlockLinear* l = &kLinears[linear];
     Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
-    lora_backward(&m->lora, m->lora_shape[linear], dx, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
+    lora_backward(&m->lora, m->lora_shape[linear], dx, dx_beta, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
                   linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
@@ -543,11 +551,13 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
     int layer = (int)(b - m->blocks);
     bool hut = m->hut_shape[linear].parts > 0;
     Mat dw = hut ? mat(m->wide, linear_N(m->shape[linear]), m->shape[linear].K, F32) : u->g[stack];
+    bool lora = m->lora_shape[linear].parts > 0, lora_first = lora && linear_adds_to_dx(m->linear.recipe);
+    if (lora_first) block_lora_backward(m, b, u, linear, dx, 0);
     if (dx.data)
-        linear_backward(&m->linear, dx, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
+        linear_backward(&m->linear, dx, lora_first ? 1.0f : 0.0f, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
                         &m->weights[layer].w[linear], m->shape[linear]);
     if (hut) block_hut_backward(m, u, linear, dw);
-    if (m->lora_shape[linear].parts) block_lora_backward(m, b, u, linear, dx);
+    if (lora && !lora_first) block_lora_backward(m, b, u, linear, dx, 1);
     if (!m->observing) return;
     check(u->fresh, "model_observe: not the first micro-step");
     linear_observe(&m->linear, &m->stats, layer, linear, plain_input(m, b, u, linear), u->w[stack], b->dy[linear].dy, u->g[stack]);
@@ -676,7 +686,7 @@ static const Unit* acquire_head(Model* m, Pass pass) {
 
 static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
     linear_prepare_input(&p->linear, &p->in, p->h, p->prep);
-    linear_forward(&p->linear, p->logits, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
+    linear_forward(&p->linear, p->logits, 0, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
 }
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
@@ -783,7 +793,7 @@ static void head_forward_backward(Model* m, float scale, float* loss) {
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, scale, true);
         linear_measure_grad(&p.linear, &p.dy, m->head_shape);
-        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
+        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), 0, head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
                         head->w[stack], &m->head_weight, m->head_shape);
     }
 }

@@ -6,7 +6,7 @@
 // A plan is made once per shape: an algorithm and its descriptors. Large products try the heuristic's first few and keep the
 // fastest among those that sum each element in one sequence, so that the choice does not show in the bits; small ones, which
 // may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes where
-// the product will, or to rotate's strip, and is left out while a graph is captured.
+// the product will, or to memory of its own for that time, and is left out while a graph is captured.
 //
 // Products of a training step run at the GPU's power limit, where a burst of a few runs says little: candidates are timed in slices
 // of several milliseconds under load. The clock drifts meanwhile, so they take turns, in one order and then the other. About 0.3 s
@@ -190,10 +190,18 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
     }
     return (int)(std::min_element(ms, ms + count) - ms);
 }
-// Trial products go where the product itself will go if it does not read what is there (beta 0). Else they must not change c: its first
-// rows, as many as rotate's strip holds, are tried there, which nobody reads between two ops. Too few rows: the heuristic's first.
+// Trial products go where the product itself will go if it does not read what is there (beta 0). Else they must not change c: they go to
+// memory that is given back at once, or, without room for that, its first rows, as many as rotate's strip holds, are tried there, which
+// nobody reads between two ops. Too few rows: the heuristic's first.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
+    void* aside = NULL;
+    if (cudaMalloc(&aside, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) == cudaSuccess) {
+        int fastest = lt_race(plan, g, aside, found, count);
+        cuda_ok(cudaFree(aside), "cudaFree");
+        return fastest;
+    }
+    (void)cudaGetLastError();   // the failure is dealt with
     Gemm first = g;
     LtPlan trial = *plan;
     first.M = first.a.rows = min_int(g.M, (int)(kRotateStripBytes / (g.ldc * fmt_bytes(g.c_fmt))));
