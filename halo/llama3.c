@@ -35,6 +35,14 @@ typedef struct {
     bool prepared;
 } BlockWeights;
 
+// What steps of generation that read the cache repeat.
+typedef struct {
+    int rows, wanted;   // of the batch
+    int steps;          // seen with these, on weights that did not change
+    void* record;       // ops.h; NULL: none yet
+} RepeatedStep;
+enum { kStepsBeforeRecording = 3 };
+
 struct Model {
     Config c;
     const Ops* ops;
@@ -90,6 +98,7 @@ struct Model {
     int* best;               // (BT) the likeliest tokens
     const int *slot, *wanted_rows;
     bool extending;          // this batch goes to the cache
+    RepeatedStep repeated;
     bool fresh;              // and holds whole beginnings of sequences, whose rows see nothing that is not in this batch
     void* memory;
     size_t memory_bytes;
@@ -364,7 +373,13 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     return m;
 }
 
+static void forget_repeated(Model* m) {
+    if (m->repeated.record) m->ops->record_free(m->repeated.record);
+    memset(&m->repeated, 0, sizeof m->repeated);
+}
+
 void model_free(Model* m) {
+    forget_repeated(m);
     m->ops->release(m->memory);
     m->ops->release(m->cos_sin);
     free(m->host_inputs);
@@ -739,11 +754,43 @@ static int rounded_rows(const Model* m, int rows, int most) {
     return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
 }
 
+// The trunk over new tokens, and the wanted rows of the final norm.
+static void extend_once(Model* m, Mat wanted) {
+    trunk_forward(m);
+    if (wanted.rows) m->ops->embed_forward(wanted, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+}
+
+// The same. A step that reads the cache is the work of the one before it, on the same memory, as long as batches have as many rows: after a
+// few it is recorded, and hundreds of launches become one.
+static void extend_repeatedly(Model* m, Mat wanted) {
+    RepeatedStep* r = &m->repeated;
+    const Ops* ops = m->ops;
+    if (!ops->record_begin || m->fresh || !shard_is_alone(m->shard)) {
+        extend_once(m, wanted);
+        return;
+    }
+    if (r->rows != m->BT || r->wanted != wanted.rows || shard_acquire(m->shard, 0, FORWARD)->version != m->version) {
+        forget_repeated(m);
+        r->rows = m->BT;
+        r->wanted = wanted.rows;
+    }
+    if (r->steps++ < kStepsBeforeRecording) {
+        extend_once(m, wanted);
+        return;
+    }
+    if (!r->record) {
+        ops->record_begin();
+        extend_once(m, wanted);
+        r->record = ops->record_end();
+    }
+    ops->replay(r->record);
+}
+
 // Appends the tokens; the rows of the final norm after the wanted ones, and some more. What fills the batch up are copies of one token at
 // the start of the spare sequence, and of the first wanted row.
 static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
     check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
-    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
+    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = wanted_count ? rounded_rows(m, wanted_count, n) : 0;
     int* host = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)n);   // (kBatchArrays, n)
     int *tokens = host, *slot = host + n, *pos = host + 2 * n, *wanted_rows = host + 3 * n, *start = host + 4 * n, *end = host + 5 * n;
     for (int i = 0; i < n; i++) {
@@ -760,10 +807,10 @@ static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int
     m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
     set_rows(m, n);
     upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
-    trunk_forward(m);
     free(host);
     Mat rows = mat_rows(m->wanted, 0, wanted_n);
-    if (wanted_count) m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+    extend_repeatedly(m, rows);
+    shard_acquire(m->shard, head_unit(&m->c), FORWARD);   // wanted or not: ranks that generate together gather the same in each step
     return rows;
 }
 

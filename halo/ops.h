@@ -203,6 +203,14 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
+    // ---- work that is done often on the same memory. The ops between record_begin and record_end are not carried out but kept; `replay` does
+    // them, at the cost of one. They are ops on the backend's memory alone (none that allocates, waits, or reads or writes the host's), and
+    // have been called with these shapes before. NULL: not worth it on this backend.
+    void (*record_begin)(void);
+    void* (*record_end)(void);
+    void (*replay)(void* record);
+    void (*record_free)(void* record);   // waits until it is done
+
     // ---- how many rows a batch of `rows` had better have where their number changes from call to call: a GPU's products are planned, and
     // large ones timed, once per shape, so that it wants few of them. Never fewer rows; of more rows never fewer. NULL: any number is as good.
     int (*round_rows)(int rows);

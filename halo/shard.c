@@ -249,6 +249,7 @@ void shard_forget_gathered(Shard* s) {
 }
 
 bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
+bool shard_is_alone(const Shard* s) { return s->comm->ranks == 1; }
 
 // What a unit has of the adapter joins the frozen weights: its gradients are the only ones.
 static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {

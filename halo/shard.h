@@ -95,6 +95,8 @@ C_API bool shard_gathers_codes(const Comm* comm, ShardOptions options);
 C_API bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options);
 
 C_API bool shard_hands_out_codes(const Shard* s);
+// Is this the only rank, so that no unit comes from others?
+C_API bool shard_is_alone(const Shard* s);
 
 // The weights of a unit, whole, and where its gradients go: the caller's until it acquires the next one.
 C_API const Unit* shard_acquire(Shard* s, int unit, Pass pass);
