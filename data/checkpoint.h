@@ -32,6 +32,7 @@ typedef struct {
 typedef struct {
     const char* name;
     const char* value;    // what has to be the same in the run that continues: model, recipe, learning rate, data, seed
+    const char* remedy;   // what to do where it is another; NULL: to resume with the same value
 } CheckpointSetting;
 
 // One description serves saving and loading: a checkpoint loads only into the blobs, numbers and settings it was saved from.
