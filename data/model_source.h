@@ -14,10 +14,11 @@ C_API void model_source_close(ModelSource* source);   // NULL is fine
 // Rows [first_row, first_row + rows) of parameter `spec` (an index into param_specs) of `layer` in F32 or BF16, into host memory.
 C_API void model_source_rows(const ModelSource* source, int spec, int layer, int first_row, int rows, Fmt fmt, void* dst);
 
-// config.json, the tokenizer's files and their companions as they are now, as a Hugging Face directory holds them; the caller frees them.
 // The format that its weights are kept in, or are read as where that is no format of ours.
 C_API Fmt model_source_fmt(const ModelSource* source);
 
+// config.json, the tokenizer's files and their companions as they were when the source was opened, as a Hugging Face directory holds them;
+// the caller frees them.
 C_API ModelFiles* model_source_files(const ModelSource* source);
 
 #endif
