@@ -12,6 +12,7 @@
 #include "dropout.cuh"
 #include "embed.cuh"
 #include "gemm/gemm.cuh"
+#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -277,5 +278,6 @@ const Ops cuda_ops = {
     pack_fp6,
     unpack_fp6,
     dropout,
+    narrow,
     hadamard,
 };
