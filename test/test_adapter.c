@@ -347,7 +347,7 @@ static void all_finite_differences(void) {
 }
 static void finite_differences_case(void) { with_both(all_finite_differences); }
 
-static void gradients(void) {
+static void gradients_within(double bf16_tol) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     CloseRule rule = {{0}, 0};
@@ -362,7 +362,7 @@ static void gradients(void) {
         rule.check = 0;
         for (int s = 0; s < f.count; s++) {
             float *got = factor_gradient(&t, s, 1), *want = factor_gradient(&reference, s, 1);
-            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.05, f.specs[s].name);
+            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, bf16_tol, f.specs[s].name);
             free(got);
             free(want);
         }
@@ -372,11 +372,14 @@ static void gradients(void) {
     free_factors(&f);
     free(b.storage);
 }
+static void gradients(void) { gradients_within(0.05); }
 static void gradients_case(void) {
     with_both(gradients);
+    uint64_t seed = test_seed;   // later cases draw what they would without this
     adapter_rank = 16;
-    gradients();
+    gradients_within(0.08);   // a softmax's gradients in BF16, of larger factors; GPUs are held to twice the error found, as ever
     adapter_rank = 4;
+    test_seed = seed;
 }
 
 // ---- the frozen model
@@ -623,7 +626,6 @@ static const Case cases[] = {
     {"specs", specs_case},
     {"start", start_case},
     {"dropout", dropout_case},
-    {"narrow", narrow_case},
     {"finite_differences", finite_differences_case},
     {"gradients", gradients_case},
     {"start_is_base", start_is_base_case},
@@ -632,6 +634,7 @@ static const Case cases[] = {
     {"accumulation", accumulation_case},
     {"merged", merged_case},
     {"fine_tune", fine_tune_case},
+    {"narrow", narrow_case},
 };
 
 static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
