@@ -556,7 +556,7 @@ void options_check(const Options* o, int command, int ranks) {
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
     if (command == TRAIN) check_train(o, plans);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
-    if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
+    if (command == GENERATE && o->prompt && ranks > 1) user_error("generate --prompt: runs on one rank; start it without mpirun");
     if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
