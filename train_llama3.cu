@@ -7,15 +7,20 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/config_file.h"
+#include "halo/run/doctor.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
 #include "halo/run/inspect.h"
 #include "halo/run/out_dir.h"
+#include "halo/run/plan.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
+#include "halo/run/status.h"
 #include "halo/run/stop.h"
+#include "halo/run/summary.h"
 #include "halo/run/verify.h"
 
 // ---- training
@@ -27,6 +32,7 @@ typedef struct {
     Dataset* prompts;      // the examples of `val`, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
+    RunTally tally;
     Progress done;
     RunSettings settings;
     Saving* saving;        // a checkpoint that is being written; or NULL
@@ -35,21 +41,6 @@ typedef struct {
 } TrainingRun;
 
 static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
-
-// The steps of --epochs passes. Under --pack on each pass may have another number of steps, so that every pass is planned once to count them.
-static double count_steps(const TrainingRun* r) {
-    const Options* o = &r->s.o;
-    double epochs = floor(o->epochs), steps = 0;
-    plan_epoch(r, 0);
-    if (o->steps) return o->steps;
-    if (o->pack != PACK_ROWS_ON || o->epochs * dataset_steps(r->data) > 1e9) return ceil(o->epochs * dataset_steps(r->data));
-    for (int epoch = 0; epoch < epochs; epoch++) {
-        plan_epoch(r, epoch);
-        steps += dataset_steps(r->data);
-    }
-    plan_epoch(r, (int)epochs);
-    return steps + ceil((o->epochs - epochs) * dataset_steps(r->data));
-}
 
 static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
@@ -62,7 +53,7 @@ static void open_training_data(TrainingRun* r) {
     if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
     else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
     if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
-    double steps = count_steps(r);
+    double steps = count_steps(o, r->data);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
     if (o->warmup > r->steps) user_error("--warmup %d: longer than the run of %d steps", o->warmup, r->steps);
@@ -70,12 +61,14 @@ static void open_training_data(TrainingRun* r) {
 
 static void open_trainer(TrainingRun* r) {
     Session* s = &r->s;
+    double ceiling_tflops = log_ceiling(s);
     load_weights(s, true);
     if (s->o.resume) resume(s, &r->settings, &r->done);
     if (s->o.out) require_space(s, state_bytes(s), written_bytes(s));
     r->trainer = trainer_new(s, r->steps);
     if (r->prompts) check_answers_fit(s, r->prompts);
-    r->log = log_open(s, r->steps, r->done.step);
+    r->log = log_open(s, r->steps, r->done.step, ceiling_tflops);
+    r->tally = tally_start(s, r->done.step);
     plan_epoch(r, (int)r->done.epoch);
 }
 
@@ -131,6 +124,7 @@ static void take_step(TrainingRun* r) {
     if (!result.finite) report_not_finite(r, result, step);
     double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / dataset_steps(r->data);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
+    if (result.finite) tally_add(&r->tally, result);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);
     r->done.step++;
     if (++r->done.step_in_epoch == dataset_steps(r->data)) {
@@ -148,14 +142,20 @@ static void judge_step(TrainingRun* r, int step) {
     free(v.line);
 }
 
-// Evaluates on `val`; returns whether the loss is the lowest so far.
-static bool evaluate_step(TrainingRun* r) {
+static Evaluation evaluate_now(TrainingRun* r) {
     const Session* s = &r->s;
     int step = (int)r->done.step;
     Evaluation e = evaluate(s, r->trainer.model, r->val, r->trainer.losses);
     if (!isfinite(e.loss))
         user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, r->val_name);
     if (leads(s)) log_evaluation(&r->log, r->val_name, step, e);
+    return e;
+}
+
+// Evaluates on `val`; returns whether the loss is the lowest so far.
+static bool evaluate_step(TrainingRun* r) {
+    int step = (int)r->done.step;
+    Evaluation e = evaluate_now(r);
     if (r->prompts) judge_step(r, step);
     if (r->done.best_step && (float)e.loss >= f32_from_bits((uint32_t)r->done.best_loss_bits)) return false;
     r->done.best_step = step;
@@ -167,6 +167,7 @@ static void run_steps(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     bool stopping = false;
+    if (r->val && r->done.step == 0) r->tally.val_at_start = evaluate_now(r).loss;
     while (r->done.step < r->steps && !stopping) {
         take_step(r);
         int step = (int)r->done.step;
@@ -189,6 +190,7 @@ static void write_result(TrainingRun* r) {
     char fault[kFaultBytes] = "";
     become_chat_model(s);
     note_finished_run(s->files, r->settings.list, r->settings.count);
+    note_config(s->files, &s->o);
     if (write_model(s, s->o.out, s->files, fault)) return;
     if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
     save_finish(s, save_start(s, &r->settings, &r->done), true);
@@ -200,6 +202,7 @@ static void write_result(TrainingRun* r) {
 
 static void close_training(TrainingRun* r) {
     log_close(&r->log);
+    status_close();
     if (r->trainer.model) trainer_free(&r->s, &r->trainer);
     if (r->val) dataset_free(r->val);
     if (r->prompts) dataset_free(r->prompts);
@@ -212,6 +215,7 @@ static int command_train(Options o) {
     memset(&r, 0, sizeof r);
     r.s = session_open(o, TRAIN);
     Session* s = &r.s;
+    if (leads(s)) status_open();
     if (leads(s)) options_print(&o, TRAIN);
     model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
     open_training_data(&r);
@@ -226,6 +230,7 @@ static int command_train(Options o) {
         run_steps(&r);
         all = r.done.step == r.steps;
         if (all && o.out) write_result(&r);
+        print_summary(s, &r.tally, &r.done, all && o.out);
         if (!all && leads(s))
             printf("stopped after step %d of %d%s\n", (int)r.done.step, r.steps,
                    o.out ? "; the same command with --resume goes on" : " (no --out, nothing was saved)");
@@ -241,6 +246,8 @@ static const Command kCommands[] = {
     {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
+    {"plan", PLAN, "what training with these flags would take: memory, largest batch, time; needs no GPU", command_plan},
+    {"doctor", DOCTOR, "whether this machine has what training needs, and what to do where it has not", command_doctor},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
     {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},
@@ -251,6 +258,6 @@ int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
-    Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
+    Options o = options_parse(argc, argv, kCommands, kCommandCount, read_config, &command);
     return command->run(o);
 }

@@ -50,9 +50,9 @@ static inline size_t model_bytes_together(ModelBytes b) { return b.activations +
 // Forward and backward of one micro-batch. Gradients are scaled by `scale` (1 / trained tokens of the whole global batch) and
 // added to the units'. loss (B, T) on the backend receives the cross entropy of every position, 0 where none is scored.
 C_API void model_train_step(Model* m, const Batch* batch, float scale, float* loss);
-// Has the backend record micro-steps of this model and repeat what it has recorded (Ops.repeat), where the backend can: the bits are the
-// same. For a model of one rank: transfers between ranks are not recorded.
-C_API void model_record(Model* m);
+// Has micro-steps from now on recorded and replayed (ops.h), or no longer: the bits are the same. Nothing changes where the backend cannot
+// record, and with several ranks, whose transfers are not recorded.
+C_API void model_record(Model* m, bool on);
 // Has the next micro-step, which must be the first of its optimizer step, observe its linears (quant_stats.h).
 C_API void model_observe(Model* m);
 C_API const QuantStats* model_quant_stats(const Model* m);

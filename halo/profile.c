@@ -72,10 +72,6 @@ static void zero(void* dst, size_t bytes) {
     inner->zero(dst, bytes);
     end("zero", from, (double)bytes);
 }
-static void repeat(Recording** recording, void (*work)(void* self), void* self) {
-    if (noting) work(self);   // so that every call is noted
-    else inner->repeat(recording, work, self);
-}
 static void embed_forward(Mat y, Mat w, const int* tokens) {
     int from = begin();
     inner->embed_forward(y, w, tokens);
@@ -152,6 +148,18 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     snprintf(name, sizeof name, "gemm %s%s", fmt_name(a.m.fmt), a.gran == PER_BLOCK32 ? " blocks" : beta != 0 ? " +=" : "");
     double K = a.transposed ? a.m.rows : a.m.cols;
     end_as(name, codes, from, size_of(a.m) + size_of(b.m) + (beta != 0 ? 2 : 1) * size_of(c), 2 * K * c.rows * c.cols);
+}
+static bool narrow(const Narrow* list, int count) {
+    int from = begin();
+    double bytes = 0, flops = 0;
+    if (!inner->narrow(list, count)) return false;
+    for (int i = 0; i < count; i++) {
+        const Narrow* n = &list[i];
+        bytes += size_of(n->x) + size_of(n->p) + size_of(n->q) + size_of(n->g) + size_of(n->v);
+        flops += 2.0 * n->x.cols * (size_of(n->p) + size_of(n->v)) / fmt_bytes(n->x.fmt);
+    }
+    end_as("narrow products", false, from, bytes, flops);
+    return true;
 }
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();
@@ -234,7 +242,6 @@ const Ops* profile_ops(const Ops* ops) {
     table = *ops;
     table.copy = copy;
     table.zero = zero;
-    if (ops->repeat) table.repeat = repeat;
     table.embed_forward = embed_forward;
     table.embed_backward = embed_backward;
     table.rmsnorm_forward = rmsnorm_forward;
@@ -262,6 +269,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
     table.dropout = dropout;
+    if (ops->narrow) table.narrow = narrow;
     table.hadamard = hadamard;
     return &table;
 }
@@ -287,6 +295,10 @@ double profile_waited_ms(void) {
     for (int i = 0; i < note_count; i++)
         if (!strcmp(families[notes[i].family].name, kWaiting)) ms += notes[i].ms;
     return ms;
+}
+
+void profile_calls(VisitCall visit, void* self) {
+    for (int i = 0; i < note_count; i++) visit(self, families[notes[i].family].name, notes[i].bytes, notes[i].flops);
 }
 
 // ---- the table

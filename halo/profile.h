@@ -17,13 +17,17 @@ C_API void profile_begin(void);
 C_API void profile_end(void);
 C_API double profile_waited_ms(void);   // for transfers, over all steps noted
 
+// Every call that was noted, in order, with its family, the bytes that it moves and its multiplications and additions: 2 a product's term.
+typedef void (*VisitCall)(void* self, const char* family, double bytes, double flops);
+C_API void profile_calls(VisitCall visit, void* self);
+
 typedef struct {
     double copy_gbs;       // bytes read and written by a copy
     double plain_tflops;   // BF16 (F32 on cpu_f32) products
     double coded_tflops;   // products of 8-bit codes; 0: none were measured
 } Ceilings;
 // Prints a line per family of calls: milliseconds and percent of `step_ms`, GB/s, TFLOP/s, percent of the floor. `steps` steps were noted;
-// step_ms is what a step takes without noting (then micro-steps may be recordings, ops.h), and the part of it that no call accounts for is printed as idle.
+// step_ms is what a step takes without noting (then micro-steps may be replayed), and the part of it that no call accounts for is printed as idle.
 C_API void profile_print(Ceilings ceilings, int steps, double step_ms);
 
 #endif

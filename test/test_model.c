@@ -628,7 +628,7 @@ static RunResult recorded_run(const RecordedRun* run, const Config* base, const 
     TestModel t = test_model_stored(shard, &c, ops, recipe_find(run->recipe), run->head, run->recompute, batch[0].B, batch[0].T, random_weights_read,
                                     &random);
     if (run->adapter != ADAPTER_NONE) shard_load_adapter(t.shard, lora_start_read, &random);
-    if (record) model_record(t.model);
+    model_record(t.model, record);
     OptimConfig config = {0.01f, 1, kRecordedSteps, SCHEDULE_LINEAR, 0.9f, 0.999f, 1e-8f, 0, 0, 5};
     Optim optim = optim_new(ops, config);
     RunResult r = {NULL, 0};

@@ -11,7 +11,9 @@
 #include "attention/attention.cuh"
 #include "dropout.cuh"
 #include "embed.cuh"
+#include "facts.cuh"
 #include "gemm/gemm.cuh"
+#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -104,6 +106,8 @@ const CudaHeld& cuda_held() {
     return device.held;
 }
 
+const char* cuda_last_product(void) { return gemm_ran_on; }
+
 // ---- memory
 static size_t cuda_memory(bool all) {
     size_t left = 0, total = 0;
@@ -176,7 +180,6 @@ static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0,
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
 static size_t cuda_free_bytes(void) { return cuda_memory(false); }
 static size_t cuda_total_bytes(void) { return cuda_memory(true); }
-static size_t cuda_workspace_bytes(void) { return cuda_held_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;
@@ -198,40 +201,20 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
-// ---- repeating: the first call runs, so that products choose their algorithms and kernels are loaded; the second is captured in a graph
-struct Recording {
-    cudaGraphExec_t graph;   // NULL: work ran once and is not captured yet
-};
-
-static void capture(Recording* r, void (*work)(void* self), void* self) {
-    cudaGraph_t graph = NULL;
-    cuda_ok(cudaStreamBeginCapture(cuda_stream(), cudaStreamCaptureModeThreadLocal), "begin of a graph");
-    work(self);
-    cuda_ok(cudaStreamEndCapture(cuda_stream(), &graph), "end of a graph");
-    cuda_ok(cudaGraphInstantiate(&r->graph, graph, 0), "a graph");
-    cuda_ok(cudaGraphDestroy(graph), "a graph");
+// ---- recorded work: CUDA's graphs
+static void cuda_record_begin(void) { cuda_ok(cudaStreamBeginCapture(cuda_stream(), cudaStreamCaptureModeThreadLocal), "recording"); }
+static void* cuda_record_end(void) {
+    cudaGraph_t graph;
+    cudaGraphExec_t record;
+    cuda_ok(cudaStreamEndCapture(cuda_stream(), &graph), "recording");
+    cuda_ok(cudaGraphInstantiate(&record, graph, 0), "a record");
+    cuda_ok(cudaGraphDestroy(graph), "a record");
+    return record;
 }
-static void cuda_repeat(Recording** recording, void (*work)(void* self), void* self) {
-    if (!*recording) {
-        *recording = new Recording();
-        work(self);
-        return;
-    }
-    if (!(*recording)->graph) capture(*recording, work, self);
-    cuda_ok(cudaGraphLaunch((*recording)->graph, cuda_stream()), "launch of a graph");
-}
-static void cuda_forget(Recording* recording) {
-    if (recording && recording->graph) {
-        cuda_sync();
-        cuda_ok(cudaGraphExecDestroy(recording->graph), "a graph");
-    }
-    delete recording;
-}
-
-// Fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where each new shape is timed.
-static int cuda_round_rows(int rows) {
-    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
-    return ceil_div(max_int(rows, 1), step) * step;
+static void cuda_replay(void* record) { cuda_ok(cudaGraphLaunch((cudaGraphExec_t)record, cuda_stream()), "replay"); }
+static void cuda_record_free(void* record) {
+    cuda_sync();
+    cuda_ok(cudaGraphExecDestroy((cudaGraphExec_t)record), "a record");
 }
 
 const Ops cuda_ops = {
@@ -246,12 +229,14 @@ const Ops cuda_ops = {
     cuda_sync,
     cuda_free_bytes,
     cuda_total_bytes,
-    cuda_workspace_bytes,
+    cuda_held_bytes,
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,
-    cuda_repeat,
-    cuda_forget,
+    cuda_record_begin,
+    cuda_record_end,
+    cuda_replay,
+    cuda_record_free,
     cuda_round_rows,
     embed_forward,
     embed_backward,
@@ -282,5 +267,6 @@ const Ops cuda_ops = {
     pack_fp6,
     unpack_fp6,
     dropout,
+    narrow,
     hadamard,
 };

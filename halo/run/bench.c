@@ -57,6 +57,7 @@ typedef struct {
 // Runs more steps, noting every call for the profile.
 static RankTraffic profile_steps(Session* s, Trainer* t) {
     double start = s->comm->sent_bytes(), sums[2];
+    model_record(t->model, false);   // a record's calls cannot be noted
     profile_begin();
     for (int step = 0; step < kProfileSteps; step++) bench_step(s, t, kBenchWarmup + s->o.steps + 1 + step);
     profile_end();

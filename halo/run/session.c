@@ -1,6 +1,7 @@
 // A command's session; see session.h.
 #include "session.h"
 
+#include <math.h>
 #include <time.h>
 
 #include "../../data/files.h"
@@ -10,11 +11,9 @@
 #include "../progress.h"
 #include "backend.h"
 
-// config.json and the tokenizer's files of the source; without config.json for a model cut by --layers, whose config.json is made anew.
-static ModelFiles* source_files(const Session* s) {
-    const Options* o = &s->o;
-    if (!o->model) return model_files_from_dirs(o->layers ? NULL : s->source_path, s->tokenizer_path);
-    ModelFiles* own = model_source_files(s->source);
+// config.json and the tokenizer's files, from the model's own (which this function frees) and --tokenizer's. A cut model's config.json is
+// made anew, so that the source's is left out.
+static ModelFiles* source_files(const Options* o, ModelFiles* own) {
     if (!o->tokenizer && !o->layers) return own;
     ModelFiles* files = o->tokenizer ? model_files_from_dirs(NULL, o->tokenizer) : model_files_new();
     for (int i = 0; i < model_files_count(own); i++) {
@@ -29,19 +28,23 @@ static ModelFiles* source_files(const Session* s) {
 // Reads the model's sizes from --model, --preset or --from-scratch, and its tokenizer's files.
 static void open_source(Session* s) {
     const Options* o = &s->o;
+    ModelFiles* own = NULL;
     if (o->model) {
         s->source = model_source_open(o->model, &s->config);
         s->source_path = o->model;
+        own = model_source_files(s->source);
     } else if (o->from_scratch) {
-        hf_config_read(o->from_scratch, &s->config);
+        own = model_files_from_dir(o->from_scratch);
+        hf_config_of_files(own, o->from_scratch, &s->config);
         s->source_path = o->from_scratch;
     } else {
+        own = model_files_new();
         check(config_preset(&s->config, o->preset), "--preset %s passed options_check", o->preset);
     }
     if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
     if (o->layers) s->config.L = o->layers;
     s->tokenizer_path = o->tokenizer ? o->tokenizer : s->source_path;
-    s->files = source_files(s);
+    s->files = source_files(o, own);
 }
 
 void open_chat(Session* s) {
@@ -134,21 +137,26 @@ static const Recipe* pick_recipe(const Session* s) {
     return r;
 }
 
-Session session_open(Options o, int command) {
+Session session_on(Options o, int command, const Ops* ops, const Comm* comm) {
     Session s;
     memset(&s, 0, sizeof s);
     s.o = o;
-    s.ops = backend_pick(o.backend);
-    s.comm = comm_start();
-    bool watched = s.comm->ranks > 1 || command == TRAIN;   // other commands on one rank need no watchdog: their user sees a hang
-    progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
-    s.comm = comm_on(s.comm, s.ops);
+    s.ops = ops;
+    s.comm = comm;
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
-    options_check(&o, command, s.comm->ranks);
+    options_check(&o, command, comm->ranks);
     open_source(&s);
     open_adapter(&s);
     s.recipe = pick_recipe(&s);
     return s;
+}
+
+Session session_open(Options o, int command) {
+    const Ops* ops = backend_pick(o.backend);
+    const Comm* comm = comm_start();
+    bool watched = comm->ranks > 1 || command == TRAIN;   // other commands on one rank need no watchdog: their user sees a hang
+    progress_watch(comm->rank, comm->ranks, watched ? o.timeout : 0, comm->abort_job);
+    return session_on(o, command, ops, comm_on(comm, ops));
 }
 
 void session_close(Session* s) {
@@ -248,6 +256,24 @@ Dataset* open_data(const Session* s, const char* path, DataUse use) {
         printf("%s: NOTE: %d of %d prompts lose their beginning: a longer --seq than %d keeps them whole\n", path, n->truncated, n->examples,
                s->o.seq);
     return d;
+}
+
+// Under --pack on each pass may have another number of steps, so that every pass is planned once to count them.
+double count_steps(const Options* o, Dataset* d) {
+    uint64_t seed = (uint64_t)o->seed;
+    dataset_plan(d, seed, 0);
+    if (o->steps) return o->steps;
+    int first = dataset_steps(d);
+    if (o->pack != PACK_ROWS_ON || o->epochs * first > 1e9) return ceil(o->epochs * first);
+    double epochs = floor(o->epochs), steps = 0;
+    for (int epoch = 0; epoch < epochs; epoch++) {
+        dataset_plan(d, seed, epoch);
+        steps += dataset_steps(d);
+    }
+    dataset_plan(d, seed, (int)epochs);
+    steps += ceil((o->epochs - epochs) * dataset_steps(d));
+    dataset_plan(d, seed, 0);
+    return steps;
 }
 
 double seconds_now(void) {

@@ -14,7 +14,7 @@ Trainer trainer_new(const Session* s, int steps) {
                          (float)o->weight_decay, (float)o->clip, (uint64_t)o->seed};
     Trainer t;
     t.model = model_new(&s->config, s->ops, s->recipe, s->shard, model_options(s, true));
-    if (o->graphs == GRAPHS_AUTO && s->comm->ranks == 1) model_record(t.model);
+    model_record(t.model, o->graphs == GRAPHS_AUTO);
     t.optim = optim_new(s->ops, optim);
     t.batch = batch_new(o->batch, o->seq);
     t.losses = (float*)s->ops->alloc(losses_bytes(o));
@@ -75,7 +75,7 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
         cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
-    StepResult r = {0, NAN, 0, false, -1};
+    StepResult r = {0, NAN, 0, dataset_step_examples(d, step_in_epoch), false, -1};
     if (o->on_nan == ON_NAN_SKIP) {
         sum_losses(s, t, cells, scored, sums, &r);
         bool finite = gradient_is_finite(s, t);
