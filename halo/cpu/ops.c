@@ -123,6 +123,5 @@ const Ops CPU_OPS = {
     pack_fp6,
     unpack_fp6,
     dropout,
-    NULL,   // narrow
     hadamard,
 };

@@ -13,7 +13,6 @@
 #include "embed.cuh"
 #include "facts.cuh"
 #include "gemm/gemm.cuh"
-#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -274,6 +273,5 @@ const Ops cuda_ops = {
     pack_fp6,
     unpack_fp6,
     dropout,
-    narrow,
     hadamard,
 };
