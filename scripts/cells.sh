@@ -15,6 +15,7 @@
 #   BUDGET    seconds after which the script stops, its runs saved, with exit code 4 (none)
 #   BATCH SEQ STEPS WARMUP LIMIT    32, 512, one epoch, 20, all records: the paper's; with STEPS or LIMIT train_llama3 chooses the warm-up
 #   SAVE_EVERY   steps between checkpoints of a run (500); on SIGTERM a run saves itself
+#   SHOW      1 prints the table of the cells that are there, and makes none
 #   KEEP_MODELS  1 keeps the trained models ($TABLES/runs/*/model)
 #   MORE      further flags for every training run
 #   REFPACK TRAIN_LLAMA3    the reference pack (../shared), the program (./train_llama3)
@@ -163,6 +164,7 @@ last_of() { sed -nE 's/.*"'"$2"'": ([-+0-9.e]+|null).*/\1/p' "$1/log.jsonl" | ta
 # used up, and with 2 after a cell that failed; the others at work are finished first.
 run_cells() {
     local running=0 worst=0 arguments
+    [ "${SHOW:-0}" != 1 ] || { cat >/dev/null; return 0; }
     while read -ra arguments; do
         if [ "$running" -ge "$JOBS" ]; then
             wait -n || worst=$?
