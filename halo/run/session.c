@@ -169,7 +169,8 @@ ModelOptions model_options(const Session* s, bool train) {
     if (o->seq > s->config.max_T)
         user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
     ModelOptions m = {o->batch, o->seq, train, train ? o->recompute : RECOMPUTE_NONE, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
-                      recipe_find(train && o->head_dtype == HEAD_FP8 ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s), 0, 0};
+                      recipe_find(train && o->head_dtype == HEAD_FP8 ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s), 0, 0,
+                      train ? s->remade : 0};
     return m;
 }
 
