@@ -8,6 +8,9 @@
 
 C_API int command_plan(Options o);   // the exit code
 
+// The layers whose quantized weights are remade with these flags; --codes auto counts as keep.
+C_API int remade_by_flag(const Session* s, const Options* o);
+
 // What a rank's GPU would hold: the start-up's plan, what a run allocates beside it, and about what the driver and libraries take.
 typedef struct {
     MemoryPlan plan;

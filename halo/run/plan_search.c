@@ -1,12 +1,14 @@
 // Which flags make training fit; see plan.h.
 #include "plan.h"
 
+int remade_by_flag(const Session* s, const Options* o) { return o->codes == CODES_REMAKE ? s->config.L : 0; }
+
 PlannedMemory planned_memory(const Session* session, const Options* o, size_t tables) {
     Session s = *session;
     s.o = *o;
     s.recipe = options_recipe(o);
     if (!s.peft) s.config.adapter = options_adapter(o);   // else it is that of the file
-    s.remade = o->codes == CODES_REMAKE ? s.config.L : 0;
+    s.remade = remade_by_flag(&s, o);
     PlannedMemory m;
     memset(&m, 0, sizeof m);
     m.plan = memory_plan(&s.config, s.ops, s.comm, s.recipe, shard_options(&s, true), model_options(&s, true));
@@ -88,6 +90,7 @@ static Options climbed(const Ladder* l, const Options* given) {
         o.batch = r->batch;
         o.accum = given->accum * (given->batch / r->batch);
     }
+    if (o.qfsdp) o.codes = given->codes;   // gathered codes are not remade
     bool adapted = o.adapter == ADAPT_LORA && given->adapter == ADAPT_NONE;
     if (adapted) {
         o.qfsdp = given->qfsdp;
