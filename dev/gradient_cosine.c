@@ -6,6 +6,7 @@
 //
 // DIR/cosines.jsonl gets a line for each format, rotation, part, layer and matrix.
 #include "../data/files.h"
+#include "../halo/run/config_file.h"
 #include "../halo/run/train_step.h"
 
 #include <math.h>
@@ -125,6 +126,6 @@ static int command_cosine(Options o) {
 int main(int argc, char** argv) {
     static const Command kCommands[] = {{"cosine", TRAIN, "compare gradients", command_cosine}};
     const Command* command;
-    Options o = options_parse(argc, argv, kCommands, 1, &command);
+    Options o = options_parse(argc, argv, kCommands, 1, read_config, &command);
     return command->run(o);
 }
