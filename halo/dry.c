@@ -64,7 +64,9 @@ static void dry_rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const
 static void dry_rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax) {
     (void)qkv, (void)cos_sin, (void)pos, (void)NH, (void)NKV, (void)HD, (void)inverse, (void)absmax;
 }
-static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) { (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax; }
+static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) {
+    (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax;
+}
 static void dry_attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch) {
     (void)dqkv, (void)dy, (void)y, (void)qkv, (void)lse, (void)shape, (void)scratch;
 }
@@ -96,6 +98,13 @@ static void dry_transpose_codes(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_pack_fp6(uint8_t* packed, Mat codes) { (void)packed, (void)codes; }
 static void dry_unpack_fp6(Mat codes, const uint8_t* packed) { (void)codes, (void)packed; }
 static void dry_dropout(Mat y, Mat x, float factor, float p, const Noise* noise) { (void)y, (void)x, (void)factor, (void)p, (void)noise; }
+static bool dry_narrow(const Narrow* list, int count) {   // of the ranks that GPUs take (cuda/gemm/narrow.cuh)
+    for (int i = 0; i < count; i++) {
+        int R = list[i].p.data ? list[i].p.cols : list[i].v.cols;
+        if (R % 16 != 0 || R > 64) return false;
+    }
+    return true;
+}
 static void dry_hadamard(Mat y, Mat x, Mat w, float factor, float offset) { (void)y, (void)x, (void)w, (void)factor, (void)offset; }
 
 static size_t no_limit(void) { return (size_t)1 << 60; }
@@ -103,11 +112,11 @@ static size_t no_limit(void) { return (size_t)1 << 60; }
 // The GPU's sizes; of another backend's only what it says of itself differs.
 static const Ops kDryGpu = {
     "cuda", BF16, dry_alloc, dry_release, dry_upload, dry_download, dry_copy, dry_zero, dry_nothing, no_limit, no_limit, cuda_held_bytes,
-    dry_mark, dry_marked_ms, dry_nothing, cuda_round_rows,
+    dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
     dry_cross_entropy, dry_argmax, dry_gemm, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert, dry_sum_squares,
-    dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
+    dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_narrow, dry_hadamard,
 };
 
 const Ops* dry_ops(const Ops* like) {
@@ -123,6 +132,7 @@ const Ops* dry_ops(const Ops* like) {
     table.total_bytes = like->total_bytes;
     table.workspace_bytes = like->workspace_bytes;
     table.round_rows = like->round_rows;
+    table.narrow = like->narrow ? dry_narrow : NULL;
     table.rmsnorm_scratch = like->rmsnorm_scratch;
     table.attention_scratch = like->attention_scratch;
     return &table;

@@ -158,6 +158,14 @@ typedef struct {
     uint64_t seed, stream, offset;
 } Noise;
 
+// A wide x (M, N) between narrow matrices of R columns: p (M, R) = factor * x q, g (N, R) = x^T v + beta * g, with q (N, R) and v (M, R).
+// With `across`, q and g are stored (R, N). p or g without data: not wanted.
+typedef struct {
+    Mat x, p, q, g, v;
+    float factor, beta;
+    bool across;
+} Narrow;
+
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
@@ -203,6 +211,14 @@ typedef struct Ops {
     int (*mark)(void);
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
+
+    // ---- work that is done often on the same memory. The ops between record_begin and record_end are not carried out but kept; `replay` does
+    // them, at the cost of one. They are ops on the backend's memory alone (none that allocates, waits, or reads or writes the host's), and
+    // have been called with these shapes before. NULL: not worth it on this backend.
+    void (*record_begin)(void);
+    void* (*record_end)(void);
+    void (*replay)(void* record);
+    void (*record_free)(void* record);   // waits until it is done
 
     // ---- the number of rows, at least `rows`, to which a batch should be padded where batches differ in size. A GPU's products are planned,
     // and large ones timed, once per shape, so that few different shapes are better. Never falls as `rows` grows. NULL: any number is as good.
@@ -288,6 +304,9 @@ typedef struct Ops {
     // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
     // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
     void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // All of them, with one pass over each x; or false, and nothing is done, where that does not suit a shape: products do it then.
+    // NULL: products are as fast. Sums in FP32, rounded once.
+    bool (*narrow)(const Narrow* list, int count);
     // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
     void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;

@@ -149,6 +149,18 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     double K = a.transposed ? a.m.rows : a.m.cols;
     end_as(name, codes, from, size_of(a.m) + size_of(b.m) + (beta != 0 ? 2 : 1) * size_of(c), 2 * K * c.rows * c.cols);
 }
+static bool narrow(const Narrow* list, int count) {
+    int from = begin();
+    double bytes = 0, flops = 0;
+    if (!inner->narrow(list, count)) return false;
+    for (int i = 0; i < count; i++) {
+        const Narrow* n = &list[i];
+        bytes += size_of(n->x) + size_of(n->p) + size_of(n->q) + size_of(n->g) + size_of(n->v);
+        flops += 2.0 * n->x.cols * (size_of(n->p) + size_of(n->v)) / fmt_bytes(n->x.fmt);
+    }
+    end_as("narrow products", false, from, bytes, flops);
+    return true;
+}
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();
     inner->rotate(y, x, axis, transpose, block, absmax);
@@ -229,6 +241,7 @@ const Ops* profile_ops(const Ops* ops) {
     inner = ops;
     table = *ops;
     table.copy = copy;
+    table.record_begin = NULL;   // each op is timed
     table.zero = zero;
     table.embed_forward = embed_forward;
     table.embed_backward = embed_backward;
@@ -257,6 +270,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
     table.dropout = dropout;
+    if (ops->narrow) table.narrow = narrow;
     table.hadamard = hadamard;
     return &table;
 }
