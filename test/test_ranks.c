@@ -162,6 +162,8 @@ static const RankRun kPlainRuns[] = {{1, "--zero 2", NULL},
                                      {4, "--zero 3", NULL},
                                      {4, "--zero 2 --prefetch 0", NULL}};
 static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
+                                     {1, "--zero 0 --codes remake", NULL},
+                                     {2, "--zero 3 --codes remake --recompute block", NULL},
                                      {2, "--qfsdp --prefetch 4", NULL},
                                      {3, "--qfsdp --quant-stats 3", NULL},
                                      {4, "--zero 3 --prefetch 0 --quant-stats 4", NULL},
@@ -203,7 +205,8 @@ static void gpu_bits_case(void) {
 // The streams in the order of their creation: NCCL's, that of the sums, the backend's.
 static const RankRun kEmulatedPlainRuns[] = {{2, "--zero 3", "0"}, {2, "--zero 3", "1"}, {2, "--zero 3 --prefetch 2", "2"},
                                              {2, "--zero 2", "0"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "0"}};
-static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL}};
+static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL},
+                                             {2, "--zero 3 --codes remake --recompute block", NULL}};
 static void emulated_bits_case(void) {
     if (!on_emulated_gpus()) return;
     make_models();

@@ -3,6 +3,7 @@
 // by a C++ compiler, which gives the same table on the emulator (device.cuh).
 //
 // The device is the one that is current when the backend is first used, or the first usable one if that is too old.
+#include "../host_copy.h"
 #include "device.cuh"
 
 #include <vector>
@@ -144,7 +145,7 @@ static void cuda_upload(void* dst, const void* host_src, size_t bytes) {
     for (size_t at = 0; at < bytes; at += kStagingBytes) {
         size_t n = staged_bytes(at, bytes);
         int slot = staging_slot();
-        memcpy(staging_memory(slot), (const char*)host_src + at, n);
+        host_copy(staging_memory(slot), (const char*)host_src + at, n);
         cuda_ok(cudaMemcpyAsync((char*)dst + at, staging_memory(slot), n, cudaMemcpyHostToDevice, stream), "upload");
         cuda_ok(cudaEventRecord(device.copied[slot], stream), "upload");
     }
@@ -160,7 +161,7 @@ static void cuda_download(void* host_dst, const void* src, size_t bytes) {
             size_t piece = turn - ahead;
             int slot = slot_of[piece % kStagingSlots];
             cuda_ok(cudaEventSynchronize(device.copied[slot]), "download");
-            memcpy((char*)host_dst + piece * kStagingBytes, staging_memory(slot), staged_bytes(piece * kStagingBytes, bytes));
+            host_copy((char*)host_dst + piece * kStagingBytes, staging_memory(slot), staged_bytes(piece * kStagingBytes, bytes));
         }
         if (turn < pieces) {
             size_t at = turn * kStagingBytes;
