@@ -21,8 +21,8 @@ C_API float optim_lr(const OptimConfig* config, int step);
 typedef struct {
     const Ops* ops;
     OptimConfig config;
-    // On the backend, of the last step's gradient. With clipping the first of square_sums is the sum of squares, the others are 0; without
-    // they are this rank's rows', to be added up.
+    // On the backend, of the last step's gradient: with clipping the sum of squares, without (kSquareSums) sums of this rank's rows.
+    WideSum* squares;
     float* square_sums;
     float* grad_scale;
 } Optim;

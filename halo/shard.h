@@ -126,8 +126,8 @@ C_API void shard_end_micro_step(Shard* s);         // from now on they accumulat
 // back (linear_finish_grad), unit by unit in shard_update, or all at once in shard_finish_gradients.
 C_API void shard_reduce_gradients(Shard* s);
 C_API void shard_finish_gradients(Shard* s);
-// *total on the backend <- sum of squares of all gradients, over all ranks.
-C_API void shard_sum_squares(Shard* s, float* total);
+// *total on the backend <- sum of squares of all gradients, over all ranks: the same bits however rows are dealt out to ranks.
+C_API void shard_sum_squares(Shard* s, WideSum* total);
 // One AdamW step over this rank's rows; the caller sets what is not storage (lr ... seed, grad_scale, square_sums: of this rank's rows,
 // from 0). weight_decay applies to the pieces that decay. Then the new weights go to the ranks that hold them whole, and what travels
 // as codes is quantized.

@@ -684,6 +684,19 @@ static void bench_and_export_case(void) {
     free(ten);
 }
 
+// However short the run is, its rate comes to --lr.
+static void short_warmup_case(void) {
+    make_inputs();
+    const int steps[] = {1, 2, 5, 9};   // --warmup auto: a tenth of the steps, at least 1
+    for (int i = 0; i < COUNT(steps); i++) {
+        char *more = text_of("--steps %d --overwrite", steps[i]), *out = trained("short", more), *log = text_at(out, "log.jsonl");
+        ok(strstr(log, "\"lr\": 0.00999999978,"), "--warmup auto: %d steps come to --lr", steps[i]);
+        free(log);
+        free(out);
+        free(more);
+    }
+}
+
 static void help_case(void) {
     const struct {
         const char *command, *flags;
@@ -890,6 +903,7 @@ static const Case kCases[] = {
     {"bad_flags", bad_flags_case},
     {"bad_inputs", bad_inputs_case},
     {"train", train_case},
+    {"short_warmup", short_warmup_case},
     {"resume", resume_case},
     {"interrupt", interrupt_case},
     {"keep_best", keep_best_case},

@@ -43,6 +43,7 @@ typedef struct {
     float* strip;          // kRotateStripBytes, rotate's: a second workspace for ops that rotate while they use the first
     char* signs;           // kSignsBytes, written once
     float* partial_sums;   // (kSumBlocksMax)
+    struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();

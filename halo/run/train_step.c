@@ -52,11 +52,11 @@ static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, doub
 
 // --on-nan skip asks before the weights are touched, which costs a pass over the gradients.
 static bool gradient_is_finite(Session* s, Trainer* t) {
-    float total;
+    WideSum squares;
     shard_reduce_gradients(s->shard);
-    shard_sum_squares(s->shard, t->optim.square_sums);
-    s->ops->download(&total, t->optim.square_sums, sizeof total);
-    return isfinite(total);
+    shard_sum_squares(s->shard, t->optim.squares);
+    s->ops->download(&squares, t->optim.squares, sizeof squares);
+    return isfinite(wide_value(squares));
 }
 
 StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step) {
