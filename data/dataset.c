@@ -11,6 +11,8 @@ struct Dataset {
     Text notes;            // what the files were taken for
     const char* chat_name; // of the format
     Example* examples;     // (stats.examples)
+    char** paths;          // (path_count) of the files
+    int path_count;
     int seq;
     PackMode pack;
     int batch, micro_batches;
@@ -167,9 +169,9 @@ static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* rec
     return out;
 }
 
-static void gather(Dataset* d, Encoded* encoded, int records) {
+static void gather(Dataset* d, Encoded* encoded, const RecordList* list) {
     DataStats* s = &d->stats;
-    s->records = records;
+    int records = s->records = list->selected;
     int64_t total = 0;
     for (int r = 0; r < records; r++) {
         if (encoded[r].error) user_error("%s", encoded[r].error);
@@ -180,8 +182,10 @@ static void gather(Dataset* d, Encoded* encoded, int records) {
     for (int r = 0; r < records; r++) {
         const Encoded* from = &encoded[r];
         for (int i = 0; i < from->count; i++) {
-            const Example* e = &from->examples[i];
-            d->examples[s->examples++] = *e;
+            Example* e = &d->examples[s->examples++];
+            *e = from->examples[i];
+            e->path = list->records[r].path;
+            e->line = list->records[r].line;
             s->tokens += (size_t)e->count;
             s->scored += (size_t)e->scored_count;
         }
@@ -297,8 +301,12 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     note_ignored_tools(d, &list, options->chat);
     Encoded* encoded = (Encoded*)host_alloc((size_t)list.selected * sizeof(Encoded));
     encode_records(encoded, &list, tokenizer, options);
-    gather(d, encoded, list.selected);
+    gather(d, encoded, &list);
     free(encoded);
+    d->paths = list.paths;   // examples name them
+    d->path_count = list.path_count;
+    list.paths = NULL;
+    list.path_count = 0;
     records_free(&list);
     refuse_untrained(d, paths, options);
     size_t n = (size_t)d->stats.examples;
@@ -318,6 +326,8 @@ void dataset_free(Dataset* d) {
     if (!d) return;
     for (int i = 0; i < d->stats.examples; i++) example_free(&d->examples[i]);
     free(d->examples);
+    for (int i = 0; i < d->path_count; i++) free(d->paths[i]);
+    free(d->paths);
     text_free(&d->notes);
     free(d->row_start);
     free(d->row_examples);

@@ -46,6 +46,8 @@ typedef struct {
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
     char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
     size_t text_bytes;
+    const char* path;         // the file and line that its record begins on; the path lives as long as the dataset
+    int line;
 } Example;
 
 typedef struct {

@@ -132,6 +132,14 @@ C_API void shard_sum_squares(Shard* s, WideSum* total);
 // from 0). weight_decay applies to the pieces that decay. Then the new weights go to the ranks that hold them whole, and what travels
 // as codes is quantized.
 C_API void shard_update(Shard* s, AdamW hyper);
+// Where the gradients of this rank's rows, finished, are the first not to be finite, in the order in which the backward pass makes them.
+typedef struct {
+    int tensors_before;   // stacks of matrices in that order; -1: all are finite
+    int row;              // of the stack
+} BadGradient;
+C_API BadGradient shard_bad_gradient(Shard* s);
+enum { kTensorNameBytes = 160 };
+C_API void shard_bad_gradient_name(const Shard* s, BadGradient bad, char name[kTensorNameBytes]);   // of any rank's
 // A sum over all rows, of each rank's sum over its own; all ranks call it together, and wait.
 C_API double shard_sum_over_rows(const Shard* s, double own);
 

@@ -5,6 +5,7 @@
 //   short         each write from then on takes half of its bytes, so that the caller has to go on
 //   kill          the process is killed before the call
 //   hang          the call never ends
+//   nan           the $FAULT_CALL-th part of a gradient that rank $FAULT_RANK sends to the others (MPI_Alltoall) begins with a NaN
 //
 // $FAULT_MARK is a file that is made when that happens. $FAULT_FREE: the bytes that disks seem to have free.
 #define _GNU_SOURCE
@@ -86,6 +87,17 @@ int rename(const char* from, const char* to) { return counts(to) && goes_wrong(f
 int mkdir(const char* path, mode_t mode) { return counts(path) && goes_wrong(false) ? -1 : REAL(mkdir)(path, mode); }
 int unlink(const char* path) { return counts(path) && goes_wrong(false) ? -1 : REAL(unlink)(path); }
 int rmdir(const char* path) { return counts(path) && goes_wrong(false) ? -1 : REAL(rmdir)(path); }
+
+// As Open MPI declares it, whose handles are pointers.
+int MPI_Alltoall(const void* in, int in_count, void* in_type, void* out, int out_count, void* out_type, void* comm);
+int MPI_Alltoall(const void* in, int in_count, void* in_type, void* out, int out_count, void* out_type, void* comm) {
+    static long parts;
+    if (is_kind("nan") && atoi(setting("OMPI_COMM_WORLD_RANK")) == atoi(setting("FAULT_RANK")) && ++parts == atol(setting("FAULT_CALL"))) {
+        const unsigned not_a_number = 0x7fc00000u;
+        memcpy((void*)in, &not_a_number, sizeof not_a_number);
+    }
+    return REAL(MPI_Alltoall)(in, in_count, in_type, out, out_count, out_type, comm);
+}
 
 int statvfs(const char* path, struct statvfs* disk) {
     int status = REAL(statvfs)(path, disk);

@@ -7,6 +7,8 @@
 #include <limits.h>
 #include <sys/stat.h>
 
+#include "backends.h"
+
 static char* shim;         // faults_shim.so beside this binary
 static char* whole_dir;    // a run that nothing disturbed
 static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD"};
@@ -444,6 +446,84 @@ static void changed_case(void) {
     free(out);
 }
 
+// ---- ranks
+
+static void on_ranks(int ranks) {
+    static char line[128];
+    snprintf(line, sizeof line, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ", ranks);
+    launcher = ranks > 1 ? line : "";
+}
+
+// What `ranks` of them make of the same global batches, undisturbed.
+static char* whole_on(int ranks) {
+    static char* dirs[4];
+    if (dirs[ranks]) return dirs[ranks];
+    char *name = text_of("whole-%d", ranks), *more = text_of("--pack off --batch %d", 6 / ranks);
+    dirs[ranks] = scratch_path(name);
+    char* flags = flags_for(dirs[ranks], more);
+    on_ranks(ranks);
+    free(run_well(flags, "undisturbed ranks"));
+    on_ranks(1);
+    free(flags);
+    free(more);
+    free(name);
+    return dirs[ranks];
+}
+
+// A NaN in what one rank adds to the fourth step's gradient of one tensor. A step sends 15 parts: norm and head, then in either layer
+// norm, qkv, o, norm, gate and up, down, then the embedding.
+static void nan_case(void) {
+    make_whole();
+    if (!has_mpi()) {
+        skip("a NaN in one rank's gradient: no MPI on this machine");
+        return;
+    }
+    const struct {
+        int ranks, rank, part;
+        const char *tensor, *lines;   // the step's four examples, in the order that the seed makes
+    } faults[] = {{2, 1, 8, "model.layers.1.mlp.down_proj.weight", "15"}, {3, 0, 2, "lm_head.weight", "7, 13"},
+                  {3, 1, 10, "model.layers.0.self_attn.q_proj.weight", "3, 15"}};
+    char* out = scratch_path("nan");
+    for (int i = 0; i < COUNT(faults); i++) {
+        char *whole = whole_on(faults[i].ranks), *rank = text_of("%d", faults[i].rank);
+        for (int skips = 0; skips < 2; skips++) {
+            char *more = text_of("--pack off --batch %d %s", 6 / faults[i].ranks, skips ? "--on-nan skip" : ""), *flags = flags_for(out, more);
+            empty_dir(out);
+            on_ranks(faults[i].ranks);
+            inject("/nowhere", "nan", 3 * 15 + faults[i].part, "");
+            setenv("FAULT_RANK", rank, 1);
+            Run r = run(flags);
+            inject_nothing();
+            char* words = text_of("not finite on rank %d, first the gradient of %s, with recipe bf16 on %s line %s%s", faults[i].rank,
+                                  faults[i].tensor, data_path, faults[i].lines, skips ? ": left out" : ", and nothing of this step was saved");
+            ok(r.code == (skips ? 0 : 2) && strstr(r.err, "step 4: ") && strstr(r.err, words),
+               "%d ranks, %s: exit %d, %s", faults[i].ranks, skips ? "--on-nan skip" : "stop", r.code, r.err);
+            free(words);
+            free_run(r);
+            bool same = same_files(whole, out, "model.safetensors");
+            free(flags);
+            flags = text_of("verify %s", out);
+            on_ranks(1);
+            if (skips) free(run_well(flags, "what was trained without the step is whole"));
+            ok(!same, "the step was not taken");
+            free(flags);
+            free(more);
+            if (skips) continue;
+            more = text_of("--pack off --batch %d --resume", 6 / faults[i].ranks);
+            flags = flags_for(out, more);
+            on_ranks(faults[i].ranks);
+            free(run_well(flags, "and --resume"));
+            on_ranks(1);
+            ok(same_files(whole, out, "model.safetensors"), "goes on to the bits of an undisturbed run");
+            free(flags);
+            free(more);
+        }
+        free(rank);
+    }
+    empty_dir(out);
+    free(out);
+}
+
 static void infinite_case(void) {
     make_whole();
     char *model = scratch_path("infinite"), *copy = text_of("cp -r %s", whole_dir), *path = path_join(model, "model.safetensors");
@@ -470,7 +550,7 @@ static void infinite_case(void) {
 static const Case kCases[] = {
     {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
     {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
-    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case},
+    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case}, {"nan", nan_case},
 };
 
 int main(int argc, char** argv) {

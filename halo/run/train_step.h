@@ -19,7 +19,8 @@ typedef struct {
     float grad_norm;
     size_t tokens;   // not padding, on all ranks
     bool finite;     // loss and gradient norm are, on all ranks; else the step was left out (--on-nan skip), or is the run's last
-    int bad_rank;    // the first rank whose own losses are not finite; -1: none, the gradient alone is not
+    int bad_rank;    // the first rank whose own losses are not finite, or else its part of a gradient's sum; -1: none is known
+    char bad_tensor[kTensorNameBytes];   // the first whose gradient is not finite, in the order of the backward pass; or ""
 } StepResult;
 
 C_API Trainer trainer_new(const Session* s, int steps);
