@@ -524,6 +524,82 @@ static void nan_case(void) {
     free(out);
 }
 
+// A signal to one rank at the `call`-th call of some kind: where the run is then is what the other ranks, or its lines, say.
+typedef enum { LOADING, FIRST_STEP, EVALUATING, SAVING, WRITING, kPhases } Phase;
+static const struct {
+    const char *name, *calls;   // calls: MPI's, or those that change files below this part of --out
+    int call;
+    bool first_rank;            // only rank 0 makes such calls
+} kPhaseAt[kPhases] = {{"loading", "MPI_", 3, false}, {"the first step", "MPI_Alltoall", 4, false}, {"evaluating", "MPI_Allgather", 51, false},
+                       {"saving", "checkpoints", 4, false}, {"writing the model", ".model-being-written", 3, true}};
+
+static bool is_at(Phase phase, Run r) {
+    switch (phase) {
+        case LOADING: return !strstr(r.out, "\nstep ") && !strstr(r.err, ": step 1, ");
+        case FIRST_STEP: return !strstr(r.out, "\nstep ") && strstr(r.err, ": step 1, ");
+        case EVALUATING: return strstr(r.out, "\nstep   2/5 ") && (strstr(r.err, ": step 2, embedding") || strstr(r.err, ": step 2, forward"));
+        case SAVING: return strstr(r.out, "\nstep   2/5 ") && !strstr(r.out, "\nsaved step 4 ");
+        case WRITING: return strstr(r.out, "\nstep   5/5 ") && !strstr(r.out, "\nwrote ");
+        default: return false;
+    }
+}
+
+// Whether the run ended as the signal wants it.
+static bool ended_by(int signal_number, Phase phase, Run r) {
+    if (signal_number == SIGKILL) return r.code != 0 && is_at(phase, r);
+    if (signal_number == SIGSTOP) return r.code == 3 && is_at(phase, r) && strstr(r.err, "no progress for 2 s");
+    if (phase == LOADING) return r.code != 0;                                      // nothing to save yet
+    if (signal_number == SIGTERM) return r.code == 3;                              // a rank that is ended ends the others
+    if (phase == WRITING) return r.code == 0 && strstr(r.out, "\nwrote ");         // too late to stop
+    return r.code == 4 && strstr(r.out, "saved step") && strstr(r.out, "--resume goes on");
+}
+
+static void signal_at(int signal_number, Phase phase, int ranks, int rank) {
+    char *out = scratch_path("signalled-ranks"), *mark = scratch_path("mark"), *whole = whole_on(ranks);
+    char* calls = *kPhaseAt[phase].calls == 'M' ? host_strdup(kPhaseAt[phase].calls) : path_join(out, kPhaseAt[phase].calls);
+    char* more = text_of("--pack off --batch %d --val %s --eval-every 2 --timeout %d", 6 / ranks, val_path, signal_number == SIGSTOP ? 2 : 60);
+    char *flags = flags_for(out, more), *number = text_of("%d", signal_number), *which = text_of("%d", kPhaseAt[phase].first_rank ? 0 : rank);
+    empty_dir(out);
+    shell("rm -f", mark);
+    on_ranks(ranks);
+    inject(calls, "signal", kPhaseAt[phase].call, mark);
+    setenv("FAULT_SIGNAL", number, 1);
+    setenv("FAULT_RANK", which, 1);
+    Run r = run(flags);
+    inject_nothing();
+    bool well = path_exists(mark) && ended_by(signal_number, phase, r);
+    ok(well, "%s to rank %s of %d, %s: exit %d", strsignal(signal_number), which, ranks, kPhaseAt[phase].name, r.code);
+    if (!well) printf("%s%s\n", r.out, r.err);
+    free_run(r);
+    char* again = text_of("%s --resume", flags);
+    r = run(again);
+    well = r.code == 0 && same_files(whole, out, "model.safetensors");
+    ok(well, "and --resume ends with the bits of an undisturbed run");
+    if (!well) printf("exit %d, %s%s\n", r.code, r.out, r.err);
+    free_run(r);
+    on_ranks(1);
+    free(again);
+    free(which);
+    free(number);
+    free(flags);
+    free(more);
+    free(calls);
+    free(mark);
+    free(out);
+}
+
+static void ranks_case(void) {
+    make_whole();
+    if (!has_mpi()) {
+        skip("signals to ranks: no MPI on this machine");
+        return;
+    }
+    const int everywhere[] = {SIGKILL, SIGSTOP, SIGUSR1, SIGTERM}, like_usr1[] = {SIGINT, SIGHUP};
+    for (int i = 0; i < COUNT(everywhere); i++)
+        for (int phase = 0; phase < kPhases; phase++) signal_at(everywhere[i], (Phase)phase, 2 + (i + phase) % 2, phase % 2);
+    for (int i = 0; i < COUNT(like_usr1); i++) signal_at(like_usr1[i], i ? SAVING : FIRST_STEP, 2 + i, 1);
+}
+
 static void infinite_case(void) {
     make_whole();
     char *model = scratch_path("infinite"), *copy = text_of("cp -r %s", whole_dir), *path = path_join(model, "model.safetensors");
@@ -550,7 +626,7 @@ static void infinite_case(void) {
 static const Case kCases[] = {
     {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
     {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
-    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case}, {"nan", nan_case},
+    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case}, {"nan", nan_case}, {"ranks", ranks_case},
 };
 
 int main(int argc, char** argv) {
