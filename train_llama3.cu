@@ -178,6 +178,7 @@ static void run_steps(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     bool stopping = false;
+    if (o->out && (o->save_every || o->keep_best)) save_prepare(s);
     while (r->done.step < r->steps && !stopping) {
         take_step(r);
         int step = (int)r->done.step;

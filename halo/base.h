@@ -95,6 +95,9 @@ static inline void* host_grow(void* p, size_t bytes) {
     return p;
 }
 
+// memcpy on several cores (host_copy.c).
+C_API void host_copy(void* dst, const void* src, size_t bytes);
+
 static inline char* host_strdup(const char* s) {
     char* copy = (char*)host_alloc(strlen(s) + 1);
     return strcpy(copy, s);

@@ -5,11 +5,13 @@
 //   short         each write from then on takes half of its bytes, so that the caller has to go on
 //   kill          the process is killed before the call
 //   hang          the call never ends
+//   slow          each of them takes 20 ms longer
 //   signal        the process sends itself $FAULT_SIGNAL before the call
 //   nan           the $FAULT_CALL-th part of a gradient that rank $FAULT_RANK sends to the others (MPI_Alltoall) begins with a NaN
 //
 // $FAULT_PATH may also be MPI_, or the beginning of a collective's name (MPI_Alltoall): then these calls count.
-// $FAULT_RANK: the one rank under mpirun whose calls count. $FAULT_MARK is a file that is made when that happens. $FAULT_FREE: the bytes that disks seem to have free.
+// $FAULT_RANK: the one rank under mpirun whose calls count. $FAULT_MARK is a file that is made when that happens. $FAULT_FREE: the
+// bytes that disks seem to have free. $FAULT_NO_MEMORY: none seems to be available.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -54,6 +56,7 @@ static bool counts_fd(int fd) {
 
 // Counts a call; true if it has to fail, with errno set.
 static bool goes_wrong(bool is_write) {
+    if (is_kind("slow")) usleep(20000);
     bool now = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED) == atol(setting("FAULT_CALL"));
     if (now) {
         int mark = REAL(open)(setting("FAULT_MARK"), O_CREAT | O_WRONLY, 0666);
@@ -63,7 +66,7 @@ static bool goes_wrong(bool is_write) {
         while (is_kind("hang")) pause();
         failing = true;
     }
-    if (is_kind("short") || is_kind("signal") || !(now || (failing && is_write))) return false;
+    if (is_kind("short") || is_kind("signal") || is_kind("slow") || !(now || (failing && is_write))) return false;
     errno = is_kind("eio") ? EIO : ENOSPC;
     return true;
 }
@@ -83,6 +86,11 @@ int open(const char* path, int flags, ...) {
     va_end(args);
     if ((flags & O_CREAT) && counts(path) && goes_wrong(false)) return -1;
     return REAL(open)(path, flags, mode);
+}
+
+FILE* fopen(const char* path, const char* mode) {
+    if (*setting("FAULT_NO_MEMORY") && !strcmp(path, "/proc/meminfo")) return NULL;
+    return REAL(fopen)(path, mode);
 }
 
 int fsync(int fd) { return counts_fd(fd) && goes_wrong(false) ? -1 : REAL(fsync)(fd); }

@@ -11,7 +11,7 @@
 
 static char* shim;         // faults_shim.so beside this binary
 static char* whole_dir;    // a run that nothing disturbed
-static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD"};
+static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD", "FAULT_NO_MEMORY", "FAULT_RANK"};
 
 static char* flags_for(const char* out, const char* more) {
     return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 5 --lr 1e-2 --save-every 2 "
@@ -29,7 +29,7 @@ static void make_whole(void) {
 
 static void inject(const char* out, const char* kind, int call, const char* mark) {
     char* number = text_of("%d", call);
-    const char* const values[] = {number, kind, out, mark, "", shim};
+    const char* const values[] = {number, kind, out, mark, "", shim, "", ""};
     for (int i = 0; i < COUNT(kInjected); i++) setenv(kInjected[i], values[i], 1);
     free(number);
 }
@@ -158,6 +158,37 @@ static void hang_case(void) {
     free(below);
     free(flags);
     free(mark);
+    free(out);
+}
+
+// On a slow disk: the milliseconds that training waits for the save of step 400, as the run says.
+static double save_stall_ms(const char* out, bool in_background) {
+    char *checkpoints = path_join(out, "checkpoints"), *flags = flags_for(out, "--steps 800 --save-every 400 --batch 4 --pack off");
+    empty_dir(out);
+    inject(checkpoints, "slow", 0, "");
+    setenv("FAULT_NO_MEMORY", in_background ? "" : "1", 1);
+    char* text = run_well(flags, in_background ? "saves while training goes on" : "saves while training waits");
+    inject_nothing();
+    ok(!strstr(text, "too little memory for a copy of the state: training waits") == in_background, "too little memory for a copy is said");
+    const char *line = strstr(text, "\nsaved step 400 in "), *waited = line ? strstr(line, ": training waited ") : NULL;
+    double ms = NAN, seconds = NAN;
+    ok(waited && sscanf(waited, ": training waited %lf ms, written in %lf s", &ms, &seconds) == 2 && seconds > 0.1 && ms <= 1000 * seconds + 10,
+       "%.*s", line ? (int)strcspn(line + 1, "\n") : 0, line ? line + 1 : "");
+    free(text);
+    free(flags);
+    free(checkpoints);
+    return ms;
+}
+
+static void stall_case(void) {
+    make_whole();
+    char *out = scratch_path("stall"), *other = scratch_path("no-stall");
+    double waiting = save_stall_ms(out, false), going_on = save_stall_ms(other, true);
+    ok(going_on <= waiting / 10, "a save holds up training for %.1f ms, and for %.1f without room for a copy: at most a tenth", going_on, waiting);
+    ok(same_files(out, other, "model.safetensors"), "and the bits are the same");
+    empty_dir(out);
+    empty_dir(other);
+    free(other);
     free(out);
 }
 
@@ -625,7 +656,7 @@ static void infinite_case(void) {
 
 static const Case kCases[] = {
     {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
-    {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
+    {"hang", hang_case}, {"stall", stall_case}, {"full_at_the_end", full_at_the_end_case},
     {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case}, {"nan", nan_case}, {"ranks", ranks_case},
 };
 

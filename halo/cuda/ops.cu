@@ -159,7 +159,7 @@ static void cuda_download(void* host_dst, const void* src, size_t bytes) {
             size_t piece = turn - ahead;
             int slot = slot_of[piece % kStagingSlots];
             cuda_ok(cudaEventSynchronize(device.copied[slot]), "download");
-            memcpy((char*)host_dst + piece * kStagingBytes, staging_memory(slot), staged_bytes(piece * kStagingBytes, bytes));
+            host_copy((char*)host_dst + piece * kStagingBytes, staging_memory(slot), staged_bytes(piece * kStagingBytes, bytes));
         }
         if (turn < pieces) {
             size_t at = turn * kStagingBytes;

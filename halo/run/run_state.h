@@ -29,6 +29,8 @@ C_API void run_settings(const Session* s, RunSettings* r);   // all ranks call i
 // A checkpoint is copied, and written by a thread while training goes on; where memory for the copy is lacking it is written at once, and
 // that is said. Values that are not finite are not saved: a user_error. `settings` must last until save_finish.
 typedef struct Saving Saving;
+// Begins to make room for the copies, which the first save does otherwise.
+C_API void save_prepare(Session* s);
 C_API Saving* save_start(Session* s, const RunSettings* settings, const Progress* progress);
 // Once every rank has written its part, makes the checkpoint the newest and returns NULL; before, with `wait` false, `saving`. NULL is none.
 C_API Saving* save_finish(Session* s, Saving* saving, bool wait);
