@@ -70,7 +70,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model generate adapter $(if $(HALO_MPI),comm))
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model generate adapter plan doctor $(if $(HALO_MPI),comm))
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
@@ -217,7 +217,7 @@ fuzz:
 	@$(MAKE) --no-print-directory -j$(JOBS) build/fuzz/fuzz
 	@JOBS=$(JOBS) test/fuzz/run.sh $(SECONDS) $(TARGETS)
 
-sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+sanitize: $(patsubst %,$(BUILD)/test/test_%,ops quantize gemm adapter)
 	@BUILD=$(BUILD) test/sanitize.sh
 
 # Installs what is missing; quick when nothing is.

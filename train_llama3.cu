@@ -7,11 +7,13 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/doctor.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
 #include "halo/run/inspect.h"
 #include "halo/run/out_dir.h"
+#include "halo/run/plan.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
@@ -23,33 +25,18 @@
 typedef struct {
     Session s;
     Dataset *data, *val;   // val: NULL without --val and --val-split
-    const char* val_name;  // as messages call it
-    Dataset* prompts;      // of it, to be answered; NULL without --val-metric
+    const char* val_name;  // the name of `val` in messages
+    Dataset* prompts;      // the examples of `val`, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
     Progress done;
     RunSettings settings;
     Saving* saving;        // a checkpoint that is being written; or NULL
-    int left_out;          // steps in a row (--on-nan skip)
+    int left_out;          // steps skipped in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
 } TrainingRun;
 
 static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
-
-// Steps of --epochs passes. Under --pack on each pass may have another number of them, so each is planned once to be counted.
-static double count_steps(const TrainingRun* r) {
-    const Options* o = &r->s.o;
-    double epochs = floor(o->epochs), steps = 0;
-    plan_epoch(r, 0);
-    if (o->steps) return o->steps;
-    if (o->pack != PACK_ROWS_ON || o->epochs * dataset_steps(r->data) > 1e9) return ceil(o->epochs * dataset_steps(r->data));
-    for (int epoch = 0; epoch < epochs; epoch++) {
-        plan_epoch(r, epoch);
-        steps += dataset_steps(r->data);
-    }
-    plan_epoch(r, (int)epochs);
-    return steps + ceil((o->epochs - epochs) * dataset_steps(r->data));
-}
 
 static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
@@ -62,7 +49,7 @@ static void open_training_data(TrainingRun* r) {
     if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
     else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
     if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
-    double steps = count_steps(r);
+    double steps = count_steps(o, r->data);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
     if (o->warmup > r->steps) user_error("--warmup %d: longer than the run of %d steps", o->warmup, r->steps);
@@ -93,7 +80,7 @@ static bool name_example(const TrainingRun* r, int index, const char** path, cha
     return fits;
 }
 
-// The examples in the step at work, as many as there is room for: those of one rank, or with -1 of all.
+// The examples in the current step, as many as `text` has room for: those of one rank, or with -1 of all.
 static void name_examples(const TrainingRun* r, int of_rank, char text[kExamplesBytes]) {
     int micro_batches = r->s.o.accum * r->s.comm->ranks;
     const char* path = NULL;
@@ -111,14 +98,14 @@ static void name_examples(const TrainingRun* r, int of_rank, char text[kExamples
     if (!*text && of_rank >= 0) name_examples(r, -1, text);   // a rank without a row in this step
 }
 
-enum { kMostLeftOut = 10 };   // steps in a row: then it is not the data
+enum { kMostLeftOut = 10 };   // steps skipped in a row after which the run ends: then not the data is at fault
 
-// What is known of a step that went wrong: where, with which recipe, on which examples of the data. Ends the run unless --on-nan skip.
+// Reports a step whose loss or gradient is not finite: where, with which recipe, on which examples. Ends the run unless --on-nan skip.
 static void report_not_finite(TrainingRun* r, StepResult result, int step) {
     const Session* s = &r->s;
     bool skip = s->o.on_nan == ON_NAN_SKIP && r->left_out < kMostLeftOut;
     if (!leads(s)) {
-        if (!skip) s->comm->barrier();   // until rank 0 has ended the job
+        if (!skip) s->comm->barrier();   // waits for rank 0 to end the job
         return;
     }
     char examples[kExamplesBytes], rank[64] = "", tensor[kTensorNameBytes + 32] = "";
@@ -159,7 +146,7 @@ static void judge_step(TrainingRun* r, int step) {
     free(v.line);
 }
 
-// Whether the loss is the lowest so far.
+// Evaluates on `val`; returns whether the loss is the lowest so far.
 static bool evaluate_step(TrainingRun* r) {
     const Session* s = &r->s;
     int step = (int)r->done.step;
@@ -184,7 +171,7 @@ static void run_steps(TrainingRun* r) {
         int step = (int)r->done.step;
         bool last = step == r->steps, best = false;
         if (r->val && (last || (o->eval_every && step % o->eval_every == 0))) best = evaluate_step(r) && o->keep_best;
-        double stop = stop_asked();   // asked once a step: one decision, for all ranks and for saving as for stopping
+        double stop = stop_asked();   // read once a step, so that all ranks, and saving and stopping, follow one decision
         s->comm->host_sum(&stop, 1);
         stopping = stop > 0 && !last;
         bool due = !last && ((o->save_every && step % o->save_every == 0) || stopping);
@@ -195,7 +182,7 @@ static void run_steps(TrainingRun* r) {
     r->saving = save_finish(s, r->saving, true);
 }
 
-// The model, or if it cannot be written what makes it later: nothing of the run is lost.
+// Writes the model; if that fails, a checkpoint from which the model can be written later, so that nothing of the run is lost.
 static void write_result(TrainingRun* r) {
     Session* s = &r->s;
     char fault[kFaultBytes] = "";
@@ -207,7 +194,7 @@ static void write_result(TrainingRun* r) {
     if (leads(s))
         user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the "
                    "same command with --resume writes it", r->steps, s->o.out, fault);
-    s->comm->barrier();   // until rank 0 has ended the job
+    s->comm->barrier();   // waits for rank 0 to end the job
 }
 
 static void close_training(TrainingRun* r) {
@@ -225,7 +212,7 @@ static int command_train(Options o) {
     r.s = session_open(o, TRAIN);
     Session* s = &r.s;
     if (leads(s)) options_print(&o, TRAIN);
-    model_options(s, true);   // flags that contradict the model are told before anything is loaded
+    model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
     open_training_data(&r);
     print_start(s);
     claim_out(s);
@@ -246,13 +233,15 @@ static int command_train(Options o) {
     return all ? 0 : kExitStopped;
 }
 
-// ---- the table of commands; the first is what runs when none is named
+// ---- the table of commands; without a command the first row runs
 
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
     {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
+    {"plan", PLAN, "what training with these flags would take: memory, largest batch, time; needs no GPU", command_plan},
+    {"doctor", DOCTOR, "whether this machine has what training needs, and what to do where it has not", command_doctor},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
     {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},
@@ -262,7 +251,7 @@ enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
-    setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
+    setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
     Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
     return command->run(o);
 }

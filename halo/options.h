@@ -6,7 +6,7 @@
 #include "optim.h"
 
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
-// Recompute (llama3.h), Schedule (optim.h), Fmt for what is kept as "fp32" or "bf16".
+// Recompute (llama3.h), Schedule (optim.h), Fmt for a choice of "fp32" or "bf16".
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
@@ -35,12 +35,12 @@ typedef struct {
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
-    int slots, generate;
-    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout;
+    int slots, generate, gpus;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout, gpu_gb;
     bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, PLAN = 128, DOCTOR = 256, kAll = 31 };   // kAll: those that compute
 
 enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
 enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most
@@ -53,8 +53,8 @@ typedef struct {
     int (*run)(Options o);   // the exit code
 } Command;
 
-// The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
-// has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
+// The flags of training with their values ("" for an unset one). all: every one, which the ranks of a run must have in common; else those
+// that a run resumed from its checkpoints must keep. Returns how many; `flags` must not move, since values may point into it.
 enum { kMaxRunFlags = 128 };
 typedef struct {
     const char *name, *value;
@@ -70,12 +70,14 @@ C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
 C_API const Recipe* options_recipe(const Options* o);
 
-// The adapter that the flags describe, none without --adapter. What --target names is a comma-separated list, or all-linear.
+// The adapter that the flags describe, ADAPTER_NONE without --adapter. --target is a comma-separated list of matrices, or all-linear.
 C_API Adapter options_adapter(const Options* o);
 
 // The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
 // user_error; --help prints and exits.
 C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command);
+// The flags of training that are not at their default, as a shell takes them: "--preset llama3-8b --batch 4"; to be freed.
+C_API char* options_line(const Options* o);
 // The values of a command's flags, for the start of a run.
 C_API void options_print(const Options* o, int command);
 

@@ -11,6 +11,7 @@
 #include "attention/attention.cuh"
 #include "dropout.cuh"
 #include "embed.cuh"
+#include "facts.cuh"
 #include "gemm/gemm.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
@@ -34,7 +35,7 @@ typedef struct {
 } Device;
 static Device device;
 
-// Whose sum is cuda_held_bytes.
+// Allocates all members of CudaHeld at once, cuda_held_bytes in all.
 static void allocate_held(CudaHeld* held) {
     char* memory = NULL;
     Arena arena = {NULL, 0};
@@ -53,7 +54,7 @@ static void allocate_held(CudaHeld* held) {
     cuda_ok(cudaMemsetAsync(held->wide_tally, 0, kWideTallyBytes, device.stream), "workspaces");
 }
 
-// Does the program hold code for this GPU? Any kernel says so.
+// A user_error if the program holds no code for this GPU: asks for the attributes of a kernel, of which any would do.
 static void check_built_for_device() {
     cudaFuncAttributes code;
     cudaError_t status = cudaFuncGetAttributes(&code, absmax_kernel<8, bf16>);
@@ -63,7 +64,7 @@ static void check_built_for_device() {
     cuda_ok(status, "the code of a kernel");
 }
 
-// Whether the kernels run on GPU `index` of the driver's list: they need bf16 tensor cores and asynchronous copies.
+// Can the kernels run on GPU `index` of the driver's list? They need bf16 tensor cores and asynchronous copies.
 static bool is_usable(int index) {
     int major = 0;
     cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
@@ -105,6 +106,8 @@ const CudaHeld& cuda_held() {
     cuda_stream();
     return device.held;
 }
+
+const char* cuda_last_product(void) { return gemm_ran_on; }
 
 // ---- memory
 static size_t cuda_memory(bool all) {
@@ -149,10 +152,10 @@ static void cuda_upload(void* dst, const void* host_src, size_t bytes) {
     }
 }
 
-// Half of the ring is on its way while the other half is taken out.
+// Half of the ring's slots are being filled by the GPU while the host empties the other half.
 static void cuda_download(void* host_dst, const void* src, size_t bytes) {
     cudaStream_t stream = cuda_stream();
-    int slot_of[kStagingSlots];   // by piece
+    int slot_of[kStagingSlots];   // the slot of each kStagingBytes of the data
     size_t pieces = (bytes + kStagingBytes - 1) / kStagingBytes, ahead = kStagingSlots / 2;
     for (size_t turn = 0; turn < pieces + ahead; turn++) {
         if (turn >= ahead) {
@@ -178,7 +181,6 @@ static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0,
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
 static size_t cuda_free_bytes(void) { return cuda_memory(false); }
 static size_t cuda_total_bytes(void) { return cuda_memory(true); }
-static size_t cuda_workspace_bytes(void) { return cuda_held_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;
@@ -200,12 +202,6 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
-// Tiles of few rows while a step reads mostly weights, few shapes where products are timed.
-static int cuda_round_rows(int rows) {
-    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
-    return ceil_div(max_int(rows, 1), step) * step;
-}
-
 const Ops cuda_ops = {
     "cuda",
     BF16,
@@ -218,7 +214,7 @@ const Ops cuda_ops = {
     cuda_sync,
     cuda_free_bytes,
     cuda_total_bytes,
-    cuda_workspace_bytes,
+    cuda_held_bytes,
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,

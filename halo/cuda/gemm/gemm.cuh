@@ -2,7 +2,7 @@
 //
 //   INT8 x INT8                             sm_90a: gemm/sm90.cuh, where rows start at multiples of 16 bytes
 //   BF16 x BF16, F32 x F32, FP8/FP6 x same  cuBLASLt, wherever it takes the shape: gemm/cublaslt.cuh
-//   everything else                         gemm/sm80.cuh, which takes everything
+//   all other products                      gemm/sm80.cuh, which takes any product
 #ifndef HALO_CUDA_GEMM_CUH
 #define HALO_CUDA_GEMM_CUH
 
@@ -13,6 +13,8 @@
 #endif
 
 enum { kGemmBlock = 32 };   // PER_BLOCK32
+
+static const char* gemm_ran_on = "nothing yet";   // the last product
 
 // Called when the backend starts: cuBLASLt takes memory for its handle.
 static void gemm_start() {
@@ -72,9 +74,12 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     check(!int8 || g.K <= kInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kInt8Longest);
     if (g.M == 0 || g.N == 0) return;
 #ifndef HALO_SIMT
+    gemm_ran_on = "own kernel for Hopper";
     if (int8 && gemm_int8_sm90(g)) return;
+    gemm_ran_on = "cuBLASLt";
     if (gemm_cublaslt(g)) return;
 #endif
+    gemm_ran_on = "own kernel for any GPU";
     gemm_own(g);
 }
 
