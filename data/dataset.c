@@ -243,11 +243,13 @@ static void encode_records(Encoded* encoded, const RecordList* list, const Token
             const Record* record = &list->records[r];
             bool with_text = r < max_int(options->texts, 1);
             progress_phase("tokenizing", -1);
+            progress_work("tokenizing", r, list->selected);
             encoded[r] = record->messages ? encode_conversation(tokenizer, record, options, &chat, with_text)
                                           : encode_plain(tokenizer, record, options, with_text);
         }
         chat_tokens_free(&chat);
     }
+    progress_work(NULL, 0, 0);
 }
 
 static bool calls_tools(const Record* record) {
@@ -469,6 +471,16 @@ size_t dataset_step_scored(const Dataset* d, int step) {
     int first, rows;
     step_rows(d, step, &first, &rows);
     return dataset_scored(d, first, rows);
+}
+
+int dataset_step_examples(const Dataset* d, int step) {
+    int first, rows, examples = 0;
+    step_rows(d, step, &first, &rows);
+    for (int row = first; row < first + rows; row++) {
+        const int* of_row;
+        examples += dataset_row(d, row, &of_row);
+    }
+    return examples;
 }
 
 MicroBatch dataset_micro_batch(const Dataset* d, int step, int index) {

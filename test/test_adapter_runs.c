@@ -28,9 +28,11 @@ static char* trained_adapter(const char* name, const char* more) {
     return out;
 }
 
+// The last evaluation's.
 static double loss_in(const char* text) {
-    const char* at = strstr(text, ": loss ");
-    return at ? strtod(at + strlen(": loss "), NULL) : INFINITY;
+    double loss = INFINITY;
+    for (const char* at = text; (at = strstr(at, ": loss ")) != NULL; at++) loss = strtod(at + strlen(": loss "), NULL);
+    return loss;
 }
 static double evaluated(const char* model, const char* more, const char* backend) {
     char* flags = text_of("eval --model %s --data %s --chat none --seq 32 --backend %s %s", model, val_path, backend, more);

@@ -4,6 +4,7 @@
 #include "../../data/files.h"
 #include "../../data/hf_config.h"
 #include "../generate.h"
+#include "../progress.h"
 
 enum { kMaxContext = 8192 };   // tokens of prompt and answer together, at most
 enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says otherwise
@@ -178,6 +179,7 @@ static void hand_over(void* context, int prompt) {
         const Tokenizer* tokenizer = f->s->tokenizer;
         Prompt prompt = prompt_of(e);
         Answer answer = {text_of(tokenizer, prompt.tokens, prompt.count), e->reference, text_of(tokenizer, tokens->ids, tokens->count)};
+        progress_work("answering", f->next, count);
         f->take(f->context, &answer);
         token_list_free(tokens);
         free(answer.prompt);
@@ -207,6 +209,7 @@ void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* 
     FileAnswers f = {s, d, (TokenList*)host_alloc(sizeof(TokenList) * count), (bool*)host_alloc(count), 0, take, context};
     Listener listener = {keep_token, hand_over, &f};
     answer_tokens(s, prompts, (int)count, listener);
+    progress_work(NULL, 0, 0);
     free(f.answers);
     free(f.done);
     free(prompts);

@@ -38,11 +38,19 @@ static const char* model_in(const char* dir) {
     return NULL;
 }
 
+char* log_lines_path(const char* log, bool* folder) {
+    static const char kEnding[] = ".jsonl";
+    size_t n = strlen(log), ending = sizeof kEnding - 1;
+    *folder = n <= ending || strcmp(log + n - ending, kEnding) || dir_exists(log);
+    return *folder ? path_join(log, "log.jsonl") : host_strdup(log);
+}
+
 static void claim_log(const Session* s) {
     const Options* o = &s->o;
     if (!o->log) return;
-    dir_make(o->log);
-    char* path = path_join(o->log, "log.jsonl");
+    bool folder;
+    char* path = log_lines_path(o->log, &folder);
+    if (folder) dir_make(o->log);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) user_error("%s: cannot be written: %s", path, strerror(errno));
     lock(fd, "log", path);
