@@ -9,10 +9,10 @@
 struct Dataset {
     DataStats stats;
     Text notes;            // RecordList.notes: what form each file was taken for
-    const char* chat_name; // the chat format's name
-    Example* examples;     // (stats.examples)
     char** paths;          // (path_count) of the files
     int path_count;
+    const char* chat_name; // the chat format's name
+    Example* examples;     // (stats.examples)
     int seq;
     PackMode pack;
     int batch, micro_batches;
@@ -169,9 +169,23 @@ static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* rec
     return out;
 }
 
+// The dataset's own copy of a path of the list.
+static const char* path_of(const Dataset* d, const RecordList* list, const char* path) {
+    for (int i = 0; i < d->path_count; i++)
+        if (list->paths[i] == path) return d->paths[i];
+    die("%s: no file of this list", path);
+}
+
+static void keep_paths(Dataset* d, const RecordList* list) {
+    d->path_count = list->path_count;
+    d->paths = (char**)host_alloc(sizeof(char*) * (size_t)list->path_count);
+    for (int i = 0; i < list->path_count; i++) d->paths[i] = host_strdup(list->paths[i]);
+}
+
 static void gather(Dataset* d, Encoded* encoded, const RecordList* list) {
     DataStats* s = &d->stats;
-    int records = s->records = list->selected;
+    int records = list->selected;
+    s->records = records;
     int64_t total = 0;
     for (int r = 0; r < records; r++) {
         if (encoded[r].error) user_error("%s", encoded[r].error);
@@ -182,10 +196,10 @@ static void gather(Dataset* d, Encoded* encoded, const RecordList* list) {
     for (int r = 0; r < records; r++) {
         const Encoded* from = &encoded[r];
         for (int i = 0; i < from->count; i++) {
-            Example* e = &d->examples[s->examples++];
-            *e = from->examples[i];
-            e->path = list->records[r].path;
+            Example* e = &from->examples[i];
+            e->path = path_of(d, list, list->records[r].path);
             e->line = list->records[r].line;
+            d->examples[s->examples++] = *e;
             s->tokens += (size_t)e->count;
             s->scored += (size_t)e->scored_count;
         }
@@ -303,12 +317,9 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     note_ignored_tools(d, &list, options->chat);
     Encoded* encoded = (Encoded*)host_alloc((size_t)list.selected * sizeof(Encoded));
     encode_records(encoded, &list, tokenizer, options);
+    keep_paths(d, &list);
     gather(d, encoded, &list);
     free(encoded);
-    d->paths = list.paths;   // examples name them
-    d->path_count = list.path_count;
-    list.paths = NULL;
-    list.path_count = 0;
     records_free(&list);
     refuse_untrained(d, paths, options);
     size_t n = (size_t)d->stats.examples;

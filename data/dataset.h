@@ -46,7 +46,7 @@ typedef struct {
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
     char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
     size_t text_bytes;
-    const char* path;         // the file and line that its record begins on; the path lives as long as the dataset
+    const char* path;         // the file that its record stands in, and the line
     int line;
 } Example;
 

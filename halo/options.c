@@ -34,7 +34,7 @@ static const Flag kFlags[] = {
     {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "the prompt of each record, with {name} for a CSV column or a key"},
     {"limit", INTEGER, AT(limit), TRAIN | EVAL | GENERATE | INSPECT, true, "0", "N", "the first N records only; 0: all"},
     {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH | INSPECT, true, "512", "N", "tokens in a row"},
-    {"pack", TRISTATE, AT(pack), TRAIN | EVAL, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
+    {"pack", TRISTATE, AT(pack), TRAIN | EVAL | INSPECT, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
     {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
     {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
@@ -43,11 +43,11 @@ static const Flag kFlags[] = {
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll | DOCTOR, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
+    {"batch", INTEGER, AT(batch), TRAIN | BENCH | INSPECT, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
     {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
-    {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
-    {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
-    {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
+    {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT | INSPECT, false, "1", "N", "micro-steps per optimizer step"},
+    {"epochs", NUMBER, AT(epochs), TRAIN | INSPECT, true, "1", "X", "passes over the data"},
+    {"steps", INTEGER, AT(steps), TRAIN | BENCH | INSPECT, true, "0", "N", "optimizer steps, instead of --epochs"},
     {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
     {"warmup", INTEGER, AT(warmup), TRAIN, true, "auto", "N|auto", "steps from 0 to the peak; auto: 20, or a tenth of a short run"},
     {"schedule", CHOICE, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
@@ -547,6 +547,7 @@ void options_check(const Options* o, int command, int ranks) {
     check_batch(o, ranks);
     if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
         user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
+    if (command == INSPECT) check_micro_batch(o);
     if (command == INSPECT) return;
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
         user_error("name one of --model DIR|FILE.gguf, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
@@ -555,7 +556,7 @@ void options_check(const Options* o, int command, int ranks) {
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
     if (command == TRAIN) check_train(o, plans);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
-    if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
+    if (command == GENERATE && o->prompt && ranks > 1) user_error("generate --prompt: runs on one rank; start it without mpirun");
     if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");

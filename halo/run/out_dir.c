@@ -115,8 +115,9 @@ static bool finished_here(const Session* s, const CheckpointSetting* settings, i
         if (replaced && !strcmp(settings[i].name, WEIGHTS_SETTING)) continue;
         const char* then = json_string_value(json_object_get(note, settings[i].name));
         if (!then || strcmp(then, settings[i].value))
-            user_error("%s: the model there was trained with %s = %s, this run has %s; resume with the same value", path, settings[i].name,
-                       then ? printable(then) : "(nothing)", printable(settings[i].value));
+            user_error("%s: the model there was trained with %s = %s, this run has %s; %s", path, settings[i].name,
+                       then ? printable(then) : "(nothing)", printable(settings[i].value),
+                       settings[i].remedy ? settings[i].remedy : "resume with the same value");
     }
     json_decref(note);
     free(path);

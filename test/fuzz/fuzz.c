@@ -153,7 +153,7 @@ static void as_checkpoint(void* unused) {
     static int64_t step;
     Blob blob = host_blob("weights", weights, sizeof weights);
     CheckpointNumber number = {"step", &step};
-    CheckpointSetting setting = {"seed", "0"};
+    CheckpointSetting setting = {"seed", "0", NULL};
     CheckpointState state = {0, 1, &blob, 1, &number, 1, &setting, 1};
     free(checkpoint_verify(dir));
     checkpoint_load(dir, &state);
