@@ -45,12 +45,14 @@ static void allocate_held(CudaHeld* held) {
         held->strip = (float*)arena_take(&arena, kRotateStripBytes);
         held->signs = (char*)arena_take(&arena, kSignsBytes);
         held->partial_sums = (float*)arena_take(&arena, kSumBlocksMax * sizeof(float));
+        held->wide_tally = (WideTally*)arena_take(&arena, kWideTallyBytes);
         for (int i = 0; i < 2; i++) held->scales[i] = (float*)arena_take(&arena, kLtVectorRows * sizeof(float));
         if (place) continue;
         check(arena.used == cuda_held_bytes(), "cuda: %zu bytes are held, %zu counted", arena.used, cuda_held_bytes());
         cuda_ok(cudaMalloc((void**)&memory, arena.used), "workspaces");
         arena = Arena{memory, 0};
     }
+    cuda_ok(cudaMemsetAsync(held->wide_tally, 0, kWideTallyBytes, device.stream), "workspaces");
 }
 
 // A user_error if the program holds no code for this GPU: asks for the attributes of a kernel, of which any would do.
@@ -268,6 +270,7 @@ const Ops cuda_ops = {
     add,
     convert,
     sum_squares,
+    sum_row_squares,
     clip_scale,
     adamw,
     transpose_codes,
