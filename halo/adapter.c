@@ -45,18 +45,11 @@ static void scale_in_place(const Lora* lora, Mat x) {
     if (lora->scale != 1) lora->ops->dropout(x, x, lora->scale, 0, NULL);
 }
 
-static const Mat kNothing = {NULL, 0, 0, 0, F32};
-
-static bool narrow(const Lora* lora, const Narrow* list, int count) { return lora->ops->narrow && lora->ops->narrow(list, count); }
-
 static Mat part_columns(LoraShape s, Mat u, int part) { return mat_cols(u, part * s.rank, s.rank); }
 
 void lora_forward(const Lora* lora, LoraShape s, Mat y, float y_beta, Mat u, Mat x, Mat a, Mat b, const Noise* drop) {
-    Narrow thin = {dropped(lora, x, drop), u, a, kNothing, kNothing, lora->scale, 0, true};
-    if (!narrow(lora, &thin, 1)) {
-        lora->ops->gemm(u, plain_side(thin.x, false), plain_side(a, false), 0);
-        scale_in_place(lora, u);
-    }
+    lora->ops->gemm(u, plain_side(dropped(lora, x, drop), false), plain_side(a, false), 0);
+    scale_in_place(lora, u);
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++])
         lora->ops->gemm(mat_cols(y, s.column[p], s.N[p]), plain_side(part_columns(s, u, p), false), plain_side(mat_rows(b, row, s.N[p]), false),
                         y_beta);
@@ -66,23 +59,13 @@ void lora_backward(const Lora* lora, LoraShape s, Mat dx, float dx_beta, Mat da,
                    const Noise* drop) {
     const Ops* ops = lora->ops;
     Mat v = mat(lora->v, x.rows, lora_width(s), x.fmt);
-    Narrow of_dy[kMaxParts], of_x = {kNothing, kNothing, kNothing, da, v, 1, beta, true};
-    memset(of_dy, 0, sizeof of_dy);
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
-        Narrow n = {mat_cols(dy, s.column[p], s.N[p]), part_columns(s, v, p), mat_rows(b, row, s.N[p]), mat_rows(db, row, s.N[p]),
-                    part_columns(s, u, p), lora->scale, beta, false};
-        of_dy[p] = n;
+        Mat dy_part = mat_cols(dy, s.column[p], s.N[p]);
+        ops->gemm(mat_rows(db, row, s.N[p]), plain_side(dy_part, true), plain_side(part_columns(s, u, p), true), beta);
+        ops->gemm(part_columns(s, v, p), plain_side(dy_part, false), plain_side(mat_rows(b, row, s.N[p]), true), 0);
     }
-    if (!narrow(lora, of_dy, s.parts)) {
-        for (int p = 0; p < s.parts; p++) {
-            const Narrow* n = &of_dy[p];
-            ops->gemm(n->g, plain_side(n->x, true), plain_side(n->v, true), beta);
-            ops->gemm(n->p, plain_side(n->x, false), plain_side(n->q, true), 0);
-        }
-        scale_in_place(lora, v);
-    }
-    of_x.x = dropped(lora, x, drop);
-    if (!narrow(lora, &of_x, 1)) ops->gemm(da, plain_side(v, true), plain_side(of_x.x, true), beta);
+    scale_in_place(lora, v);
+    ops->gemm(da, plain_side(v, true), plain_side(dropped(lora, x, drop), true), beta);
     if (!dx.data) return;
     Mat more = drop && dx_beta != 0 ? mat(lora->dropped, dx.rows, dx.cols, dx.fmt) : dx;
     ops->gemm(more, plain_side(v, false), plain_side(a, true), drop ? 0 : dx_beta);

@@ -12,7 +12,7 @@
 #ifndef HALO_OPS_H
 #define HALO_OPS_H
 
-#include "numfmt.h"
+#include "wide_sum.h"
 
 typedef enum { PER_TENSOR, PER_ROW, PER_BLOCK32, NO_SCALE } Gran;
 
@@ -172,14 +172,6 @@ NUMFMT Noise noise_shifted(Noise noise, int cols) {
     return noise;
 }
 
-// A wide x (M, N) between narrow matrices of R columns: p (M, R) = factor * x q, g (N, R) = x^T v + beta * g, with q (N, R) and v (M, R).
-// With `across`, q and g are stored (R, N). p or g without data: not wanted.
-typedef struct {
-    Mat x, p, q, g, v;
-    float factor, beta;
-    bool across;
-} Narrow;
-
 // One AdamW update of `n` neighbouring values (Loshchilov & Hutter 2019, decoupled weight decay), in FP32:
 //   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr * ((m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + wd * w)
@@ -196,7 +188,7 @@ typedef struct {
     Noise noise;              // of param, m and v where they are rounded stochastically
     float* square_sums;       // NULL, or kSquareSums floats whose sum grows by the sum of squares of grad, in a fixed order; takes no grad_scale
 } AdamW;
-enum { kSquareSums = 16384 };
+enum { kSquareSums = 16384, kRowSums = 256 };
 
 // What every backend asks of the arguments of adamw.
 static inline void check_adamw_args(const AdamW* a) {
@@ -305,8 +297,11 @@ typedef struct Ops {
     void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
+    // *total += each row's sum of squares. A row's sum is an FP32 whose bits are the row's alone, on every backend: value c of the row is added
+    // to sum c % kRowSums of kRowSums, which halve: within each octet (4, 2, 1), then the octets (16, 8, ... 1).
+    void (*sum_row_squares)(WideSum* total, Mat x);
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
-    void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);
+    void (*clip_scale)(float* scale, const WideSum* sum_of_squares, float max_norm);
     void (*adamw)(const AdamW* args);
 
     // ---- codes on the wire (HQ-FSDP)
@@ -318,9 +313,6 @@ typedef struct Ops {
     // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
     // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
     void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
-    // All of them, with one pass over each x; or false, and nothing is done, where that does not suit a shape: products do it then.
-    // NULL: products are as fast. Sums in FP32, rounded once.
-    bool (*narrow)(const Narrow* list, int count);
     // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
     void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;

@@ -149,18 +149,6 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     double K = a.transposed ? a.m.rows : a.m.cols;
     end_as(name, codes, from, size_of(a.m) + size_of(b.m) + (beta != 0 ? 2 : 1) * size_of(c), 2 * K * c.rows * c.cols);
 }
-static bool narrow(const Narrow* list, int count) {
-    int from = begin();
-    double bytes = 0, flops = 0;
-    if (!inner->narrow(list, count)) return false;
-    for (int i = 0; i < count; i++) {
-        const Narrow* n = &list[i];
-        bytes += size_of(n->x) + size_of(n->p) + size_of(n->q) + size_of(n->g) + size_of(n->v);
-        flops += 2.0 * n->x.cols * (size_of(n->p) + size_of(n->v)) / fmt_bytes(n->x.fmt);
-    }
-    end_as("narrow products", false, from, bytes, flops);
-    return true;
-}
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();
     inner->rotate(y, x, axis, transpose, block, absmax);
@@ -193,7 +181,12 @@ static void sum_squares(float* total, Mat x) {
     inner->sum_squares(total, x);
     end("sum of squares", from, size_of(x));
 }
-static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
+static void sum_row_squares(WideSum* total, Mat x) {
+    int from = begin();
+    inner->sum_row_squares(total, x);
+    end("sum of squares", from, size_of(x));
+}
+static void clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) {
     int from = begin();
     inner->clip_scale(scale, sum_of_squares, max_norm);
     end("clip scale", from, 2.0 * sizeof(float));
@@ -262,6 +255,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;
+    table.sum_row_squares = sum_row_squares;
     table.clip_scale = clip_scale;
     table.count_codes = count_codes;
     table.adamw = adamw;
@@ -269,7 +263,6 @@ const Ops* profile_ops(const Ops* ops) {
     table.pack_fp6 = pack_fp6;
     table.unpack_fp6 = unpack_fp6;
     table.dropout = dropout;
-    if (ops->narrow) table.narrow = narrow;
     table.hadamard = hadamard;
     return &table;
 }

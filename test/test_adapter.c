@@ -19,8 +19,6 @@ static void with_both(void (*run)(void)) {
     kind = ADAPTER_LORA;
 }
 
-static int adapter_rank = 4;   // of 16 on, a GPU has kernels of its own for the narrow products
-
 // HUT drops nothing.
 static Config small_config(unsigned targets, float dropout) {
     Config c;
@@ -36,42 +34,9 @@ static Config small_config(unsigned targets, float dropout) {
     c.norm_eps = 1e-5f;
     c.rope_theta = 10000;
     c.bos = c.eos = -1;
-    Adapter a = {targets ? kind : ADAPTER_NONE, adapter_rank, 6, false, kind == ADAPTER_HUT ? 0 : dropout, 11, targets};
+    Adapter a = {targets ? kind : ADAPTER_NONE, 4, 6, false, kind == ADAPTER_HUT ? 0 : dropout, 11, targets};
     c.adapter = a;
     return c;
-}
-
-// ---- matrices on a backend
-
-// On the backend in `fmt`; x becomes what was stored.
-static void* put_values(const Ops* ops, float* x, size_t n, Fmt fmt) {
-    uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * n);
-    for (size_t i = 0; i < n; i++) {
-        half[i] = bf16_from_f32(x[i]);
-        if (fmt == BF16) x[i] = f32_from_bf16(half[i]);
-    }
-    void* data = ops->alloc(n * fmt_bytes(fmt));
-    ops->upload(data, fmt == BF16 ? (void*)half : x, n * fmt_bytes(fmt));
-    free(half);
-    return data;
-}
-static void put_again(const Ops* ops, Mat m, float* x, size_t n) {
-    void* data = put_values(ops, x, n, m.fmt);
-    ops->copy(m.data, data, n * fmt_bytes(m.fmt));
-    ops->sync();
-    ops->release(data);
-}
-// The rows of m without the gaps between them.
-static void get_rows(const Ops* ops, Mat m, float* x) {
-    char* host = (char*)host_alloc(mat_bytes(m));
-    size_t value = fmt_bytes(m.fmt);
-    ops->download(host, m.data, mat_bytes(m));
-    for (int r = 0; r < m.rows; r++)
-        for (int c = 0; c < m.cols; c++) {
-            const char* at = host + ((size_t)r * m.ld + c) * value;
-            x[(size_t)r * m.cols + c] = m.fmt == F32 ? *(const float*)at : f32_from_bf16(*(const uint16_t*)at);
-        }
-    free(host);
 }
 
 // An adapter's values as the test holds them, [spec][layer], each as the parameter.
@@ -223,75 +188,6 @@ static void dropout_case(void) {
     }
 }
 
-// ---- products with narrow matrices in one pass
-
-// p and g of one x against sums in double, on views into wider rows.
-static void narrow_on(const Ops* ops, int M, int N, int R, bool across, Fmt g_fmt) {
-    int ld_x = N + 8, ld_v = R + 16, q_rows = across ? R : N, q_cols = across ? N : R;
-    size_t x_count = (size_t)M * ld_x, q_count = (size_t)q_rows * q_cols, v_count = (size_t)M * ld_v;
-    float *x = test_normals(x_count, 1), *q = test_normals(q_count, 1), *v = test_normals(v_count, 1), *before = test_normals(q_count, 10);
-    float *want_p = (float*)host_alloc(sizeof(float) * (size_t)M * R), *want_g = (float*)host_alloc(sizeof(float) * q_count);
-    float *got_p = (float*)host_alloc(sizeof(float) * (size_t)M * R), *got_g = (float*)host_alloc(sizeof(float) * q_count);
-    Mat X = mat(put_values(ops, x, x_count, BF16), M, N, BF16), Q = mat(put_values(ops, q, q_count, BF16), q_rows, q_cols, BF16);
-    Mat V = mat(put_values(ops, v, v_count, BF16), M, R, BF16), G = mat(put_values(ops, before, q_count, g_fmt), q_rows, q_cols, g_fmt);
-    Mat P = mat(ops->alloc(v_count * 2), M, R, BF16), none = {NULL, 0, 0, 0, F32};
-    X.ld = ld_x;
-    V.ld = P.ld = ld_v;
-    for (int m = 0; m < M; m++)
-        for (int r = 0; r < R; r++) {
-            double sum = 0;
-            for (int n = 0; n < N; n++) sum += (double)x[(size_t)m * ld_x + n] * q[across ? (size_t)r * N + n : (size_t)n * R + r];
-            want_p[m * R + r] = (float)(0.5 * sum);
-        }
-    for (int n = 0; n < N; n++)
-        for (int r = 0; r < R; r++) {
-            size_t at = across ? (size_t)r * N + n : (size_t)n * R + r;
-            double sum = before[at];
-            for (int m = 0; m < M; m++) sum += (double)x[(size_t)m * ld_x + n] * v[(size_t)m * ld_v + r];
-            want_g[at] = (float)sum;
-        }
-    for (int wanted = 1; wanted <= 3; wanted++) {   // p, g, both
-        if (wanted & 2) put_again(ops, G, before, q_count);
-        Narrow n = {X, wanted & 1 ? P : none, Q, wanted & 2 ? G : none, V, 0.5f, 1, across};
-        bool done = ops->narrow(&n, 1);
-        ok(done, "narrow (%d, %d) R %d on %s: taken", M, N, R, ops->name);
-        if (!done) break;
-        if (wanted & 1) {
-            get_rows(ops, P, got_p);
-            close_to(got_p, want_p, (size_t)M * R, 0.003, "narrow (%d, %d) R %d %d of 3: p", M, N, R, wanted);
-        }
-        if (wanted & 2) {
-            get_rows(ops, G, got_g);
-            close_to(got_g, want_g, q_count, g_fmt == F32 ? 1e-5 : 0.003, "narrow (%d, %d) R %d %d of 3: g", M, N, R, wanted);
-        }
-    }
-    void* const held[] = {X.data, Q.data, V.data, G.data, P.data};
-    for (int i = 0; i < COUNT(held); i++) ops->release(held[i]);
-    float* const host[] = {x, q, v, before, want_p, want_g, got_p, got_g};
-    for (int i = 0; i < COUNT(host); i++) free(host[i]);
-}
-
-static void narrow_case(void) {
-    const Ops* backends[kMaxBackends];
-    int count = test_backends(backends);
-    for (int b = 0; b < count; b++) {
-        const Ops* ops = backends[b];
-        if (!ops->narrow) continue;
-        narrow_on(ops, 37, 72, 16, false, F32);
-        narrow_on(ops, 300, 648, 16, true, BF16);
-        narrow_on(ops, 129, 264, 32, false, BF16);
-        narrow_on(ops, 700, 136, 32, true, F32);
-        narrow_on(ops, 128, 200, 48, true, F32);
-        narrow_on(ops, 260, 64, 48, false, F32);
-        narrow_on(ops, 140, 328, 64, true, BF16);
-        narrow_on(ops, 257, 136, 64, false, F32);
-        Mat nothing = {NULL, 0, 0, 0, F32}, x = mat(NULL, 64, 64, BF16), p = mat(ops->alloc(64), 64, 8, BF16);
-        Narrow odd = {x, p, mat(NULL, 64, 8, BF16), nothing, nothing, 1, 0, false};
-        ok(!ops->narrow(&odd, 1), "narrow: 8 columns are left to products");
-        ops->release(p.data);
-    }
-}
-
 // ---- gradients
 
 static double train_loss(TestModel* t, const TestBatch* b) {
@@ -347,7 +243,7 @@ static void all_finite_differences(void) {
 }
 static void finite_differences_case(void) { with_both(all_finite_differences); }
 
-static void gradients_within(double bf16_tol) {
+static void gradients(void) {
     const Ops* backends[kMaxBackends];
     int count = test_backends(backends);
     CloseRule rule = {{0}, 0};
@@ -362,7 +258,7 @@ static void gradients_within(double bf16_tol) {
         rule.check = 0;
         for (int s = 0; s < f.count; s++) {
             float *got = factor_gradient(&t, s, 1), *want = factor_gradient(&reference, s, 1);
-            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, bf16_tol, f.specs[s].name);
+            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.05, f.specs[s].name);
             free(got);
             free(want);
         }
@@ -372,15 +268,7 @@ static void gradients_within(double bf16_tol) {
     free_factors(&f);
     free(b.storage);
 }
-static void gradients(void) { gradients_within(0.05); }
-static void gradients_case(void) {
-    with_both(gradients);
-    uint64_t seed = test_seed;   // later cases draw what they would without this
-    adapter_rank = 16;
-    gradients_within(0.08);   // a softmax's gradients in BF16, of larger factors; GPUs are held to twice the error found, as ever
-    adapter_rank = 4;
-    test_seed = seed;
-}
+static void gradients_case(void) { with_both(gradients); }
 
 // ---- the frozen model
 
@@ -437,7 +325,7 @@ static void memory_case(void) {
         ShardOptions options = {0, 0, true, F32, F32, true, 0, 1, 1, recipe_find(rows[i].recipe), false};
         ShardBytes bytes = shard_bytes(&wide, &cpu_bf16_ops, comm_solo(), options);
         double weights = (double)bytes.weights / (1 << 30), rest = (double)(bytes.gradients + bytes.optimizer) / (1 << 30);
-        ModelOptions at = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0};
+        ModelOptions at = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
         bool codes = shard_gives_codes(&wide, comm_solo(), options);
         size_t model = model_bytes_together(model_bytes(&wide, &cpu_bf16_ops, options.recipe, codes, at));
         double run = weights + rest + (double)(bytes.gathered + model) / (1 << 30);
@@ -634,7 +522,6 @@ static const Case cases[] = {
     {"accumulation", accumulation_case},
     {"merged", merged_case},
     {"fine_tune", fine_tune_case},
-    {"narrow", narrow_case},
 };
 
 static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {

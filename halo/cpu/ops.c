@@ -117,12 +117,12 @@ const Ops CPU_OPS = {
     add,
     convert,
     sum_squares,
+    sum_row_squares,
     clip_scale,
     adamw,
     transpose_codes,
     pack_fp6,
     unpack_fp6,
     dropout,
-    NULL,   // narrow
     hadamard,
 };
