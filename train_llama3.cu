@@ -10,7 +10,9 @@
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
+#include "halo/run/help.h"
 #include "halo/run/inspect.h"
+#include "halo/run/locate.h"
 #include "halo/run/out_dir.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
@@ -212,7 +214,10 @@ static int command_train(Options o) {
     memset(&r, 0, sizeof r);
     r.s = session_open(o, TRAIN);
     Session* s = &r.s;
-    if (leads(s)) options_print(&o, TRAIN);
+    if (leads(s) && o.demo)
+        printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
+               o.data);
+    if (leads(s)) options_print(&s->o, TRAIN);
     model_options(s, true);   // flags that contradict the model are told before anything is loaded
     open_training_data(&r);
     print_start(s);
@@ -251,6 +256,8 @@ int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
+    if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;
     Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
+    locate_inputs(&o, command->bit);
     return command->run(o);
 }

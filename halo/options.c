@@ -275,6 +275,27 @@ bool options_set(Options* o, int command, const char* name, const char* value) {
     return f != NULL;
 }
 
+bool options_flag_info(int row, FlagInfo* info) {
+    if (row < 0 || row >= kFlagCount) return false;
+    const Flag* f = &kFlags[row];
+    FlagInfo of = {f->name, f->choices, f->fallback, f->help, f->commands};
+    *info = of;
+    return true;
+}
+
+// What the demo (data/demo) is trained with where the command line says nothing else.
+static void take_demo_flags(Options* o, const bool given[kFlagCount]) {
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "320"}, {"lr", "4e-3"}, {"warmup", "10"},
+                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
+    o->demo = true;
+    o->share_batch = !given[flag_named("batch", TRAIN) - kFlags];
+    bool epochs = given[flag_named("epochs", TRAIN) - kFlags];
+    for (size_t i = 0; i < sizeof kDemo / sizeof kDemo[0]; i++) {
+        const Flag* f = flag_named(kDemo[i][0], TRAIN);
+        if (!given[f - kFlags] && !(epochs && f->at == AT(steps))) set_flag(o, f, kDemo[i][1]);
+    }
+}
+
 Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command) {
     int first = 1, which = 0;
     if (argc > 1 && argv[1][0] != '-') {
@@ -309,6 +330,7 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
         exit(0);
     }
     if (o.resume_from) o.resume = true;
+    if (c->bit == TRAIN && !o.model && !o.preset && !o.from_scratch && !o.data) take_demo_flags(&o, given);
     const char* const kNamedByRecipe[] = {"level", "dtype"};
     for (size_t i = 0; o.recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++)
         if (given[flag_named(kNamedByRecipe[i], c->bit) - kFlags])

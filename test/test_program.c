@@ -752,7 +752,7 @@ static void bad_flags_case(void) {
         {"train model", "model|--flag was expected"},
         {"eval --metric bleu", "--metric bleu|loss|gsm8k"},
         {"eval --metric gsm8k", "--model|--preset"},
-        {"", "--model|--preset|--from-scratch"},
+        {"--data x", "--model|--preset|--from-scratch"},
         {"generate", "--model"},
         {"--model a --preset llama3-8b", "one of --model"},
         {"--preset llama9", "--preset llama9|llama3.2-1b"},

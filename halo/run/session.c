@@ -144,6 +144,7 @@ Session session_open(Options o, int command) {
     progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
+    if (o.share_batch) s.o.batch = o.batch = max_int(1, o.batch / s.comm->ranks);
     options_check(&o, command, s.comm->ranks);
     open_source(&s);
     open_adapter(&s);
