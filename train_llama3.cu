@@ -244,7 +244,7 @@ static int command_train(Options o) {
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
     {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
-    {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
+    {"generate", GENERATE, "answer a prompt, every prompt of a data file, or you, at the terminal", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},

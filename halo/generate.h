@@ -7,6 +7,8 @@
 #ifndef HALO_GENERATE_H
 #define HALO_GENERATE_H
 
+#include <signal.h>
+
 #include "llama3.h"
 #include "sampler.h"
 
@@ -32,6 +34,8 @@ typedef struct {
     void (*token)(void* context, int prompt, int token);
     void (*end)(void* context, int prompt);
     void* context;
+    // NULL, or a flag that a signal handler may set: then the answers under way end where they are, and no other is begun
+    const volatile sig_atomic_t* interrupted;
     // NULL, or makes the chosen tokens of a step (count) the same on all ranks that generate together
     void (*share)(void* context, int* tokens, int count);
     void* share_context;

@@ -95,7 +95,7 @@ static const Flag kFlags[] = {
     {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
     {"answers", TEXT, AT(answers), EVAL, false, NULL, "FILE", "write prompts, answers and verdicts here, a JSON line each"},
     {"score", TEXT, AT(score), EVAL, false, NULL, "FILE", "judge the answers in such a file again; no model is needed"},
-    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
+    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt; without both, on a terminal: a conversation"},
     {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
     {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
@@ -461,7 +461,7 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == TRAIN) check_train(o);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
     if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
-    if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
+    if (command == GENERATE && o->prompt && o->data) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
     if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");

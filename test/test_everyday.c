@@ -1,6 +1,9 @@
 // A first evening with the program: the demo that needs no flags, help and version, models of the Hugging Face cache.
 #include "program.h"
 
+#include <poll.h>
+#include <pty.h>
+
 #include "../halo/options.h"
 #include "../halo/version.h"
 
@@ -149,8 +152,158 @@ static void hub_case(void) {
     free(home);
 }
 
+// ---- a conversation on a terminal
+
+// The program under a pseudo-terminal; what it printed since the last line was sent is in `text`.
+typedef struct {
+    pid_t child;
+    int terminal;
+    char text[16384];
+    size_t bytes;
+    int halves;   // reads that ended inside a character
+} Terminal;
+
+static Terminal talk_to(const char* arguments) {
+    Terminal t;
+    memset(&t, 0, sizeof t);
+    char* line = text_of("exec '%s' generate --backend cpu %s", binary, arguments);
+    fflush(stdout);
+    t.child = forkpty(&t.terminal, NULL, NULL, NULL);
+    check(t.child >= 0, "no pseudo-terminal");
+    if (t.child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
+        _exit(99);
+    }
+    free(line);
+    return t;
+}
+
+static bool ends_inside_character(const char* text, size_t bytes) {
+    size_t tail = 0;
+    while (tail < bytes && tail < 3 && ((unsigned char)text[bytes - 1 - tail] & 0xc0) == 0x80) tail++;
+    if (tail == bytes) return false;
+    unsigned char lead = (unsigned char)text[bytes - 1 - tail];
+    size_t wanted = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc0 ? 1 : 0;
+    return tail < wanted;
+}
+
+// Reads until `words` have come; false: the program ended, or said nothing for long.
+static bool wait_for(Terminal* t, const char* words) {
+    enum { kPatienceMs = 60000 };
+    while (!strstr(t->text, words)) {
+        struct pollfd waiting = {t->terminal, POLLIN, 0};
+        if (poll(&waiting, 1, kPatienceMs) <= 0) return false;
+        ssize_t n = read(t->terminal, t->text + t->bytes, sizeof t->text - 1 - t->bytes);
+        if (n <= 0) return false;
+        t->bytes += (size_t)n;
+        t->text[t->bytes] = 0;
+        t->halves += ends_inside_character(t->text, t->bytes);
+    }
+    return true;
+}
+
+static void type(Terminal* t, const char* keys) {
+    t->bytes = 0;
+    t->text[0] = 0;
+    check(write(t->terminal, keys, strlen(keys)) == (ssize_t)strlen(keys), "the terminal takes no input");
+}
+
+// Types a line, and expects `words` and then the prompt.
+static void expect(Terminal* t, const char* line, const char* words) {
+    char* keys = text_of("%s\r", line);
+    type(t, keys);
+    ok(wait_for(t, "\n> ") && strstr(t->text, words), "%s: %s", *line ? line : "(an empty line)", words);
+    free(keys);
+}
+
+static void end_talk(Terminal* t, const char* keys) {
+    int status = 0;
+    type(t, keys);
+    wait_for(t, "never said");
+    ok(waitpid(t->child, &status, 0) == t->child && WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s ends it", *keys == 4 ? "Ctrl-D" : "/quit");
+    close(t->terminal);
+}
+
+// A model that answers everything with characters of two, three and four bytes, each byte a token.
+static char* polyglot_model(void) {
+    make_inputs();
+    char *data = scratch_path("polyglot.jsonl"), *out = scratch_path("polyglot");
+    FILE* f = fopen(data, "wb");
+    for (int i = 0; i < 8; i++) fprintf(f, "{\"messages\": [{\"role\": \"user\", \"content\": \"%d\"}, {\"role\": \"assistant\", \"content\": "
+                                           "\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\xb2\"}]}\n", i);
+    check(f && !fclose(f), "%s: not written", data);
+    char* flags = text_of("train --backend cpu --from-scratch %s --data %s --seq 48 --batch 8 --steps 60 --lr 2e-2 --out %s", model_dir, data, out);
+    free(run_well(flags, "a model for the conversation"));
+    free(flags);
+    free(data);
+    return out;
+}
+
+static void talk_case(void) {
+    char *model = polyglot_model(), *flags = text_of("--model %s --max-tokens 12", model);
+    Terminal t = talk_to(flags);
+    ok(wait_for(&t, "\n> ") && strstr(t.text, "/help") && strstr(t.text, "bf16 products"), "it says what it is");
+    expect(&t, "1", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\xb2");
+    ok(strstr(t.text, "tokens, ") && strstr(t.text, " a second"), "with tokens a second");
+    expect(&t, "2", " a second");
+    expect(&t, "4", "the beginning of the conversation is left out");
+    ok(t.halves == 0, "no character is printed in halves: %d", t.halves);
+    expect(&t, "/reset", "a new conversation");
+    expect(&t, "/system x", "the system text is set");
+    expect(&t, "3", " a second");
+    expect(&t, "/nonsense", "/nonsense is no command");
+    expect(&t, "a line that is much longer than this model's context of sixty-four tokens", "room for");
+    expect(&t, "/help", "/system TEXT");
+    type(&t, "\x03");
+    ok(wait_for(&t, "\n> ") && strstr(t.text, "ends"), "Ctrl-C at the prompt says how to end");
+    end_talk(&t, "/quit\r");
+    free(flags);
+
+    run_refused("generate --model data/demo/model </dev/null", "--prompt|--data|terminal", "without a terminal a prompt has to be named");
+    free(model);
+}
+
+// Ctrl-C stops an answer and not the program.
+static void stop_case(void) {
+    Terminal t = talk_to("--model data/demo/model --level halo2 --dtype int8 --temperature 2 --max-tokens 480");
+    ok(wait_for(&t, "\n> ") && strstr(t.text, "halo2-int8 products"), "under a recipe");
+    type(&t, "Hello\r");
+    ok(wait_for(&t, "Hello\r\n"), "the terminal echoes");
+    size_t echoed = t.bytes;
+    struct pollfd answering = {t.terminal, POLLIN, 0};
+    if (t.bytes == echoed) poll(&answering, 1, 60000);
+    check(write(t.terminal, "\x03", 1) == 1, "the terminal takes no input");
+    ok(wait_for(&t, "; stopped)") && wait_for(&t, "\n> "), "Ctrl-C stops the answer");
+    expect(&t, "/reset", "a new conversation");
+    end_talk(&t, "\x04");
+}
+
+// A model without a chat template goes on with the text.
+static void plain_case(void) {
+    make_inputs();
+    char *bare = scratch_path("bare"), *out = scratch_path("bare-out");
+    empty_dir(bare);
+    char *copy = text_of("cp -r %s/.", model_dir), *flags = text_of("train --backend cpu --from-scratch %s --data %s --chat none --seq 32 --steps 1 --out %s", bare,
+                                                                    data_path, out);
+    shell(copy, bare);
+    put_text(bare, "tokenizer_config.json", "{\"eos_token\": \"<|end|>\"}\n");
+    free(run_well(flags, "a model without a template"));
+    free(flags);
+    flags = text_of("--model %s --max-tokens 4", out);
+    Terminal t = talk_to(flags);
+    ok(wait_for(&t, "\n> ") && strstr(t.text, "no chat template: your text is continued plainly"), "a line says so");
+    expect(&t, "1+2=", " a second");
+    expect(&t, "/system x", "no system text");
+    end_talk(&t, "/quit\r");
+    free(flags);
+    free(copy);
+    free(out);
+    free(bare);
+}
+
 static const Case kCases[] = {
     {"demo", demo_case}, {"demo_ranks", demo_ranks_case}, {"help", help_case}, {"check", check_case}, {"hub", hub_case},
+    {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
 int main(int argc, char** argv) { return program_main("test_everyday", kCases, COUNT(kCases), argc, argv); }
