@@ -67,6 +67,36 @@ static void demo_ranks_case(void) {
     free_run(r);
 }
 
+// `make install` into a folder, and the demo from there.
+static void install_case(void) {
+    const char* build = getenv("BUILD");
+    if (!build || !*build) build = "build/release";
+    char *stage = scratch_path("stage"), *program = path_join(build, "train_llama3");
+    if (!path_exists(program)) {
+        skip("%s is not there", program);
+        free(program);
+        free(stage);
+        return;
+    }
+    char* command = text_of("env -u MAKEFLAGS -u MAKELEVEL make -s -o %s install BUILD=%s PREFIX=/usr DESTDIR=", program, build);
+    char* line = text_of("%s'%s' >/dev/null", command, stage);
+    ok(system(line) == 0, "make install DESTDIR=");
+    static const char* const kInstalled[] = {"bin/train_llama3", "share/man/man1/train_llama3.1", "share/train_llama3/demo/model/model.safetensors",
+                                             "share/train_llama3/demo/train.jsonl", "share/doc/train_llama3/README.md"};
+    char* usr = path_join(stage, "usr");
+    for (int i = 0; i < COUNT(kInstalled); i++) ok(exists_in(usr, kInstalled[i]), "%s is installed", kInstalled[i]);
+    const char* own = binary;
+    char* installed = path_join(usr, "bin/train_llama3");
+    binary = installed;
+    launcher = "env -C / ";
+    char* text = run_well("--level halo2 --dtype int8 --backend cpu --steps 1 --warmup 1 --limit 6 --max-tokens 4", "the demo, installed");
+    launcher = "";
+    binary = own;
+    ok(first_line_says(text, "/usr/share/train_llama3/demo/model"), "from the installed folder: %.*s", (int)strcspn(text, "\n"), text);
+    char* const texts[] = {text, installed, usr, line, command, program, stage};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 // ---- what it says of itself
 
 static void help_case(void) {
@@ -302,7 +332,7 @@ static void plain_case(void) {
 }
 
 static const Case kCases[] = {
-    {"demo", demo_case}, {"demo_ranks", demo_ranks_case}, {"help", help_case}, {"check", check_case}, {"hub", hub_case},
+    {"demo", demo_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case}, {"check", check_case}, {"hub", hub_case},
     {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
