@@ -4,7 +4,7 @@
 # make bench          dev/ timings
 # make kernels        compiles every .cu file for all supported architectures
 # make valgrind       the loaders' tests under valgrind
-# make fuzz SECONDS=60  every reader of files under libFuzzer, so long each
+# make fuzz SECONDS=60  every reader of files under libFuzzer, so long each; JOBS at a time (default: one a core), TARGETS="..." only these
 # make sanitize       the GPU kernels under compute-sanitizer
 # make man            the manual page, build/train_llama3.1, from the table of flags
 # make install PREFIX=/usr/local DESTDIR=  program, demo, manual page and docs
@@ -206,15 +206,21 @@ FUZZ_WRAPS   = -Wl,--wrap=mmap -Wl,--wrap=munmap -Wl,--wrap=_exit
 build/fuzz/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
-build/fuzz/fuzz: $(FUZZ_OBJECTS)
-	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $^ -ljansson -lpcre2-8 -lxxhash -lz -lm -lpthread -o $@
+# With STATIC=1 the binary needs the C library alone: test/fuzz/run.sh runs it on a machine that has nothing else.
+FUZZ_LIBS    = -ljansson -lpcre2-8 -lxxhash -lz
+FUZZ_LDLIBS  = $(if $(STATIC),-nostdlib++ -static-libgcc -Wl$(comma)-Bstatic $(FUZZ_LIBS) -lstdc++ -Wl$(comma)-Bdynamic,$(FUZZ_LIBS)) -lm -lpthread
+build/fuzz/linked_with: always
+	$(call write_if_new,$(FUZZ_LDLIBS))
+build/fuzz/fuzz: $(FUZZ_OBJECTS) build/fuzz/linked_with
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS) $(FUZZ_OBJECTS) $(FUZZ_LDLIBS) -o $@
 SECONDS ?= 60
+JOBS    ?= $(shell nproc)
 fuzz:
-	@scripts/setup.sh clang libclang-rt-14-dev
-	@$(MAKE) --no-print-directory build/fuzz/fuzz
-	@test/fuzz/run.sh $(SECONDS) $(TARGETS)
+	@scripts/setup.sh clang libclang-rt-dev
+	@$(MAKE) --no-print-directory -j$(JOBS) build/fuzz/fuzz
+	@JOBS=$(JOBS) test/fuzz/run.sh $(SECONDS) $(TARGETS)
 
-sanitize: $(BUILD)/test/test_ops $(BUILD)/test/test_quantize $(BUILD)/test/test_gemm
+sanitize: $(patsubst %,$(BUILD)/test/test_%,ops quantize gemm adapter)
 	@BUILD=$(BUILD) test/sanitize.sh
 
 # ---- what is taken elsewhere

@@ -25,20 +25,20 @@
 typedef struct {
     Session s;
     Dataset *data, *val;   // val: NULL without --val and --val-split
-    const char* val_name;  // as messages call it
-    Dataset* prompts;      // of it, to be answered; NULL without --val-metric
+    const char* val_name;  // the name of `val` in messages
+    Dataset* prompts;      // the examples of `val`, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
     Progress done;
     RunSettings settings;
     Saving* saving;        // a checkpoint that is being written; or NULL
-    int left_out;          // steps in a row (--on-nan skip)
+    int left_out;          // steps skipped in a row (--on-nan skip)
     int steps;             // optimizer steps of the whole run
 } TrainingRun;
 
 static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
 
-// Steps of --epochs passes. Under --pack on each pass may have another number of them, so each is planned once to be counted.
+// The steps of --epochs passes. Under --pack on each pass may have another number of steps, so that every pass is planned once to count them.
 static double count_steps(const TrainingRun* r) {
     const Options* o = &r->s.o;
     double epochs = floor(o->epochs), steps = 0;
@@ -82,7 +82,7 @@ static void open_trainer(TrainingRun* r) {
 }
 
 enum { kExamplesBytes = 288 };
-// The numbers of the examples in the step at work, from 1, as many as there is room for.
+// The numbers (from 1) of the examples in the current step, as many as `text` has room for.
 static void name_examples(const TrainingRun* r, char text[kExamplesBytes]) {
     enum { kLongest = 16 };   // a number with its comma, or the dots at the end
     int used = 0, micro_batches = r->s.o.accum * r->s.comm->ranks;
@@ -103,14 +103,14 @@ static void name_examples(const TrainingRun* r, char text[kExamplesBytes]) {
     }
 }
 
-enum { kMostLeftOut = 10 };   // steps in a row: then it is not the data
+enum { kMostLeftOut = 10 };   // steps skipped in a row after which the run ends: then not the data is at fault
 
-// What is known of a step that went wrong: where, with which recipe, on which examples of the data. Ends the run unless --on-nan skip.
+// Reports a step whose loss or gradient is not finite: where, with which recipe, on which examples. Ends the run unless --on-nan skip.
 static void report_not_finite(TrainingRun* r, StepResult result, int step) {
     const Session* s = &r->s;
     bool skip = s->o.on_nan == ON_NAN_SKIP && r->left_out < kMostLeftOut;
     if (!leads(s)) {
-        if (!skip) s->comm->barrier();   // until rank 0 has ended the job
+        if (!skip) s->comm->barrier();   // waits for rank 0 to end the job
         return;
     }
     char examples[kExamplesBytes], rank[64] = "";
@@ -150,7 +150,7 @@ static void judge_step(TrainingRun* r, int step) {
     free(v.line);
 }
 
-// Whether the loss is the lowest so far.
+// Evaluates on `val`; returns whether the loss is the lowest so far.
 static bool evaluate_step(TrainingRun* r) {
     const Session* s = &r->s;
     int step = (int)r->done.step;
@@ -174,7 +174,7 @@ static void run_steps(TrainingRun* r) {
         int step = (int)r->done.step;
         bool last = step == r->steps, best = false;
         if (r->val && (last || (o->eval_every && step % o->eval_every == 0))) best = evaluate_step(r) && o->keep_best;
-        double stop = stop_asked();   // asked once a step: one decision, for all ranks and for saving as for stopping
+        double stop = stop_asked();   // read once a step, so that all ranks, and saving and stopping, follow one decision
         s->comm->host_sum(&stop, 1);
         stopping = stop > 0 && !last;
         bool due = !last && ((o->save_every && step % o->save_every == 0) || stopping);
@@ -185,7 +185,7 @@ static void run_steps(TrainingRun* r) {
     r->saving = save_finish(s, r->saving, true);
 }
 
-// The model, or if it cannot be written what makes it later: nothing of the run is lost.
+// Writes the model; if that fails, a checkpoint from which the model can be written later, so that nothing of the run is lost.
 static void write_result(TrainingRun* r) {
     Session* s = &r->s;
     char fault[kFaultBytes] = "";
@@ -197,7 +197,7 @@ static void write_result(TrainingRun* r) {
     if (leads(s))
         user_error("all %d steps are done and saved in %s/checkpoints, but the model could not be written: %s; when that is mended, the "
                    "same command with --resume writes it", r->steps, s->o.out, fault);
-    s->comm->barrier();   // until rank 0 has ended the job
+    s->comm->barrier();   // waits for rank 0 to end the job
 }
 
 static void close_training(TrainingRun* r) {
@@ -218,7 +218,7 @@ static int command_train(Options o) {
         printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
                o.data);
     if (leads(s)) options_print(&s->o, TRAIN);
-    model_options(s, true);   // flags that contradict the model are told before anything is loaded
+    model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
     open_training_data(&r);
     print_start(s);
     claim_out(s);
@@ -239,7 +239,7 @@ static int command_train(Options o) {
     return all ? 0 : kExitStopped;
 }
 
-// ---- the table of commands; the first is what runs when none is named
+// ---- the table of commands; without a command the first row runs
 
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
@@ -255,7 +255,7 @@ enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
-    setvbuf(stdout, NULL, _IOLBF, 0);   // a log file is up to date to its last line
+    setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
     if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;
     Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
     locate_inputs(&o, command->bit);

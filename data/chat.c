@@ -20,7 +20,7 @@ static const char kLlama3Body[] =
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}";
 static const char kNoDates[] = "{%- set dates = '' %}";
-// Llama 3.1 and later open every conversation with a system turn that begins with two dates; we take the template's default one, so
+// Llama 3.1 and later open every conversation with a system turn that begins with two dates; the second is the template's default, so
 // that training data do not depend on the day.
 static const char kDateMarker[] = "Cutting Knowledge Date: December 2023";
 static const char kDates[] =
@@ -52,8 +52,8 @@ static const char* configured_template(const json_t* config, const char* name) {
     return NULL;
 }
 
-// The text of `file`, or of config's template `name` where there is no such file, or NULL. The file is the newer home and wins.
-// *where becomes what the text came from; both are the caller's to free.
+// The text of `file`, or else of config's template `name`, or NULL. The file wins, since models that have both are newer and mean the file.
+// *where becomes the name of the text's source; the caller frees both.
 static char* model_template(const ModelFiles* files, const char* dir, const char* file, const json_t* config, const char* name, char** where) {
     const char* configured = configured_template(config, name);
     const ModelFile* own = model_files_get(files, file);
@@ -104,7 +104,7 @@ static int required_token(const Tokenizer* tokenizer, const char* content, const
     return id;
 }
 
-// EOS as tokenizer_config.json names it, else by the names that are in use, else -1.
+// EOS as tokenizer_config.json names it, else the first of the usual names that is a token, else -1.
 static int eos_of(const json_t* tokens, const Tokenizer* tokenizer) {
     static const char* const names[] = {"<|end_of_text|>", "</s>", "<|endoftext|>"};
     const char* named = json_string_value(json_object_get(tokens, "eos_token"));
@@ -113,8 +113,9 @@ static int eos_of(const json_t* tokens, const Tokenizer* tokenizer) {
     return eos;
 }
 
-// The BOS that transformers' tokenizer would put before a plain text: what the post-processor says, unless add_bos_token contradicts it
-// (older versions followed the one, newer follow the other: *note says so). The Llama classes add it where nothing is said.
+// The BOS that transformers' tokenizer puts before a plain text, or -1: as the post-processor says, unless add_bos_token contradicts the
+// post-processor (versions of transformers differ in which of the two they follow, and *note tells the user). The Llama classes add BOS if
+// neither says anything.
 static int text_bos_of(const json_t* config, const json_t* tokens, const Tokenizer* tokenizer, const char** note) {
     const json_t* add = json_object_get(config, "add_bos_token");
     const char *named = json_string_value(json_object_get(tokens, "bos_token"));
@@ -170,7 +171,7 @@ static void open_none(ChatFormat* f, const char* dir, const Tokenizer* tokenizer
     f->source = host_strdup(kNoneBody);
 }
 
-// The token that ends an answer, as the template shows on a conversation of two turns; -1 where there is none.
+// The token that ends an answer, found by rendering a conversation of two turns; -1 if the template writes none.
 static int shown_turn_end(const ChatFormat* f, const Tokenizer* tokenizer) {
     json_t* messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "a", "role", "assistant", "content", "b");
     unsigned char trained[2] = {0, 1};
@@ -190,7 +191,7 @@ static int shown_turn_end(const ChatFormat* f, const Tokenizer* tokenizer) {
 
 static bool is_built_in(const char* form) { return !strcmp(form, "llama3") || !strcmp(form, "chatml") || !strcmp(form, "none"); }
 
-// A template of the user's, or the model's own.
+// Opens the template in the file `form`, or the model's own.
 static void open_template(ChatFormat* f, const ModelFiles* files, const char* dir, const json_t* config, const char* form, char** own, char** where) {
     if (strcmp(form, "auto")) {
         size_t length = strlen(form);
@@ -287,7 +288,7 @@ static bool render(const ChatFormat* f, const Conversation* c, size_t count, boo
     return done;
 }
 
-// Bytes that both begin with, written by the same side.
+// The number of bytes that are the same at the beginning of both, in value and in origin (data or template).
 static size_t common_bytes(const JinjaOutput* a, const JinjaOutput* b) {
     size_t n = a->bytes < b->bytes ? a->bytes : b->bytes, i = 0;
     if (!memcmp(a->text, b->text, n) && !memcmp(a->from_data, b->from_data, n)) return n;
@@ -297,8 +298,8 @@ static size_t common_bytes(const JinjaOutput* a, const JinjaOutput* b) {
 
 // ---- finding the answers
 
-// Of the control tokens that the template wrote in bytes [from, to), the last: its id, its end, how many times it comes there, and how many
-// there are of any id.
+// The last of the control tokens that the template wrote in bytes [from, to): its id and its end; `times`: how many tokens there have this
+// id; `all`: how many there are of any id.
 typedef struct {
     int id, times;
     size_t end;
@@ -326,9 +327,9 @@ static LastToken last_token(const Tokenizer* tokenizer, const JinjaOutput* text,
     return last;
 }
 
-// The end of what stands like `last` at or behind `from`: the token of its id that comes as often there, or the one that has as many
-// control tokens before it, whichever is first (a template may drop the thought before an earlier answer, or end the answer by another
-// token); 0: neither is there.
+// The end of the token that corresponds to `last` in another rendering, searched from byte `from` on: the last->times-th token of its id,
+// or the last->all-th control token, whichever comes first (a template may leave out the thought before an earlier answer, or end that
+// answer by another token). 0: neither is there.
 static size_t same_end(const Tokenizer* tokenizer, const JinjaOutput* text, size_t from, const LastToken* last) {
     size_t begin, end;
     int times = 0, all = 0;
@@ -351,15 +352,15 @@ static ChatAnswer* add_answer(ChatTokens* out, int message, bool trained, size_t
     return &out->answers[out->answer_count++];
 }
 
-// Whether the prompt without its generation prompt, from where it parts from the whole, is no more than what a template puts around its
-// last message: none of the user's bytes, and one control token at most.
+// Is the rest of `bare` (the prompt without generation prompt) from byte `from` on, where it begins to differ from the whole rendering,
+// no more than a template may put around the last message: none of the user's bytes, and at most one control token?
 static bool differs_in_template(const Tokenizer* tokenizer, const JinjaOutput* bare, size_t from) {
     if (from >= bare->bytes) return true;
     return !memchr(bare->from_data + from, 1, bare->bytes - from) && last_token(tokenizer, bare, from, bare->bytes).all <= 1;
 }
 
-// The end of the generation prompt (what `prompt` has behind `bare`) in the whole text, at or behind `from` and before any of the
-// user's bytes; 0 if it is not there.
+// The end of the generation prompt (the bytes that `prompt` has behind `bare`) in the whole text, at or behind `from` and before any of
+// the user's bytes; 0 if the generation prompt is not there.
 static size_t after_generation_prompt(const JinjaOutput* prompt, const JinjaOutput* bare, const JinjaOutput* text, size_t from) {
     if (common_bytes(prompt, bare) < bare->bytes || prompt->bytes == bare->bytes) return 0;
     size_t bytes = prompt->bytes - bare->bytes;
@@ -368,13 +369,13 @@ static size_t after_generation_prompt(const JinjaOutput* prompt, const JinjaOutp
     return 0;
 }
 
-// Where message i stands in the whole rendering. False and out->error if the template fails; *found says whether it is there.
+// Finds answer i in the whole rendering: *found, and its bytes [*begin, *end). False and out->error if the template fails.
 static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, size_t i, ChatTokens* out, bool* found,
                         size_t* begin, size_t* end) {
     const JinjaOutput *text = &out->text, *upto = &out->part;
     *found = false;
     bool refused = !render(f, c, i, true, &out->prompt, &out->error), parted = false;
-    if (refused) {   // many templates refuse an empty conversation: an answer that opens one follows the generation prompt all the same
+    if (refused) {   // many templates refuse an empty prompt: an answer that is the first message still follows the generation prompt
         if (i > 0 || !render(f, c, 1, true, &out->prompt, &out->error) || !render(f, c, 1, false, &out->part, &out->error)) return false;
         *begin = after_generation_prompt(&out->prompt, &out->part, text, 0);
         if (*begin == 0) return true;
@@ -405,7 +406,7 @@ static bool find_answer(const ChatFormat* f, const Tokenizer* tokenizer, const C
     return true;
 }
 
-// Answers by the prompts before them.
+// Finds the answers by rendering the prompts before them.
 static bool find_answers(const ChatFormat* f, const Tokenizer* tokenizer, const Conversation* c, ChatTokens* out) {
     size_t count = json_array_size(c->messages), last = count;
     while (last > 0 && !is_assistant(c->messages, last - 1)) last--;
@@ -420,7 +421,7 @@ static bool find_answers(const ChatFormat* f, const Tokenizer* tokenizer, const 
     return true;
 }
 
-// Answers by the template's own blocks. Where there is one for each assistant's message, a message's weight counts for its block.
+// Takes the template's {% generation %} blocks as answers. If there is one for each assistant's message, a block is trained as its message is.
 static void take_blocks(const Conversation* c, ChatTokens* out) {
     int count = (int)json_array_size(c->messages), assistants = 0, message = -1;
     for (int i = 0; i < count; i++) assistants += is_assistant(c->messages, (size_t)i);
@@ -512,7 +513,7 @@ static bool fits_within(const Fitting* f, const Conversation* c) {
     return chat_encode(f->format, f->tokenizer, c, f->out) && chat_used_tokens(f->out) <= f->limit;
 }
 
-// The conversation without messages [first, keep); its list is the caller's to release.
+// The conversation without messages [first, keep); the caller releases its list.
 static Conversation without(const Conversation* c, size_t first, size_t keep, unsigned char* trained) {
     Conversation rest = *c;
     rest.messages = json_array();
@@ -525,11 +526,12 @@ static Conversation without(const Conversation* c, size_t first, size_t keep, un
     return rest;
 }
 
-// Cuts the front of message `at`, by as few characters as will do; leaves that conversation encoded. False if nothing is enough.
+// Cuts as few characters as necessary from the front of message `at`, and leaves the shortened conversation encoded. False if even cutting
+// all of them is not enough.
 static bool cut_front(const Fitting* f, Conversation* c, size_t at) {
     const json_t* content = json_object_get(json_array_get(c->messages, at), "content");
     if (!json_is_string(content)) return false;
-    size_t bytes = json_string_length(content), low = 0, high = bytes;   // cutting `high` is enough if anything is
+    size_t bytes = json_string_length(content), low = 0, high = bytes;   // bisection: if any cut is enough, a cut of `high` bytes is
     char* text = (char*)host_alloc(bytes + 1);
     memcpy(text, json_string_value(content), bytes);
     json_t* message = json_copy(json_array_get(c->messages, at));

@@ -26,7 +26,7 @@ Blob host_blob(const char* name, void* data, size_t bytes) {
     return blob;
 }
 
-// ---- names. A name is recognised by making it again from its numbers, so that nothing else passes for one.
+// ---- names. A name is recognised by making it again from its numbers, so that no other spelling of the numbers is taken for one.
 
 enum { kNameBytes = 64 };
 
@@ -115,7 +115,7 @@ static void write_blobs(const char* path, const CheckpointState* state, json_t* 
     out_close(&out);
 }
 
-// The manifest is one JSON object whose first line seals the rest: a checksum of every byte after that line.
+// Writes the manifest: one JSON object whose first line seals the other lines with a checksum of all their bytes.
 static void write_manifest(const char* path, const json_t* manifest) {
     char* json = json_dumps(manifest, JSON_INDENT(2));
     check(json && json[1] == '\n', "checkpoint: no manifest text (a name that is not UTF-8?)");
@@ -159,8 +159,8 @@ void checkpoint_write(const char* dir, int step, const CheckpointState* state) {
     free(tmp);
 }
 
-// Removes the files of a checkpoint and, unless somebody put something else there, its directory; with `but_ranks` > 0 only
-// the files of other numbers of ranks.
+// Removes the files of a checkpoint and its directory, unless that holds other files. but_ranks > 0: removes only files of
+// checkpoints with another number of ranks.
 static void remove_checkpoint(const char* path, int but_ranks) {
     char** names;
     int count = dir_names(path, &names);
@@ -203,10 +203,10 @@ void checkpoint_commit(const char* dir, int step, int ranks, int keep, int best)
     check(keep >= 1, "checkpoint_commit: keep %d", keep);
     char *written = step_path(dir, step, kWriting), *complete = step_path(dir, step, "");
     char* old = step_path(dir, step, kReplaced);
-    remove_checkpoint(written, ranks);   // what an earlier run with other ranks has left there
+    remove_checkpoint(written, ranks);   // files left by an earlier run with another number of ranks
     check(all_ranks_there(written, ranks), "checkpoint_commit: %s has not the files of all %d ranks", written, ranks);
     remove_checkpoint(old, 0);
-    if (path_exists(complete)) file_rename(complete, old);   // the same step saved again
+    if (path_exists(complete)) file_rename(complete, old);   // a checkpoint of the same step is being replaced
     file_rename(written, complete);
     dir_sync(dir);
     free(written);
@@ -244,7 +244,7 @@ char* checkpoint_latest(const char* dir) {
 
 // ---- loading
 
-// What is wrong with a manifest's text; NULL if the seal holds.
+// What is wrong with a manifest's text; NULL if its checksum is right.
 static const char* manifest_fault(const char* text, size_t bytes) {
     size_t opening = strlen(kSealOpening), closing = strlen(kSealClosing);
     size_t head = opening + (kHexBytes - 1) + closing;
@@ -359,7 +359,7 @@ void checkpoint_load(const char* path, const CheckpointState* state) {
     free(bin);
 }
 
-// ---- verifying, without an end of the program
+// ---- verifying: damage is a result here, not a user_error
 
 // A file's text, NUL-terminated, or NULL if it cannot be read whole.
 static char* read_quietly(const char* path, size_t* bytes) {
@@ -381,7 +381,7 @@ static char* read_quietly(const char* path, size_t* bytes) {
     return text;
 }
 
-// Whether the bytes of a blob file are those that its manifest has checksums of.
+// Do the bytes of a blob file have the checksums that its manifest lists?
 static bool blobs_are_whole(const json_t* listed, const char* path, void (*tick)(void)) {
     FILE* file = dir_exists(path) ? NULL : fopen(path, "rb");
     if (!file) return false;

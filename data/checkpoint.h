@@ -22,6 +22,7 @@ typedef struct {
     void (*write)(void* context, size_t offset, size_t bytes, const void* src);
     void* context;
 } Blob;
+// A blob in ordinary host memory, which must outlive the Blob.
 C_API Blob host_blob(const char* name, void* data, size_t bytes);
 
 typedef struct {
@@ -31,7 +32,7 @@ typedef struct {
 
 typedef struct {
     const char* name;
-    const char* value;    // what has to be the same in the run that continues: model, recipe, learning rate, data, seed
+    const char* value;    // must be the same in a run that continues: model, recipe, learning rate, data, seed
 } CheckpointSetting;
 
 // One description serves saving and loading: a checkpoint loads only into the blobs, numbers and settings it was saved from.
@@ -45,27 +46,27 @@ typedef struct {
     int setting_count;
 } CheckpointState;
 
-// Saving takes two calls, because no rank may see the name of a checkpoint that another has not finished: every rank
-// writes; then, after a barrier, one of them commits. The committed step is the newest from then on: the `keep` (at least 1)
-// checkpoints up to it stay, and that of step `best` (-1: none); older ones go, and so do those of later steps, which a run
-// has left that this one goes back behind. Other files in DIR are not touched.
+// Saving takes two calls, so that a checkpoint gets its name only when all ranks have finished: every rank writes; then,
+// after a barrier, one of them commits. The committed step is the newest from then on: the latest `keep` (at least 1)
+// checkpoints up to it stay, and that of step `best` (-1: none). Older ones are removed, and so are those of later steps,
+// which are left over if this run was resumed from an earlier step. Other files in DIR are not touched.
 C_API void checkpoint_write(const char* dir, int step, const CheckpointState* state);
 C_API void checkpoint_commit(const char* dir, int step, int ranks, int keep, int best);
 
 // The path of the newest complete checkpoint in DIR (the caller frees it), or NULL if there is none.
 C_API char* checkpoint_latest(const char* dir);
-// The steps of all complete checkpoints in DIR, newest first (the caller frees them); how many there are. Plain files and foreign
-// folders are passed over.
+// The steps of all complete checkpoints in DIR, newest first (the caller frees them); returns how many there are. Plain files and foreign
+// folders are skipped.
 C_API int checkpoint_steps(const char* dir, int** steps);
 C_API char* checkpoint_path(const char* dir, int step);   // the caller frees it
 
-// Holds every rank's part of a checkpoint against its checksums: NULL if all is whole, else the manifest of the first part that
-// is not, or `path` itself if it is no checkpoint (the caller frees the result). Reads every byte.
+// Checks every rank's part of a checkpoint by its checksums: NULL if all parts are whole, else the path of the first damaged part's
+// manifest, or `path` itself if it is no checkpoint (the caller frees the result). Reads every byte.
 C_API char* checkpoint_verify(const char* path);
-// The same for the parts of ranks first, first + stride, ..., so that several readers share the work. `tick` is called every
-// few megabytes; it may be NULL.
+// As checkpoint_verify, for the parts of ranks first, first + stride, ..., so that several readers divide the work. `tick` (may be
+// NULL) is called every few megabytes.
 C_API char* checkpoint_verify_parts(const char* path, int first, int stride, void (*tick)(void));
-// Whether a folder holds a rank's part of a checkpoint, whole or not.
+// Does the folder hold a rank's part of a checkpoint, whole or not?
 C_API bool is_checkpoint(const char* path);
 // How many ranks wrote the checkpoint.
 C_API int checkpoint_ranks(const char* path);

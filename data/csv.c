@@ -21,7 +21,7 @@ Csv csv_open(const char* path, const char* text, size_t bytes) {
     csv.text = text;
     csv.bytes = bytes;
     csv.line = 1;
-    csv.storage = (char*)host_alloc(bytes + kMaxCsvFields);   // a record is never longer than its source and its NULs
+    csv.storage = (char*)host_alloc(bytes + kMaxCsvFields);   // room for any record: at most all of the text, and a NUL for each field
     return csv;
 }
 
@@ -46,7 +46,7 @@ static void next_line(Csv* csv) {
 
 static int column(const Csv* csv) { return (int)(csv->at - csv->line_start) + 1; }
 
-// The inside of a quoted field, from behind its first quote to behind its last one; returns the new end of `out`.
+// Reads a quoted field, from behind its opening quote to behind its closing one, to `out`; returns the end of what was written.
 static char* quoted_field(Csv* csv, char* out) {
     int first_line = csv->line, first_column = column(csv) - 1;
     for (;;) {

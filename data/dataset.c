@@ -8,13 +8,13 @@
 
 struct Dataset {
     DataStats stats;
-    Text notes;            // what the files were taken for
-    const char* chat_name; // of the format
+    Text notes;            // RecordList.notes: what form each file was taken for
+    const char* chat_name; // the chat format's name
     Example* examples;     // (stats.examples)
     int seq;
     PackMode pack;
     int batch, micro_batches;
-    int rooms[kRoomSizes]; // that micro-batches are laid out on, the smallest first, the last is `batch`
+    int rooms[kRoomSizes]; // row counts that micro-batches are laid out on, rising; the last is `batch`
     // the plan of one epoch
     int steps;
     int* step_start;       // PACK_AUTO: (steps + 1): step s has the rows [step_start[s], step_start[s + 1])
@@ -22,22 +22,22 @@ struct Dataset {
     int* row_start;        // (rows + 1): row r holds row_examples[row_start[r] .. row_start[r + 1])
     int* row_examples;     // (stats.examples)
     int* shuffled;         // (stats.examples) scratch: the order of the epoch
-    int* positions;        // (stats.examples) scratch: of shuffled[i]
+    int* positions;        // (stats.examples) scratch: the length of shuffled[i] in positions
     int* row_of;           // (stats.examples) scratch: the row of shuffled[i]
 };
 
 // ---- tokenizing
 
-// What one record became.
+// The examples that one record became.
 typedef struct {
     Example* examples;
     int count;
     bool truncated, skipped, untrained;
     int lost, parted, kept;
-    char* error;          // of the template
+    char* error;          // the template's, or NULL
 } Encoded;
 
-// Holds a copy of the tokens; none is scored yet.
+// An example with a copy of the tokens, none of them scored yet.
 static Example new_example(const int* tokens, int count) {
     Example e;
     memset(&e, 0, sizeof e);
@@ -69,7 +69,7 @@ static void keep_text(Example* e, const char* text, size_t bytes) {
     e->text_bytes = bytes;
 }
 
-// BOS, the text, EOS; one that the text itself spells is not doubled.
+// Appends BOS, the text and EOS; a BOS or EOS that the text itself has is not doubled.
 static int encode_text(const Tokenizer* tokenizer, const ChatFormat* chat, const Record* record, TokenList* all) {
     bool special = chat->specials == SPECIALS_AUTO || chat->specials == SPECIALS_ALL;
     unsigned char* data = NULL;
@@ -87,8 +87,8 @@ static int encode_text(const Tokenizer* tokenizer, const ChatFormat* chat, const
     return kept;
 }
 
-// A text longer than a row is cut into consecutive chunks. Neighbours share one token, the last to be predicted here and the
-// first to be seen there, so that each token but the very first is predicted exactly once.
+// Makes examples of a plain text: one longer than a row is cut into consecutive parts. Neighbouring parts share one token, the
+// last of one and the first of the next, so that each token but the very first is predicted exactly once.
 static Encoded encode_plain(const Tokenizer* tokenizer, const Record* record, const DataOptions* options, bool with_text) {
     TokenList all = {NULL, 0, 0};
     int seq = options->seq;
@@ -120,7 +120,7 @@ static char* template_error(const Record* record, const ChatFormat* chat, const 
     return host_strdup(text);
 }
 
-// The example that a rendered conversation makes; nothing behind the last answer unless somebody wants to see it.
+// The example of a rendered conversation, up to the end of its last answer (with `inspect`: to the end).
 static Example example_of(const ChatTokens* chat, const Record* record, const DataOptions* options, bool with_text) {
     bool whole = options->inspect || options->train_on_prompt;
     Example e = new_example(chat->tokens.ids, whole ? chat->tokens.count : chat_used_tokens(chat));
@@ -204,7 +204,7 @@ static void select_records(RecordList* list, const DataOptions* options) {
         bool held_out = options->val_split > 0 && (double)record_hash(&list->records[r]) < options->val_split * 0x1p64;
         bool taken = held_out == options->held_out && (options->limit <= 0 || kept < options->limit);
         if (!taken) continue;
-        Record held = list->records[kept];   // records left out move to the end, where they are freed with the others
+        Record held = list->records[kept];   // swapped, so that records left out lie behind the others and are freed with them
         list->records[kept++] = list->records[r];
         list->records[r] = held;
     }
@@ -252,7 +252,7 @@ static bool calls_tools(const Record* record) {
     return false;
 }
 
-// A template that is given tools, or calls of tools, and never looks at them.
+// Notes for the user if the data have tools, or calls of tools, which the template ignores.
 static void note_ignored_tools(Dataset* d, const RecordList* list, const ChatFormat* chat) {
     const Jinja* jinja = chat->tool_jinja ? chat->tool_jinja : chat->jinja;
     int given[2] = {0, 0};
@@ -365,27 +365,27 @@ void dataset_report(const Dataset* d, FILE* out) {
 
 // ---- planning an epoch
 
-// Fisher-Yates. The stream is apart from those of the optimizer, which counts steps from 0.
+// Fisher-Yates. Its random stream is none of the optimizer's, which are numbered by steps.
 static void shuffle(int* order, int n, uint64_t seed, int epoch) {
     const uint64_t stream = (uint64_t)1 << 63 | (uint64_t)epoch;
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = n - 1; i > 0; i--) {
         Philox p = random_words(seed, (uint64_t)i, stream);
         uint64_t word = (uint64_t)p.word[1] << 32 | p.word[0];
-        int j = (int)(word % (uint64_t)(i + 1));   // of 64 bits and at most 2^30 values: the bias is below 2^-33
+        int j = (int)(word % (uint64_t)(i + 1));   // 64 bits for at most 2^30 values: the bias is below 2^-33
         int held = order[i];
         order[i] = order[j];
         order[j] = held;
     }
 }
 
-// Row `row` of a step of `rows` rows, dealt out to the micro-batches: they take turns, and their rows lie one after the other.
+// Where row `row` of a step of `rows` rows goes: micro-batches take rows in turn, and each micro-batch's rows lie one after the other.
 static int dealt_row(const Dataset* d, int row, int rows) {
     int index = row % d->micro_batches, each = rows / d->micro_batches, more = rows % d->micro_batches;
     return index * each + min_int(index, more) + row / d->micro_batches;
 }
 
-// Packs the examples of each step by themselves.
+// PACK_AUTO: packs the examples of each step separately.
 static int pack_steps(Dataset* d) {
     int n = d->stats.examples, most = d->batch * d->micro_batches, rows = 0;
     for (int step = 0; step < d->steps; step++) {
@@ -474,8 +474,8 @@ MicroBatch dataset_micro_batch(const Dataset* d, int step, int index) {
     return m;
 }
 
-// The row counts that suit the micro-batches of some epochs of seed 0: all seeds and epochs draw theirs from the same examples, and those of
-// a run must be the same when the run is resumed.
+// Chooses the row counts that micro-batches are laid out on, by the micro-batches of some epochs of seed 0: other seeds and epochs draw from
+// the same examples, and a resumed run must choose the same counts.
 static void choose_rooms(Dataset* d) {
     enum { kEnoughMicroBatches = 1000, kMostEpochs = 64 };
     check(d->batch > 0 && d->micro_batches > 0, "PACK_AUTO: DataOptions names no global batch");

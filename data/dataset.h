@@ -5,7 +5,7 @@
 // (seed, epoch) and the size of a global batch, so that any number of ranks cut the same list and a resumed run finds its place by the
 // number of its step.
 //
-// A global batch, what an optimizer step trains on, is cut into `micro_batches` (accum x ranks of them, whatever the share of each):
+// A global batch, the rows of one optimizer step, is cut into `micro_batches` (accum x ranks, however these two multiply to it):
 //   PACK_OFF    of `batch` rows each, an example a row
 //   PACK_ON     of `batch` rows each, as full as they get
 //   PACK_AUTO   with the examples of PACK_OFF, batch x micro_batches of them, on as few rows as first fit decreasing needs, dealt out
@@ -23,25 +23,25 @@ typedef struct {
     const ChatFormat* chat;
     int seq;                  // positions in a row
     PackMode pack;
-    int batch;                // rows of a micro-batch, at most; this and the next are needed for PACK_AUTO and dataset_micro_batch
+    int batch;                // rows of a micro-batch, at most; batch and micro_batches are needed for PACK_AUTO and dataset_micro_batch
     int micro_batches;        // of a global batch: micro-steps x ranks
     bool train_on_prompt;     // score every token, not only completions and their end tokens
     LongPolicy long_policy;   // conversations above seq + 1 tokens: cut from the prompt side (chat_encode_within), or leave out
     const char* prompt_file;  // see records_read
-    double val_split;         // this share of the records, chosen by their hashes, is held out ...
-    bool held_out;            // ... and with this flag, they alone are taken
-    int limit;                // the first so many records only; 0: all
-    bool inspect;             // keep examples with nothing to train, what stands behind the last answer, and the texts of ...
-    int texts;                // ... so many first examples
+    double val_split;         // this share of the records, chosen by their hashes, is held out
+    bool held_out;            // take only the held-out records, instead of all others
+    int limit;                // only this many records, the first ones; 0: all
+    bool inspect;             // keep examples with nothing to train, and tokens behind the last answer
+    int texts;                // with `inspect`: keep the texts of this many examples, the first ones
 } DataOptions;
 
 typedef struct {
     int* tokens;              // (count)
-    unsigned char* scored;    // (count): 1 where the token is one to predict; never the first, which nothing precedes
+    unsigned char* scored;    // (count): 1 for a token to predict; never the first token, which nothing precedes
     int count;                // 2 .. seq + 1
     int scored_count;
-    int prompt_count;         // tokens before the last completion: what to generate from; 0 for plain text
-    int* prompt;              // (own_prompt_count) what to generate from where that is no beginning of `tokens`; else NULL
+    int prompt_count;         // tokens before the last completion, from which it is generated; 0 for plain text
+    int* prompt;              // (own_prompt_count) the tokens to generate from, if these are no beginning of `tokens`; else NULL
     int own_prompt_count;
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
     char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
@@ -54,9 +54,9 @@ typedef struct {
     int truncated;            // conversations that were shortened
     int skipped;              // records left out: too long (the completion alone, or by policy), or with nothing to predict
     size_t tokens;            // in all examples
-    size_t scored;            // of those, the ones to predict
-    int untrained;            // of the skipped (with `inspect`: of the examples), those with nothing to predict
-    int lost;                 // answers that are not trained, because the template does not show them in the whole conversation
+    size_t scored;            // those of `tokens` that are to be predicted
+    int untrained;            // how many of `skipped` (with `inspect`: of `examples`) have nothing to predict
+    int lost;                 // answers that are not trained, because they are not found in the template's text of the conversation
     int parted;               // answers whose generation prompt the template does not write into the whole conversation
     int kept;                 // spellings of special tokens in the data that stayed text
 } DataStats;
@@ -66,7 +66,7 @@ typedef struct Dataset Dataset;
 // Reads and tokenizes all of `paths` (records_read; on all cores, the result does not depend on their number), then plans epoch 0 of
 // seed 0. Malformed data, a template that fails, answers that are all empty, and data that leave no token to predict are user_errors.
 C_API Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataOptions* options);
-// What the files were taken for, the first example as the model sees it, and what the user should know: a line each.
+// Prints what form each file was taken for, the first example as the model sees it, and what the user should know: a line each.
 C_API void dataset_report(const Dataset* d, FILE* out);
 C_API void dataset_free(Dataset* d);
 C_API const DataStats* dataset_stats(const Dataset* d);
@@ -86,9 +86,9 @@ C_API size_t dataset_scored(const Dataset* d, int first, int rows);
 // ---- the planned epoch as optimizer steps
 C_API int dataset_steps(const Dataset* d);
 C_API size_t dataset_step_scored(const Dataset* d, int step);   // tokens to predict in the whole global batch
-// The `rows` rows from `first` on, laid out on `room` rows, of which the last may stay empty. `room` takes at most kRoomSizes values in
-// all epochs: `batch`, and under PACK_AUTO the two that leave the fewest rows empty. Under PACK_AUTO a micro-batch without rows is
-// followed by others without rows only.
+// A micro-batch: the `rows` rows from `first` on, laid out on `room` rows, of which the last may stay empty. `room` takes at most
+// kRoomSizes values in all epochs: `batch`, and under PACK_AUTO two more that leave the fewest rows empty. Under PACK_AUTO no micro-batch
+// with rows follows one without rows.
 enum { kRoomSizes = 3 };
 typedef struct {
     int first, rows, room;

@@ -23,7 +23,7 @@ bool path_exists(const char* path) { return access(path, F_OK) == 0; }
 
 int file_open(const char* path, size_t* bytes) {
     struct stat info;
-    int fd = open(path, O_RDONLY | O_NONBLOCK);   // a pipe without a writer would otherwise wait for one
+    int fd = open(path, O_RDONLY | O_NONBLOCK);   // else opening a pipe would wait for a writer
     if (fd < 0 || fstat(fd, &info)) user_error("%s: cannot be read: %s", path, strerror(errno));
     if (!S_ISREG(info.st_mode)) user_error("%s: cannot be read: not a regular file; copy its contents into one", path);
     if (bytes) *bytes = (size_t)info.st_size;
@@ -94,7 +94,7 @@ OutFile out_open(const char* path, size_t total_bytes) {
     return out;
 }
 
-// A large file goes to the disk on the way: its last sync would else be one wait without a word, longer than a watchdog's patience.
+// A large file is synced each time so many bytes were written: a single sync at its end might take longer than the watchdog waits.
 enum { kSyncBytes = 256 << 20 };
 
 void out_write(OutFile* out, const void* data, size_t bytes) {

@@ -11,15 +11,15 @@ C_API bool path_exists(const char* path);
 
 // A descriptor of a regular file and its size (bytes may be NULL); a pipe, a device or a directory is a user_error.
 C_API int file_open(const char* path, size_t* bytes);
-// A user_error that names the command which helps, if the file is what git leaves where a large file has not been fetched.
+// If `text` is a Git LFS pointer, which stands for a large file that has not been fetched: a user_error that names the command to fetch it.
 C_API void refuse_lfs_pointer(const char* path, const char* text, size_t bytes);
 
 // The whole file, followed by a NUL that *bytes (may be NULL) does not count.
 C_API char* file_read(const char* path, size_t* bytes);
-// The same digest of a file's bytes, read in pieces.
+// The digest (digest.h) of a file's bytes; the file is read in parts.
 C_API void file_digest(const char* path, char hex[33]);
 
-// ---- writing. `total_bytes` is what the file will hold: a full disk is reported with it.
+// ---- writing. total_bytes: what the file will hold in the end, for the message if the disk is full.
 typedef struct {
     int fd;
     char* path;
@@ -29,11 +29,11 @@ typedef struct {
 
 C_API OutFile out_open(const char* path, size_t total_bytes);   // replaces the file
 C_API void out_write(OutFile* out, const void* data, size_t bytes);
-C_API void out_hash(OutFile* out);                              // from now on: before the first byte
+C_API void out_hash(OutFile* out);                              // hashes what is written; call before the first byte
 C_API void out_digest(OutFile* out, char hex[33]);              // XXH3-128 of all bytes written (digest.h)
 C_API void out_close(OutFile* out);                             // on disk (fsync) when it returns; dies if bytes are missing
 
-// A user_error unless `bytes` more bytes fit on the disk that holds `dir`: better before the first byte than after the last.
+// A user_error unless `bytes` more bytes fit on the disk that holds `dir`. Called before writing starts.
 C_API void disk_require(const char* dir, size_t bytes);
 
 // ---- directories

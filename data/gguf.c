@@ -23,15 +23,15 @@ struct Gguf {
     char* path;
     int fd;
     size_t file_bytes;
-    GgufValue* values;     // by key
+    GgufValue* values;     // sorted by key
     int value_count;
-    GgufTensor* tensors;   // by name
+    GgufTensor* tensors;   // sorted by name
     int tensor_count;
 };
 
 // ---- stored types
 
-// By the number in the file; those without a name cannot be read.
+// Indexed by the type's number in the file; types without a name cannot be read.
 static const struct {
     const char* name;
     int values, bytes;   // of a block
@@ -189,7 +189,7 @@ static GgufString take_string(GgufReader* r, const char* what) {
     return string;
 }
 
-// A key or a tensor's name: text without surprises.
+// Reads a key or a tensor's name, which must be valid text of at most `most` bytes.
 static char* take_name(GgufReader* r, size_t most, const char* what) {
     size_t at = r->at;
     GgufString name = take_string(r, what);
@@ -202,7 +202,7 @@ static char* take_name(GgufReader* r, size_t most, const char* what) {
 
 static const struct {
     const char* name;
-    size_t bytes;   // in the file; of a string its length
+    size_t bytes;   // of a value in the file; of a string: of its length
 } kKinds[kGgufKinds] = {{"u8", 1}, {"i8", 1}, {"u16", 2}, {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4}, {"bool", 1},
                         {"string", 8}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8}};
 
@@ -262,7 +262,7 @@ static void take_values(GgufReader* r, Gguf* g, uint64_t count) {
             user_error("%s: byte %zu: the key \"%s\" comes twice", g->path, g->values[i].at, printable(g->values[i].key));
 }
 
-// Sizes and type of a tensor; `at` is still the offset that the file gives.
+// Reads sizes and type of a tensor; `at` is still the offset that the file gives (place_tensors changes it).
 static GgufTensor take_tensor(GgufReader* r) {
     GgufTensor t;
     memset(&t, 0, sizeof t);
@@ -298,7 +298,7 @@ static GgufTensor take_tensor(GgufReader* r) {
     return t;
 }
 
-// The tensors have to lie one behind the other, as the list has them: no byte twice, no byte hidden.
+// Checks that the tensors lie one behind the other in the order of the list, so that no byte is used twice or hidden, and sets their `at`.
 static void place_tensors(Gguf* g, size_t header_end, size_t alignment) {
     size_t begin = round_up(header_end, alignment), end = begin;
     for (int i = 0; i < g->tensor_count; i++) {
@@ -414,7 +414,7 @@ static void refuse_kind(const Gguf* g, const GgufValue* value, const char* wante
                value->array ? "an array of " : "of type ", kKinds[value->kind].name, wanted);
 }
 
-// A whole number of any width; false if the value is none, or beyond 63 bits.
+// A whole number of any width; false if the value is no whole number, or does not fit in an int64_t.
 static bool whole_number(const GgufValue* value, int64_t* number) {
     const unsigned char* p = (const unsigned char*)value->numbers;
     if (value->array) return false;

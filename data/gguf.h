@@ -8,9 +8,9 @@
 //   padding     to a multiple of general.alignment (32 where the key is absent)
 //   the rest    the tensors' bytes in the order of the list, each padded to the alignment
 //
-// Metadata is read into memory, tensors are read row by row when they are asked for (pread: a file that shrinks meanwhile is
-// an error message, no signal). Everything the file claims is checked when it is opened; a violation is a user_error that
-// names the file and the byte. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+// Metadata is read into memory when the file is opened, tensors row by row on demand (by pread, so that a file that shrinks
+// meanwhile gives an error message instead of a signal). All that the header claims is checked when the file is opened; a
+// violation is a user_error that names the file and the byte. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 #ifndef DATA_GGUF_H
 #define DATA_GGUF_H
 
@@ -33,8 +33,8 @@ typedef struct {
     bool array;
     size_t count;         // elements; 1 unless it is an array
     size_t at;            // where the value begins in the file
-    void* numbers;        // as the file stores them, one after the other
-    GgufString* strings;  // of strings
+    void* numbers;        // (count) as the file stores them; NULL for strings
+    GgufString* strings;  // (count) if the kind is GGUF_STRING
 } GgufValue;
 
 // How a tensor is stored: the types that can be read, with the numbers that the file uses.
@@ -45,11 +45,11 @@ typedef enum {
 
 // NULL if the type cannot be read.
 C_API const char* ggml_type_name(int type);
-// Values of a row are stored in blocks of so many values and so many bytes.
+// A row is stored in blocks: how many values, and how many bytes, one block has.
 C_API int ggml_block_values(GgmlType type);
 C_API int ggml_block_bytes(GgmlType type);
-// `count` values, a multiple of the block's, from their stored bytes. The arithmetic is llama.cpp's, in single precision: the
-// same bits.
+// `count` values (a multiple of a block's) from their stored bytes, with llama.cpp's arithmetic in single precision: the same
+// bits.
 C_API void ggml_dequantize(GgmlType type, const unsigned char* src, size_t count, float* dst);
 
 typedef struct {
@@ -71,8 +71,8 @@ C_API int gguf_value_count(const Gguf* g);
 C_API const GgufValue* gguf_value_at(const Gguf* g, int index);            // in the order of the keys
 C_API const GgufValue* gguf_find(const Gguf* g, const char* key);          // NULL if there is none
 
-// Values that the caller cannot do without or has a default for. Absent where there is no default, of another type or out of
-// range: a user_error that names the key.
+// Single values. A value that is absent (unless a fallback is given), of another type or out of range is a user_error that names
+// the key.
 C_API int gguf_int(const Gguf* g, const char* key, int low, int high);
 C_API int gguf_int_or(const Gguf* g, const char* key, int low, int high, int fallback);
 C_API double gguf_number(const Gguf* g, const char* key);

@@ -109,8 +109,8 @@ static bool solve_rope(Config* c, double factor, const float* factors) {
            try_rope(c, factor, 1, high, exp2(round(log2(original))), factors);
 }
 
-// Where too few frequencies lie in between, all numbers that reproduce every factor are the same model: the published pair of
-// bounds with a power of two, the file's own original length or Llama 3.1's first.
+// If too few frequencies lie in between to solve for the numbers, any numbers that reproduce every factor give the same model:
+// tried are the published bounds, with the file's own original length or Llama 3.1's first, then with powers of two.
 static bool find_rope(const Gguf* file, Config* c, const float* factors) {
     double largest = 1;
     for (int i = 0; i < c->HD / 2; i++) largest = factors[i] > largest ? factors[i] : largest;
@@ -154,7 +154,7 @@ static void read_rope(const Gguf* file, Config* c) {
 
 // ---- the configuration
 
-// Keys of "llama." that are understood here or change nothing. The others may stand for another function.
+// Keys of "llama." that this program reads, or that do not change the function. Any other key is refused, since it might change it.
 static const char* const kKnownKeys[] = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "rope.dimension_count",
     "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
@@ -203,7 +203,7 @@ static void read_sizes(const Gguf* file, Config* c) {
     if (said != c->V || (tokens && tokens->count != (size_t)c->V))
         user_error("%s: the embedding has %d rows, \"llama.vocab_size\" is %d, \"tokenizer.ggml.tokens\" lists %zu", path, c->V,
                    said, tokens ? tokens->count : 0);
-    bool pieces = !strcmp(gguf_string_or(file, "tokenizer.ggml.model", ""), "llama");   // SentencePiece's usual ids
+    bool pieces = !strcmp(gguf_string_or(file, "tokenizer.ggml.model", ""), "llama");   // SentencePiece: BOS and EOS are usually 1 and 2
     c->bos = gguf_int_or(file, "tokenizer.ggml.bos_token_id", 0, c->V - 1, pieces && c->V > 2 ? 1 : -1);
     c->eos = gguf_int_or(file, "tokenizer.ggml.eos_token_id", 0, c->V - 1, pieces && c->V > 2 ? 2 : -1);
     c->init_std = 0.02f;
@@ -251,7 +251,7 @@ GgufModel* gguf_model_open(const char* path, Config* config) {
         user_error("%s: the architecture is \"%s\", only \"llama\" is supported", path, printable(architecture));
     refuse_unknown_keys(m->file);
     read_sizes(m->file, &m->config);
-    config_check(&m->config, path);   // before HD / 2 is taken
+    config_check(&m->config, path);   // before read_rope, which relies on an even HD
     read_rope(m->file, &m->config);
     config_check(&m->config, path);
     if (m->config.L > gguf_tensor_count(m->file))
@@ -270,7 +270,7 @@ void gguf_model_close(GgufModel* m) {
     free(m);
 }
 
-// F32 tensors whose values are all BF16's: norms are widened by every converter.
+// Does an F32 tensor hold only values that BF16 has? Converters store norms in F32 whatever their format was.
 static bool is_bf16_inside(const GgufModel* m, const GgufTensor* t) {
     if (t->type != GGML_F32 || t->rows != 1) return false;
     float* values = (float*)host_alloc(t->cols * sizeof(float));
@@ -291,7 +291,7 @@ Fmt gguf_model_fmt(const GgufModel* m) {
     return BF16;
 }
 
-// Rows in Hugging Face's order: row j of half b of a head is llama.cpp's row 2 j + b of it.
+// Rows in Hugging Face's order: row j of half b of a head is llama.cpp's row 2 j + b of that head.
 static void permuted_rows(const GgufModel* m, const GgufTensor* t, int head, int first_row, int rows, float* dst) {
     size_t cols = t->cols;
     float* whole = (float*)host_alloc((size_t)head * cols * sizeof(float));

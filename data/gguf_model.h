@@ -1,11 +1,11 @@
 // A Llama model in a GGUF file, seen as the Hugging Face directory that it was converted from: the configuration, the rows of
 // each parameter, and the texts of config.json, tokenizer.json and their companions.
 //
-// llama.cpp stores the rows of q_proj and k_proj so that the two halves of a rotated pair are neighbours; here they come back
-// in Hugging Face's order (head by head, first the rows of all first halves). Llama 3's RoPE scaling is a tensor there
-// (rope_freqs.weight: what each frequency is divided by) and four numbers here, which are found again and checked against
-// every factor. A file that would become another model than it is (biases, experts, another scaling, an unknown key of
-// "llama.") is a user_error that names what stands in the way.
+// llama.cpp stores the rows of q_proj and k_proj so that the two halves of a rotated pair are neighbours; they are read in
+// Hugging Face's order (head by head, first the rows of all first halves). Llama 3's RoPE scaling is a tensor in GGUF
+// (rope_freqs.weight: the divisor of each frequency) and four numbers in Config, which are computed from the tensor and
+// checked against every factor. A file that cannot be represented as such a model (biases, experts, another scaling, an
+// unknown key of "llama.") is a user_error that names the obstacle.
 #ifndef DATA_GGUF_MODEL_H
 #define DATA_GGUF_MODEL_H
 
@@ -17,7 +17,7 @@ typedef struct GgufModel GgufModel;
 C_API GgufModel* gguf_model_open(const char* path, Config* config);
 C_API void gguf_model_close(GgufModel* m);
 
-// BF16 if that holds every stored value exactly, else F32. Quantized weights are products of floats: F32.
+// BF16 if BF16 holds every stored value exactly, else F32. Quantized weights are products of floats, so F32.
 C_API Fmt gguf_model_fmt(const GgufModel* m);
 
 // As hf_model_rows: rows [first_row, first_row + rows) of parameter `spec` of `layer` in F32 or BF16 (rounded to nearest even).
@@ -33,13 +33,13 @@ C_API char* gguf_tokenizer_json(const GgufModel* m);
 C_API char* gguf_tokenizer_config_json(const GgufModel* m);      // with the chat template, if the file has one
 C_API char* gguf_special_tokens_map_json(const GgufModel* m);
 
-// ---- what reading and writing GGUF share
+// ---- shared by reading and writing GGUF
 
 // The GGUF name of a parameter: "blk.3.attn_q.weight".
 C_API void gguf_param_name(const ParamSpec* spec, int layer, char* name, size_t bytes);
 // Rows of each head if the parameter's rows are stored in llama.cpp's order, else 0.
 C_API int gguf_permuted_head(const Config* config, const ParamSpec* spec);
-// What llama.cpp divides frequency i of HD/2 by, for Llama 3's scaling.
+// The factor by which llama.cpp divides frequency i of HD/2, for Llama 3's scaling.
 C_API float gguf_rope_factor(const Config* config, int i);
 // The merges of a SentencePiece vocabulary of `count` pieces in the order in which Hugging Face's converter puts them: every
 // way to cut a piece with `mergeable` set into two such pieces, best score first. Pairs of ids; returns how many pairs.

@@ -112,7 +112,7 @@ typedef struct {
     int left_length, right_length, order;
 } ScoredMerge;
 
-// As Hugging Face's converter sorts: by score, then by the lengths of the halves in characters, all falling.
+// The order of Hugging Face's converter: by score, then by the lengths of the two halves in characters, all falling.
 static int by_score(const void* a, const void* b) {
     const ScoredMerge *x = (const ScoredMerge*)a, *y = (const ScoredMerge*)b;
     if (x->score != y->score) return x->score > y->score ? -1 : 1;
@@ -173,7 +173,7 @@ int gguf_merges_of_scores(char** pieces, const float* scores, const bool* mergea
     return all.count;
 }
 
-// Pairs: a half that holds a space could not be told apart in "left right".
+// Merges as pairs ["left", "right"], not as "left right", since a half may itself hold a space.
 static json_t* merges_from_scores(const Vocabulary* v) {
     const GgufValue* scores = gguf_array(v->file, "tokenizer.ggml.scores", GGUF_F32);
     if (!scores || scores->count != (size_t)v->count)
@@ -293,7 +293,7 @@ static json_t* bpe_model(const Vocabulary* v) {
                      "ignore_merges", ignore, "vocab", vocab, "merges", v->pieces ? merges_from_scores(v) : merges_from_list(v));
 }
 
-// Takes the value; the text is the caller's.
+// Frees the value; the caller frees the text.
 static char* json_text(json_t* value) {
     check(value, "gguf: a JSON value could not be made");
     char* text = json_dumps(value, JSON_INDENT(2));
@@ -354,7 +354,7 @@ char* gguf_special_tokens_map_json(const GgufModel* m) {
 
 char* gguf_config_json(const GgufModel* m, Fmt dtype) { return hf_config_text(gguf_model_config(m), dtype); }
 
-// Every id that ends an answer: the end of a text, of a turn, of a message.
+// Its eos_token_id lists every id that ends an answer: the ends of a text, of a turn and of a message.
 char* gguf_generation_config_json(const GgufModel* m) {
     const Gguf* file = gguf_model_file(m);
     const Config* c = gguf_model_config(m);

@@ -108,7 +108,7 @@ static void put_sizes(Header* h, const GgufOutput* o, const Config* c) {
 
 // ---- the tokenizer
 
-// Without what moves offsets only.
+// The form without members that change only offsets, so that forms with the same ids compare as equal.
 static json_t* plain_form(json_t* form) {
     json_t* copy = json_deep_copy(form);
     json_t* steps = json_object_get(copy, "pretokenizers");
@@ -179,7 +179,7 @@ static void put_merges(Header* h, const json_t* root) {
     }
 }
 
-// Whether a post-processor puts a special token before a text.
+// Does the post-processor put a special token before a text?
 static bool template_starts_with(const json_t* processor) {
     const json_t* steps = json_object_get(processor, "processors");
     for (size_t i = 0; i < json_array_size(steps); i++)

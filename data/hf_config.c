@@ -7,11 +7,11 @@
 
 #include <limits.h>
 
-enum { kMaxLayers = 1 << 16 };   // far above any model; keeps a wrong number from asking for all memory
+enum { kMaxLayers = 1 << 16 };   // far above any model, so that a wrong number cannot ask for all memory
 
 // ---- reading
 
-// A token id, or a list of them; appends those that are not in the list yet.
+// Reads a token id, or a list of ids, and appends those that `ids` does not hold yet; returns the new count.
 static int read_token_ids(const json_t* config, const char* key, int* ids, int count, const char* where) {
     if (!has_member(config, key)) return count;
     const json_t* value = json_object_get(config, key);
@@ -45,7 +45,7 @@ static void refuse_other(const json_t* config, const char* key, const char* supp
         user_error("%s: \"%s\" is \"%s\", only \"%s\" is supported", where, key, printable(value), supported);
 }
 
-// rope_scaling and rope_parameters name the type in the same way; only the latter holds rope_theta as well.
+// Reads rope_scaling or rope_parameters, which differ only in that rope_parameters may hold rope_theta too.
 static void read_rope_object(const json_t* config, const char* rope_key, Config* c, const char* where) {
     const json_t* rope = member_object(config, rope_key, where);
     if (has_member(rope, "rope_theta")) c->rope_theta = member_positive(rope, "rope_theta", where);
@@ -80,7 +80,7 @@ static void read_rope(const json_t* config, Config* c, const char* where) {
         return;
     }
     read_rope_object(config, "rope_parameters", c, where);
-    if (!theta) old.rope_theta = c->rope_theta;   // the old key leaves the base to the new one
+    if (!theta) old.rope_theta = c->rope_theta;   // without a rope_theta of its own the old spelling cannot contradict the new one's
     if (old_key && !same_rope(&old, c))
         user_error("%s: \"rope_scaling\" and \"rope_parameters\" disagree; keep the one that is right", where);
 }
@@ -89,7 +89,7 @@ static void refuse_present(const json_t* config, const char* key, const char* wh
     if (has_member(config, key)) user_error("%s: has \"%s\": %s", where, key, why);
 }
 
-// Mistral's architecture is Llama's where no window limits attention.
+// Llama, or Mistral without a sliding window, which computes the same.
 static void check_architecture(const json_t* json, const char* where) {
     if (strcmp(member_string(json, "model_type", where), "mistral")) refuse_other(json, "model_type", "llama", where);
     else refuse_present(json, "sliding_window", "attention in a sliding window is not supported", where);
@@ -104,7 +104,7 @@ static void check_architecture(const json_t* json, const char* where) {
     if (!json_is_array(list)) user_error("%s: \"architectures\" has to be a list of names", where);
 }
 
-// Whatever would make the model another function than the one built here.
+// Refuses settings that ask for another function than this program's model computes.
 static void check_function(const json_t* json, const char* where) {
     check_architecture(json, where);
     if (has_member(json, "hidden_act")) refuse_other(json, "hidden_act", "silu", where);
@@ -118,7 +118,7 @@ static void check_function(const json_t* json, const char* where) {
     }
     if (has_member(json, "partial_rotary_factor") && member_positive(json, "partial_rotary_factor", where) != 1.0)
         user_error("%s: \"partial_rotary_factor\" has to be 1", where);
-    // Not needed to read the tensors, but the copy of this file has them replaced.
+    // Reading the tensors does not need the dtype, but hf_config_copy replaces it, so it must be a string.
     if (has_member(json, "torch_dtype")) member_string(json, "torch_dtype", where);
     if (has_member(json, "dtype")) member_string(json, "dtype", where);
 }
@@ -198,8 +198,8 @@ static const char* torch_name(Fmt dtype) {
     return dtype == F32 ? "float32" : "bfloat16";
 }
 
-// The fewest digits that read back as the same number, with a point or an exponent, so that it stays a floating-point value:
-// 500000.0, 1e-05.
+// The fewest digits that read back as the same number, with a point or an exponent, so that JSON readers take it for a floating-point
+// number: 500000.0, 1e-05.
 static void shortest(double x, bool single, char text[32]) {
     bool whole = x == floor(x) && fabs(x) < 1e15;
     if (whole) snprintf(text, 32, "%.1f", x);

@@ -1,7 +1,7 @@
 // Hugging Face's config.json: read into a Config, written for a model that has none, and copied with another dtype.
 //
 // Both spellings are read: rope_theta + rope_scaling + torch_dtype (transformers 4) and rope_parameters + dtype
-// (transformers 5). Whatever would make the model another function than the one built here (biases, another activation,
+// (transformers 5). A setting that asks for another function than this program's model computes (biases, another activation,
 // another kind of RoPE scaling) is a user_error that names the key.
 #ifndef DATA_HF_CONFIG_H
 #define DATA_HF_CONFIG_H
@@ -11,11 +11,11 @@
 
 // Reads DIR/config.json; what it holds has passed config_check. Config.eos is the first of a list of ids.
 C_API void hf_config_read(const char* dir, Config* config);
-// The same from the text of a config.json; `where` begins the messages.
+// As hf_config_read, from the text of a config.json; `where` begins the messages.
 C_API void hf_config_parse(const char* text, size_t bytes, const char* where, Config* config);
 
-// Every id that ends a generated text: those of config.json, then those of generation_config.json that are not among them, of the
-// files that are there. Returns how many. `where` (their directory) begins the messages.
+// Every id that ends a generated text: those of config.json, then further ones of generation_config.json; either file may be absent.
+// Returns how many. `where` (their directory) begins the messages.
 enum { kMaxEos = 16 };
 C_API int hf_config_eos(const ModelFiles* files, const char* where, int ids[kMaxEos]);
 

@@ -20,7 +20,7 @@ struct HfModel {
 
 // ---- shards
 
-// Shard names come from the index, which may come from anywhere: a plain file name, nothing that leaves the directory.
+// Shard names come from the index file, which is not to be trusted: each must be a plain file name that does not leave the directory.
 static void check_shard_name(const char* name, const char* index_path) {
     const char* suffix = strstr(name, ".safetensors");
     if (!suffix || strcmp(suffix, ".safetensors") || suffix == name || strchr(name, '/') || strchr(name, '\\'))
@@ -39,7 +39,7 @@ static int open_shard(HfModel* m, const char* path) {
     return m->shard_count++;
 }
 
-// Opens every shard of the index and holds the two against each other: each entry in its shard, each tensor in the index.
+// Opens every shard that the index names, and checks that each entry is in its shard and each tensor in the index.
 static void open_index(HfModel* m, const char* index_path) {
     json_t* index = json_parse_file(index_path);
     const json_t* map = member_object(index, "weight_map", index_path);
@@ -115,8 +115,8 @@ static bool ends_with(const char* text, const char* suffix) {
     return n >= k && !strcmp(text + n - k, suffix);
 }
 
-// Whatever is not a parameter. Harmless: the RoPE frequencies that old files hold, which follow from config.json, and the
-// head of a tied model as long as it is the embedding bit for bit.
+// Refuses tensors that are no parameters, except two harmless kinds: the RoPE frequencies in old files, which follow from
+// config.json, and the head of a tied model if it equals the embedding bit for bit.
 static void check_extras(const HfModel* m, const Config* config) {
     for (int s = 0; s < m->shard_count; s++) {
         for (int i = 0; i < safetensors_count(m->shards[s]); i++) {
@@ -144,7 +144,7 @@ HfModel* hf_model_open(const char* dir, Config* config) {
     m->spec_count = param_specs(config, m->specs);
     m->layers = config->L;
     char *single = path_join(dir, HF_SINGLE_NAME), *index = path_join(dir, HF_INDEX_NAME);
-    if (path_exists(single)) open_shard(m, single);   // where both are there, as in transformers
+    if (path_exists(single)) open_shard(m, single);   // preferred to an index if both exist, as in transformers
     else if (path_exists(index)) open_index(m, index);
     else user_error("%s: neither %s nor %s is there", dir, HF_SINGLE_NAME, HF_INDEX_NAME);
     free(single);

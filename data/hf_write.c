@@ -12,7 +12,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-enum { kPieceBytes = 32 << 20 };   // what one call of the row callback delivers, at most (one row at least)
+enum { kPieceBytes = 32 << 20 };   // how many bytes one call of the row callback delivers at most (but at least one row)
 static const char kPartialName[] = ".model-being-written";
 
 // One tensor of the output.
@@ -24,12 +24,12 @@ typedef struct {
 typedef struct {
     ParamSpec specs[kMaxParamSpecs];
     Entry* entries;
-    Tensor* tensors;   // beside entries: what the headers need
+    Tensor* tensors;   // (count), one for each entry: name, dtype and shape for the headers
     int count, shards;
     size_t bytes;
 } Plan;
 
-// All tensors in storage order, each in the shard that still has room.
+// Lists all tensors in storage order; each goes into the current shard if that has room, else into a new one.
 static Plan plan_shards(const HfOutput* output, const Config* config) {
     Plan plan;
     memset(&plan, 0, sizeof plan);
@@ -71,7 +71,7 @@ static void shard_name(int shard, int shards, char name[kParamNameBytes]) {
     else numbered_name(shard + 1, shards, name);
 }
 
-// The weights of a model written earlier, by this program or by transformers.
+// Is it the name of a file of weights, as this program and transformers write them?
 static bool is_weights_name(const char* name) {
     if (!strcmp(name, HF_SINGLE_NAME) || !strcmp(name, HF_INDEX_NAME)) return true;
     int number, shards;
@@ -108,7 +108,7 @@ static void write_index(const char* dir, const Plan* plan) {
     json_decref(index);
 }
 
-// The caller's files with what the output's weights ask for: the dtype in config.json, or a config.json where there is none.
+// The caller's files, changed to fit the output's weights: config.json gets their dtype, and is made if it is absent.
 static ModelFiles* output_files(const ModelFiles* given, const Config* config, Fmt fmt) {
     ModelFiles* files = model_files_new();
     for (int i = 0; i < model_files_count(given); i++) {
@@ -131,7 +131,7 @@ static ModelFiles* output_files(const ModelFiles* given, const Config* config, F
     return files;
 }
 
-// Files whose name has a folder need the folder first.
+// Makes the folder of a file whose name has one.
 static void make_folder_of(const char* dir, const char* name) {
     const char* slash = strchr(name, '/');
     if (!slash) return;
@@ -163,7 +163,7 @@ static void close_weights(OutFile* out, json_t* checksums) {
     out_close(out);
 }
 
-// dir NULL: the same calls of `rows`, nothing written.
+// Writes all shards to `dir`; with dir NULL makes the same calls of `rows` and writes nothing.
 static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows rows, void* context) {
     void* buffer = NULL;
     size_t buffer_bytes = 0;
@@ -206,13 +206,13 @@ static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows row
 // ---- putting a written model in its place
 //
 // A model is written to DIR/.model-being-written. When every byte is on disk, one rename makes it DIR/.model-complete: from
-// then on the new model is the one that counts, and moving its files up can be taken up again after a crash at any point.
-// The list of its files, written before the rename, says which names in DIR are new.
+// then on the new model counts, and after a crash at any point hf_model_recover goes on moving its files up. The list of its
+// files, written before the rename, says which names in DIR belong to the new model.
 
 static const char kCompleteName[] = ".model-complete";
 static const char kListName[] = ".files";
 
-// Removes a directory that holds files of ours, and folders of such files.
+// Removes a directory that this program made, with its files and its folders of files.
 static void remove_tree(const char* path) {
     char** names;
     int count = dir_names(path, &names);
@@ -240,7 +240,8 @@ static bool is_listed(const char* list, const char* name) {
     return false;
 }
 
-// Weights and adapters of another model, which loaders would prefer to ours or mix with them, and what is said of them.
+// Is it a file of another model's weights or adapter, which loaders would prefer to the new weights or mix with them, or a note or checksums
+// that this program wrote for such weights?
 static bool is_other_weights(const char* name) {
     static const char* const names[] = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
                                         "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -260,7 +261,7 @@ static void remove_stale(const char* dir, const char* list) {
     for (int i = 0; i < count; i++)
         if ((is_weights_name(names[i]) || is_other_weights(names[i])) && !is_listed(list, names[i])) remove_named(dir, names[i]);
     dir_names_free(names, count);
-    if (!is_listed(list, "tokenizer.json")) return;   // written without a tokenizer: the directory's own stays
+    if (!is_listed(list, "tokenizer.json")) return;   // the new model has no tokenizer: the directory's tokenizer stays
     ModelFiles* old = model_files_from_dir(dir);
     for (int i = 0; i < model_files_count(old); i++)
         if (!is_listed(list, model_files_at(old, i)->name)) remove_named(dir, model_files_at(old, i)->name);
@@ -278,10 +279,11 @@ static void move_up(const char* from_dir, const char* to_dir, const char* name) 
     free(to);
 }
 
-// Moves the files of a complete model up to `dir`, the one that makes a model of them last. Until then there is none in `dir`.
+// Moves the files of a complete model up to `dir`; last the one without which loaders find no model, so that `dir` never looks like a model
+// before it is whole.
 static void finish(const char* complete, const char* dir) {
     char* list_path = path_join(complete, kListName);
-    char* list = path_exists(list_path) ? file_read(list_path, NULL) : host_strdup("");   // no list: all is moved
+    char* list = path_exists(list_path) ? file_read(list_path, NULL) : host_strdup("");   // no list: all files have been moved already
     free(list_path);
     const char* last = is_listed(list, HF_INDEX_NAME) ? HF_INDEX_NAME : HF_SINGLE_NAME;
     char* last_path = path_join(complete, last);
@@ -310,7 +312,7 @@ bool hf_model_recover(const char* dir) {
     int fd = open(complete, O_RDONLY | O_DIRECTORY);
     bool there = fd >= 0;
     if (there) {
-        flock(fd, LOCK_EX);   // ranks of one host start together: one moves the files, the others find nothing left
+        flock(fd, LOCK_EX);   // ranks of one host start together: one moves the files, the others then find nothing to move
         there = path_exists(complete);
         if (there) finish(complete, dir);
         close(fd);

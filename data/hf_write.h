@@ -10,25 +10,25 @@ typedef struct {
     const char* config_dir;      // config.json and generation_config.json are copied from here; NULL: config.json is made
     const char* tokenizer_dir;   // the tokenizer's files are copied from here; NULL: none
     Fmt fmt;                     // of the stored weights: F32 or BF16
-    size_t shard_bytes;          // more than this is split into shards of at most this (a larger tensor has one for itself)
+    size_t shard_bytes;          // larger weights are split into shards of at most this (a larger tensor gets a shard for itself)
 } HfOutput;
 
-static const size_t kDefaultShardBytes = 5000000000u;   // as transformers
+static const size_t kDefaultShardBytes = 5000000000u;   // transformers' default
 
 // Delivers rows [first_row, first_row + rows) of a parameter in the output's format. The calls come in the same order and
 // sizes wherever config, fmt and shard_bytes are the same, so that ranks can gather behind them: rank 0 with a dir, the
 // others with dir NULL.
 typedef void (*HfRows)(void* context, int spec, int layer, int first_row, int rows, void* dst);
 
-// Writes the model in pieces of some megabytes. A model comes whole or not at all: everything is written to a directory inside
-// `dir`, which one rename declares complete, and then moved up, the file that makes a model of it last. Until the declaration
-// the model that was there is untouched; after a crash behind it, hf_model_recover finishes the move. What was there of
-// another model (shards, pytorch_model*.bin, adapters, chat templates and tokenizer files that this one has not) goes; no
-// other file is touched. A weight that is NaN or infinite is a user_error that names tensor, row and column.
+// Writes the model, some megabytes at a time, whole or not at all: everything is written to a directory inside `dir`, which
+// one rename declares complete; then the files are moved up to `dir`, last the one without which loaders find no model. Until
+// the rename a model that was there before is untouched; after a crash behind the rename, hf_model_recover finishes the move.
+// Files of the earlier model that this one does not have (shards, pytorch_model*.bin, adapters, chat templates, tokenizer
+// files) are removed; no other file is touched. A NaN or infinite weight is a user_error that names tensor, row and column.
 C_API void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context);
 
-// The same with the side files from memory (config_dir and tokenizer_dir are not looked at); without config.json among them
-// one is made.
+// As hf_model_write, with the side files from memory (config_dir and tokenizer_dir are ignored); if they lack config.json, one
+// is made.
 C_API void hf_model_write_files(const HfOutput* output, const ModelFiles* files, const Config* config, HfRows rows, void* context);
 
 // Finishes a model that a crash left complete in `dir` but not in its place; true if there was one. To be called at the start

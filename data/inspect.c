@@ -5,7 +5,7 @@
 
 #include <jansson.h>
 
-// Text may end or begin inside a character where a plain text was cut into rows: such bytes become U+FFFD.
+// A plain text that was cut into rows may begin or end inside a character: such bytes become U+FFFD.
 static json_t* json_text(const char* bytes, size_t count) {
     json_t* whole = json_stringn(bytes, count);
     if (whole) return whole;
@@ -35,7 +35,7 @@ static void write_json(const Example* e, FILE* out) {
     json_decref(line);
 }
 
-// Runs of tokens that are trained, or not, each decoded as one.
+// Writes the tokens in runs, trained and untrained in turn; each run is decoded as one text, and trained ones are marked.
 static void write_marked(const Example* e, const Tokenizer* tokenizer, bool colour, FILE* out) {
     for (int from = 0, to; from < e->count; from = to) {
         for (to = from; to < e->count && e->scored[to] == e->scored[from];) to++;

@@ -6,7 +6,7 @@
 
 typedef struct {
     int count;         // examples to show
-    bool json;         // a line an example, {"text", "tokens", "trained"}, and nothing else: `trained` has a 1 for each token that is
+    bool json;         // only a line an example, {"text", "tokens", "trained"}; `trained` has a 1 for each trained token, else 0
     bool colour;       // trained tokens in green, for a terminal; else between [[ and ]]
 } InspectOptions;
 

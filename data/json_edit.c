@@ -3,7 +3,7 @@
 
 #include "json.h"
 
-// Where a member stands in the text: its key from the opening quote, its value from the first byte to behind the last.
+// The position of a member in the text: its key from the opening quote, its value from the first byte to behind the last.
 typedef struct {
     const char *key, *value, *end;
     const char* before;    // the comma in front of the member; NULL for the first one
@@ -12,14 +12,14 @@ typedef struct {
 
 static const char* skip_space(const char* at) { return at + strspn(at, " \t\r\n"); }
 
-// Behind the closing quote of the string that opens at `at`, in text that has been parsed before.
+// The byte behind the closing quote of the string that opens at `at`, in text that is known to be JSON.
 static const char* string_end(const char* at) {
     for (at++; *at != '"'; at++) at += *at == '\\';
     return at + 1;
 }
 
-// Behind the JSON value that starts at `at`, in text that has been parsed before: strings are skipped whole, and a value ends
-// where a comma or a closing bracket follows at its own depth.
+// The byte behind the JSON value that starts at `at`, in text that is known to be JSON: strings are skipped whole, and the value
+// ends before a comma or closing bracket at its own depth.
 static const char* value_end(const char* at) {
     for (int depth = 0;; at++) {
         if (*at == '"') {
@@ -74,7 +74,7 @@ bool json_text_has(const char* text, size_t bytes, const char* key, const char* 
     return has;
 }
 
-// text[0, cut) + middle + the text from `rest` on.
+// A new text: `text` up to `cut`, then `middle`, then the text from `rest` on.
 static char* splice(const char* text, const char* cut, const char* middle, const char* rest) {
     size_t head = (size_t)(cut - text), body = strlen(middle);
     char* out = (char*)host_alloc(head + body + strlen(rest) + 1);
@@ -84,7 +84,7 @@ static char* splice(const char* text, const char* cut, const char* middle, const
     return out;
 }
 
-// The proof of an edit: its text means what the source means with the member changed.
+// Checks an edit: the edited text, parsed, must equal `want`, the parsed source with the member changed.
 static void check_edit(const char* text, json_t* want, const char* where) {
     json_t* got = json_parse(text, strlen(text), where);
     check(json_equal(got, want), "%s: an edit changed something else", where);

@@ -10,10 +10,10 @@
 // object is a user_error that starts with `where`.
 C_API char* json_text_set(const char* text, size_t bytes, const char* key, const char* value, const char* where);
 
-// The same without the member; an absent one is fine.
+// A copy of the object without the member; an absent member is no error.
 C_API char* json_text_remove(const char* text, size_t bytes, const char* key, const char* where);
 
-// Whether the object has the member, null or not.
+// Does the object have the member, null or not?
 C_API bool json_text_has(const char* text, size_t bytes, const char* key, const char* where);
 
 #endif

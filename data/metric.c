@@ -21,7 +21,7 @@ static Span span_of(const char* text) {
     return span;
 }
 
-// Without white space (Unicode's, and the separators U+001C to U+001F that Python strips as well) at both ends.
+// White space as Python's strip() takes it: Unicode's, and the separators U+001C to U+001F.
 static bool is_blank(uint32_t c) { return utf8_is_space(c) || (c >= 0x1c && c <= 0x1f); }
 
 static Span stripped(Span s) {
@@ -59,7 +59,7 @@ static bool judge_gsm8k(const char* expected, const char* generated) {
     return same(after_last_mark(expected), after_last_mark(generated));
 }
 
-// The group of the first match of "#### (\-?[0-9\.\,]+)"; {NULL, 0} if there is none.
+// What the group of the first match of "#### (\-?[0-9\.\,]+)" holds; {NULL, 0} if nothing matches.
 static Span strict_number(const char* text) {
     Span none = {NULL, 0};
     for (const char* mark = text; (mark = strstr(mark, "#### ")) != NULL; mark++) {
@@ -89,7 +89,7 @@ static Span flexible_number(const char* text) {
     return last;
 }
 
-// Without commas and dollar signs, without one final full stop. Numbers have no letters to make small.
+// Writes `s` without commas, dollar signs and one final full stop to `out`. Lower case is not needed, since numbers have no letters.
 static size_t bare_number(Span s, char* out) {
     size_t n = 0;
     for (size_t i = 0; i < s.bytes; i++)
@@ -108,8 +108,8 @@ static bool same_number(Span a, Span b) {
     return equal;
 }
 
-// What is expected is GSM8K's own solution: its answer stands behind the last mark. lm-evaluation-harness takes the filter to
-// both sides; a reference that is a bare number is its own answer.
+// The number of the expected answer. lm-evaluation-harness applies the filter to both sides; if the filter finds nothing, as in a
+// reference that is a bare number, the whole text is the number.
 static Span reference_number(const char* expected, Span filtered) { return filtered.at ? filtered : stripped(span_of(expected)); }
 
 static bool judge_strict(const char* expected, const char* generated) {
@@ -129,8 +129,8 @@ static int by_text(const void* a, const void* b) {
     return order ? order : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-// "name(a[x, y], b)": the name, and what remains of the text without every occurrence of the name, without parentheses at its
-// ends, split at every comma, each part stripped, sorted.
+// "name(a[x, y], b)": the name, and the parts: the text without all occurrences of the name and without parentheses at its ends, split
+// at every comma, each part stripped, sorted.
 typedef struct {
     char* rest;
     Span name;

@@ -1,8 +1,8 @@
-// Verdicts on generated answers: is the answer that was generated the one that was expected? A table of rows, each a name and
-// a judge, and what turns verdicts into a figure with its uncertainty.
+// Verdicts on generated answers: is the generated answer the expected one? A table of metrics, each a name and a judge, and the
+// figure, with its uncertainty, that follows from the verdicts.
 //
 //   exact            the same text, white space at both ends apart
-//   gsm8k            what follows the last "####", stripped, as strings; the whole text where there is none
+//   gsm8k            the same text behind the last "####", stripped; the whole text if it has no "####"
 //   gsm8k-strict     lm-evaluation-harness's filter strict-match: the number behind the first "#### "
 //   gsm8k-flexible   its filter flexible-extract: the last thing that looks like a number
 //   viggo            a meaning representation, name(slot[value], ...): the same name and the same parts in any order
@@ -32,7 +32,7 @@ C_API double metric_standard_error(const bool* verdicts, int count);
 C_API char* metric_summary(const char* name, const bool* verdicts, int count);
 
 // ---- answers files: JSON lines with "prompt" (may be missing when it is read), "expected", "generated", and on writing each
-// metric's verdict under its name. Other keys are passed over.
+// metric's verdict under its name. Other keys are ignored.
 typedef struct {
     char *prompt, *expected, *generated;   // prompt may be NULL
 } Answer;
@@ -42,7 +42,7 @@ typedef struct {
     int count;
 } AnswerList;
 
-// A user_error that names the line unless every line has the two texts; so is a file without any.
+// A line without "expected" or "generated" is a user_error that names the line; so is a file without lines.
 C_API AnswerList answers_read(const char* path);
 C_API void answers_free(AnswerList* list);
 
@@ -50,7 +50,7 @@ C_API void answers_free(AnswerList* list);
 // The caller frees it.
 C_API char* answer_line(const Answer* answer);
 
-// Judges all answers of a file with one metric, as `eval --metric M --score FILE` does; the summary line.
+// Judges all answers of a file with one metric, for `eval --metric M --score FILE`; returns the summary line, which the caller frees.
 C_API char* answers_score(const char* path, const Metric* metric);
 
 #endif

@@ -1,8 +1,8 @@
 // The small text files of a model, in memory: config.json, generation_config.json, the tokenizer's files, chat templates.
 //
-// A run reads them once at its start and writes its output's from here: a file that is deleted or changed while the run goes
-// on can neither lose the result nor slip another configuration under it. Names are relative to the model's directory and
-// hold at most one '/': "additional_chat_templates/rag.jinja".
+// A run reads these files once at its start and writes them beside its output from memory, so that a file that is deleted or
+// changed during the run can neither lose the result nor give it another configuration. Names are relative to the model's
+// directory and hold at most one '/': "additional_chat_templates/rag.jinja".
 #ifndef DATA_MODEL_FILES_H
 #define DATA_MODEL_FILES_H
 
@@ -19,10 +19,10 @@ typedef struct {
 C_API ModelFiles* model_files_new(void);
 C_API void model_files_free(ModelFiles* files);
 
-// What of these files DIR holds; those that are absent are left out.
+// Reads those of these files that DIR holds.
 C_API ModelFiles* model_files_from_dir(const char* dir);
-// The configurations (config.json, generation_config.json) of one directory beside the tokenizer's files and the chat
-// templates of another; NULL: none of that kind.
+// Reads the configurations (config.json, generation_config.json) of one directory, and the tokenizer's files and chat templates
+// of another; NULL: no files of that kind.
 C_API ModelFiles* model_files_from_dirs(const char* config_dir, const char* tokenizer_dir);
 
 C_API int model_files_count(const ModelFiles* files);
@@ -34,13 +34,13 @@ C_API void model_files_remove(ModelFiles* files, const char* name);             
 
 // ---- what a run changes. All other bytes of the files stay as they are; a file that is absent stays absent.
 
-// The type of the stored weights, F32 or BF16, in config.json, under whichever of "dtype" and "torch_dtype" stands there
-// (torch_dtype is added where neither does). quantization_config is taken out: the weights written are plain.
+// Sets the type of the stored weights, F32 or BF16, in config.json, under "dtype" or "torch_dtype", whichever is there
+// (torch_dtype is added if neither is). quantization_config is removed, since the written weights are plain.
 C_API void model_files_set_dtype(ModelFiles* files, Fmt dtype);
-// The ids that end a text, in config.json and generation_config.json: a number if there is one id, a list if there are more.
-// `token` is the text of the first (NULL: not to be changed), in tokenizer_config.json and special_tokens_map.json.
+// Sets the ids that end a text, in config.json and generation_config.json: a number if there is one id, a list if there are
+// more. `token` (NULL: not to be changed): the text of the first, in tokenizer_config.json and special_tokens_map.json.
 C_API void model_files_set_eos(ModelFiles* files, const int* ids, int count, const char* token);
-// chat_template.jinja; an older template inside tokenizer_config.json goes, since loaders differ in which one they prefer.
+// Sets chat_template.jinja, and removes an older template from tokenizer_config.json, since loaders differ in which of the two they take.
 C_API void model_files_set_chat_template(ModelFiles* files, const char* text, size_t bytes);
 
 #endif

@@ -7,8 +7,8 @@
 
 struct ModelSource {
     char* path;
-    HfModel* hf;       // one of the two
-    GgufModel* gguf;
+    HfModel* hf;       // NULL for a GGUF file
+    GgufModel* gguf;   // NULL for a directory
 };
 
 ModelSource* model_source_open(const char* path, Config* config) {
@@ -36,7 +36,7 @@ void model_source_rows(const ModelSource* s, int spec, int layer, int first_row,
 
 Fmt model_source_fmt(const ModelSource* s) { return s->hf ? hf_model_fmt(s->hf) : gguf_model_fmt(s->gguf); }
 
-// Takes the text over.
+// Adds a file, and frees `text`.
 static void take(ModelFiles* files, const char* name, char* text) {
     model_files_set(files, name, text, strlen(text));
     free(text);

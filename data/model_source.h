@@ -7,17 +7,17 @@
 
 typedef struct ModelSource ModelSource;
 
-// A directory is Hugging Face's; any other path is a GGUF file. Fills *config; what is wrong with the model is a user_error.
+// A directory is read as Hugging Face's, any other path as a GGUF file. Fills *config; anything wrong with the model is a user_error.
 C_API ModelSource* model_source_open(const char* path, Config* config);
 C_API void model_source_close(ModelSource* source);   // NULL is fine
 
 // Rows [first_row, first_row + rows) of parameter `spec` (an index into param_specs) of `layer` in F32 or BF16, into host memory.
 C_API void model_source_rows(const ModelSource* source, int spec, int layer, int first_row, int rows, Fmt fmt, void* dst);
 
-// config.json, the tokenizer's files and their companions as they are now, as a Hugging Face directory holds them; the caller frees them.
-// The format that its weights are kept in, or are read as where that is no format of ours.
+// The format in which the weights are stored, or F32 or BF16, in which they are read, if they are stored in another one.
 C_API Fmt model_source_fmt(const ModelSource* source);
 
+// config.json, the tokenizer's files and their companions, read now, as a Hugging Face directory holds them; the caller frees the list.
 C_API ModelFiles* model_source_files(const ModelSource* source);
 
 #endif

@@ -2,7 +2,7 @@
 #include "packing.h"
 
 int pack_first_fit(const int* positions, int count, int seq, int open, int* row_of) {
-    int* room = (int*)host_alloc((size_t)open * sizeof(int));   // of row r, in slot r % open
+    int* room = (int*)host_alloc((size_t)open * sizeof(int));   // the room left in row r, at r % open
     int rows = 0;
     for (int i = 0; i < count; i++) {
         int row = max_int(rows - open, 0);
@@ -27,7 +27,8 @@ static int longer_first(const void* a, const void* b) {
     return x->index < y->index ? -1 : 1;
 }
 
-// A tree of the room that rows have: node k stands over 2k and 2k + 1 and holds the larger of them; row r is leaf `leaves` + r.
+// Finds the first row with room for `positions`, and takes them from it. `room` is a tree: node k holds the larger value of its children 2k
+// and 2k + 1; row r is leaf `leaves` + r.
 static int take_first_row(int* room, int leaves, int positions) {
     int node = 1;
     while (node < leaves) node = 2 * node + (room[2 * node] < positions);
@@ -60,7 +61,7 @@ int pack_decreasing(const int* positions, int count, int seq, int* row_of) {
 
 // ---- row counts
 
-// The counts that occur, at most kMostSizes of them: every so many-th, and the largest.
+// The row counts that occur: if more than kMostSizes do, an even selection of them, with the largest.
 enum { kMostSizes = 256 };
 static int sizes_that_occur(const int64_t* counts, int most, int sizes[kMostSizes + 1]) {
     int occurring = 0, seen = 0, n = 0, largest = 1;
@@ -93,7 +94,7 @@ RowCounts choose_row_counts(const int64_t* counts, int most) {
             best.first = sizes[i];
             best.second = sizes[k];
         }
-    // One count is enough for what was seen: the other is for an unlucky draw of examples.
+    // One count is enough for these micro-batches: the second is for a step that happens to need more rows.
     if (best.first == best.second) best.second = min_int(most, best.first + max_int(best.first / 4, 1));
     return best;
 }

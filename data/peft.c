@@ -18,7 +18,8 @@ struct Peft {
 
 // ---- the configuration
 
-// Whatever makes an adapter more than LoRA on whole kinds of matrices has a key that is neither absent nor null, false, 0 or empty.
+// Does the value of a key ask for nothing: null, false, 0 or empty? Keys that would make the adapter more than LoRA on whole kinds of
+// matrices must be absent or have such a value.
 static bool says_nothing(const json_t* value) {
     if (!value || json_is_null(value) || json_is_false(value)) return true;
     if (json_is_array(value) || json_is_object(value)) return json_array_size(value) + json_object_size(value) == 0;
@@ -43,7 +44,7 @@ static void refuse_more_than_lora(const json_t* config, const char* path) {
                    "(path_initial_model_for_weight_conversion)", path, printable(name));
 }
 
-// The bit of a module's name, "q_proj" or ".q_proj" behind a path that names no layer.
+// The target bit of a module's name: "q_proj", or a path without layers that ends in ".q_proj".
 static unsigned target_bit(const char* module, const char* path) {
     const char* dot = strrchr(module, '.');
     const char* last = dot ? dot + 1 : module;
@@ -151,7 +152,7 @@ static json_t* config_json(const Adapter* a, const char* base) {
     for (int t = 0; t < kTargets; t++)
         if (a->targets >> t & 1) json_array_append_new(modules, json_sprintf("%s_proj", kTargetNames[t]));
     json_t* alpha = a->alpha == floorf(a->alpha) ? json_integer((json_int_t)a->alpha) : json_real((double)a->alpha);
-    char dropout[32];   // as few digits as the flag had
+    char dropout[32];   // as text with few digits, since the float 0.1 would print as 0.10000000149
     snprintf(dropout, sizeof dropout, "%g", (double)a->dropout);
     return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:n, s:b, s:{}, s:{}, s:n}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "lora_alpha",
@@ -168,7 +169,7 @@ static void write_bytes(const char* dir, const char* name, const char* text, siz
     free(path);
 }
 
-// Tokenizer, templates and generation_config.json; config.json is the base's and stays with it.
+// Writes tokenizer, templates and generation_config.json, but not config.json, which belongs to the base model.
 static void write_side_files(const PeftOutput* o) {
     for (int i = 0; i < model_files_count(o->files); i++) {
         const ModelFile* file = model_files_at(o->files, i);
@@ -184,7 +185,7 @@ static void write_side_files(const PeftOutput* o) {
     }
 }
 
-// All factors in the order of specs and layers, to `path` (NULL: nowhere).
+// Writes all factors in the order of specs and layers to `path`; NULL: only calls `rows`.
 static void write_factors(const char* path, const Config* config, Fmt fmt, HfRows rows, void* context) {
     ParamSpec specs[kMaxParamSpecs];
     int count = adapter_specs(config, specs), L = config->L;
@@ -221,10 +222,10 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
     dir_make(o->dir);
     char *partial = path_join(o->dir, ".adapter-being-written"), *path = path_join(o->dir, kPeftWeights);
     write_factors(partial, config, o->fmt, rows, context);
-    file_remove(path);   // from here to the rename there is no adapter: none with another's configuration
+    file_remove(path);   // from here to the rename there is no adapter, so that old weights never meet the new configuration
     dir_sync(o->dir);
     write_side_files(o);
-    char* base = realpath(o->base, NULL);   // a folder's own path; a name of the hub stays as it is
+    char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
     json_t* json = config_json(&config->adapter, base ? base : o->base);
     char* text = json_dumps(json, JSON_INDENT(2));
     check(text, "peft_write: no text");

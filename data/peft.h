@@ -1,8 +1,8 @@
 // LoRA adapters as PEFT lays them out: a directory with adapter_config.json and adapter_model.safetensors.
 //
 // Reading is strict: a configuration that means anything else than y = W x + scale B A x on the same matrices in each layer (DoRA,
-// biases, whole modules, other ranks for some, starts that change the base) is a user_error, and so is a tensor that is missing, of
-// another shape, or too many. What is written has the keys that PEFT's LoraConfig and vLLM know, and no others.
+// biases, whole modules, several ranks, initialisations that change the base) is a user_error, and so is a tensor that is missing,
+// superfluous or of another shape. A written configuration has the keys that PEFT's LoraConfig and vLLM know, and no others.
 // Source: https://huggingface.co/docs/peft (checkpoint format, LoraConfig).
 #ifndef DATA_PEFT_H
 #define DATA_PEFT_H
@@ -24,7 +24,7 @@ typedef struct {
     Fmt fmt;                     // of the stored factors: F32 or BF16
 } PeftOutput;
 
-// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format. The weights come to their place last.
+// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format. The weights are moved to their place last.
 C_API void peft_write(const PeftOutput* output, const Config* config, HfRows rows, void* context);
 
 #endif

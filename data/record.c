@@ -15,16 +15,16 @@
 typedef enum { FORM_MESSAGES, FORM_SHAREGPT, FORM_PAIR, FORM_TEXT } FormKind;
 typedef struct {
     FormKind kind;
-    const char* prompt;      // the key that tells the form; also that of the one value of `messages`, `conversations` and `text`
-    const char* completion;  // NULL: these three
-    const char* extra;       // a key that may be absent: more of the prompt
+    const char* prompt;      // the key by which the form is recognised
+    const char* completion;  // the key of the answer; NULL: the forms `messages`, `conversations` and `text`, which have only one key
+    const char* extra;       // an optional key with more of the prompt, or NULL
     const char* joint;
     const char* name;
-    const char* intro;       // what stands before the prompt, or NULL
+    const char* intro;       // text put before the prompt, or NULL
 } Form;
 
-// The prompt that the paper trains ViGGO on: IST-DASLab/HALO, preprocessing.py, VIGGO_PROMPT. It is part of the experiment,
-// so the wording is theirs to the letter.
+// The prompt with which the paper trains on ViGGO: IST-DASLab/HALO, preprocessing.py, VIGGO_PROMPT, to the letter, since the wording
+// is part of the experiment.
 static const char kViggoPrompt[] =
     "Given a target sentence construct the underlying meaning representation of the input sentence as a single function "
     "with attributes and attribute values. This function should describe the target string accurately and the function "
@@ -34,7 +34,7 @@ static const char kViggoPrompt[] =
     "'has_multiplayer', 'platforms', 'available_on_steam', 'has_linux_release', 'has_mac_release', 'specifier']"
     "\n\n### Target sentence:\n";
 
-// Only prompt and completion are written to stand directly behind each other.
+// `joint`: in {"prompt", "completion"} the texts are meant to follow each other directly; the other forms need text between them.
 static const Form kForms[] = {
     {FORM_MESSAGES, "messages", NULL, NULL, "\n", "conversations (messages)", NULL},
     {FORM_SHAREGPT, "conversations", NULL, NULL, "\n", "conversations (ShareGPT)", NULL},
@@ -52,7 +52,7 @@ static const char kFormNames[] =
     "messages | conversations | prompt, completion (or chosen) | instruction, output (and input) | instruction, response (and context) | "
     "question, answer | text";
 
-// One file being read.
+// The state of reading one file.
 enum { kMaxIgnored = 32 };
 typedef struct {
     RecordList* list;
@@ -61,7 +61,7 @@ typedef struct {
     const Form* form;
     char* ignored[kMaxIgnored];
     int ignored_count;
-    int trailing;                // conversations that end with another's turn than the assistant's
+    int trailing;                // conversations that do not end with the assistant's turn
 } Reading;
 
 // ---- building records
@@ -161,7 +161,8 @@ static void check_message(const Place* place, json_t* message, size_t index, con
     check_content(place, message, index);
 }
 
-// Takes the messages over; those behind the last answer are an error, or cut off where the form is known for them.
+// Adds a record of these messages, which it now owns. Messages behind the last answer are an error, or are cut off in forms that
+// commonly have them.
 static void add_conversation(Reading* r, const Place* place, const char* key, json_t* messages, json_t* tools) {
     size_t i, count = json_array_size(messages);
     json_t* message;
@@ -230,7 +231,7 @@ static void read_sharegpt(Reading* r, const Place* place, json_t* object) {
     json_array_foreach(turns, i, turn) {
         const char* from = json_string_value(json_object_get(turn, "from"));
         json_t* value = json_object_get(turn, "value");
-        if (json_object_get(turn, "role")) {   // the one key with the other form's turns
+        if (json_object_get(turn, "role")) {   // turns of the form `messages` under the key "conversations"
             json_array_append(messages, turn);
             continue;
         }
@@ -294,7 +295,7 @@ static json_t* prompt_text(const Reading* r, const Place* place, json_t* object)
         whole = join_texts(form->intro, strlen(form->intro), "", json_string_value(prompt), json_string_length(prompt));
     } else if (extra && !json_is_null(extra)) {
         json_t* text = text_value(place, extra, form->extra);
-        if (json_string_length(text))   // Alpaca's way to say that there is none is an empty one
+        if (json_string_length(text))   // Alpaca has an empty text where there is no input
             whole = join_texts(json_string_value(prompt), json_string_length(prompt), "\n\n", json_string_value(text),
                                json_string_length(text));
         json_decref(text);
@@ -322,7 +323,7 @@ static void read_pair(Reading* r, const Place* place, json_t* object) {
         json_array_append_new(messages, message_of("assistant", text_value(place, answer, form->completion)));
     }
     size_t i;
-    json_t* message;   // only what follows the prompt is the answer: the prompt's own assistant turns are its context
+    json_t* message;   // only messages behind the prompt are answers: assistant turns inside the prompt are context
     size_t context = json_is_array(prompt) && !whole ? json_array_size(prompt) : 0;
     json_array_foreach(messages, i, message) {
         if (i < context && is_role(message, "assistant")) json_object_set_new(message, "weight", json_integer(0));
@@ -425,9 +426,9 @@ static int compare_ranked(const void* pa, const void* pb) {
     return a->hash != b->hash ? (a->hash < b->hash ? -1 : 1) : a->index - b->index;
 }
 
-// Keeps the records from `first` on whose hashes are the smallest share of all, in their order.
+// Keeps, of the records from `first` on, the given share with the smallest hashes, in their order.
 static void take_share(RecordList* list, int first, double share) {
-    const uint64_t kSalt = 0x9e3779b97f4a7c15ull;   // apart from the choice of a validation split
+    const uint64_t kSalt = 0x9e3779b97f4a7c15ull;   // makes this choice independent of the choice of a validation split
     int count = list->count - first, kept = max_int(1, (int)(share * count + 0.5)), at = first;
     Ranked* ranked = (Ranked*)host_alloc((size_t)count * sizeof(Ranked));
     unsigned char* keep = (unsigned char*)host_alloc((size_t)count);
@@ -466,7 +467,7 @@ static void note_file(Reading* r, const char* path, int records, double share) {
     add_note(r->list, "\n");
 }
 
-// One of the files: "FILE" or "FILE:SHARE".
+// Reads one of the files, named as "FILE" or "FILE:SHARE".
 static void read_file(RecordList* list, const char* name, const char* prompt_file, const char* prompt) {
     char* path = host_strdup(name);
     char* colon = strrchr(path, ':');
@@ -498,7 +499,7 @@ RecordList records_read(const char* paths, const char* prompt_file) {
     memset(&list, 0, sizeof list);
     char* prompt = prompt_file && *prompt_file ? file_read(prompt_file, NULL) : NULL;
     char* names = host_strdup(paths);
-    bool one = path_exists(names);   // a comma may be part of a name
+    bool one = path_exists(names);   // then a comma in `paths` is part of the file's name
     for (char *name = names, *next; name; name = next) {
         next = one ? NULL : strchr(name, ',');
         if (next) *next++ = 0;

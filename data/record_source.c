@@ -39,7 +39,7 @@ const char* place_at(const Place* place, const char* key) {
 
 // ---- gzip
 
-// The unpacked bytes, followed by a NUL; several packed files one after the other are one.
+// The unpacked bytes, followed by a NUL; of several gzip members in one file, all of them.
 static char* gunzip(const char* path, const char* packed, size_t packed_bytes, size_t* bytes) {
     z_stream z;
     memset(&z, 0, sizeof z);
@@ -139,7 +139,7 @@ static void read_array(Place at, RecordFn fn, void* receiver) {
     if (space_bytes(&at) < at.bytes) user_error("%s: something follows the list of records", place_of_byte(&at, space_bytes(&at)));
 }
 
-// A list of objects that spans the file, not a line that is a list.
+// Does the file's text begin as an array, rather than as lines with one object each?
 static bool is_array(const Place* at) {
     size_t n = space_bytes(at);
     return n < at->bytes && at->text[n] == '[';

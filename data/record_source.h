@@ -1,4 +1,4 @@
-// The records of one data file as JSON objects, whatever holds them: JSON Lines, a JSON array, CSV, and any of these packed with gzip.
+// The records of one data file as JSON objects: from JSON Lines, a JSON array or CSV, each also packed with gzip.
 #ifndef DATA_RECORD_SOURCE_H
 #define DATA_RECORD_SOURCE_H
 
@@ -15,13 +15,13 @@ typedef struct {
     size_t bytes;
 } Place;
 
-// "FILE:LINE:COLUMN" of the first "key" in the record; of its beginning if the key is NULL or is not found. Lives until the eighth call
-// after this one.
+// "FILE:LINE:COLUMN" of the first "key" in the record; of the record's beginning if the key is NULL or not found. Lives until the eighth
+// call after this one.
 C_API const char* place_at(const Place* place, const char* key);
 
-// Receives a record; the object lives until it returns.
+// Receives a record; the object lives until the function returns.
 typedef void (*RecordFn)(void* receiver, const Place* place, json_t* object);
-// Calls fn for each record of the file. What cannot be read (a broken line, a file of another kind) is a user_error.
+// Calls fn for each record of the file. A broken line, or a file of another kind, is a user_error.
 C_API void source_read(const char* path, RecordFn fn, void* receiver);
 
 #endif

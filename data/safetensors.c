@@ -18,7 +18,7 @@ struct SafeTensors {
     const unsigned char* map;
     size_t map_bytes;
     json_t* header;      // owns the names
-    Tensor* tensors;     // by name
+    Tensor* tensors;     // sorted by name
     int count;
 };
 
@@ -76,7 +76,7 @@ static void check_metadata(const json_t* metadata, const char* path) {
     }
 }
 
-// A tensor's entry, checked by itself; how it lies beside the others is check_layout's matter.
+// Reads and checks one tensor's entry; check_layout then checks how the tensors lie beside each other.
 static Tensor parse_entry(const char* name, const json_t* entry, const unsigned char* data, size_t data_bytes,
                           const char* path) {
     Tensor tensor = {0};
@@ -128,7 +128,7 @@ static int by_place(const void* a, const void* b) {
 
 static int by_name(const void* a, const void* b) { return strcmp(((const Tensor*)a)->name, ((const Tensor*)b)->name); }
 
-// The tensors have to cover the data exactly: no byte twice, no byte hidden.
+// Checks that the tensors cover the data exactly: no byte is used twice or hidden.
 static void check_layout(Tensor* tensors, int count, const unsigned char* data, size_t data_bytes, const char* path) {
     qsort(tensors, (size_t)count, sizeof *tensors, by_place);
     size_t end = 0;
@@ -145,8 +145,7 @@ static void check_layout(Tensor* tensors, int count, const unsigned char* data, 
 
 // ---- reading
 //
-// A mapped file that becomes shorter, or whose disk fails, is a signal (SIGBUS) where its bytes are touched: the handler tells the user
-// which file it was.
+// If a mapped file becomes shorter, or its disk fails, touching its bytes raises SIGBUS: the handler tells the user which file it was.
 
 static SafeTensors* open_files;
 
@@ -164,7 +163,7 @@ static void on_lost_bytes(int signal_number, siginfo_t* info, void* context) {
         say(": became shorter while it was being read, or its disk fails; write or download it again\n");
         _exit(kExitUser);
     }
-    signal(signal_number, SIG_DFL);   // not ours: the instruction runs again, and ends the program
+    signal(signal_number, SIG_DFL);   // not in a mapped file: the instruction runs again, and the signal ends the program
 }
 
 static void remember_open(SafeTensors* file) {
@@ -260,7 +259,7 @@ const Tensor* safetensors_find(const SafeTensors* file, const char* name) {
 
 enum { kBlockElements = 1 << 14 };
 
-// One loop a dtype; memcpy because nothing in the file is aligned.
+// One loop for each dtype, with memcpy, since the file's values are not aligned.
 #define READ_LOOP(type, expression)                   \
     for (int i = 0; i < count; i++) {                 \
         type x;                                       \
@@ -314,7 +313,7 @@ void tensor_read(const Tensor* tensor, size_t first, size_t count, Fmt fmt, void
     }
 }
 
-// Whether any of the values has all bits of its exponent set: no branch inside the loops, so that the compiler vectorises them.
+// Is any value's exponent all ones (NaN or infinity)? No branch inside the loops, so that the compiler vectorises them.
 static bool any_not_finite(const void* values, size_t count, Fmt fmt) {
     const uint32_t f32_exponent = 0x7f800000u;
     const uint16_t bf16_exponent = 0x7f80;
@@ -360,7 +359,7 @@ void tensor_read_ints(const Tensor* tensor, size_t first, size_t count, int* dst
 
 // ---- writing
 
-// The header as JSON text, padded with spaces so that the data starts at a multiple of 8; *data_bytes is what will follow.
+// The header as JSON text, padded with spaces so that the data starts at a multiple of 8; *data_bytes: the bytes of all tensors.
 static char* header_text(const Tensor* tensors, int count, size_t* header_bytes, size_t* data_bytes) {
     json_t* header = json_object();
     json_object_set_new(header, kMetadataKey, json_pack("{s:s}", "format", "pt"));

@@ -45,8 +45,8 @@ C_API int safetensors_count(const SafeTensors* file);
 C_API const Tensor* safetensors_at(const SafeTensors* file, int index);
 C_API const Tensor* safetensors_find(const SafeTensors* file, const char* name);   // NULL if there is none
 
-// Elements [first, first + count) as F32 or BF16. Equal formats are copied bit for bit, everything else goes through F32 and
-// is rounded to nearest even. F64 and integers lose what does not fit; dtypes without such a reading are a user_error.
+// Elements [first, first + count) as F32 or BF16. Equal formats are copied bit for bit, all others are converted to F32 and
+// rounded to nearest even. F64 and integers may lose precision; dtypes that cannot be read as floats are a user_error.
 C_API void tensor_read(const Tensor* tensor, size_t first, size_t count, Fmt fmt, void* dst);
 // Elements of an I32 or I64 tensor; a value beyond int is a user_error.
 C_API void tensor_read_ints(const Tensor* tensor, size_t first, size_t count, int* dst);
@@ -66,8 +66,8 @@ static inline float f32_from_f16(uint16_t half) {
 }
 
 // ---- writing, front to back: a new file that holds the header of `tensors` (name, dtype, rank and shape are read) with the
-// metadata {"format": "pt"}, which transformers insists on. The caller appends the tensors' bytes in the same order, in
-// pieces of any size (out_write), and closes it (out_close).
+// metadata {"format": "pt"}, which transformers insists on. The caller appends the tensors' bytes in the same order, by any
+// number of calls of out_write, and closes the file (out_close).
 C_API OutFile safetensors_create(const char* path, const Tensor* tensors, int count);
 
 #endif

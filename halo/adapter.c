@@ -33,7 +33,7 @@ void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, 
     if (lora->dropout > 0) lora->dropped = arena_take(arena, (size_t)M * widest_K * fmt_bytes(ops->act));
 }
 
-// x as A reads it.
+// drop(x), A's input; x itself if nothing is dropped.
 static Mat dropped(const Lora* lora, Mat x, const Noise* drop) {
     if (!drop) return x;
     Mat y = mat(lora->dropped, x.rows, x.cols, x.fmt);

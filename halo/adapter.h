@@ -21,11 +21,12 @@
 
 #include "config.h"
 
-// The adapted matrices of one linear; parts 0: none.
+// The adapted matrices of one linear; parts 0: none is adapted. Matrix p writes columns [column[p], column[p] + N[p]) of y.
 typedef struct {
     int K, rank, parts;
-    int column[kMaxParts], N[kMaxParts];   // of y
+    int column[kMaxParts], N[kMaxParts];
 } LoraShape;
+// Of LoRA or HUT; linear: an index into kLinears.
 C_API LoraShape lora_shape(const Config* config, int linear);
 static inline int lora_width(LoraShape s) { return s.parts * s.rank; }   // of u and v
 
@@ -36,17 +37,17 @@ typedef struct {
     void* v;          // (M, widest u)
     void* dropped;    // (M, widest K): drop(x), and then what dx grows by
 } Lora;
-// Lays out scratch for M tokens; `train`: of a backward pass too.
+// Lays out scratch for M tokens; `train`: also what a backward pass needs.
 C_API void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, int M, bool train);
 
-// u (M, parts rank) from x (M, K) and A, then y += u B^T. `drop` names dropout's mask; NULL: nothing is dropped.
+// u (M, parts rank) from x (M, K) and A (parts rank, K), then y (M, N) += u B^T. `drop` names dropout's mask; NULL: nothing is dropped.
 C_API void lora_forward(const Lora* lora, LoraShape shape, Mat y, Mat u, Mat x, Mat a, Mat b, const Noise* drop);
 // dx (M, K; data NULL: not wanted) += ...; da and db = ... + beta * before.
 C_API void lora_backward(const Lora* lora, LoraShape shape, Mat dx, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a, Mat b,
                          const Noise* drop);
 
 // ---- HUT. The stacks of a linear: w (N, K), its factors a and b; `wide`: F32 for the largest (N, K), `narrow`: the same in ops->act.
-// effective (N, K) <- W', of the adapted matrices; the others are W.
+// effective (N, K) <- the linear's stacked matrices: W' of each adapted one, W of the others.
 C_API void hut_effective(const Ops* ops, float scale, LoraShape shape, Mat effective, Mat w, Mat a, Mat b, void* wide);
 // da and db = ... + beta * before, from dw (N, K) in F32, the gradient of W'.
 C_API void hut_backward(const Ops* ops, float scale, LoraShape shape, Mat da, Mat db, float beta, Mat dw, Mat w, Mat a, Mat b, void* narrow);

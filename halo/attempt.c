@@ -4,7 +4,7 @@
 #include <setjmp.h>
 
 static __thread jmp_buf way_back;
-static __thread char* caught;   // where the message of the attempt under way goes; NULL: none is under way
+static __thread char* caught;   // where the message of the attempt under way goes; NULL: no attempt is under way
 
 void user_error_caught(const char* message) {
     if (!caught) return;

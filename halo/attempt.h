@@ -9,8 +9,8 @@
 
 enum { kAttemptBytes = 1024 };
 
-// true: `work` came to its end. false: a user_error ended it, and `message` (kAttemptBytes) is its text without the program's name.
-// An attempt inside another is a broken promise.
+// true: `work` came to its end. false: a user_error ended it, and `message` (kAttemptBytes) is the error's text without the program's name.
+// Attempts do not nest: an attempt inside another is a bug.
 C_API bool attempt(void (*work)(void* self), void* self, char* message);
 
 #endif

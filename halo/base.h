@@ -41,7 +41,7 @@ PRINTF_LIKE(3) static inline void die_at(const char* file, int line, const char*
     _exit(kExitBug);
 }
 
-// With several ranks, rank 0 speaks first: what all of them run into is then said once, since its end is the end of the job.
+// With several ranks, rank 0 speaks first: its end is the end of the job, so that an error that all ranks meet is printed once.
 static inline void let_rank_0_speak(void) {
     const char* rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank) rank = getenv("PMI_RANK");
@@ -49,11 +49,11 @@ static inline void let_rank_0_speak(void) {
     if (rank && strcmp(rank, "0")) sleep(3);
 }
 
-// Takes a message back to the attempt under way (attempt.h), if there is one: then it does not return. NULL in programs without attempts.
+// During an attempt (attempt.h): takes the message back to the attempt and does not return; else returns. NULL in programs without attempts.
 C_API __attribute__((weak)) void user_error_caught(const char* message);
 
-// The message says what is wrong, where (file, line, byte), and what to do. It ends the process at once: nothing that an
-// exit handler could still break is worth more than the message.
+// The message says what is wrong, where (file, line, byte), and what to do. The process ends at once, without exit handlers: no
+// handler may fail in a way that hides the message.
 PRINTF_LIKE(1) static inline void user_error(const char* format, ...) {
     va_list args;
     if (user_error_caught) {

@@ -3,8 +3,8 @@
 
 #include "rng.h"
 
-// Normal values, as activations and weights are, in codes with 4 deviations as the largest: a few drawn on the host, repeated on the
-// backend.
+// Roughly normal values, as activations and weights are; in codes, 4 deviations are the largest code. Up to 2^20 values are drawn on the
+// host and repeated on the backend.
 static void* random_values(const Ops* ops, size_t count, Fmt fmt, uint64_t seed) {
     size_t value = fmt_bytes(fmt), bytes = count * value, drawn = count < 1 << 20 ? count : 1 << 20;
     char* host = (char*)host_alloc(drawn * value);
@@ -25,7 +25,7 @@ static void* random_values(const Ops* ops, size_t count, Fmt fmt, uint64_t seed)
 
 enum { kCeilingWarmups = 3, kCeilingRuns = 10 };
 
-// Milliseconds of a call, many of them in a row: the clock rate is that of steady work.
+// Milliseconds of a call, averaged over many in a row, so that the clock rate is that of steady work.
 typedef void (*Repeated)(void* self);
 static double steady_ms(const Ops* ops, Repeated run, void* self) {
     for (int i = 0; i < kCeilingWarmups; i++) run(self);
@@ -71,8 +71,8 @@ static void operands_free(const Ops* ops, Operands* o) {
     for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) ops->release(used[i]);
 }
 
-// Milliseconds of out (rows, cols) = left right^T over `depth`. A transposed operand lies in memory as BF16 products read it; codes are there
-// with their contracted axis last.
+// Milliseconds of out (rows, cols) = left right^T over `depth`. Only BF16 and F32 operands can be transposed in memory; codes always have
+// their contracted axis last.
 static double product_ms(const Ops* ops, const Operands* o, Fmt fmt, int rows, int cols, int depth, bool left_transposed, bool right_transposed) {
     bool codes = fmt_bytes(fmt) == 1, lt = left_transposed && !codes, rt = right_transposed && !codes;
     Product p = {ops, mat(o->out, rows, cols, ops->act), plain_side(mat(o->left, lt ? depth : rows, lt ? rows : depth, fmt), lt),

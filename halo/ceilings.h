@@ -1,4 +1,4 @@
-// What the machine does at best, measured: the rate of products and of copies that a step is held against.
+// What the machine does at best, measured: the rates of products and of copies with which a step is compared.
 #ifndef HALO_CEILINGS_H
 #define HALO_CEILINGS_H
 

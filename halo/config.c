@@ -23,7 +23,7 @@ int param_specs(const Config* c, ParamSpec specs[kMaxParamSpecs]) {
     return count;
 }
 
-// PEFT's names of A and B, by target.
+// PEFT's names of A and B, indexed by adapter_target.
 #define LORA_NAMES(module) \
     {"base_model.model.model.layers.%d." module "_proj.lora_A.weight", "base_model.model.model.layers.%d." module "_proj.lora_B.weight"}
 static const char* const kLoraNames[kTargets][2] = {
@@ -114,7 +114,7 @@ size_t param_count(const Config* config) {
 }
 
 double train_flops_per_token(const Config* c, int T) {
-    // Every weight is in a product but an untied embedding's, which is only looked up.
+    // Every weight is in a product, except an untied embedding's, whose rows are only looked up.
     double weights = (double)param_count(c) - (c->tied ? 0.0 : (double)c->V * c->C);
     // Frozen weights have no gradient: 4 FLOPs each, and the adapter's 6.
     ParamSpec specs[kMaxParamSpecs];
@@ -150,7 +150,7 @@ void config_check(const Config* c, const char* where) {
     }
 }
 
-// Published sizes of Llama 3, and of a smaller model with its layers.
+// Published sizes of Llama 3, and of SmolLM2, a smaller model with the same layers.
 typedef struct {
     const char* name;
     int V, C, L, NH, NKV, HD, F, max_T;

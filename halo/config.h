@@ -6,9 +6,9 @@
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
 
-// What is trained beside a model whose weights are frozen: nothing (the weights themselves are), or LoRA (Hu et al. 2021, arXiv
-// 2106.09685): y = W x + scale * B (A dropout(x)) for each of the matrices chosen, A (rank, K), B (N, rank); or HUT (arXiv
-// 2409.13501): y = (W (.) (1 + scale * B A)) x (adapter.h).
+// What is trained. ADAPTER_NONE: the model's weights. Else the weights W are frozen, and for each chosen matrix A (rank, K) and
+// B (N, rank) are trained: LoRA (Hu et al. 2021, arXiv 2106.09685): y = W x + scale * B (A dropout(x)); HUT (arXiv 2409.13501):
+// y = (W (.) (1 + scale * B A)) x (adapter.h).
 typedef enum { ADAPTER_NONE, ADAPTER_LORA, ADAPTER_HUT } AdapterKind;
 
 typedef struct {
@@ -18,7 +18,7 @@ typedef struct {
     bool rslora;
     float dropout;        // of A's input, in training
     uint64_t seed;        // of A's start and of dropout's masks
-    unsigned targets;     // bit adapter_target of each adapted matrix
+    unsigned targets;     // one bit for each adapted matrix, number adapter_target
 } Adapter;
 
 typedef struct {
@@ -35,8 +35,8 @@ typedef struct {
     Adapter adapter;      // none, unless the run has one: no part of config.json
 } Config;
 
-// Tensors that are stored as one matrix, the rows of each above those of the next: what reads the same input is stacked.
-// An adapter's A and B of a linear are stacks of their own, which hold the adapted matrices' in the order of the linear's.
+// Stacks: tensors that read the same input, stored as one matrix, the rows of each above those of the next. The A's of a linear's
+// adapted matrices are a stack of their own, and so are the B's, in the order of the linear's matrices.
 typedef enum {
     S_EMBED, S_ATTN_NORM, S_QKV, S_O, S_MLP_NORM, S_GATE_UP, S_DOWN, S_FINAL_NORM, S_HEAD,
     S_QKV_A, S_QKV_B, S_O_A, S_O_B, S_GATE_UP_A, S_GATE_UP_B, S_DOWN_A, S_DOWN_B, kStacks
@@ -66,10 +66,10 @@ typedef struct {
 C_API StackSize stack_size(const Config* config, Stack stack);
 // A norm's weight: one row, all ones at the start, never decayed, cut among ranks value by value.
 C_API bool stack_is_norm(Stack stack);
-// Parameters in all, and of those the ones inside products (a tied embedding counts there once).
+// Parameters in all, without an adapter's; a tied embedding counts once.
 C_API size_t param_count(const Config* config);
-// Model FLOPs of one trained token in a sequence of T: 6 per matrix weight + 6 L T NH HD for causal attention (two products
-// of T/2 keys on average, forward once and backward twice).
+// Model FLOPs of one trained token in a sequence of T: 6 per trained weight and 4 per frozen weight of the products, + 6 L T NH HD for
+// causal attention (two products of T/2 keys on average, forward once and backward twice).
 C_API double train_flops_per_token(const Config* config, int T);
 
 // Sizes that contradict each other are a user_error that names the key of config.json.
@@ -85,7 +85,7 @@ typedef struct {
     Stack stack;                         // of its weight
     const char* name;
     const char* matrices[kMaxParts];     // Hugging Face's names of the stacked matrices
-    Stack norm;                          // reads this norm's output; kStacks: reads another layer's (attention's, SwiGLU's)
+    Stack norm;                          // the norm whose output it reads; kStacks: it reads attention's or SwiGLU's output
     Stack a, b;                          // of its adapter
 } BlockLinear;
 C_API const BlockLinear kLinears[kLinearCount];
@@ -100,6 +100,7 @@ C_API int adapter_target(int linear, int part);   // the number of a linear's st
 static inline bool adapter_adapts(const Adapter* a, int linear, int part) {
     return a->kind != ADAPTER_NONE && (a->targets >> adapter_target(linear, part) & 1);
 }
+// alpha / rank, or with rslora alpha / sqrt(rank).
 C_API float adapter_scale(const Adapter* a);
 
 // The stacked matrices of a product's weight.

@@ -20,16 +20,16 @@ typedef struct {
     int prompt;     // whose answer is under way here, or kNoPrompt
     int used;       // tokens in the cache
     int answered;   // tokens of the answer so far
-    int last;       // the newest of them, not in the cache yet
+    int last;       // the newest token of the answer, not in the cache yet
 } Slot;
 
-// One call of the model: its rows, and which of them have a next token.
+// One call of the model: its rows, and the rows after which a token is to be chosen.
 typedef struct {
     NewTokens batch;
     int *tokens, *slot, *pos;   // (rows)
-    int *wanted, *owner;        // (slots) rows, and the slots that wait for what follows them
+    int *wanted, *owner;        // (slots) rows after which a token is wanted, and the slots that these rows belong to
     int wanted_count;
-    int* best;                  // (slots)
+    int* best;                  // (slots) the token chosen after each wanted row
     float* logits;              // (slots, V), only for sampling
 } Step;
 
@@ -38,7 +38,7 @@ typedef struct {
     const Config* config;
     const Decoding* d;
     const Prompt* prompts;
-    int count, next;            // prompts in all; the next without a slot
+    int count, next;            // prompts in all; the number of the next prompt to get a slot
     Slot* slots;
     int row_limit;              // of a step
     Step step;
@@ -72,8 +72,9 @@ static void add_rows(Scheduler* s, int slot, const int* tokens, int count) {
     step->wanted[step->wanted_count++] = step->batch.rows - 1;
 }
 
-// A step reads either prompts alone, as long as there are many of their tokens to read, or a token of every answer and what prompts the
-// rest of the rows have room for. A prompt that the rows can hold is read in one step, so that a step of prompts alone needs no cache.
+// A step takes tokens of prompts alone while many of them are waiting (more than a quarter of a step's rows); else one token of every
+// answer, and prompts in the rows left over. A prompt that fits in one step is never split, so that in a step of prompts alone no row
+// needs the cache.
 static void plan_step(Scheduler* s) {
     int waiting = 0;
     s->step.batch.rows = s->step.wanted_count = 0;
@@ -91,7 +92,7 @@ static void plan_step(Scheduler* s) {
     }
 }
 
-// The tokens after the wanted rows, into step.best.
+// Chooses the tokens that follow the wanted rows, into step.best.
 static void run_step(Scheduler* s) {
     Step* step = &s->step;
     const Sampler* sampler = &s->d->sampler;

@@ -2,7 +2,7 @@
 //
 // A step of the model takes a token of every answer under way and, as room allows, the tokens of prompts that have just been given a
 // slot. An answer ends at one of the stop tokens, after `max_tokens`, or when its slot is full, and the next prompt gets the slot. Which
-// prompts run side by side does not change an answer: on the CPU no bit of its logits depends on its neighbours, and what is drawn for
+// prompts run side by side does not change an answer: on the CPU no bit of its logits depends on other answers, and the random number for
 // a sampled token is named by the prompt's number and the token's index alone.
 #ifndef HALO_GENERATE_H
 #define HALO_GENERATE_H
@@ -12,7 +12,7 @@
 #include "llama3.h"
 #include "sampler.h"
 
-// Rows that a model for generation takes at once, at most: enough for products at full speed.
+// The most rows (tokens) that a model for generation takes in one step: enough for products at full speed.
 enum { kPromptRows = 4096 };
 
 // A model that generates: `slots` sequences of up to `positions` tokens side by side.
@@ -29,14 +29,14 @@ typedef struct {
     const int* stop;               // (stop_count) tokens that end an answer
     int stop_count;
     Sampler sampler;
-    // What becomes of the answers: each token as it comes (stop tokens are left out), and the end of each answer. Answers that run side by
-    // side take turns.
+    // Called with each token of an answer as it comes (stop tokens are left out), and at the end of each answer. Answers that run side by
+    // side take turns. `prompt` is the number of the answered prompt.
     void (*token)(void* context, int prompt, int token);
     void (*end)(void* context, int prompt);
     void* context;
     // NULL, or a flag that a signal handler may set: then the answers under way end where they are, and no other is begun
     const volatile sig_atomic_t* interrupted;
-    // NULL, or makes the chosen tokens of a step (count) the same on all ranks that generate together
+    // NULL, or replaces a step's chosen tokens (count) by rank 0's, so that ranks that generate together agree
     void (*share)(void* context, int* tokens, int count);
     void* share_context;
 } Decoding;

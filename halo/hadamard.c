@@ -109,7 +109,7 @@ const int8_t* hadamard_base(int K0) {
     die("hadamard_base: %d is no base order", K0);
 }
 
-// ---- the transform of one tile (n): element i of kLanes vectors is one Lanes, a vector type of GCC and Clang
+// ---- the transform of one tile (n): Lanes, a vector type of GCC and Clang, holds element i of kLanes vectors
 enum { kLanes = 16 };
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(16)));
 
@@ -157,7 +157,7 @@ static void across(Lanes* v, Lanes* column, const float* signs, int K0, int run)
     }
 }
 
-// One order and direction, as the tiles need it.
+// A transform of one order and direction: what is the same for all tiles.
 typedef struct {
     int n, K0;
     float* signs;   // (K0, K0): row i has the weights of the inputs of output i
@@ -178,7 +178,7 @@ static void transform_end(Transform* t) { free(t->signs); }
 
 static Lanes* tile_alloc(const Transform* t) { return (Lanes*)host_alloc((size_t)(t->n + t->K0) * sizeof(Lanes)); }
 
-// Whole tiles, whose copies have one fixed size, are most of them.
+// Most tiles are whole: their copies have a size that the compiler knows.
 static inline void copy_lanes(void* to, const void* from, int lanes) {
     if (lanes == kLanes) memcpy(to, from, sizeof(Lanes));
     else memcpy(to, from, (size_t)lanes * sizeof(float));

@@ -12,7 +12,7 @@
 
 #include "base.h"
 
-// Hadamard orders that are no power of two times a smaller one (40 = 2 * 20, so 20 * 2^k covers it).
+// Base orders K0. An order that is a smaller one times a power of two is not listed: 40 = 20 * 2.
 enum { kHadamardBaseCount = 13 };
 static const int kHadamardBases[kHadamardBaseCount] = {1, 12, 20, 28, 36, 44, 52, 60, 100, 108, 140, 156, 172};
 

@@ -1,9 +1,9 @@
 // Low-precision gathering; see hqfsdp.h.
 #include "hqfsdp.h"
 
-// Where one stack of the layers at work lies.
+// The codes of one linear's stack, for the layers that are gathered.
 typedef struct {
-    uint8_t** arrived;   // (ring): what came over the wire, (share * ranks, ld), or the same packed
+    uint8_t** arrived;   // (ring): codes as they came over the wire, (share * ranks, ld), FP6 packed
     uint8_t* unpacked;   // (share * ranks, ld); NULL if codes arrive as they are
     uint8_t* codes_t;    // each matrix's (K, N) one after the other
 } CodePlace;
@@ -102,7 +102,7 @@ void hqfsdp_free(HqFsdp* h) {
 static float* maximum_of(const HqFsdp* h, int piece, int part) { return h->maxima + (size_t)piece * kMaxParts + part; }
 static float* scale_of(const HqFsdp* h, int piece, int part) { return h->scales + ((size_t)piece * kMaxParts + part) * kScalePlace; }
 
-// Of some of a stack's rows those of one matrix: `rows` of them from `first` on; none if no row is that matrix's.
+// Among some rows of a stack, those that belong to one of its matrices: `rows` rows from `first` on; rows 0: none.
 typedef struct {
     int first, rows;
 } OwnPart;
@@ -136,11 +136,11 @@ void hqfsdp_quantize(HqFsdp* h, int piece, int first, Mat rows) {
     const Piece* p = &h->pieces[piece];
     LinearShape shape = stack_shape(h->config, p->stack);
     size_t row_bytes = (size_t)linear_code_ld(p->cols);
-    // Packed codes are quantized where whole ones are unpacked later, and packed from there.
+    // FP6: the byte codes are written to the buffer that gathered codes are unpacked to later, and packed from there.
     uint8_t* codes = packs(h->fmt) ? h->place[linear_of_stack(p->stack)].unpacked : h->codes[piece];
     for (int part = 0; part < shape.parts; part++) {
         OwnPart own = own_part(p->row0 + first, rows.rows, shape, part);
-        // Every rank needs every scale, also of a matrix it owns no row of.
+        // Called also without rows: every rank needs every matrix's scale.
         linear_rows_codes(h->linear, codes + (size_t)(first + own.first) * row_bytes * (own.rows > 0), scale_of(h, piece, part),
                           mat_rows(rows, own.rows ? own.first : 0, own.rows), maximum_of(h, piece, part));
     }

@@ -18,7 +18,7 @@ static Mat code_mat(void* data, int rows, int cols, Fmt fmt) {
     return m;
 }
 
-// The stack as the product sees it: without scales there is nothing to tell its matrices apart.
+// The stack as a product sees it: a product without scales takes the stacked matrices as one matrix.
 static LinearShape product_shape(LinearShape shape, Opnd a, Opnd b) {
     if (is_plain(a) && is_plain(b)) {
         shape.N[0] = linear_N(shape);
@@ -31,7 +31,7 @@ static LinearShape product_shape(LinearShape shape, Opnd a, Opnd b) {
 
 bool linear_keeps_plain_input(const Recipe* r) { return is_plain(r->gx) || !same_opnd(r->fx, r->gx); }
 
-// The rows of dY on the way to its codes: a rotation along the tokens pads them to an order that there is.
+// The rows of dY when it is quantized: a rotation along the tokens pads them to a supported order, or to whole blocks.
 static int rotated_rows(const Recipe* r, int tokens, int block) {
     if (!r->ee.rotate) return tokens;
     return block ? (int)round_up((size_t)tokens, (size_t)block) : hadamard_round_up(tokens);
@@ -92,7 +92,7 @@ void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* 
     } else {
         in->f.codes = code_mat(ln->x_codes, M, K, r->fx.fmt);
         in->f.scale = ln->x_scale;
-        if (same_opnd(r->fx, r->gx)) {   // one pass writes both forms
+        if (same_opnd(r->fx, r->gx)) {   // one call of quantize writes codes and transposed codes
             in->f.scale = in->g.scale;
             in->f.codes_t = in->g.codes_t;
         }
@@ -142,14 +142,14 @@ static Rotation rotation_of(const Linear* ln, Opnd how, RotateAxis axis) {
     return r;
 }
 
-// Raises *absmax by x as it will be quantized.
+// Raises *absmax to the largest magnitude of x as it will be quantized, rotated by r.
 static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
     Mat turned = mat(NULL, r.axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);   // only its maximum is wanted
     if (r.axis == ROTATE_NONE) ln->ops->absmax(absmax, x);
     else ln->ops->rotate(turned, x, r.axis, false, r.block, absmax);
 }
 
-// One operand: its maximum, unless `done` says that it is known, then the codes.
+// Makes the codes of one operand; takes its maximum before, unless `done` says that the producer has.
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
     Rotation r = rotation_of(ln, how, axis);
     if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);

@@ -5,7 +5,7 @@
 // One `LinearShape` stacks the Hugging Face matrices that read the same input (q, k, v | gate, up) one above the other.
 // Each keeps its own scales, for W and for dY; when a product's operands carry no scale the stack is one matrix.
 //
-// Rotations (HALO, arXiv 2501.02625): X and W along K, dY along the tokens. What is contracted cancels, what survives is undone:
+// Rotations (HALO, arXiv 2501.02625): X and W along K, dY along the tokens. Rotations of a contracted axis cancel; others are undone:
 //   E with a rotated W leaves dX H, with a rotated dY leaves H_M dX;  G with a rotated X leaves dW H, which is linear, so
 //   gradients accumulate rotated and linear_finish_grad undoes it once per optimizer step.
 #ifndef HALO_LINEAR_H
@@ -39,10 +39,10 @@ typedef struct {
     float* absmax;   // 2 * kMaxParts
 } WeightOperand;
 
-// dY of the stacked matrices, (M, sum of N), where whoever makes it writes it.
+// dY of the stacked matrices, (M, sum of N): the memory that the op before writes, and the maxima that prepare its codes.
 typedef struct {
     Mat dy;
-    float* absmax;   // 2 * kMaxParts: of each matrix's columns of dY as they are, and rotated; zeroed by the caller before dY is made
+    float* absmax;   // kMaxParts of each matrix's columns of dY as they are, then kMaxParts rotated; zeroed by the caller before dY is made
 } GradOperand;
 
 typedef struct {
@@ -60,23 +60,23 @@ typedef struct {
     float *e_scale, *g_scale;
 } Linear;
 
-// A linear without scratch: all that preparing weights and finishing gradients takes.
+// A linear without scratch: enough to prepare weights and to finish gradients.
 C_API Linear linear_of(const Ops* ops, const Recipe* recipe);
-// The same with scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
+// A linear with scratch for the largest of `count` shapes. Call twice, as with every arena: measure, then place.
 C_API void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe, const LinearShape* shapes, int count,
                         int tokens, int token_block);
-// The same linear on fewer tokens, in the same scratch: one piece of a batch, for which linear_place_input is called anew.
+// The same linear, in the same scratch, for fewer tokens: some rows of a batch. Call linear_place_input anew for them.
 C_API Linear linear_on(const Linear* ln, int tokens);
 
-// Must the producer's plain output (M,K) outlive the forward pass, because G reads it as it is?
+// Must the producer's plain output X (M,K) outlive the forward pass, because G reads it unquantized or prepares other codes of it?
 C_API bool linear_keeps_plain_input(const Recipe* r);
-// The recipe on a weight that is not trained: there is no G, whose operands are plain so that nothing is made for it.
+// The recipe for a weight that is not trained, which has no product G: G's operands are plain, so that none are prepared.
 C_API Recipe linear_frozen(const Recipe* r);
-// Is W read as it is, by F or E?
+// Does F or E read W unquantized?
 C_API bool linear_reads_weight(const Recipe* r);
 // Lays out what stays of X until backward. `x` is where the producer writes.
 C_API void linear_place_input(const Linear* ln, InputOperand* in, Arena* kept, Arena* maxima, LinearShape shape, Mat x);
-// Lays out what is known of dY beside `dy` itself, the memory that it is written to.
+// Lays out the maxima of dY; `dy` is the memory that dY is written to.
 C_API void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy);
 // Lays out the prepared forms of W (N,K); nothing for a plain recipe.
 C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena, Arena* maxima, LinearShape shape);
@@ -86,14 +86,14 @@ C_API void linear_place_weight(const Linear* ln, WeightOperand* w, Arena* arena,
 C_API bool linear_gathers_codes(const Recipe* r);
 C_API Fmt linear_code_fmt(const Linear* ln);   // of those codes
 C_API int linear_code_ld(int K);   // bytes from one row of codes to the next
-// Raises *absmax by some rows of one matrix, rotated as the recipe says.
+// Raises *absmax to the largest magnitude in some rows of one matrix, rotated as the recipe says.
 C_API void linear_rows_absmax(const Linear* ln, float* absmax, Mat rows);
 // Codes (rows, K) and scale of some rows of one matrix, given the maximum of all of it.
 C_API void linear_rows_codes(const Linear* ln, void* codes, float* scale, Mat rows, const float* absmax);
 // One whole matrix's operand: its codes (N, K) and their transpose (K, N).
 C_API QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* scale, int N, int K);
 
-// What the producer of X is asked to do on the way out. kPrepNone if F and G want different things.
+// The maximum that the producer of X should find while it writes X (ops.h, Prep). kPrepNone if F and G prepare X in different ways.
 C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
 // Turns the producer's output x (M,K) into operands; `done` is what the producer did.
 C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done);
@@ -102,15 +102,15 @@ C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, Lin
 
 // y (M,N) = X W^T. For a plain recipe w is read itself.
 C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
-// Where the op that writes dY raises max|dY| of each stacked matrix (kMaxParts floats); NULL if no product reads them.
+// The array in which the op that writes dY raises max|dY| of each stacked matrix (kMaxParts floats); NULL if no product needs them.
 C_API float* linear_grad_maxima(const Linear* ln, const GradOperand* g);
-// The same maxima for a dY whose op does not find them: zeroes them, and takes a pass over dY.
+// Finds these maxima in a pass over dY, after zeroing them: for an op that does not raise them itself.
 C_API void linear_measure_grad(const Linear* ln, GradOperand* g, LinearShape shape);
 // dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G; of a frozen weight (linear_frozen) dw.data is NULL.
 C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
-// Right after linear_backward with beta 0: what the recipe did to the unquantized x (M,K), w (N,K; data NULL: there is none here) and
-// dy (M,N), and to dw (quant_stats.h). `linear` is its index in kLinears (config.h).
+// Called right after linear_backward with beta 0: adds to `stats` what the recipe did to the unquantized x (M,K), w (N,K; data NULL: not on
+// this rank) and dy (M,N), and to dw (quant_stats.h). `linear` is an index into kLinears (config.h).
 struct QuantStats;
 C_API void linear_observe(const Linear* ln, struct QuantStats* stats, int layer, int linear, Mat x, Mat w, Mat dy, Mat dw);
 // dw <- dw H^T where G left it rotated. Rows are independent: a shard's rows can be finished alone.

@@ -8,15 +8,15 @@
 //   gate_up = h2 Wgu^T            act = silu(gate) * up
 //   down = act Wd^T               (added by the block above)
 //
-// Activations fall into three groups by what it costs to make them again: a block's input (res1), what attention and the
-// products leave (kMid), and what a norm or an element-wise pass over those gives (kCheap). --recompute keeps the first, the
-// first two, or all of them for every layer; a group that isn't kept has one layer's memory and is made again in backward.
-// The head's logits exist one piece at a time, forward and backward together, since the loss's scale is known beforehand. The
-// head is a linear too, under a recipe of its own: each piece of the final norm is quantized with the scale of all of it, each
-// piece of the logits' gradient with its own.
+// Activations fall into three groups by the cost of making them again: a block's input (`input` in place_block), the outputs of
+// attention and of products (`mid`), and the outputs of norms and SwiGLU (`cheap`). --recompute keeps the first, the first two, or
+// all of them for every layer; a group that isn't kept has one layer's memory and is made again in the backward pass.
+// The logits exist for some rows at a time (in this file a piece), forward and backward together, since the loss's scale is known
+// beforehand. The head is a linear too, under a recipe of its own: the final norm's output is quantized piece by piece with one scale for
+// all its rows, the gradient of the logits with a scale for each piece.
 //
-// Under an adapter (adapter.h) no weight has a gradient: no product takes G, the backward pass stops at the lowest adapter, and of each
-// adapted linear the plain input and u stay for the adapter.
+// Under an adapter (adapter.h) no weight has a gradient, and the backward pass ends in the first block. LoRA: no product takes G, and the
+// plain input and u of each adapted linear are kept for the adapter. HUT: G gives the gradient of the effective weight.
 #include "llama3.h"
 
 #include "adapter.h"
@@ -27,7 +27,7 @@ typedef struct {
     float *rstd1, *rstd2, *lse;
     InputOperand x[kLinearCount];    // h1, att, h2, act as products read them
     GradOperand dy[kLinearCount];    // the gradients of qkv, att Wo^T, gate_up, down as products read them
-    Mat u[kLinearCount];             // (BT, adapted matrices * rank) of the adapter
+    Mat u[kLinearCount];             // (BT, adapted matrices * rank): LoRA's u (adapter.h)
 } Block;
 
 typedef struct {
@@ -41,44 +41,44 @@ struct Model {
     Shard* shard;
     ModelOptions opt;
     bool gathers_codes;      // the shard hands out the linears' codes; else they are prepared here
-    bool frozen;             // an adapter is trained, not the weights; a recipe without G is in its frozen form
+    bool frozen;             // an adapter is trained, not the weights
     bool hut;                // the adapter is HUT: linears take effective weights, under the whole recipe
-    Recipe frozen_recipe, frozen_head;
+    Recipe frozen_recipe, frozen_head;   // the recipes with no G (linear_frozen): of blocks under LoRA, and of a frozen head
     Lora lora;
     LoraShape lora_shape[kLinearCount];
     LoraShape hut_shape[kLinearCount];
-    Mat effective[kLinearCount];   // (N, K) of HUT, of the layer at work; after its products, scratch of the adapter's backward
+    Mat effective[kLinearCount];   // (N, K): HUT's effective weights of the layer at work; after its products, scratch of hut_backward
     void* wide;              // (N, K) in F32, of the largest linear: products of HUT's factors, gradients of effective weights
-    bool drops;              // this micro-step drops some of the adapter's inputs
-    bool remaking;           // of a frozen model: activations are made again
+    bool drops;              // dropout is on: a training step of LoRA with dropout is under way
+    bool remaking;           // LoRA's backward pass is making activations again
     Linear linear;
     LinearShape shape[kLinearCount];
-    Linear head;             // on the rows of a piece
+    Linear head;             // for the rows of one piece of logits
     LinearShape head_shape;
     int BT;                  // rows of the batch at work
-    int most_rows;           // that there is memory for
-    int most_piece_rows;     // of logits held at once
+    int most_rows;           // rows that there is memory for
+    int most_piece_rows;     // rows of logits held at once
 
     Block* blocks;           // L
     BlockWeights* weights;   // L
     unsigned version;        // of the weights that were prepared
-    Mat branch;              // (BT, C) what the block's next norm will add to the stream
+    Mat branch;              // (BT, C) the output of o or down, which the next norm adds to the stream
     Mat res, h;              // (BT, C) after the last block: the stream, and its norm
     float* rstd;
     Mat logits;              // (rows of a piece, V)
-    void *head_input, *head_maxima;   // where linear_place_input lays out a piece of h
+    void *head_input, *head_maxima;   // memory in which linear_place_input lays out the operand of a piece
     float* head_grad_maxima;
     WeightOperand head_weight;
     bool head_prepared;
     // backward
     Mat dres, dh, datt, dqkv, dact;   // (BT, C), (BT, C), (BT, NH HD), (BT, (NH + 2 NKV) HD), (BT, F)
     void* scratch;                    // of attention's and rmsnorm's backward
-    Mat no_grad;                      // (1, C) where the gradients of frozen norms go, to be read by nobody
+    Mat no_grad;                      // (1, C) where the gradients of frozen norms are written; never read
 
     QuantStats stats;
     bool observing;                   // in this micro-step
 
-    float *batch_maxima, *weight_maxima;   // of operands that change with every batch, and with every update
+    float *batch_maxima, *weight_maxima;   // all maxima of operands that change with every batch, and with every update
     size_t batch_maxima_bytes, weight_maxima_bytes;
     float* cos_sin;          // (T or positions, HD)
     int* inputs;             // the batch's arrays on the backend
@@ -86,16 +86,16 @@ struct Model {
     const int *tokens, *targets, *pos, *start, *end, *order;
     // generation
     Mat* cache;              // L of (slots * positions, 2 NKV HD)
-    Mat wanted;              // (BT, C) the rows of h whose logits are wanted
-    int* best;               // (BT) the likeliest tokens
+    Mat wanted;              // (BT, C) copies of the rows of h whose logits are wanted
+    int* best;               // (BT) the likeliest token after each of them
     const int *slot, *wanted_rows;
     bool extending;          // this batch goes to the cache
-    bool fresh;              // and holds whole beginnings of sequences, whose rows see nothing that is not in this batch
+    bool fresh;              // this batch holds sequences from their beginning on: no row needs what the cache held before
     void* memory;
     size_t memory_bytes;
 };
 
-enum { kBatchArrays = 6 };   // Batch has six; so have NewTokens with the rows wanted of it and where its documents begin and end
+enum { kBatchArrays = 6 };   // arrays of Batch; also those of NewTokens, with wanted_rows, start and end
 
 // The head's weight and gradient live in the last unit, or in the first if they are the embedding's.
 static int head_unit(const Config* c) { return c->tied ? 0 : c->L + 1; }
@@ -108,8 +108,8 @@ static Mat take_mat(Arena* arena, int rows, int cols, Fmt fmt) {
 }
 static float* take_floats(Arena* arena, size_t n) { return (float*)arena_take(arena, n * sizeof(float)); }
 
-// Where a norm or SwiGLU writes for a linear: memory of its own if the linear's backward, or its adapter's, reads it as it is, else
-// scratch that the next producer may overwrite.
+// Where a norm or SwiGLU writes the input of a linear: memory of its own if the linear's or its adapter's backward pass reads the plain
+// input, else scratch that the next producer may overwrite.
 static Mat take_produced(const Model* m, Arena* arena, void* scratch, int linear, int cols) {
     bool kept = m->frozen && !m->hut ? m->lora_shape[linear].parts > 0 : linear_keeps_plain_input(m->linear.recipe);
     if (kept) return take_mat(arena, m->BT, cols, m->ops->act);
@@ -148,7 +148,7 @@ static void place_block(Model* m, Block* b, Arena* input, Arena* mid, Arena* che
     linear_place_grad(&b->dy[LINEAR_DOWN], maxima, m->dres);
 }
 
-// Every block's share of a group of activations: memory of its own, or the same for all.
+// Lays out the three groups of activations (top of this file): memory for every block, or the same memory for all blocks.
 static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
     const Config* c = &m->c;
     bool keep_input = m->opt.train;
@@ -175,21 +175,21 @@ static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
 
 static void place_weights(Model* m, Arena* arena, Arena* maxima) {
     linear_place_weight(&m->head, &m->head_weight, arena, maxima, m->head_shape);
-    if (m->gathers_codes) return;   // the layers' come with the unit
+    if (m->gathers_codes) return;   // the layers' prepared weights come with the unit
     for (int l = 0; l < m->c.L; l++)
         for (int i = 0; i < kLinearCount; i++)
             linear_place_weight(&m->linear, &m->weights[l].w[i], arena, maxima, m->shape[i]);
 }
 
 static void place_cache(Model* m, Arena* arena) {
-    int spare = m->ops->round_rows ? 1 : 0;   // the sequence of rows that fill a batch up
+    int spare = m->ops->round_rows ? 1 : 0;   // a sequence for the rows that pad a batch (extend_trunk)
     for (int l = 0; m->opt.slots && l < m->c.L; l++)
         m->cache[l] = take_mat(arena, (m->opt.slots + spare) * m->opt.positions, 2 * m->c.NKV * m->c.HD, m->ops->act);
 }
 
 static Fmt logits_fmt(const Model* m) { return m->opt.slots ? F32 : m->ops->act; }
 
-// The rows of a piece of logits: whole tiles of products if it has room for one.
+// The rows of a piece of logits that fit in logits_bytes: a multiple of a product's tile if at least one tile fits.
 static int piece_rows(const Model* m) {
     enum { kTileRows = 128 };
     size_t fit = m->opt.logits_bytes / ((size_t)m->c.V * fmt_bytes(logits_fmt(m)));
@@ -223,14 +223,14 @@ static void place_backward(Model* m, Arena* arena) {
     if (m->frozen) m->no_grad = take_mat(arena, 1, c->C, F32);
 }
 
-// First of all that a batch takes: what was observed stays where it is when a batch of other rows follows.
+// Placed first of all memory of a batch, so that the statistics stay where they are when a batch of another size follows.
 static void place_stats(Model* m, Arena* arena, const Recipe* recipe) {
     Arena measure = {NULL, 0};
     linear_place(&m->linear, &measure, m->ops, recipe, m->shape, kLinearCount, m->BT, m->opt.token_block);   // for rotated_rows
     quant_stats_place(&m->stats, arena, m->ops, m->shape, m->c.L, m->linear.rotated_rows);
 }
 
-// What does not change with the rows of the batch: prepared weights and the cache.
+// Lays out what does not depend on the batch's number of rows: prepared weights and the cache.
 static void place_lasting(Model* m, Arena* arena, ModelBytes* bytes) {
     Arena measure = {NULL, 0}, nothing = {NULL, 0};
     place_weights(m, &nothing, &measure);
@@ -254,7 +254,7 @@ static void place_effective(Model* m, Arena* arena) {
     m->wide = widest ? take_floats(arena, widest) : NULL;
 }
 
-// What a batch of m->BT rows takes. Fewer rows take no more in any part, so that they fit wherever the most rows do.
+// Lays out the memory of a batch of m->BT rows. No part grows when rows get fewer, so that every batch fits where the largest does.
 static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes* bytes) {
     const Config* c = &m->c;
     Fmt act = m->ops->act;
@@ -274,7 +274,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     }
     if (m->opt.train) place_backward(m, arena);
 
-    // The maxima lie together, so that one call zeroes them: measured here, placed as one.
+    // All maxima lie together, so that one call zeroes them: first measured, then placed as one array.
     Arena measure = {NULL, 0}, nothing = {NULL, 0};
     place_head_input(m, &nothing, &measure);
     place_blocks(m, &nothing, &measure);
@@ -291,7 +291,7 @@ static void place_batch(Model* m, Arena* arena, const Recipe* recipe, ModelBytes
     bytes->scratch = activations - start;
 }
 
-// Returns what the parts take.
+// Lays out the whole model; returns the bytes of its parts.
 static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
     ModelBytes bytes = {0, 0, 0, 0};
     if (m->frozen) m->frozen_head = linear_frozen(m->opt.head);
@@ -306,7 +306,7 @@ static ModelBytes place_model(Model* m, Arena* arena, const Recipe* recipe) {
     return bytes;
 }
 
-// The layout of a batch of `rows` rows, in the same memory.
+// Lays the model out anew, in the same memory, for a batch of `rows` rows.
 static void set_rows(Model* m, int rows) {
     if (m->BT == rows) return;
     check(rows >= 1 && rows <= m->most_rows, "a batch of %d rows, memory for %d", rows, m->most_rows);
@@ -399,12 +399,12 @@ float* rope_table(const Config* c, const Ops* ops, int positions) {
 // ---- the pieces of a block, forward
 
 static Attn attention_shape(const Model* m) {
-    int B = m->extending ? 1 : m->BT / m->opt.T;   // new tokens are one row of documents
+    int B = m->extending ? 1 : m->BT / m->opt.T;   // new tokens are one sequence of packed documents
     Attn a = {B, m->BT / B, m->c.NH, m->c.NKV, m->c.HD, m->start, m->end};
     return a;
 }
 
-// What a linear reads, as its producer wrote it.
+// The plain input of a linear, as its producer wrote it.
 static Mat linear_input(const Block* b, int linear) {
     switch (linear) {
         case LINEAR_QKV: return b->h1;
@@ -415,8 +415,8 @@ static Mat linear_input(const Block* b, int linear) {
     }
 }
 
-// The mask of an adapter's input: named by step, layer and linear, and by where a value lies in the step's global batch, so that it is
-// the same in each pass, and whatever the number of ranks. Bit 63 keeps it apart from other uses of a seed.
+// Names the dropout mask of an adapter's input by step, layer and linear, and by where a value lies in the step's global batch, so that
+// the mask is the same in each pass and with any number of ranks. Bit 63 separates these streams from other uses of the seed.
 static Noise drop_noise(const Model* m, const Unit* u, int layer, int linear) {
     uint64_t stream = (uint64_t)1 << 63 | (uint64_t)u->step << 16 | (uint64_t)layer << 3 | (uint64_t)linear;
     Noise noise = {m->c.adapter.seed, stream, (uint64_t)u->micro_batch * (uint64_t)m->most_rows * (uint64_t)m->shape[linear].K};
@@ -428,7 +428,7 @@ static Mat linear_weight(const Model* m, const Unit* u, int linear) {
     return m->hut_shape[linear].parts ? m->effective[linear] : u->w[kLinears[linear].stack];
 }
 
-// y = x W^T of one of the block's linears, and what its adapter adds.
+// y = x W^T of one of the block's linears, plus what its LoRA adds.
 static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
     int layer = (int)(b - m->blocks);
     const BlockLinear* l = &kLinears[linear];
@@ -438,7 +438,8 @@ static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, 
     lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
-// Is the linear's operand read? Not when activations are made again for the adapter alone.
+// Will the operand that is prepared from a linear's input be read? While LoRA's backward pass makes activations again, only linears
+// whose output is made again (RECOMPUTE_BLOCK: all but down) read theirs; the adapter reads plain inputs.
 static bool operand_is_read(const Model* m, int linear) {
     return !m->remaking || (m->opt.recompute == RECOMPUTE_BLOCK && linear != LINEAR_DOWN);
 }
@@ -458,14 +459,14 @@ static void swiglu_forward(Model* m, Block* b) {
     if (read) linear_prepare_input(&m->linear, &b->x[LINEAR_DOWN], b->act, prep);
 }
 
-// Over the batch's own tokens, or over what the cache holds of each row's sequence.
+// Attends over the batch's own tokens or, when generating, over what the cache holds of each row's sequence.
 static void attention_forward(Model* m, Block* b) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
     Mat cache = m->cache[b - m->blocks];
     bool cached = m->extending && !m->fresh;
     Prep prep = linear_input_prep(&m->linear, &b->x[LINEAR_O]);
-    if (prep.rotate || cached) prep = kPrepNone;   // attention finds only the maximum of what it writes, with a cache not even that
+    if (prep.rotate || cached) prep = kPrepNone;   // attention_forward finds only an un-rotated maximum, attention_cached none
     if (cached) ops->attention_cached(b->att, cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
     else ops->attention_forward(b->att, b->lse, b->qkv, attention_shape(m), prep.absmax);
     if (m->fresh) ops->attention_append(cache, b->qkv, m->slot, m->pos, m->opt.positions, c->NH, c->NKV, c->HD);
@@ -474,7 +475,7 @@ static void attention_forward(Model* m, Block* b) {
 
 static const Mat kNothing = {NULL, 0, 0, 0, F32};
 
-// From h1 on to gate_up and act; leaves res2.
+// A block from h1 to act; leaves qkv, att, res2, h2 and gate_up too.
 static void block_middle(Model* m, Block* b, const Unit* u) {
     const Config* c = &m->c;
     block_linear_forward(m, b, u, LINEAR_QKV, b->qkv);
@@ -486,7 +487,7 @@ static void block_middle(Model* m, Block* b, const Unit* u) {
     swiglu_forward(m, b);
 }
 
-// `below` is the block under it, NULL for the first, whose input the embedding has written to res1.
+// `below`: the block before b; NULL for the first, whose input the embedding has written to res1.
 static void block_forward(Model* m, Block* b, const Block* below, const Unit* u) {
     Mat x = below ? below->res2 : b->res1, delta = below ? m->branch : kNothing;
     norm_forward(m, b, u, LINEAR_QKV, b->h1, b->rstd1, b->res1, x, delta);
@@ -494,7 +495,7 @@ static void block_forward(Model* m, Block* b, const Block* below, const Unit* u)
     block_linear_forward(m, b, u, LINEAR_DOWN, m->branch);
 }
 
-// Makes again, by the same calls, what --recompute did not keep.
+// Makes again, by the calls of the forward pass, the activations that --recompute did not keep.
 static void block_again(Model* m, Block* b, const Unit* u) {
     if (m->opt.recompute == RECOMPUTE_NONE) return;
     m->remaking = m->frozen && !m->hut;
@@ -508,10 +509,10 @@ static void block_again(Model* m, Block* b, const Unit* u) {
     m->remaking = false;
 }
 
-// ---- backward of a block: dres holds the gradient of its output, and then of its input.
+// ---- backward of a block: dres holds the gradient of the block's output before, and of its input after
 
-// A linear's unquantized input, made again where only its codes were kept: in the memory that its producer wrote to, which nothing
-// else uses in the backward pass.
+// A linear's unquantized input. A norm's or SwiGLU's output is made again, since only its codes may have been kept, in the memory that
+// its producer wrote to, which nothing else uses in the backward pass.
 static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     Mat x = linear_input(b, linear), w = kLinears[linear].norm == kStacks ? kNothing : u->w[kLinears[linear].norm];
     float eps = m->c.norm_eps;
@@ -521,7 +522,7 @@ static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     return x;
 }
 
-// What the adapter of a linear adds to dx (data NULL: not wanted), and its gradients.
+// LoRA's part of a linear's backward pass: adds to dx (data NULL: not wanted), and makes the gradients of A and B.
 static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     const BlockLinear* l = &kLinears[linear];
     Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
@@ -529,7 +530,7 @@ static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, M
                   linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
-// The factors' gradients of a linear, from dw, that of its effective weight as G left it.
+// The gradients of HUT's factors of a linear, from dw, the gradient of its effective weight as G left it.
 static void block_hut_backward(Model* m, const Unit* u, int linear, Mat dw) {
     const BlockLinear* l = &kLinears[linear];
     linear_finish_grad(&m->linear, dw);
@@ -537,7 +538,7 @@ static void block_hut_backward(Model* m, const Unit* u, int linear, Mat dw) {
                  u->w[l->a], u->w[l->b], m->effective[linear].data);
 }
 
-// dx = dy W (data NULL: nobody below wants it) and dW of one of the block's linears, or its adapter's gradients.
+// dx = dy W (data NULL: not wanted) and dW of one of the block's linears, or its adapter's gradients.
 static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
     Stack stack = kLinears[linear].stack;
     int layer = (int)(b - m->blocks);
@@ -555,14 +556,14 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
 
 static float* grad_maxima(const Model* m, const Block* b, int linear) { return linear_grad_maxima(&m->linear, &b->dy[linear]); }
 
-// Where a norm's gradient is added up.
+// The gradient of a norm's weight, to be added to: zeroed if it is fresh, a dummy if the norm is frozen.
 static Mat norm_grad(const Model* m, const Unit* u, Stack stack) {
     if (m->frozen) return m->no_grad;
     if (u->fresh) m->ops->zero(u->g[stack].data, mat_bytes(u->g[stack]));
     return u->g[stack];
 }
 
-// `below` is the block under it, whose output's gradient this block's input gradient is; NULL for the first.
+// `below`: the block before b, whose output is b's input; NULL for the first.
 static void block_backward(Model* m, Block* b, const Block* below, const Unit* u) {
     const Config* c = &m->c;
     const Ops* ops = m->ops;
@@ -599,7 +600,7 @@ static const Unit* acquire_block(Model* m, int l, Pass pass) {
     return u;
 }
 
-// The embedding, which every pass begins with. Weights of another version than before: what was prepared of the old ones is stale.
+// The embedding, with which every forward pass begins. If the weights' version has changed, what was prepared of them is stale.
 static const Unit* acquire_first(Model* m) {
     const Unit* u = shard_acquire(m->shard, 0, FORWARD);
     if (u->version == m->version) return u;
@@ -610,7 +611,7 @@ static const Unit* acquire_first(Model* m) {
     return u;
 }
 
-// The host's arrays of `count` ints each go to m->inputs, one after the other, in one copy.
+// Copies the host's arrays of `count` ints each to m->inputs, one after the other, in one upload.
 static void upload_inputs(Model* m, const int* const from[], const int** const to[], int arrays, int count) {
     for (int i = 0; i < arrays; i++) {
         memcpy(m->host_inputs + (size_t)i * count, from[i], sizeof(int) * (size_t)count);
@@ -633,7 +634,7 @@ typedef struct {
     Linear linear;
     InputOperand in;
     GradOperand dy;   // of the logits
-    Prep prep;        // what the final norm does for it
+    Prep prep;        // what the final norm finds for `in`
     Mat h, logits;
 } HeadPiece;
 
@@ -651,7 +652,7 @@ static HeadPiece head_piece(const Model* m, Mat h, int row) {
     return p;
 }
 
-// Embedding, all blocks, final norm of what has been uploaded: leaves m->h.
+// Embedding, all blocks and final norm of the uploaded batch; leaves m->h.
 static void trunk_forward(Model* m) {
     int L = m->c.L;
     m->ops->zero(m->batch_maxima, m->batch_maxima_bytes);
@@ -690,7 +691,7 @@ void model_loss(Model* m, const Batch* batch, float* loss) {
     }
 }
 
-// The logits after the first `rows` rows of h, which are of the final norm, as floats on the host.
+// The logits of the first `rows` rows of h (outputs of the final norm), as floats on the host.
 static void logits_to_host(Model* m, Mat h, int rows, float* out) {
     const Unit* head = acquire_head(m, FORWARD);
     size_t V = (size_t)m->c.V;
@@ -714,7 +715,8 @@ void model_logits(Model* m, const Batch* batch, float* out) {
     logits_to_host(m, m->h, m->BT, out);
 }
 
-// Whether each sequence among n rows begins in them, and has its rows side by side: then each is a document of one row of tokens.
+// Does each sequence among n rows begin in these rows (at position 0), with its rows side by side? If so, start and end (n) are set: the
+// rows are then one sequence of packed documents.
 static bool begins_sequences(int n, const int* slot, const int* pos, int* start, int* end) {
     for (int i = 0; i < n; i++) {
         bool goes_on = i && slot[i] == slot[i - 1] && pos[i] == pos[i - 1] + 1;
@@ -729,8 +731,8 @@ static int rounded_rows(const Model* m, int rows, int most) {
     return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
 }
 
-// Appends the tokens; the rows of the final norm after the wanted ones, and some more. What fills the batch up are copies of one token at
-// the start of the spare sequence, and of the first wanted row.
+// Appends the tokens, and returns the wanted rows of the final norm's output. Both counts are rounded up: the batch is padded with
+// token 0 at position 0 of the spare sequence, the wanted rows with copies of the first.
 static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
     check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
     int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
@@ -774,7 +776,7 @@ void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int 
     m->ops->download(best, m->best, sizeof(int) * (size_t)wanted_count);
 }
 
-// Loss, and the gradients of the head's weight and of h (into dh), one piece of logits after the other.
+// The loss, and the gradients of the head's weight and of h (into dh), piece by piece of logits.
 static void head_forward_backward(Model* m, float scale, float* loss) {
     const Unit* head = acquire_head(m, BACKWARD);
     Stack stack = head_stack(&m->c);

@@ -50,7 +50,7 @@ static inline size_t model_bytes_together(ModelBytes b) { return b.activations +
 // Forward and backward of one micro-batch. Gradients are scaled by `scale` (1 / trained tokens of the whole global batch) and
 // added to the units'. loss (B, T) on the backend receives the cross entropy of every position, 0 where none is scored.
 C_API void model_train_step(Model* m, const Batch* batch, float scale, float* loss);
-// The next micro-step's linears are observed. It has to be the first of its optimizer step.
+// Has the next micro-step, which must be the first of its optimizer step, observe its linears (quant_stats.h).
 C_API void model_observe(Model* m);
 C_API const QuantStats* model_quant_stats(const Model* m);
 // Forward only.
@@ -65,10 +65,10 @@ typedef struct {
     const int* pos;     // the token's position in it: rising within a sequence, from where the cache ends
 } NewTokens;
 // Appends the tokens to the cache and writes the logits after the rows wanted[0 .. wanted_count), floats (wanted_count, V) on the host.
-// On the CPU a sequence gets the bits that it gets alone. The logits of a model with a cache are not rounded to BF16, where the largest
-// would often be equals.
+// On the CPU a sequence gets the bits that it gets alone. A model with a cache does not round its logits to BF16, where several logits
+// would often tie for the largest.
 C_API void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits);
-// The same, but of the logits after each wanted row only which token has the largest (ops.h, argmax): best (wanted_count) on the host.
+// Like model_extend, but gives only the token with the largest logit after each wanted row (ops.h, argmax): best (wanted_count) on the host.
 C_API void model_extend_best(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, int* best);
 
 #endif

@@ -7,10 +7,11 @@
 typedef struct {
     ShardBytes shard;
     ModelBytes model;
-    size_t staging;    // what ranks and the backend hold for themselves from their start
+    size_t staging;    // what comm and the backend hold for themselves from their start (Comm.staging_bytes, Ops.workspace_bytes)
     size_t together;
 } MemoryPlan;
 
+// Only counts: nothing is allocated on the backend.
 C_API MemoryPlan memory_plan(const Config* config, const Ops* ops, const Comm* comm, const Recipe* recipe, ShardOptions shard, ModelOptions model);
 
 #endif

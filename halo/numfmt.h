@@ -169,8 +169,8 @@ NUMFMT float quant_scale(float absmax, Fmt fmt, float clip) {
     if (absmax == 0.0f) return 1.0f;
     return scale < smallest ? smallest : scale;   // NaN stays NaN
 }
-// codes = round(x * inverse), the same on every backend: one division an operand, one multiplication a value. It is max / (clip *
-// absmax) rounded once, and not 1/s: values that lie on a tie in exact arithmetic then stay there.
+// codes = round(x * inverse), the same on every backend: one division an operand, one multiplication a value. The inverse is
+// max / (clip * absmax) rounded once, and not 1/s: values that lie on a tie in exact arithmetic then stay there.
 NUMFMT float quant_inverse(float absmax, Fmt fmt, float clip) {
     float scale = quant_scale(absmax, fmt, clip);
     if (absmax == 0.0f || scale == f32_from_bits(0x00800000u)) return 1.0f / scale;

@@ -5,9 +5,10 @@
 // each, F the MLP's width; M, N, K in products. All work of a backend runs in call order; nothing but `download` and `sync`
 // waits for it.
 //
-// Words: a stack is the matrices of a layer that lie below each other as one (q, k and v; gate and up), a unit is what is gathered and
-// updated at a time: the embedding, a layer, or the tail. A piece is one stack of one unit, and a rank's share the rows of a piece that the
-// rank owns (shard.h). A place is where something lies: a gathered unit in memory, a value in a table.
+// Words: a stack is the matrices of a layer that lie below each other as one (q, k and v; gate and up). A unit is what is gathered and
+// updated at a time: the embedding, a layer, or the tail (final norm and head). A piece is one stack of one unit, and a share the rows of a
+// piece that one rank owns (shard.h). A place is memory that one thing at a time uses: a gathered unit, an octet in shared memory.
+// Kernels cut a matrix into items, strips, bands, chunks and units of their own: cuda/rotate/rotate.cuh says which.
 #ifndef HALO_OPS_H
 #define HALO_OPS_H
 
@@ -63,7 +64,7 @@ static inline int scale_count(int rows, int cols, Gran gran) {
 typedef enum { ROTATE_NONE, ROTATE_COLS, ROTATE_ROWS } RotateAxis;
 typedef struct {
     RotateAxis axis;
-    int block;
+    int block;   // only for ROTATE_ROWS
 } Rotation;
 static const Rotation kRotateNone = {ROTATE_NONE, 0};
 
@@ -135,9 +136,9 @@ typedef struct {
     uint64_t underflow;   // their code is 0
 } CodeCounts;
 
-// What the consumer of a producer's output y wants to know of it, so that a backend can find it on the way out: `absmax` is NULL
-// or one float that is raised to the largest |y|, or with `rotate` to the largest |y H| (features), of the y that was stored (the
-// caller zeroes it). y itself is always plain. The plain pieces one after the other are the definition.
+// The maximum that the consumer of a producer's output y needs, so that a backend can find it while writing y: `absmax` is NULL or
+// one float, zeroed by the caller, that is raised to the largest |y|, or with `rotate` to the largest |y H| (features), of y as it was
+// stored. y itself is never rotated. The result is defined by the separate ops one after the other: the producer, then rotate or absmax.
 typedef struct {
     bool rotate;
     float* absmax;
@@ -203,8 +204,8 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
-    // ---- how many rows a batch of `rows` had better have where their number changes from call to call: a GPU's products are planned, and
-    // large ones timed, once per shape, so that it wants few of them. Never fewer rows; of more rows never fewer. NULL: any number is as good.
+    // ---- the number of rows, at least `rows`, to which a batch should be padded where batches differ in size. A GPU's products are planned,
+    // and large ones timed, once per shape, so that few different shapes are better. Never falls as `rows` grows. NULL: any number is as good.
     int (*round_rows)(int rows);
 
     // ---- embedding. `order` (BT) holds the token positions sorted by token id, equal ids by position: it makes the sum's
@@ -225,7 +226,7 @@ typedef struct Ops {
     void (*rope)(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax);
 
     // ---- attention: y (BT, NH HD), lse (B, NH, T): log-sum-exp of the scaled scores
-    // (y is kept for the backward pass as it is, so only the maximum is taken on the way out: *absmax is raised unless NULL)
+    // *absmax (unless NULL) is raised to the largest |y|
     void (*attention_forward)(Mat y, float* lse, Mat qkv, Attn shape, float* absmax);
     void (*attention_backward)(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch);
     size_t (*attention_scratch)(Attn shape);
@@ -258,16 +259,16 @@ typedef struct Ops {
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
     // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens.
-    // absmax (or NULL) is raised to what was written; with y.data NULL nothing is, and *absmax is raised to the FP32 magnitudes.
+    // *absmax (unless NULL) is raised to the largest magnitude written; with y.data NULL nothing is written, and the FP32 values count.
     void (*rotate)(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax);
     void (*absmax)(float* absmax, Mat x);                          // raises *absmax
     // codes and/or transposed codes (a NULL data is not wanted) and scales of x. PER_TENSOR reads *absmax; the others find their own
-    // maxima. NO_SCALE casts. A rotated x takes PER_TENSOR: it turns in FP32, and codes are of those values; for ROTATE_ROWS q and x
-    // may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
+    // maxima. NO_SCALE casts. A rotated x takes PER_TENSOR; its FP32 values after the rotation are what is quantized; for ROTATE_ROWS q
+    // and x may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
     // lies within 2^-14 of the maximum of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
 
-    // Adds what quantizing x as `how` says does to its values; rotating it is the caller's. Maxima as in quantize.
+    // Adds to *counts what quantizing x as `how` says does to its values. x is rotated already if `how` rotates. absmax as in quantize.
     void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);
 
     // ---- sums and the optimizer

@@ -23,7 +23,7 @@ void optim_free(Optim* o) {
     o->ops->release(o->grad_scale);
 }
 
-// Clipping needs the norm before the update, which costs a pass over all gradients; else it is found on the way.
+// Clipping needs the gradient's norm before the update, which costs a pass over all gradients; else the update itself sums the squares.
 static bool clips(const OptimConfig* c) { return c->max_norm > 0; }
 
 void optim_step(Optim* o, Shard* shard, int step) {

@@ -21,16 +21,17 @@ C_API float optim_lr(const OptimConfig* config, int step);
 typedef struct {
     const Ops* ops;
     OptimConfig config;
-    // On the backend, of the last step's gradient. With clipping the first of square_sums is the sum of squares, the others are 0; without
-    // they are this rank's rows', to be added up.
+    // On the backend, of the last step's gradient. With clipping, square_sums[0] is the sum of squares over all ranks and the others are 0;
+    // without, the sum of all kSquareSums is that of this rank's rows.
     float* square_sums;
     float* grad_scale;
 } Optim;
 
+// Allocates square_sums and grad_scale; optim_free releases them.
 C_API Optim optim_new(const Ops* ops, OptimConfig config);
 C_API void optim_free(Optim* o);
-// One update with the gradients that the shard is reducing; `step` counts from 1. With clipping, a norm that is not finite leaves the weights as
-// they are; without, the norm is known only afterwards.
+// One update, with the gradients whose reduction shard_reduce_gradients has started; `step` counts from 1. With clipping, a norm that is
+// not finite leaves the weights as they are; without, the norm is known only after the update.
 C_API void optim_step(Optim* o, Shard* shard, int step);
 // The norm of the last step's gradient before clipping; all ranks call it together, and wait.
 C_API float optim_grad_norm(const Optim* o, const Shard* shard);

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <math.h>
 
-// TRISTATE: auto, on or off (with the values 0, 1, 2), where on may be left out, as of a switch; as text yes and no, as a switch's.
+// TRISTATE: auto, on or off, stored as 0, 1 or 2. Like a switch, a bare flag means on, and its values are shown as yes and no.
 typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH, TRISTATE } FlagType;
 
 typedef struct {
@@ -12,9 +12,9 @@ typedef struct {
     FlagType type;
     size_t at;             // of the field in Options
     int commands;
-    bool defines_run;      // a resumed run must have it as it was
+    bool defines_run;      // a resumed run must keep this flag's value
     const char* fallback;
-    const char* choices;   // "a|b|c" (of a CHOICE: in the order of its enum), or in capitals what the value is
+    const char* choices;   // "a|b|c" (of a CHOICE: in the order of its enum), or in capitals what kind of value is expected
     const char* help;
 } Flag;
 
@@ -104,14 +104,14 @@ static const Flag kFlags[] = {
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
-// What defines a run names its checkpoints too.
+// export also takes the flags that define a run, since they tell which run's checkpoints are meant.
 static bool takes(const Flag* f, int command) {
     return (f->commands & command) || (command == EXPORT && f->defines_run && (f->commands & TRAIN));
 }
 
 static void* field(Options* o, const Flag* f) { return (char*)o + f->at; }
 
-// The number of `value` among the words "a|b|c", -1: it is none of them.
+// The number of `value` among the words "a|b|c"; -1 if it is none of them.
 static int word_number(const char* value, const char* words) {
     size_t n = strlen(value);
     if (strchr(value, '|')) return -1;
@@ -344,7 +344,7 @@ const Recipe* options_recipe(const Options* o) {
     return r;
 }
 
-// Tokens of one optimizer step on all ranks are counted in ints, and a micro-step's number is 20 bits of its noise (shard.h).
+// Tokens of one optimizer step on all ranks are counted in ints, and a micro-step's number is 20 bits of its noise (shard.c, grad_noise).
 enum { kMostStepTokens = 1 << 30, kMostMicroSteps = 1 << 20, kMostMicroStepTokens = 1 << 24 };
 
 static void check_batch(const Options* o, int ranks) {
@@ -361,7 +361,7 @@ static void check_micro_batch(const Options* o) {
         user_error("--batch %d --seq %d: more than %d tokens a micro-step", o->batch, o->seq, (int)kMostMicroStepTokens);
 }
 
-// What training's recipe asks of the other flags.
+// What the recipe demands of the other flags.
 static void check_recipe(const Options* o, int command, int ranks) {
     const Recipe* r = options_recipe(o);
     if ((command & (TRAIN | BENCH)) && r->ge.fmt == INT8 && o->batch * o->seq > kInt8Longest)
@@ -375,7 +375,7 @@ static void check_recipe(const Options* o, int command, int ranks) {
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
 }
 
-// Numbers are used as floats: what is above their range, or vanishes in it, is not what was asked for.
+// These numbers become floats: one that overflows a float, or becomes 0 there, would not be what the user asked for.
 static void check_floats(const Options* o) {
     const struct {
         const char* name;
@@ -441,7 +441,7 @@ static void check_train(const Options* o) {
     if (!o->out && o->keep_best) user_error("--keep-best: name the folder to save in with --out DIR");
 }
 
-// One of the words, or a template's file.
+// --chat: one of the words, or a template's file.
 static void check_chat(const Options* o, int command) {
     if (!(command & (TRAIN | EVAL | GENERATE | INSPECT)) || word_number(o->chat, "auto|llama3|chatml|none") >= 0) return;
     if (access(o->chat, R_OK)) user_error("--chat %s: must be auto|llama3|chatml|none, or the file of a chat template", o->chat);

@@ -6,7 +6,7 @@
 #include "optim.h"
 
 // Choices, in the order of their words in the table of flags. Those that the model and the optimizer know have their own types:
-// Recompute (llama3.h), Schedule (optim.h), Fmt for what is kept as "fp32" or "bf16".
+// Recompute (llama3.h), Schedule (optim.h), Fmt for a choice of "fp32" or "bf16".
 typedef enum { BACKEND_AUTO, BACKEND_CUDA, BACKEND_CPU, BACKEND_CPU_F32 } BackendChoice;
 typedef enum { HEAD_BF16, HEAD_FP8 } HeadChoice;
 typedef enum { MASTER_FP32, MASTER_BF16_SR } MasterChoice;
@@ -55,8 +55,8 @@ typedef struct {
     int (*run)(Options o);   // the exit code
 } Command;
 
-// The flags that define a training run, with their values ("" for an unset one): what every run that goes on from its checkpoints
-// has to share; or all of training's, which its ranks share. Returns how many; `flags` must not move, since values may point into it.
+// The flags of training with their values ("" for an unset one). all: every one, which the ranks of a run must have in common; else those
+// that a run resumed from its checkpoints must keep. Returns how many; `flags` must not move, since values may point into it.
 enum { kMaxRunFlags = 128 };
 typedef struct {
     const char *name, *value;
@@ -79,7 +79,7 @@ C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
 C_API const Recipe* options_recipe(const Options* o);
 
-// The adapter that the flags describe, none without --adapter. What --target names is a comma-separated list, or all-linear.
+// The adapter that the flags describe, ADAPTER_NONE without --adapter. --target is a comma-separated list of matrices, or all-linear.
 C_API Adapter options_adapter(const Options* o);
 
 // The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a

@@ -53,13 +53,13 @@ void profile_begin(void) {
     noting = true;
 }
 
-// The times are read at once: marks made after this may take the places of those made before.
+// Reads all times at once, since marks that are made later may reuse the places of these.
 void profile_end(void) {
     noting = false;
     for (int i = 0; i < note_count; i++) notes[i].ms = inner->marked_ms(notes[i].from, notes[i].to);
 }
 
-// ---- what a call moves. Matrices count by their values, not by what lies between their rows.
+// ---- what a call moves, in bytes. A matrix counts with its values, not with gaps between its rows.
 static double size_of(Mat m) { return m.data ? (double)m.rows * m.cols * (double)fmt_bytes(m.fmt) : 0; }
 
 static void copy(void* dst, const void* src, size_t bytes) {
@@ -97,7 +97,7 @@ static void rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV,
     inner->rope(qkv, cos_sin, pos, NH, NKV, HD, inverse, absmax);
     end("rope", from, (2.0 * (NH + NKV) + (absmax ? NKV : 0)) * qkv.rows * HD * (double)fmt_bytes(qkv.fmt));
 }
-// Multiplications of a causal sequence; documents and padding make it less.
+// FLOPs of one of attention's products over causal sequences; documents and padding lower the true number.
 static double attention_flops(Attn s) { return (double)s.B * s.NH * s.T * s.T * s.HD; }
 static void attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) {
     int from = begin();
@@ -109,7 +109,7 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     inner->attention_backward(dqkv, dy, y, qkv, lse, shape, scratch);
     end_as("attention backward", false, from, size_of(qkv) + size_of(dqkv) + size_of(y) + size_of(dy), 5 * attention_flops(shape));
 }
-// At most the whole cache is read: how much of it is known on the backend alone.
+// An upper bound, all of the cache: only the backend knows how much of the cache is read.
 static void attention_cached(Mat y, Mat cache, Mat qkv, const int* slot, const int* pos, int positions, int NH, int NKV, int HD) {
     int from = begin();
     inner->attention_cached(y, cache, qkv, slot, pos, positions, NH, NKV, HD);

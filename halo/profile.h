@@ -1,5 +1,5 @@
-// Where the time of a step goes: a table of Ops around another one. Every call of a layer, product or quantizer is noted with
-// what it has to move and to multiply, and with marks (ops.h) before and behind it.
+// Where the time of a step goes: a table of Ops around another one. It notes every call of a layer, product or quantizer, with the
+// bytes that the call must move, its multiplications, and marks (ops.h) before and behind the call.
 //
 // Floors: bytes over the copy bandwidth, each input read once and each output written once; multiplications over the rate of
 // the plain product, or of a product of codes where they are of codes. The larger of the two is a call's floor.
@@ -8,22 +8,22 @@
 
 #include "comm/comm.h"
 
-// What runs through the returned table is noted, until the program ends; `inner` does the work. One table at a time.
+// A table that notes its calls (between profile_begin and profile_end) and has `inner` do the work. One table at a time.
 C_API const Ops* profile_ops(const Ops* inner);
-// The same around the waits for transfers: what `ops` stands still in them is the family "waiting for ranks".
+// A Comm around another one: the time for which `ops` is idle until a transfer arrives is the family "waiting for ranks".
 C_API const Comm* profile_comm(const Comm* comm, const Ops* ops);
-// Noting starts, and ends; what was noted before is forgotten.
+// Starts noting, after forgetting what was noted before; ends noting.
 C_API void profile_begin(void);
 C_API void profile_end(void);
-C_API double profile_waited_ms(void);   // in all that was noted
+C_API double profile_waited_ms(void);   // for transfers, over all steps noted
 
 typedef struct {
     double copy_gbs;       // bytes read and written by a copy
     double plain_tflops;   // BF16 (F32 on cpu_f32) products
     double coded_tflops;   // products of 8-bit codes; 0: none were measured
 } Ceilings;
-// A line per family of calls: milliseconds and share of `step_ms`, GB/s, TFLOP/s, share of the floor. `steps` were noted, of
-// which each took step_ms when nothing was noted: what no call accounts for is printed as idle.
+// Prints a line per family of calls: milliseconds and percent of `step_ms`, GB/s, TFLOP/s, percent of the floor. `steps` steps were noted;
+// step_ms is what a step takes without noting, and the part of it that no call accounts for is printed as idle.
 C_API void profile_print(Ceilings ceilings, int steps, double step_ms);
 
 #endif

@@ -11,7 +11,7 @@ static struct {
     void (*abort_job)(int exit_code);
     DeviceProgress (*look)(void);
     void (*volatile give_up)(void);
-    DeviceProgress device;   // when last looked at; under device_lock: one thread writes it, another reads it
+    DeviceProgress device;   // what `look` returned last; under device_lock, since two threads use it
     volatile int step, layer;
     const char* volatile phase;
     const char* volatile collective;
@@ -20,7 +20,7 @@ static struct {
     pthread_t thread, device_thread;
 } here = {0, 1, 0, NULL, NULL, NULL, {0, false, {0, -1, NULL, NULL}, NULL}, 0, -1, "start", NULL, 0, false, false, 0, 0};
 
-// A job that is being ended computes with what has not arrived: nothing of it may be printed or saved.
+// Once the job is being ended, transfers may be incomplete: this thread stops here for good, so that no wrong result is printed or saved.
 static void change(void) {
     __atomic_fetch_add(&here.changes, 1, __ATOMIC_RELAXED);
     while (here.ending) pause();
@@ -54,7 +54,7 @@ static DeviceProgress device_progress(void) {
     return device;
 }
 
-// A signal handler may have interrupted the lock's holder: the report then says where the host is.
+// Only tries the lock, since a signal handler may have interrupted its holder: the report then says where the host is.
 static void device_place(ProgressPlace* place) {
     if (pthread_mutex_trylock(&device_lock)) return;
     if (here.device.busy) *place = here.device.at;
@@ -109,7 +109,7 @@ static void* watch(void* unused) {
     return NULL;
 }
 
-// On a thread of its own: where a driver that waits for the device makes it wait too, the watchdog still runs.
+// On a thread of its own: if the driver blocks this call while it waits for the device, the watchdog still runs.
 static void* watch_device(void* unused) {
     (void)unused;
     while (here.watching) {

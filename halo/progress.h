@@ -1,7 +1,7 @@
-// Where this rank is: step, phase, layer, collective. A watchdog thread ends the whole job when that stops changing, and says
-// where everybody was: a rank that hangs outside a collective names itself, the others name the collective they wait in.
+// Where this rank is: step, phase, layer, collective. A watchdog thread ends the whole job when this place stops changing, and every
+// rank says where it was: a rank that hangs outside a collective names itself, the others name the collective they wait in.
 //
-// A GPU is behind its host: what the host has queued is labelled with its place then, and the watchdog asks how far the GPU is.
+// A GPU runs behind its host: queued work is labelled with the host's place at that time, and the watchdog asks how far the GPU is.
 #ifndef HALO_PROGRESS_H
 #define HALO_PROGRESS_H
 
@@ -28,11 +28,11 @@ C_API void progress_stop_watching(void);
 // How far a device is with what the host has queued.
 typedef struct {
     unsigned long finished;   // a change is progress
-    bool busy;                // there is work left, and it is at:
+    bool busy;                // there is work left, and the device is at:
     ProgressPlace at;
-    const char* error;        // it will never be done; or NULL
+    const char* error;        // why the work left will never be done; or NULL
 } DeviceProgress;
-// The watchdog asks from now on, on a thread of its own, and calls `give_up` before it ends the job.
+// From now on a second thread calls `look` for the watchdog, which calls `give_up` before it ends the job.
 C_API void progress_watch_device(DeviceProgress (*look)(void), void (*give_up)(void));
 // "rank 1 of 4: step 12, backward, layer 3, in all_gather" to standard error, at once; callable from a signal handler.
 C_API void progress_report(const char* why);

@@ -35,7 +35,7 @@ void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd how, 
         q->ops->count_codes(&s->counts, how.rotate ? rotated : x, how.rotate ? &s->rotated_absmax : &s->absmax, how);
 }
 
-// The cosine is that of rotated dW with the rotated shadow: H is orthonormal. a.b is had from |a + b|^2.
+// If dW is rotated, the shadow is rotated too: H is orthonormal, so the cosine is the same. Their inner product comes from |a + b|^2.
 void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, bool rotated, Mat dy, Mat x) {
     Mat shadow = mat(q->shadow, dw.rows, dw.cols, F32);
     q->ops->gemm(shadow, plain_side(dy, true), plain_side(x, true), 0);

@@ -15,11 +15,11 @@
 
 typedef struct {
     CodeCounts counts;             // of the operand as it is quantized
-    float absmax, rotated_absmax;  // the second is 0 if the recipe doesn't rotate it
+    float absmax, rotated_absmax;  // rotated_absmax is 0 if the recipe doesn't rotate the operand
 } OperandStats;
 
-// One linear, on the backend. An operand has two entries: as F, F and E read X, W and dY, and as G, E and G do where the recipe
-// prepares it in another way.
+// One linear, on the backend. An operand has two entries. Entry 0: X and W as F reads them, dY as E does. Entry 1: X as G reads it, W as
+// E, dY as G, if the recipe prepares this form in another way.
 typedef struct {
     OperandStats x[2], w[kMaxParts][2], dy[kMaxParts][2];
     float squares[kMaxParts][3];   // sums of squares of dW, of its shadow, and of the sum of both
@@ -47,7 +47,7 @@ C_API void quant_stats_operand(const QuantStats* q, OperandStats* s, Mat x, Opnd
 // One matrix's dw (N,K), rotated along K or not, and the plain dy (M,N) and x (M,K) that it comes from.
 C_API void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, bool rotated, Mat dy, Mat x);
 
-// What one matrix's dW has in common with its shadow; NaN if one of them is all zero.
+// The cosine of the angle between one matrix's dW and its shadow; NaN if one of them is all zero.
 C_API double quant_stats_cosine(const float squares[3]);
 // Prints a summary of what was observed in `step`; to `log`, unless NULL, all of it as one line of JSON:
 //   {"step": 1, "quant_stats": [{"layer": 0, "linear": "qkv", "x": OPERAND, "matrices":

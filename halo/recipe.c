@@ -12,7 +12,7 @@
 #define BLOCKQ(fmt)  {fmt, PER_BLOCK32, false, CLIP_##fmt}   // one scale a block of 32 x 32
 #define CAST(fmt)    {fmt, NO_SCALE, false, 1.0f}            // as it is
 
-// A level's first row is in the format that it is meant for: what --dtype auto stands for.
+// The first row of a level is in the format that the level is meant for, which --dtype auto picks.
 static const Recipe kRecipes[] = {
     //                  F: X            W               E: dY           W               G: dY           X
     {"bf16",            CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16),     CAST(BF16)},
@@ -29,7 +29,7 @@ static const Recipe kRecipes[] = {
     {"halo2-fp8",       HQ(FP8_E4M3),   HQ(FP8_E4M3),   HQ(FP8_E4M3),   HQ(FP8_E4M3),   Q(FP8_E4M3),    HQ(FP8_E4M3)},
     {"halo2-fp6",       HQ(FP6_E3M2),   HQ(FP6_E3M2),   HQ(FP6_E3M2),   HQ(FP6_E3M2),   Q(FP6_E3M2),    HQ(FP6_E3M2)},
 
-    // The speed bound: no scales, so its numbers mean nothing.
+    // An upper bound of speed: no scales, so that the trained weights mean nothing.
     {"haloi-int8",      CAST(INT8),     CAST(INT8),     CAST(INT8),     CAST(INT8),     CAST(INT8),     CAST(INT8)},
     {"haloi-fp8",       CAST(FP8_E4M3), CAST(FP8_E4M3), CAST(FP8_E4M3), CAST(FP8_E4M3), CAST(FP8_E4M3), CAST(FP8_E4M3)},
     {"haloi-fp6",       CAST(FP6_E3M2), CAST(FP6_E3M2), CAST(FP6_E3M2), CAST(FP6_E3M2), CAST(FP6_E3M2), CAST(FP6_E3M2)},
@@ -99,7 +99,7 @@ const Recipe* recipe_find(const char* name) {
     return NULL;
 }
 
-// Is this the row of the level in this dtype, or in any?
+// Is this row of the given level, and in the given dtype (NULL: any)?
 static bool is_row(const Recipe* r, const char* level, const char* dtype) {
     size_t n = strlen(level);
     if (strncmp(r->name, level, n)) return false;

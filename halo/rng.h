@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a random stream without state. The
-// same counter and key give the same four words on every backend, so a value's noise depends on what it is for and never on
-// which thread draws it.
+// same counter and key give the same four words on every backend, so that a value's noise depends on the value's place and use,
+// and never on the thread that draws it.
 #ifndef HALO_RNG_H
 #define HALO_RNG_H
 
@@ -32,7 +32,7 @@ NUMFMT Philox random_words(uint64_t seed, uint64_t index, uint64_t stream) {
 }
 
 // Noise for stochastic rounding: 16 bits a value. Eight neighbouring values share the words of one octet, value i of all takes half
-// i % 8; `use` (0 to 3) separates what is rounded in one place.
+// i % 8; `use` (0 to 3) separates values of the same index that are rounded for different purposes.
 enum { kNoiseOctet = 8 };
 enum { kParamNoise, kMNoise, kVNoise, kGradNoise };   // uses: an update's three stores, and gradients that add up
 enum { kDropNoise = kParamNoise };                    // dropout, whose streams are its own (llama3.c)
@@ -44,7 +44,7 @@ NUMFMT uint32_t noise_of_value(uint64_t seed, uint64_t index, int use, uint64_t 
     return noise_half(noise_words(seed, index / kNoiseOctet, use, stream), (int)(index % kNoiseOctet));
 }
 
-// Dropout drops a value whose 16 bits of noise are below this; what is kept is divided by the probability that this comes to.
+// Dropout drops a value whose 16 bits of noise are below the threshold. Kept values are multiplied by the factor: 1 / (their probability).
 NUMFMT uint32_t dropout_threshold(float p) { return (uint32_t)(p * 65536.0f + 0.5f); }
 NUMFMT float dropout_factor(float p) { return 65536.0f / (65536.0f - (float)dropout_threshold(p)); }
 

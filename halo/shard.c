@@ -21,7 +21,7 @@ static void describe_piece(const Shard* s, Piece* p, int unit, Stack stack) {
     p->full = s->full_values;
 }
 
-// The values that the flat arrays hold of a piece: this rank's share, and the whole matrix.
+// The values that a piece takes in the flat arrays, padding included: of this rank's share, and of the whole matrix.
 static size_t share_values(const Piece* p) { return round_up((size_t)p->share * p->cols, kPieceAlign); }
 static size_t whole_values(const Shard* s, const Piece* p) {
     return s->owns_all ? share_values(p) : round_up((size_t)p->share * p->cols * s->comm->ranks, kPieceAlign);
@@ -48,7 +48,7 @@ static void lay_out(Shard* s) {
             noise += (uint64_t)p->rows * p->cols;
             p->gathered = codes && linear_of_stack(stack) >= 0 ? kAsCodes : gathered;
             if (!travels_as_codes(p)) gathered += whole_values(s, p);
-            if (held && travels_as_codes(p)) continue;   // nothing in the flat arrays
+            if (held && travels_as_codes(p)) continue;   // HqFsdp alone holds this piece: it takes no room in the flat arrays
             s->local_values += share_values(p);
             s->full_values += whole_values(s, p);
         }
@@ -67,7 +67,7 @@ bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions opti
 
 static int code_ranks(const Shard* s) { return s->owns_all ? 1 : s->comm->ranks; }
 
-// Of the weights that are kept as the layers read them; a frozen model's codes are not among them.
+// Bytes of `weights`: those kept in the format that layers read. A frozen model's codes are not among them.
 static size_t flat_weight_bytes(const Shard* s) { return (gathers(s) ? s->local_values : s->full_values) * act_bytes(s); }
 
 ShardBytes shard_count_bytes(const Shard* s) {
@@ -77,7 +77,7 @@ ShardBytes shard_count_bytes(const Shard* s) {
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
     if (holds_codes(s) || shard_gathers_codes(s->comm, s->opt))
         b.gathered += hqfsdp_bytes(&s->c, &s->linear, code_ranks(s), s->pieces, s->count, s->ring);
-    if (holds_codes(s)) {   // they are the weights
+    if (holds_codes(s)) {   // this rank's codes are its weights
         size_t own = hqfsdp_own_bytes(&s->linear, s->pieces, s->count);
         b.weights += own;
         b.gathered -= own;
@@ -90,7 +90,8 @@ ShardBytes shard_count_bytes(const Shard* s) {
     return b;
 }
 
-// A frozen model has weights alone, whole or cut. Its adapter is small: every rank holds it whole, and updates its share.
+// Sets stage and options of a part. A frozen model has weights alone, whole or cut. Its adapter is small: every rank holds it whole, and
+// updates its own share.
 static void share_out(Shard* s) {
     s->zero = stage_of(s->comm, &s->opt);
     if (s->c.adapter.kind == ADAPTER_NONE) return;
@@ -141,7 +142,7 @@ ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, S
     return b;
 }
 
-// Memory for whole weights and for a micro-step's gradients, all of it empty.
+// Makes the places, for whole weights and for a micro-step's gradients; no unit is in any.
 static void make_places(Shard* s) {
     s->places = (GatherPlace*)host_alloc(sizeof(GatherPlace) * (size_t)(2 + s->ring));
     s->grad_places = (GatherPlace*)host_alloc(sizeof(GatherPlace) * (size_t)(2 + s->grad_ring));
@@ -202,7 +203,7 @@ void shard_free(Shard* s) {
 
 // ---- units
 
-// This rank's rows of the linears as codes, from its weights; their scales are those of the whole matrices.
+// Quantizes this rank's rows of the linears, with the scales of the whole matrices, from its weights.
 static void quantize_own_rows(Shard* s) {
     if (!s->codes || holds_codes(s)) return;
     progress_phase("quantizing weights", -1);
@@ -219,12 +220,10 @@ void shard_wait_for(const Shard* s, Transfer* transfer) {
     *transfer = 0;
 }
 
-// The gradients in this place have been read: new ones may go there.
 void shard_wait_for_gradients(const Shard* s, const GatherPlace* place) {
     if (place->unit >= 0) shard_wait_for(s, &s->reduced[place->unit]);
 }
 
-// The gathering of a unit, unless it is there or on its way.
 void shard_start_gather(Shard* s, int unit) {
     GatherPlace* place = place_of(s, unit);
     if (s->owns_all || place->unit == unit || is_empty(s, unit)) return;
@@ -241,7 +240,6 @@ void shard_wait_for_places(Shard* s) {
     for (int i = 0; i < 2 + s->ring; i++) shard_wait_for(s, &s->places[i].transfer);
 }
 
-// The weights are about to change, or have changed: waits for gathers in flight, then marks every gathered copy stale.
 void shard_forget_gathered(Shard* s) {
     shard_wait_for_places(s);
     for (int i = 0; i < 2 + s->ring; i++) s->places[i].unit = -1;
@@ -250,9 +248,9 @@ void shard_forget_gathered(Shard* s) {
 
 bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
 
-// What a unit has of the adapter joins the frozen weights: its gradients are the only ones.
+// Adds the adapter's stacks of a unit, and its gradients, to the frozen unit, which has none of its own.
 static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {
-    if (kind == ADAPTER_HUT) u->version += adapter->version;   // both only grow: what is prepared depends on the adapter too
+    if (kind == ADAPTER_HUT) u->version += adapter->version;   // HUT's prepared weights depend on both; both numbers only grow
     u->fresh = adapter->fresh;
     u->step = adapter->step;
     u->micro_batch = adapter->micro_batch;
@@ -264,7 +262,7 @@ static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {
 
 const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
     shard_start_gather(s, unit);
-    // What comes next has its place already: the layer that was there is behind the model.
+    // The next layers can be gathered already: the model has finished with the layers that had their places.
     for (int ahead = 1; ahead < s->ring; ahead++) {
         int next = unit + (pass == FORWARD ? ahead : -ahead);
         if (next >= 1 && next <= s->c.L) shard_start_gather(s, next);
@@ -292,14 +290,14 @@ const Unit* shard_acquire(Shard* s, int unit, Pass pass) {
     return &s->unit;
 }
 
-// Of a piece's gradients, as this micro-step adds to them. The ranks of stages 0 and 1 each have a sum of their own.
+// The noise with which this micro-step's gradients of a piece are added. In stages 0 and 1 each rank rounds a sum of its own.
 static Noise grad_noise(const Shard* s, const Piece* p) {
     uint64_t rank = reduces_each_micro_step(s) ? 0 : (uint64_t)s->comm->rank;
     Noise noise = {s->opt.seed, (uint64_t)s->step << 32 | (uint64_t)s->micro_step << 12 | rank, p->noise_offset};
     return noise;
 }
 
-// The gradients of a unit over all ranks, as far as the stage keeps them.
+// Starts the sum of a unit's gradients over all ranks: of the whole unit in stage 0, else of this rank's rows.
 static void start_reduce(Shard* s, int unit, bool add) {
     if (is_empty(s, unit)) return;
     for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
@@ -346,7 +344,7 @@ void shard_reduce_gradients(Shard* s) {
     progress_phase("reducing gradients", -1);
     s->unfinished = true;
     bool once = s->comm->ranks > 1 && !reduces_each_micro_step(s);
-    for (int unit = tail_of(s); once && unit >= 0; unit--) start_reduce(s, unit, false);   // as the backward pass completes them
+    for (int unit = tail_of(s); once && unit >= 0; unit--) start_reduce(s, unit, false);   // in the order of the backward pass
 }
 
 static void finish_unit(Shard* s, int unit) {
@@ -384,8 +382,9 @@ double shard_sum_over_rows(const Shard* s, double own) {
     return own;
 }
 
-// The k-th unit to update. Where every unit's weights travel afterwards: the next forward pass's order. Else the order in which the
-// gradients' sums arrive. The embedding's are the last, and its weights the first to be needed: it comes halfway.
+// The k-th unit to update. Stages 1 and 2 gather every unit's weights afterwards: in the order in which the next forward pass needs them.
+// Else in the order in which the gradients' sums arrive, but for the embedding: its sums are the last to arrive and its weights the first
+// to be needed, so it comes halfway.
 static int unit_to_update(const Shard* s, int k) {
     if (!s->owns_all && !gathers(s)) return k;
     int half = (s->c.L + 2) / 2;

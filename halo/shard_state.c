@@ -16,7 +16,7 @@ static int state_arrays(const Shard* s, StateArray arrays[kMaxStateArrays]) {
 
 int shard_state(Shard* s, StateArray arrays[kMaxStateArrays]) {
     s = trained_part(s);
-    for (int unit = 0; !gathers(s) && unit <= tail_of(s); unit++) {   // the weights that it is about are whole
+    for (int unit = 0; !gathers(s) && unit <= tail_of(s); unit++) {   // "weights" is the whole model: every unit must have arrived
         shard_start_gather(s, unit);
         shard_wait_for(s, &place_of(s, unit)->transfer);
     }
@@ -42,7 +42,7 @@ int shard_state_of(const Shard* s, int ranks, StateArray arrays[kMaxStateArrays]
     return count;
 }
 
-// Where a piece's own rows start in one of the state arrays, in bytes, and what a value takes there.
+// Where this rank's rows of a piece start in state array `index`, in bytes; *value_bytes: bytes of a value there.
 static size_t own_offset(const Shard* s, const Piece* p, int index, size_t* value_bytes) {
     *value_bytes = index == 0 ? act_bytes(s) : index == 3 ? sizeof(float) : fmt_bytes(s->opt.state_fmt);
     bool whole = index == 0 && !gathers(s);
@@ -88,7 +88,7 @@ static const Piece* find_piece(const Shard* s, int spec, int layer, int* first_r
 
 enum { kRowsAtOnce = 1024 };
 
-// Rows [row0, row0 + rows) of a piece, whatever tensors they belong to, as floats.
+// Rows [row0, row0 + rows) of a piece as floats, from all the tensors that these rows belong to.
 static void read_piece_rows(const Shard* s, const Piece* p, int row0, int rows, float* dst, ReadRows read, void* self) {
     int at = 0;
     for (int i = 0; i < s->spec_count; i++) {
@@ -114,7 +114,7 @@ static void narrow(uint16_t* half, const float* x, size_t n) {
     for (size_t i = 0; i < n; i++) half[i] = bf16_from_f32(x[i]);
 }
 
-// The rows that a rank owns of a piece come in blocks of this many.
+// How many rows of a piece are loaded at a time.
 static int rows_at_once(const Piece* p) { return p->norm ? p->rows : kRowsAtOnce; }
 
 static void load_piece(Shard* s, const Piece* p, ReadRows read, void* self) {
@@ -135,15 +135,15 @@ static void load_piece(Shard* s, const Piece* p, ReadRows read, void* self) {
     free(half);
 }
 
-// One pass over the rows of a frozen linear: their maxima, or, when every rank knows those, their codes. `block` holds
-// kRowsAtOnce rows on the backend.
+// One pass over this rank's rows of a frozen linear, for their maxima or, once every rank knows the maxima, for their codes. `block`
+// holds kRowsAtOnce rows on the backend.
 static void pass_rows(Shard* s, int piece, bool quantize, void* block, ReadRows read, void* self) {
     const Piece* p = &s->pieces[piece];
     float* buffer = (float*)host_alloc(sizeof(float) * (size_t)kRowsAtOnce * p->cols);
     uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * (size_t)kRowsAtOnce * p->cols);
     bool narrows = s->ops->act == BF16;
     int done = 0;
-    do {   // at least once: a rank without rows needs the scales
+    do {   // at least once: a rank without rows needs the scales too
         int rows = min_int(kRowsAtOnce, p->own - done);
         Mat x = mat(block, rows, p->cols, s->ops->act);
         progress_phase(quantize ? "quantizing weights" : "measuring weights", p->unit - 1);
@@ -183,9 +183,9 @@ void shard_load_adapter(Shard* s, ReadRows read, void* self) {
     shard_load(s->adapter, read, self);
 }
 
-// The whole matrix of a piece, wherever it is. With zero 3 a layer's place may hold codes: its matrices are gathered one by one, to
-// where gradients are made in training, so that a model that can be trained can be written too. A matrix is read in many calls; it
-// is gathered at the first.
+// The whole matrix of a piece on the backend. With zero 3 a layer's place may be too small, since it may hold no linears (codes): its
+// matrices are gathered one by one, into the memory for gradients where there is any, so that a model that can be trained can be saved
+// without more memory. A matrix is read in many calls and gathered by the first.
 static const char* readable(Shard* s, const Piece* p) {
     if (stays_whole(s, p->unit)) {
         shard_start_gather(s, p->unit);
@@ -201,7 +201,7 @@ static const char* readable(Shard* s, const Piece* p) {
     s->read_place = fits ? grads->data : s->read_buffer;
     s->read_piece = p;
     shard_wait_for_gradients(s, grads);
-    shard_wait_for_places(s);   // more transfers are to follow than are remembered (comm/nccl.cu)
+    shard_wait_for_places(s);   // comm remembers only the latest transfers (comm/nccl.cu), and many follow
     s->comm->all_gather(s->read_place, own_weights(s, p), bytes);
     s->comm->wait(s->comm->start());
     return s->read_place;

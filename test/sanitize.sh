@@ -23,13 +23,14 @@ run() {   # tool, "" or NAME=VALUE for the environment, binary, cases; beside th
 }
 # Hopper's attention is left out of racecheck, which takes a bulk copy to shared memory for a write of the thread that starts it, and does
 # not see that its readers wait for it at an mbarrier: each of its reports was of that pair. The older kernels stand in.
-layers="embed rmsnorm rope swiglu prep backward_maxima cross_entropy sums wire adamw"
+layers="embed rmsnorm rope swiglu prep backward_maxima cross_entropy argmax sums wire adamw"
 run memcheck "" test_ops $layers attention &
-run racecheck "" test_ops $layers &
+run racecheck "" test_ops $layers attention.cached &
 run racecheck HALO_CAPABILITY=80 test_ops attention &
 for tool in memcheck racecheck; do
     run $tool "" test_quantize rotate.cols rotate.rows rotate.many_tokens absmax quantize.shapes quantize.rotated &
     run $tool "" test_gemm gemm.beta gemm.aligned &
+    run $tool "" test_adapter dropout &
 done
 wait
 cat "$results"/*

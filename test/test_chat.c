@@ -205,6 +205,32 @@ static void own_case(void) {
     tokenizer_free(t);
 }
 
+// Mistral 7B Instruct's form: turns alternate or the template refuses, a system text stands in the user's turn after it, no generation
+// prompt. The template is of our own writing; the pack's mistral-nemo is a published one.
+static void mistral_case(void) {
+    static const char form[] =
+        "{% set system = messages[0].content ~ '\n\n' if messages[0].role == 'system' else '' %}"
+        "{{ bos_token }}{% for m in (messages[1:] if system else messages) %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns have to alternate') }}{% endif %}"
+        "{% if m.role == 'user' %}{{ '[INST] ' + (system if loop.last or loop.index0 == loop.length - 2 else '') + m.content + '[/INST]' }}"
+        "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}";
+    Tokenizer* t = byte_tokenizer(kBos, kImEnd, true);
+    ChatFormat f = opened(t, form, "{\"bos_token\": \"<|begin_of_text|>\", \"eos_token\": \"<|end_of_text|>\"}", NULL);
+    ok(!f.built_in && f.turn_end == 256 + kEos, "mistral: an answer ends with EOS");
+    expect(&f, t, "[" USER("Q") "," BOT("A ") "," USER("R") "," BOT("B") "]", "", "{bos}[INST] Q[/INST] A{eos}[INST] R[/INST] B{eos}",
+        " A{eos} B{eos}", "mistral: two exchanges, both answers trained with their space");
+    expect(&f, t, "[" SYS("S") "," USER("Q") "," BOT("A") "]", "", "{bos}[INST] S\n\nQ[/INST] A{eos}", " A{eos}", "mistral: a system text");
+    expect_prompt(&f, t, "Q", "{bos}[INST] Q[/INST]", "mistral: prompt to generate from");
+    ChatTokens out;
+    memset(&out, 0, sizeof out);
+    Talk* twice = talk("[" USER("Q") "," USER("R") "," BOT("A") "]", "");
+    ok(!chat_encode(&f, t, &twice->c, &out) && strstr(out.error.text, "alternate"), "mistral: turns that do not alternate: %s", out.error.text);
+    chat_tokens_free(&out);
+    talk_free(twice);
+    chat_free(&f);
+    tokenizer_free(t);
+}
+
 // Templates that mark answers themselves, and those that refuse.
 static void blocks_case(void) {
     Tokenizer* t = byte_tokenizer(kBos, kImEnd, true);
@@ -504,10 +530,9 @@ static void tokens_case(void) {
 }
 
 static const Case cases[] = {
-    {"chat.llama3", llama3_case}, {"chat.llama3.1", llama31_case}, {"chat.chatml", chatml_case},   {"chat.none", none_case},
-    {"chat.own", own_case},       {"chat.blocks", blocks_case},  {"chat.refusals", refusals_case}, {"chat.shorten", shorten_case},
-        {"chat.templates", templates_case},
-    {"chat.tokens", tokens_case},
+    {"chat.llama3", llama3_case}, {"chat.llama3.1", llama31_case},     {"chat.chatml", chatml_case},   {"chat.none", none_case},
+    {"chat.own", own_case},       {"chat.mistral", mistral_case},      {"chat.blocks", blocks_case},   {"chat.refusals", refusals_case},
+    {"chat.shorten", shorten_case}, {"chat.templates", templates_case}, {"chat.tokens", tokens_case},
 };
 
 int main(int argc, char** argv) {

@@ -348,7 +348,8 @@ static void damage_case(void) {
     static const char* const kFiles[] = {"rank-00000-of-00001.bin", "rank-00000-of-00001.json"};
     static const double kPlaces[] = {0, 0.3, 0.999, 1};
     char *verify = text_of("verify %s", out), *resume = flags_for(out, "--resume"), *weights = path_join(out, "model.safetensors");
-    char* text = run_well((text = text_of("verify %s", whole_dir)), "verify a whole run");
+    char *verify_whole = text_of("verify %s", whole_dir), *text = run_well(verify_whole, "verify a whole run");
+    free(verify_whole);
     ok(strstr(text, "step-00000004: a whole checkpoint") && strstr(text, "a whole model: ") && strstr(text, " 1 checksum"),
        "verify names what is whole");
     free(text);

@@ -520,8 +520,9 @@ static void model_files_case(void) {
 
 // ---- config.json
 
-#define SIZES "\"model_type\":\"llama\",\"vocab_size\":40,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4," \
-              "\"intermediate_size\":24,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6"
+#define SIZES_OF(type) "\"model_type\":\"" type "\",\"vocab_size\":40,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4," \
+                       "\"intermediate_size\":24,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6"
+#define SIZES SIZES_OF("llama")
 
 static Config read_config(const char* text) {
     char* dir = scratch_path("config");
@@ -554,6 +555,9 @@ static void config_case(void) {
         ok(c.rope_type == ROPE_LLAMA3 && c.rope_theta == 500000 && c.rope_factor == 8 && c.rope_low_freq == 1 &&
            c.rope_high_freq == 4 && c.rope_original_T == 32, "config: llama3 RoPE, spelling %d", i + 1);
     }
+
+    c = read_config("{" SIZES_OF("mistral") ",\"architectures\":[\"MistralForCausalLM\"],\"sliding_window\":null,\"head_dim\":8}");
+    ok(c.HD == 8 && c.C == 16, "config: Mistral without a sliding window is Llama's architecture");
 
     static const struct {
         const char *text, *words;

@@ -4,13 +4,13 @@
 //   generate corpus FILE      {"text": ...}, one document per line
 //
 // Each task is a grammar that makes a meaning (a word problem with its steps, a query over a table, a statement about a
-// board game) and has two renderings of it. The task rendering is a prompt and the one right answer, in the shape of GSM8K,
-// of text-to-SQL and of ViGGO. The corpus rendering says the same in prose: whoever reads the corpus learns the words, the
-// sums, what a query means and which slots a sentence fills, but never sees a chat, a CREATE TABLE, a <<7+5=12>>, a #### or an
+// board game) and has two renderings of the meaning. The task rendering is a prompt and the one right answer, in the shape of
+// GSM8K, of text-to-SQL and of ViGGO. The corpus rendering says the same in prose: from the corpus a model learns the words, the
+// sums, what a query means and which slots a sentence fills, but it never sees a chat, a CREATE TABLE, a <<7+5=12>>, a #### or an
 // act(slot[value]).
 //
-// All integer arithmetic on a PRNG of our own with fixed seeds: the same bytes on every machine. A random pick is always a
-// statement of its own, since C leaves the order in which arguments are evaluated open.
+// All is integer arithmetic on the program's own PRNG with fixed seeds: the same bytes on every machine. A random pick is always
+// a statement of its own, since C does not fix the order in which arguments are evaluated.
 #include "../../halo/base.h"
 
 enum {
@@ -66,14 +66,14 @@ static void add(Line* line, const char* format, ...) {
 // ---- word problems: one or two sums, each with the words around it
 
 typedef struct {
-    Line who;                // and does what: "Ada has"
+    Line who;                // subject and verb: "Ada has"
     int left, right, result;
     char op;
 } Step;
 
 typedef struct {
     Line story, question;
-    const char* things;      // what is counted
+    const char* things;      // the counted things: "apples"
     Step steps[2];
     int step_count;
 } Problem;
@@ -242,7 +242,7 @@ static void make_schema(Random* random, Schema* s, const TextColumn** text) {
     s->columns[text_last ? 2 : 3] = s->numbers[1];
 }
 
-// Half of the time: nothing. Otherwise a WHERE clause, in both languages.
+// Half of the time adds a condition to the query: a WHERE clause in SQL, and its words in English.
 static void add_condition(Random* random, Query* q, const TextColumn* text) {
     if (coin(random)) return;
     const char* number = q->schema.numbers[between(random, 0, 1)];
@@ -344,7 +344,7 @@ static void query_prose(Random* random, Line* text) {
 
 typedef struct {
     const char* key;
-    char value[32];   // empty where the act asks for it
+    char value[32];   // empty if the act asks for the value
 } Slot;
 
 typedef struct {
@@ -482,8 +482,8 @@ static void statement_prose(Random* random, Line* text) {
     if (!sentence_first) add(text, " %s", s.sentence.data);
 }
 
-// ---- lists said twice or three times: what a small model learns copying from, and all three tasks are mostly copying. It
-// learns to copy one word before it learns to copy eight, so there are lists of every length.
+// ---- lists said two or three times, from which a small model learns to copy: all three tasks are mostly copying. A model learns
+// to copy one word before it learns to copy eight, so there are lists of every length.
 
 static void recall_prose(Random* random, Line* text) {
     const char* words[8];
@@ -550,7 +550,7 @@ typedef void (*TaskFn)(Random* random, Line* user, Line* assistant);
 static const TaskFn kTasks[] = {problem_task, query_task, statement_task};
 enum { kTaskCount = 3, kPromptsMax = kTaskCount * (kTestPerTask + kTrainPerTask) };
 
-// Every prompt written so far, by its 64-bit FNV-1a hash: no prompt comes twice, so test and train share none.
+// The 64-bit FNV-1a hashes of all prompts written so far: no prompt is written twice, so test and train share none.
 typedef struct {
     uint64_t hashes[kPromptsMax];
     int count;
@@ -574,7 +574,7 @@ static void write_new_chat(FILE* file, Random* random, Prompts* prompts, TaskFn 
     write_chat(file, &user, &assistant);
 }
 
-// The test file is in three equal parts, one per task, in the order of kTasks; the training file takes them in turn.
+// The test file has three equal parts, one for each task, in the order of kTasks; the training file takes the tasks in turn.
 static void write_tasks(const char* dir) {
     Random random = {1};
     Prompts* prompts = (Prompts*)host_alloc(sizeof(Prompts));
@@ -593,7 +593,7 @@ static void write_tasks(const char* dir) {
 }
 
 typedef void (*ProseFn)(Random* random, Line* text);
-// A kind that stands here three times comes three times as often.
+// The kinds of prose, picked at random: a kind that is listed three times comes three times as often.
 static const ProseFn kProse[] = {problem_prose,   problem_prose,   sums_prose,   query_prose,  query_prose,
                                  statement_prose, statement_prose, recall_prose, recall_prose, recall_prose};
 enum { kKinds = sizeof kProse / sizeof kProse[0] };

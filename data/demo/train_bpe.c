@@ -13,7 +13,7 @@
 
 enum { kVocabulary = 1024, kBytes = 256, kSpecials = 5, kMerges = kVocabulary - kBytes - kSpecials };
 
-// In the order of their ids.
+// The special tokens, in the order of their ids.
 enum { kBeginOfText, kEndOfText, kStartHeader, kEndHeader, kEndOfTurn };
 static const char* const kSpecialTokens[kSpecials] = {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
                                                       "<|end_header_id|>", "<|eot_id|>"};
@@ -74,7 +74,7 @@ typedef struct {
 typedef struct {
     Word* words;             // in the order of first sight
     int count;
-    int slots[2 * kWordsMax];   // hash table: 1 + index of a word, 0 where empty
+    int slots[2 * kWordsMax];   // hash table: 1 + index of a word, 0: empty
 } Words;
 
 // A PieceFn; the receiver is the Words.
@@ -97,7 +97,7 @@ static void count_piece(void* receiver, const char* text, size_t bytes) {
     word->count = 1;
 }
 
-// What a text goes through.
+// What counting the pieces of a text needs.
 typedef struct {
     PreTokenizer split;
     SplitScratch scratch;
@@ -110,8 +110,8 @@ static void count_text(Counter* counter, const json_t* text) {
                     counter->words);
 }
 
-// Each line holds {"text": ...} or {"messages": [{"role": ..., "content": ...}...]}. The chat template sets the role and a
-// blank line before each message: they count as text.
+// Counts the pieces of a file whose lines hold {"text": ...} or {"messages": [{"role": ..., "content": ...}...]}. The chat template
+// writes the role and a blank line before each message, so these count as text.
 static void count_file(Counter* counter, const char* path) {
     FILE* file = fopen(path, "rb");
     if (!file) user_error("%s: cannot be read", path);
@@ -202,7 +202,7 @@ static json_t* added_tokens(void) {
     return list;
 }
 
-// The post-processor's way to say: <|begin_of_text|> before every text.
+// A post-processor's template that puts <|begin_of_text|> before every text.
 static json_t* text_with_begin(const char* sequence, int type) {
     return json_pack("[{s:{s:s, s:i}}, {s:{s:s, s:i}}]", "SpecialToken", "id", kSpecialTokens[kBeginOfText], "type_id", type,
                      "Sequence", "id", sequence, "type_id", type);

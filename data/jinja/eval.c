@@ -1,23 +1,23 @@
 // Walks the syntax tree: expressions give values, statements write to the output or leave a loop.
 //
-// Set blocks, macros and the like collect what their body writes: it goes to the end of the output, and is taken from there when
-// the body ends.
+// Set blocks, macros and the like collect what their body writes: the body writes to the end of the output, and its text is taken
+// from there when the body ends.
 #include "internal.h"
 
 struct JMacro {
     const JNode* node;
     JFrame* frame;       // where the macro was defined
-    const JText* name;   // NULL: what {% call %} hands to a macro as `caller`
+    const JText* name;   // NULL: the `caller` that {% call %} gives to a macro
 };
 
 struct JLoop {
     const JNode* node;
     JFrame* frame;       // around a recursive loop
-    JValue iterable, before, current, after;   // kJMissing: none
+    JValue iterable, before, current, after;   // elements; kJMissing: none
     JCursor cursor;
     int64_t index0, length;                    // -1: not known yet
     int64_t depth0;
-    JList* changed;      // what loop.changed was called with last
+    JList* changed;      // the arguments of the last call of loop.changed
 };
 
 static JValue eval(JRun* r, JFrame* f, const JNode* n);
@@ -36,7 +36,7 @@ static JValue* slot_of(JFrame* f, int hops, int slot) {
     return f->slots + slot;
 }
 
-// The variable of the context, or else the global function, of a name.
+// The value of global name number `global`: the context's variable, or else the global function.
 static JValue resolve(JRun* r, int global) {
     if (r->resolved[global]) return r->globals[global];
     const char* name = j_c_string(r, r->template_->globals[global]);
@@ -155,7 +155,7 @@ static void spread(JRun* r, JFrame* f, const JCallArgs* c, JArgs* a) {
     a->named_count = count;
 }
 
-// The arguments of a call; `caller`, if any, is one more of its keywords.
+// The arguments of a call; `caller`, unless NULL, is added as a keyword.
 static JArgs arguments(JRun* r, JFrame* f, const JCallArgs* c, const JValue* caller) {
     JArgs a = {NULL, c->count, c->names, NULL, c->named_count};
     a.values = (JValue*)jinja_take(r, (size_t)c->count * sizeof(JValue));
@@ -186,7 +186,7 @@ static JValue take_keyword(const JArgs* a, bool* used, const JText* name) {
 
 static const char* macro_name(JRun* r, const JMacro* m) { return m->name ? j_c_string(r, m->name) : "caller"; }
 
-// What was given beyond the parameters: the macro's kwargs and varargs, or an error.
+// Takes arguments beyond the parameters into the macro's kwargs and varargs; an error if the macro uses neither.
 static void take_rest(JRun* r, const JMacro* m, JFrame* f, const JArgs* a, const bool* used) {
     const JNode* n = m->node;
     JDict* kwargs = n->catches_kwargs ? j_dict_new(r, a->named_count) : NULL;
@@ -278,7 +278,7 @@ static JValue eval_call(JRun* r, JFrame* f, const JNode* n, const JValue* caller
     return j_call(r, callee, &args);
 }
 
-// A chain of filters; `input` is what the first one gets where the chain has no expression before it, as in {% filter %}.
+// A chain of filters; `input` goes into the first one if no expression stands before the chain, as in {% filter %}.
 static JValue eval_filter(JRun* r, JFrame* f, const JNode* n, JValue input) {
     JValue self = !n->a ? input : n->a->type == kNFilter ? eval_filter(r, f, n->a, input) : eval(r, f, n->a);
     r->line = n->line;
@@ -316,7 +316,8 @@ static JValue eval_slice(JRun* r, JFrame* f, const JNode* n) {
 
 static bool is_literal(const JNode* n) { return !n || n->type == kNConst || (n->type == kNUnary && n->a->type == kNConst); }
 
-// A slice that only literals make is Jinja2's compiler's to find, and nothing where there is none; any other fails.
+// Is it a slice of literals only? Jinja2's compiler evaluates such a slice, and makes it undefined if that fails; other slices fail at run
+// time.
 static bool is_literal_slice(const JNode* n) { return is_literal(n->a) && is_literal(n->b->a) && is_literal(n->b->b) && is_literal(n->b->c); }
 
 static JValue eval_item(JRun* r, JFrame* f, const JNode* n) {
@@ -419,7 +420,7 @@ static JValue loop_peek(JRun* r, JLoop* loop) {
     return loop->after;
 }
 
-// How many turns the loop makes: a generator has to be run to its end to know.
+// How many turns the loop makes; for this a generator has to be run to its end.
 static int64_t loop_length(JRun* r, JLoop* loop) {
     if (loop->length >= 0) return loop->length;
     loop->length = j_length(r, loop->iterable);
@@ -474,7 +475,8 @@ JValue j_loop_attribute(JRun* r, JLoop* loop, const JText* name) {
     return j_missing();
 }
 
-// A loop's `if` is a function of its own: there the targets are its parameters. The value again, what was unpacked as a tuple.
+// Assigns an element to the targets of a loop in the loop's `if`, which is a JFunc of its own with the targets as parameters. Returns the
+// element, as a tuple if it was unpacked.
 static JValue assign_parameters(JRun* r, JFrame* f, const JNode* loop, const JNode* target, JValue v) {
     if (target->type == kNTuple) {
         JList* items = unpacked(r, v, target->items.count);
@@ -506,7 +508,7 @@ static JValue passing(JRun* r, JFrame* f, const JNode* n, JValue iterable) {
     return v;
 }
 
-// The turns of a loop; *finished becomes true when one of them comes to the end of the body.
+// Runs the turns of a loop; *finished becomes true if one of them comes to the end of the body.
 static void turn(JRun* r, JFrame* f, const JNode* n, JLoop* loop, JCursor* cursor, bool* finished) {
     JValue item;
     while (loop ? loop_advance(r, loop, &item) : j_next(r, cursor, &item)) {
@@ -561,7 +563,7 @@ static JValue call_loop(JRun* r, const JLoop* loop, const JArgs* args) {
     return j_text(text);
 }
 
-// ---- statements. Each returns whether a break or continue is under way.
+// ---- statements. Each returns true while a break or continue is leaving a loop.
 static bool execute_for(JRun* r, JFrame* f, const JNode* n) {
     JValue iterable = eval(r, f, n->b);
     if (!n->recursive) return run_loop(r, f, n, iterable, 0);
@@ -605,7 +607,8 @@ static bool execute_with(JRun* r, JFrame* f, const JNode* n) {
     return leaving;
 }
 
-// Inside of a macro or set block the place is counted from where the outermost of them began to collect output, as transformers does.
+// Notes a {% generation %} block. Inside a macro or set block its position counts from where the outermost of these began to collect output,
+// as in transformers.
 static void execute_generation(JRun* r, JFrame* f, const JNode* n) {
     JinjaOutput* o = r->output;
     size_t begin = o->bytes;

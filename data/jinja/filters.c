@@ -1,5 +1,5 @@
-// Filters and tests of templates, and how arguments meet parameters. Of Jinja2's filters, pprint, random, striptags, urlize and wordwrap are
-// not here: templates of chats have no use for them.
+// Filters and tests of templates, and the matching of arguments with parameters. Of Jinja2's filters pprint, random, striptags, urlize and
+// wordwrap are missing: chat templates have no use for them.
 #include <math.h>
 
 #include "internal.h"
@@ -91,8 +91,8 @@ void j_sort(JRun* r, JValue* keys, JValue* items, int64_t count, bool reverse) {
 // ---- attributes of elements: "a.b.0"
 typedef struct {
     JList* parts;
-    bool lower;            // text counts in small letters
-    JValue otherwise;      // in the place of an undefined part, unless absent
+    bool lower;            // text is compared in lower case
+    JValue otherwise;      // replaces an undefined part, unless absent
 } Getter;
 
 static JValue part_of_path(JRun* r, const JText* t) {
@@ -204,9 +204,9 @@ static JValue filter_sum(JRun* r, JValue self, const JValue* args) {
     return sum;
 }
 
-// ---- generators: nothing happens before the first element is asked for
+// ---- generators: they do nothing until their first element is asked for
 typedef struct {
-    JArgs args;              // of the filter or test, without what chose it
+    JArgs args;              // of the filter or test, without the arguments that chose it
     const JText* name;       // of the filter or test; NULL: none
     JValue attribute;        // absent: the element itself
     JValue otherwise;
@@ -313,7 +313,7 @@ static JValue filter_unique(JRun* r, JValue self, const JValue* args) {
     return j_iterator(r, next_unique, self, w, "unique");
 }
 
-// Generators that are made as a whole when their first element is asked for.
+// Generators that make all their elements when the first one is asked for.
 typedef struct {
     JList* (*make)(JRun* r, JValue of, const JValue* args);
     JValue args[2];
@@ -527,7 +527,7 @@ static JValue filter_round(JRun* r, JValue self, const JValue* args) {
     if (common) return rounded(r, self, digits);
     double scale = pow(10, (double)digits), d = j_as_float(self) * scale;
     if (d - d != 0) jinja_fail(r, "round: this number is no integer");
-    return j_float(((ceiling ? ceil(d) : floor(d)) + 0.0) / scale);   // as an integer has it: no -0
+    return j_float(((ceiling ? ceil(d) : floor(d)) + 0.0) / scale);   // + 0.0 turns -0 into 0
 }
 
 static JValue filter_filesizeformat(JRun* r, JValue self, const JValue* args) {
@@ -572,7 +572,7 @@ static JValue filter_replace(JRun* r, JValue self, const JValue* args) {
     return j_text(j_replace(r, j_str(r, self), j_str(r, args[0]), j_str(r, args[1]), count));
 }
 
-// Adds bytes [begin, end) with a capital in front and small letters behind.
+// Adds bytes [begin, end) with the first letter in upper and the others in lower case.
 static void add_titled(JBuilder* b, const JText* t, size_t begin, size_t end) {
     int length;
     if (begin == end) return;
@@ -664,7 +664,7 @@ static JValue filter_tojson(JRun* r, JValue self, const JValue* args) {
     return j_text(j_tojson(r, self, args[1], args[2], flag(r, args[0]), flag(r, args[3])));
 }
 
-// in_query: of a key or value behind a question mark, where spaces are + and a slash is escaped.
+// Adds a value percent-encoded for a URL. in_query: as a key or value behind the question mark, where spaces become + and slashes are escaped.
 static void add_quoted(JBuilder* b, JValue v, bool in_query) {
     const JText* t = j_soft_str(b->r, v);
     jinja_step(b->r, t->bytes);

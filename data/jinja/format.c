@@ -1,6 +1,6 @@
-// Text out of values by a pattern: Python's `%` and str.format; and numbers out of text.
+// Values formatted by a pattern, Python's `%` and str.format; and numbers parsed from text.
 //
-// Both make a Spec of what stands behind the % or the colon, and share the rest.
+// Both ways of formatting turn the part behind the % or the colon into a Spec, and share the rest.
 #include <ctype.h>
 #include <math.h>
 
@@ -107,7 +107,7 @@ static void add_whole(JBuilder* b, const Spec* s, int64_t i) {
     add_number(b, s, i < 0, prefix, digits, base == 10 ? 3 : 4);
 }
 
-// As %g, but one digit earlier with an exponent, and never without a point otherwise: what format() does without a type.
+// format() without a type: like %g, but with an exponent from one digit earlier on, and else always with a point.
 static void short_float(char* out, size_t size, double d, int precision) {
     snprintf(out, size, "%.*e", precision - 1, d);
     char* e = strchr(out, 'e');
@@ -187,7 +187,7 @@ typedef struct {
     size_t at;
     JValue args;
     JValue mapping;      // kJMissing: args have no names
-    int64_t next;        // of a tuple's elements; a lone value is one
+    int64_t next;        // the next element of a tuple of arguments; a single value counts as a tuple of one
     JBuilder out;
 } Percent;
 
@@ -351,7 +351,7 @@ static int64_t spec_number(JRun* r, const char* s, size_t bytes, size_t* at) {
     return n;
 }
 
-// usual: the alignment of values of this type, to which a zero before the width gives way if it is '>'.
+// usual: the default alignment of values of this type. If it is '>', a zero before the width means padding behind the sign.
 static Spec parse_spec(JRun* r, const JText* t, char usual) {
     Spec s = {' ', 0, 0, 0, 0, false, false, 0, -1};
     size_t at = 0;
@@ -424,7 +424,7 @@ static JText* formatted(JRun* r, JValue v, const JText* spec) {
 typedef struct {
     JRun* r;
     const JArgs* args;
-    int next;          // automatic number; -1: fields have had numbers of their own
+    int next;          // the next automatic field number; -1: the fields have explicit numbers
     bool escape;       // the pattern is safe text
 } Formatter;
 
@@ -553,7 +553,7 @@ static int digit_value(char c) {
     return c >= 'a' && c <= 'z' ? c - 'a' + 10 : 99;
 }
 
-// The base that a prefix 0b, 0o or 0x names; 0: there is none.
+// The base of the prefix 0b, 0o or 0x; 0: s has no such prefix.
 static int prefix_base(const char* s) {
     int c = *s == '0' ? s[1] | 0x20 : 0;
     return c == 'b' ? 2 : c == 'o' ? 8 : c == 'x' ? 16 : 0;

@@ -1,4 +1,4 @@
-// The functions that every template can call without the context's having them.
+// The global functions, which every template can call.
 #include "internal.h"
 
 #include <time.h>
@@ -52,7 +52,7 @@ static JValue range_of(JRun* r, const JFunction* f, const JArgs* a) {
     return out;
 }
 
-// dict(): a dict, or pairs, and keywords on top.
+// dict(): from a dict or from pairs, and then from keywords.
 static JDict* dict_of(JRun* r, const JFunction* f, const JArgs* a) {
     JDict* d = j_dict_new(r, a->named_count);
     if (a->count > 1) jinja_fail(r, "%s takes no more than 1 argument", f->name);

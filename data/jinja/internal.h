@@ -1,10 +1,10 @@
 // Inside the interpreter of chat templates: values, the syntax tree, and what a compilation or a rendering carries along.
 //
 // lex.c and parse.c turn the source into JNodes; scope.c gives every variable a slot, as Jinja2's compiler gives it a Python local;
-// eval.c runs the tree; operators.c, functions.c, filters.c, methods.c, format.c and tojson.c are what values can do; value.c and
-// text.c are what they are; jinja.c is what callers see.
+// eval.c runs the tree; operators.c, functions.c, filters.c, methods.c, format.c and tojson.c hold the operations on values; value.c
+// and text.c the values themselves; jinja.c the functions that callers see.
 //
-// All memory comes from the run's arena, which goes as a whole. Every failure is a jump out of the run (jinja_fail): functions
+// All memory comes from the run's arena, which is freed as a whole. Every failure is a jump out of the run (jinja_fail), so that functions
 // return only results. Text is never changed once it is made, so that slices share their source's bytes.
 #ifndef DATA_JINJA_INTERNAL_H
 #define DATA_JINJA_INTERNAL_H
@@ -15,9 +15,9 @@
 #include "jinja.h"
 
 enum {
-    kMaxSyntaxDepth = 250,       // of one expression or statement in another
-    kMaxRunDepth = 2500,         // of evaluations in evaluations, macros' calls included: below 2 MiB of stack
-    kMaxSteps = 10000000,        // evaluations, turns of loops and filters, and 64 bytes of text each
+    kMaxSyntaxDepth = 250,       // nesting of expressions and statements
+    kMaxRunDepth = 2500,         // nesting of evaluations, calls of macros included: below 2 MiB of stack
+    kMaxSteps = 10000000,        // a step: an evaluation, a turn of a loop or filter, or 64 bytes of text
     kMaxRange = 100000,          // elements of range(), as in Jinja2's sandbox
 };
 #define JINJA_MAX_MEMORY ((size_t)256 << 20)
@@ -48,7 +48,7 @@ typedef struct {
     size_t bytes;
     int64_t chars;                // code points, -1: not counted yet
     JMark mark;
-    bool safe;                    // markupsafe's Markup: what is added to it gets escaped for HTML
+    bool safe;                    // markupsafe's Markup: text that is added to it is escaped for HTML
 } JText;
 
 typedef struct {
@@ -56,7 +56,7 @@ typedef struct {
 } JRange;
 
 typedef struct {
-    const char* name;    // of the variable or attribute, NULL: `hint` says it all
+    const char* name;    // of the variable or attribute; NULL: `hint` is the whole message
     const char* owner;   // type of the object that has no such attribute, or NULL
     const char* hint;
 } JUndefined;
@@ -97,7 +97,7 @@ struct JList {
     JValue* items;
     int64_t count, capacity;
     const char* view;   // "dict_items", ... of a kJView
-    bool group;         // groupby's pair, which has the names grouper and list
+    bool group;         // a pair made by groupby, whose elements have the names grouper and list
 };
 
 struct JCycler {
@@ -128,13 +128,13 @@ struct JDict {
     uint32_t index_mask;
 };
 
-// A place in a sequence that is walked through.
+// A position in a sequence that is being iterated over.
 typedef struct {
     JValue of;
     int64_t at;
 } JCursor;
 
-// A generator: makes its elements when they are asked for, once.
+// A generator: makes its elements on demand, and only once.
 struct JIterator {
     bool (*next)(JRun* r, JIterator* it, JValue* out);
     JCursor source;
@@ -152,8 +152,8 @@ typedef struct {
     int named_count;
 } JArgs;
 
-// A function of fixed parameters, as tables of filters, tests and methods list it. `params`: names, separated by spaces; "/" before
-// them: positional only; NULL: `raw` takes the arguments as they come. Absent arguments are kJMissing.
+// A function with fixed parameters: an entry in the tables of filters, tests and methods. `params`: names, separated by spaces; with "/"
+// before them they are positional only; NULL: `raw` takes the arguments unsorted. Absent arguments are kJMissing.
 enum { kMaxParams = 6 };
 typedef JValue (*JFixed)(JRun* r, JValue self, const JValue* args);
 typedef JValue (*JRaw)(JRun* r, JValue self, const JArgs* args);
@@ -180,7 +180,7 @@ typedef enum {
 typedef enum { kOpAdd, kOpSub, kOpMul, kOpDiv, kOpFloorDiv, kOpMod, kOpPow } JArith;
 typedef enum { kOpEq, kOpNe, kOpLt, kOpLe, kOpGt, kOpGe, kOpIn, kOpNotIn } JCompare;
 
-typedef struct JFunc {   // one Python function of Jinja2's output: what has slots of its own
+typedef struct JFunc {   // a part of a template with slots of its own, where Jinja2's compiler writes a Python function
     struct JFunc* parent;
     int slots;
     struct JVar* vars;
@@ -197,11 +197,11 @@ typedef enum { kLoadNothing, kLoadParameter, kLoadResolve, kLoadAlias, kLoadUnde
 typedef struct {
     JVar* var;
     JLoadKind kind;
-    int hops, slot;    // kLoadAlias: where from
+    int hops, slot;    // kLoadAlias: of the outer variable that is copied
     int global;        // kLoadResolve: index into the template's names
 } JLoad;
 
-typedef struct {       // what a block does to its variables when it is entered (and forgets when it is left)
+typedef struct {       // how a block sets its variables when it is entered
     JLoad* loads;
     int count;
 } JScopeLoads;
@@ -230,10 +230,10 @@ struct JNode {
     const JText* name;
     const JCallable* callable;    // filters and tests; NULL: unknown, an error if it is reached
     JValue value;
-    int hops, slot;               // names; kNMacro, kNCallBlock: of the variable that it sets
+    int hops, slot;               // of a name's variable; kNMacro, kNCallBlock: of the variable that the node sets
     bool recursive, extended, catches_kwargs, catches_varargs, uses_caller, caller_given;
     int loop_slot, caller_slot, kwargs_slot, varargs_slot;
-    JFunc *func, *test_func;      // the function that the body, or a loop's filter, is
+    JFunc *func, *test_func;      // the JFunc of the body, and of a loop's `if`
     JScopeLoads scope, other_scope, test_scope;
 };
 
@@ -275,16 +275,16 @@ struct JRun {
     JValue* globals;              // [global_count]; resolved[i]: globals[i] is looked up
     bool* resolved;
     JinjaOutput* output;
-    int captures;                 // how many set blocks, macros, ... collect output right now
-    size_t outer_bytes;           // of output before the outermost of them
-    bool leaving_break;           // which of break and continue is under way
+    int captures;                 // how many set blocks, macros, ... are collecting output now
+    size_t outer_bytes;           // bytes of output before the outermost of these
+    bool leaving_break;           // a loop is being left: by break, else by continue
 };
 
 __attribute__((noreturn, format(printf, 2, 3))) void jinja_fail(JRun* r, const char* format, ...);
 void* jinja_take(JRun* r, size_t bytes);                       // 16-byte aligned, not zeroed
 void* jinja_take_zeroed(JRun* r, size_t bytes);
 void jinja_release(JRun* r);
-void jinja_step(JRun* r, size_t bytes);                        // counts one step and a share for `bytes` bytes of work
+void jinja_step(JRun* r, size_t bytes);                        // counts one step, and one more for every 64 bytes of work
 void jinja_enter(JRun* r);                                     // one evaluation deeper; jinja_leave ends it
 static inline void jinja_leave(JRun* r) { r->depth--; }
 
@@ -389,7 +389,7 @@ int j_title_all(uint32_t c, uint32_t out[3]);   // the same as the first letter 
 JValue j_arith(JRun* r, JArith op, JValue a, JValue b);
 JValue j_negate(JRun* r, JValue v, bool minus);
 bool j_compare(JRun* r, JCompare op, JValue a, JValue b);
-JValue j_slice(JRun* r, JValue v, const JSlice* slice, bool* has);     // *has = false: v can't be sliced so
+JValue j_slice(JRun* r, JValue v, const JSlice* slice, bool* has);     // *has = false: v has no such slices
 int64_t j_need_int(JRun* r, JValue v, const char* what);
 JText* j_need_text(JRun* r, JValue v, const char* what);
 

@@ -8,7 +8,7 @@ static int by_bytes(const void* a, const void* b) {
     return sign ? sign : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-// Every name, and every string that stands alone in brackets, as in message["content"].
+// Notes every name, and every string that stands alone in brackets, as in message["content"], for jinja_mentions.
 static void note_names(JRun* r, Jinja* t, const JToken* tokens, int count) {
     t->mentioned = (const JText**)jinja_take(r, (size_t)count * sizeof(JText*));
     for (int i = 0; i < count; i++) {
@@ -18,7 +18,7 @@ static void note_names(JRun* r, Jinja* t, const JToken* tokens, int count) {
     if (t->mentioned_count) qsort(t->mentioned, (size_t)t->mentioned_count, sizeof(JText*), by_bytes);
 }
 
-// The arena of `r` outlives the call, for the tree lies in it. A failure jumps to the setjmp in jinja_compile.
+// The compiled template; the tree lies in r's arena, which therefore outlives this call. A failure jumps to the setjmp in jinja_compile.
 static Jinja* compiled(JRun* r, const char* source, size_t bytes) {
     int count;
     char* copy = (char*)jinja_take(r, bytes);

@@ -7,7 +7,7 @@ typedef struct {
     size_t bytes, at;
     JToken* tokens;
     int count, capacity, line;
-    bool line_starting;      // what was read last ended in a line break
+    bool line_starting;      // the last token ended in a line break
     char* open;              // brackets that wait to be closed
     int open_count, open_capacity;
 } JLexer;
@@ -53,7 +53,7 @@ static void data_token(JLexer* l, size_t begin, size_t end) {
     if (end > begin) token(l, kTData)->value = j_text(j_text_new(l->r, l->s + begin, end - begin, kMarkTemplate));
 }
 
-// Where text that lies before a tag ends: the tag's sign, or lstrip_blocks, may take white space from it.
+// The end of the text before a tag: the tag's sign, or lstrip_blocks, may remove white space from the end of that text.
 static size_t text_end(const JLexer* l, size_t begin, size_t end, char sign, bool is_variable) {
     if (sign == '-') {
         size_t last = begin;
@@ -86,7 +86,7 @@ static size_t closing(const JLexer* l, size_t at, const char* mark) {
     return at < l->bytes && l->s[at] == '\n' ? at + 1 : at;
 }
 
-// The end of `{%- raw %}` at `at`, 0 if that is none.
+// The end of `{%- raw %}` at `at`; 0 if there is no such tag.
 static size_t raw_begin(const JLexer* l, size_t at) {
     at += 2;
     if (at < l->bytes && (l->s[at] == '-' || l->s[at] == '+')) at++;
@@ -124,7 +124,7 @@ static void comment(JLexer* l) {
     jinja_fail(l->r, "a comment {# has no end");
 }
 
-// Digits, where one _ may stand between two of them; the end, or `at` if there are none.
+// The end of the digits at `at`, where single _ may stand between digits; `at` if there are no digits.
 static size_t digits(const JLexer* l, size_t at, const char* allowed) {
     size_t end = at;
     while (end < l->bytes) {
@@ -269,7 +269,7 @@ static void operator_(JLexer* l) {
     jinja_fail(l->r, "unexpected character '%.1s'", l->s + l->at);
 }
 
-// What stands between {% and %}, or {{ and }}.
+// Reads the tokens between {% and %}, or {{ and }}.
 static void inside(JLexer* l, bool is_block) {
     while (l->at < l->bytes) {
         size_t end = 0;

@@ -1,5 +1,5 @@
-// Methods of str, dict, list and tuple, and the work on text that filters share with them. Sandboxed: what would change a value is listed
-// without a function.
+// Methods of str, dict, list and tuple, and operations on text that filters use too. As in Jinja2's sandbox, methods that would change a
+// value are not allowed: they are listed without a function.
 #include "internal.h"
 
 typedef enum { kCaseUpper, kCaseLower, kCaseTitle, kCaseCapitalize, kCaseSwap, kCaseFold } CaseChange;
@@ -73,7 +73,7 @@ static const char* find(const JText* t, size_t from, size_t to, const JText* wha
     return what->bytes > to - from ? NULL : (const char*)memmem(t->s + from, to - from, what->s, what->bytes);
 }
 
-// count < 0: all. An empty `old` stands between all characters.
+// count < 0: replaces all. An empty `old` matches before, between and behind all characters.
 JText* j_replace(JRun* r, const JText* t, const JText* old, const JText* replacement, int64_t count) {
     JBuilder b = j_builder(r);
     size_t at = 0;
@@ -294,7 +294,7 @@ static size_t skip_spaces_back(const JText* t, size_t at, bool spaces) {
     return at;
 }
 
-// What is left after `most` words keeps its spaces.
+// Splits off at most `most` words; the rest of the text stays whole, spaces included.
 static void split_words(JRun* r, const JText* t, int64_t most, JList* out) {
     size_t at = skip_spaces(t, 0, true);
     while (at < t->bytes) {

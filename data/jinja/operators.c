@@ -1,4 +1,4 @@
-// What the operators of expressions do: Python's arithmetic (64-bit integers instead of unbounded ones), comparisons, `in` and slices.
+// The operators of expressions: Python's arithmetic (64-bit integers instead of unbounded ones), comparisons, `in` and slices.
 #include "internal.h"
 
 #include <math.h>
@@ -205,7 +205,7 @@ bool j_compare(JRun* r, JCompare op, JValue a, JValue b) {
 }
 
 // ---- slices
-// One end of a slice as Python bounds it: below zero counts from the end, beyond the sequence is its end.
+// One end of a slice, bounded as in Python: a negative one counts from the sequence's end, one beyond the sequence becomes its end.
 static int64_t slice_end(JValue v, int64_t absent, int64_t count, int64_t low, int64_t high) {
     if (v.kind == kJNone) return absent;
     int64_t i = j_as_int(v);
@@ -246,7 +246,7 @@ JValue j_slice(JRun* r, JValue v, const JSlice* slice, bool* has) {
     int64_t span = back ? s.start - s.stop : s.stop - s.start;
     s.count = span <= 0 ? 0 : (span - 1) / (back ? -s.step : s.step) + 1;
     if (v.kind == kJText) {
-        jinja_step(r, (count == (int64_t)v.as.text->bytes ? 1 : 4) * v.as.text->bytes);   // characters are looked for from the start
+        jinja_step(r, (count == (int64_t)v.as.text->bytes ? 1 : 4) * v.as.text->bytes);   // finding characters takes a walk from the start
         return j_text(slice_text(r, v.as.text, s));
     }
     if (v.kind == kJRange) {

@@ -71,7 +71,7 @@ static JNode* node(JParser* p, JNodeType type, int line) {
     return n;
 }
 
-// Sets n's depth from its parts': a chain of operators is deep without the parser being so.
+// Sets n's depth from that of its parts: a chain of operators makes a deep tree without nesting the parser.
 static JNode* deepened(JParser* p, JNode* n) {
     int deepest = 0;
     JNode* parts[] = {n->a, n->b, n->c};
@@ -563,14 +563,14 @@ static JNode* for_statement(JParser* p, int line) {
     p->loops--;
     if (is_word(take(p), "endfor")) return n;
     int loops = p->loops;
-    if (n->recursive) p->loops = 0;   // else is a part of the function that a recursive loop is
+    if (n->recursive) p->loops = 0;   // a recursive loop's `else` is part of its JFunc: it cannot leave the loops around
     n->other = statements(p, kEndFor);
     p->loops = loops;
     take(p);
     return n;
 }
 
-// An if with its elifs: `items` is the body, `other` the elif that follows, or what stands in else.
+// An if with its elifs: `items` is the body, `other` the next elif, or the body of else.
 static JNode* if_statement(JParser* p, int line) {
     JNode *first = node(p, kNIf, line), *n = first;
     JGrowing branches = {NULL, 0, 0};

@@ -1,4 +1,4 @@
-// What a compilation or a rendering stands on: its arena, its bounds, and the jump out of it when something fails.
+// The base of a compilation or a rendering: its arena, its bounds, and the jump out of it on failure.
 #include "internal.h"
 
 void jinja_fail(JRun* r, const char* format, ...) {

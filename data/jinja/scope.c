@@ -1,5 +1,5 @@
-// Gives every variable its slot, in the way of Jinja2's compiler: a block that stores a name gets a variable of its own, which
-// starts as a copy of the outer one, as what the context has, or unset.
+// Gives every variable its slot, as Jinja2's compiler does: a block that stores a name gets a variable of its own, which starts
+// as a copy of the outer variable, as the context's value, or unset.
 #include "internal.h"
 
 typedef struct {
@@ -132,7 +132,7 @@ static JScope* branch(JResolver* v, JScope* s) {
     return copy;
 }
 
-// What only some branches of an if store: it is the outer value where they do not.
+// Merges the branches of an if: a name that only some branches store keeps its outer value in the others.
 static void merge(JResolver* v, JScope* s, JScope** branches, int count) {
     JScope* before = branch(v, s);
     for (int i = 0; i < count; i++) {

@@ -1,4 +1,4 @@
-// JSON out, as Python's json.dumps writes it, and JSON in, with the marks of where its strings come from.
+// Writing JSON, as Python's json.dumps does, and reading JSON into values, with marks for the origin of its strings.
 #include "internal.h"
 
 typedef struct {
@@ -17,7 +17,7 @@ static void write_unit(JsonWriter* w, uint32_t unit, unsigned char mark) {
 }
 
 static void write_escaped(JsonWriter* w, uint32_t c, unsigned char mark) {
-    static const char letters[] = "\"\"\\\\\bb\ff\nn\rr\tt";   // pairs: a character and what stands for it behind a backslash
+    static const char letters[] = "\"\"\\\\\bb\ff\nn\rr\tt";   // pairs: a character, and its letter behind a backslash
     for (const char* l = letters; *l; l += 2) {
         if (c != (unsigned char)*l) continue;
         char escape[2] = {'\\', l[1]};

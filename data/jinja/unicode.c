@@ -1,10 +1,10 @@
-// What kind a character is, and its other case: whatever the locale, as Python's str has it.
+// The kind of a character, and its other case: as in Python's str, independent of the locale.
 #include "internal.h"
 #include "unicode_tables.h"
 
 #define COUNT(table) (sizeof(table) / sizeof *(table))
 
-// Is c behind an odd number of edges?
+// Is c in the set? A set is the edges of its runs of characters, rising: c is in it if an odd number of edges are <= c.
 static bool in_set(const uint32_t* edges, size_t count, uint32_t c) {
     size_t low = 0, high = count;
     while (low < high) {

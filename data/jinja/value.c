@@ -120,7 +120,7 @@ bool j_next(JRun* r, JCursor* c, JValue* out) {
     }
     case kJIterator:
         if (c->of.as.iterator->done) return false;
-        jinja_enter(r);   // generators over generators
+        jinja_enter(r);   // counts the depth of generators over generators
         c->of.as.iterator->done = !c->of.as.iterator->next(r, c->of.as.iterator, out);
         jinja_leave(r);
         return !c->of.as.iterator->done;

@@ -1,4 +1,4 @@
-// Search for added tokens. Few bytes of a text begin one, so the first byte alone sorts out nearly every position.
+// Search for added tokens. Few bytes of a text begin an added token, so that looking at the first byte alone rules out nearly every position.
 #include "added_tokens.h"
 
 #include "../utf8.h"

@@ -1,5 +1,5 @@
-// Byte-pair merging with a priority queue over a linked list: text without any spaces is one long piece, and looking for
-// the lowest rank from the start each time would be quadratic in it.
+// Byte-pair merging with a priority queue over a linked list: text without any spaces is one long piece, and searching all of
+// the piece for the lowest rank before each merge would take quadratic time.
 #include "bpe.h"
 
 // ---- The table of merges
@@ -90,7 +90,7 @@ void merger_run(Merger* merger, const MergeTable* table, TokenList* out) {
         uint64_t key = heap_pop(merger);
         int at = (int)(key & 0xffffffffu), rank = (int)(key >> 32);
         Symbol* left = &symbols[at];
-        if (left->id < 0 || left->rank != rank) continue;   // queued for a pair that a merge has since dissolved
+        if (left->id < 0 || left->rank != rank) continue;   // another merge has taken one of this pair's symbols since it was queued
         Symbol* right = &symbols[left->next];
         left->id = left->merged;
         left->next = right->next;

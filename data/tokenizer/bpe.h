@@ -19,15 +19,15 @@ typedef struct {
 
 C_API void merges_init(MergeTable* table, size_t capacity);
 C_API void merges_free(MergeTable* table);
-// A pair that comes twice keeps its last rank, as in Hugging Face.
+// A pair that is added twice keeps its last rank, as in Hugging Face.
 C_API void merges_add(MergeTable* table, int left, int right, int rank, int merged);
 
-// A token on its way through the merging: a node of a doubly linked list that is stored in text order.
+// A token during the merging: a node of a doubly linked list that is stored in text order.
 typedef struct {
     int id;          // -1 once it has been joined to its left neighbour
     int prev, next;  // -1 at the ends
     int rank;        // of the merge with `next`, -1 if there is none
-    int merged;      // what that merge gives
+    int merged;      // the id that this merge gives
 } Symbol;
 
 // Working memory of one thread; starts as {0}.
@@ -38,6 +38,7 @@ typedef struct {
     int heap_count, heap_capacity;
 } Merger;
 
+// Appends a token to the symbols to be merged.
 C_API void merger_push(Merger* merger, int id);
 // Merges the pushed symbols, appends what is left to `out` and empties the merger. O(n log n) for n symbols.
 C_API void merger_run(Merger* merger, const MergeTable* table, TokenList* out);

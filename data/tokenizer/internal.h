@@ -1,4 +1,4 @@
-// What a loaded tokenizer is made of: shared by load.c, which reads it, and tokenizer.c, which runs it.
+// The parts of a loaded tokenizer, shared by load.c, which reads it, and tokenizer.c, which runs it.
 //
 // The two families differ in their units. Byte-level: a unit is a byte, and tokenizer.json spells it with a printable
 // stand-in ("Ġ" for a space). Byte-fallback: a unit is a character, and one without a token is spelled in byte tokens
@@ -25,7 +25,7 @@ typedef struct {
     int count;
 } Rewrites;
 
-// What is done to tokens to make text of them; all but the last is done once, when `texts` is filled.
+// The steps from tokens to text. All but strip_first are taken once, when `texts` is filled.
 typedef struct {
     Rewrites replace;
     bool byte_level, byte_fallback, fuse;
@@ -40,26 +40,26 @@ typedef struct Worker Worker;
 struct Tokenizer {
     // The vocabulary.
     StringTable contents;      // as tokenizer.json spells the tokens; all are findable
-    StringTable texts;         // what each token decodes to; findable (byte-level only): the bytes that a token stands for
+    StringTable texts;         // the text of each token; byte-level tokens can be found in it by the bytes that they stand for
     unsigned char* special;    // (size)
     AddedTokens raw_added;         // looked for in the text as it is
-    AddedTokens normalized_added;  // looked for in what the normalizer makes of it
+    AddedTokens normalized_added;  // looked for in the normalized text
 
     // From text to pieces.
     Rewrites normalizer;
     Rewrites spaces;           // the pre-tokenizer's own rewriting (Metaspace)
     PrefixScheme prefix_scheme;
-    char* prefix;              // put in front of text that does not begin with it
+    char* prefix;              // put in front of text that does not begin with this prefix
     PreTokenizer pre;
 
     // From pieces to ids.
     bool byte_level;
-    bool ignore_merges;        // a piece that is a token as a whole is not looked at any further
+    bool ignore_merges;        // a piece that is a token as a whole becomes that token, whatever the merges give
     bool fuse_unknown;         // neighbouring unknown characters become one unknown token
     int unknown;               // -1: unknown characters leave no token
     int unit[256];             // byte-level: the token of each byte; else of each ASCII character; -1 if there is none
     int fallback[256];         // byte tokens, -1 if there is none
-    bool cut_at_words;         // no merge joins anything to a following "▁": text is cut there before it is merged
+    bool cut_at_words;         // no merge joins a token with a following "▁": text may be cut before "▁", and is, for speed
     MergeTable merges;
     TokenList template_before, template_after;
 
@@ -72,9 +72,9 @@ struct Tokenizer {
 
 // U+2581, the space of SentencePiece vocabularies.
 #define WORD_MARK "\xe2\x96\x81"
-// Appends the text after all steps to `out`.
-// Without `prepend`, the steps that prepend are left out. With `marks` (bytes), one for each byte of the text, *out_marks receives
-// those of the result: a replacement has the mark of what it replaces, what is prepended that of the first byte.
+// Appends to `out` the text that results from all steps.
+// Without `prepend`, the steps that prepend are left out. With `marks` (bytes), one for each byte of the text, *out_marks receives the
+// marks of the result: a replacement has the mark of the text that it replaces, a prepended text that of the first byte.
 C_API void rewrite(const Rewrites* rewrites, bool prepend, const char* text, const unsigned char* marks, size_t bytes, Text* out,
                    Text* out_marks);
 C_API void rewrites_free(Rewrites* rewrites);

@@ -1,11 +1,11 @@
-// Reading tokenizer.json. Everything that would change a single id is either carried out or refused by its name; what has
-// no bearing on ids (truncation and padding, which training sets for itself, and offsets) is passed over.
+// Reading tokenizer.json. Everything that could change an id is either supported or refused by its name; settings that do not
+// change ids (truncation and padding, which training sets for itself, and offsets) are ignored.
 #include "../files.h"
 #include "../json.h"
 #include "internal.h"
 #include "../utf8.h"
 
-enum { kMaxTokens = 1 << 22 };   // far above any real vocabulary; a wild id must not eat the memory
+enum { kMaxTokens = 1 << 22 };   // far above any real vocabulary, so that a wrong id cannot ask for all memory
 
 // GPT-2's pre-tokenizer, which ByteLevel stands for with "use_regex".
 static const char kGpt2Regex[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
@@ -32,7 +32,7 @@ static int id_value(const char* where, const json_t* value, const char* content)
     return (int)json_integer_value(value);
 }
 
-// A construct that would change ids or text and that is not built.
+// The user_error for a construct that would change ids or text and is not supported.
 PRINTF_LIKE(2) static void refuse(const char* where, const char* format, ...) {
     char what[512];
     va_list args;
@@ -62,7 +62,7 @@ static ByteAlphabet byte_alphabet(void) {
     return alphabet;
 }
 
-// Writes the bytes that a spelling stands for (at most `bytes`) and returns their number; -1 if it is not all of the alphabet.
+// Writes the bytes that a spelling stands for (at most `bytes`) and returns their number; -1 if a character is not in the alphabet.
 static int spelled_bytes(const ByteAlphabet* alphabet, const char* s, size_t bytes, char* out) {
     int count = 0;
     for (size_t at = 0; at < bytes;) {
@@ -98,7 +98,7 @@ static int largest_added_id(const json_t* root) {
     int largest = -1;
     for (size_t i = 0; i < json_array_size(added); i++) {
         json_int_t id = json_integer_value(json_object_get(json_array_get(added, i), "id"));
-        if (id > largest && id < kMaxTokens) largest = (int)id;   // others are reported where the tokens are read
+        if (id > largest && id < kMaxTokens) largest = (int)id;   // larger ids are an error, reported where the tokens are read
     }
     return largest;
 }
@@ -134,7 +134,7 @@ static void load_added_tokens(const char* where, Tokenizer* t, const json_t* add
         else if (known != token.id)
             user_error("%s: \"%s\" has the id %d here and %d elsewhere", where, printable(name), token.id, known);
         t->special[token.id] = token.special;
-        if (!*name) continue;   // is in every text, and in none
+        if (!*name) continue;   // an empty token can be found nowhere
         if (optional_bool(where, entry, "normalized", !token.special)) {
             Text normalized = {NULL, 0, 0};
             rewrite(&t->normalizer, true, name, NULL, strlen(name), &normalized, NULL);
@@ -184,7 +184,7 @@ static void add_split(const char* where, Tokenizer* t, const char* pattern, bool
     if (error) user_error("%s: the expression \"%s\" does not compile: %s", where, printable(pattern), error);
 }
 
-// Text that is not rewritten as a whole any more cannot get a prefix.
+// Sets the prefix; refused behind a step that has cut the text, since only whole texts can get a prefix.
 static void set_prefix(const char* where, Tokenizer* t, PrefixScheme scheme, const char* prefix) {
     if (scheme == PREFIX_NONE) return;
     if (t->pre.count || t->prefix) refuse(where, "a prefix (add_prefix_space, prepend_scheme) behind another step");
@@ -208,7 +208,7 @@ static void load_split(const char* where, Tokenizer* t, const json_t* object) {
 static void load_metaspace(const char* where, Tokenizer* t, const json_t* object) {
     if (t->pre.count || t->spaces.count) refuse(where, "a Metaspace behind another step");
     const char* mark = optional_string(where, object, "replacement", WORD_MARK);
-    bool add_prefix = optional_bool(where, object, "add_prefix_space", true);   // the older key for the scheme
+    bool add_prefix = optional_bool(where, object, "add_prefix_space", true);   // the older form of prepend_scheme
     const char* scheme = optional_string(where, object, "prepend_scheme", add_prefix ? "always" : "never");
     add_rewrite(where, &t->spaces, " ", mark);
     if (!strcmp(scheme, "always")) set_prefix(where, t, PREFIX_ALWAYS, mark);
@@ -277,7 +277,7 @@ static void set_added_texts(Tokenizer* t, const AddedTokens* added) {
     Text text = {NULL, 0, 0};
     for (int i = 0; i < added->count; i++) {
         const AddedToken* token = &added->tokens[i];
-        if (strings_has(&t->texts, token->id)) continue;   // the same token came twice
+        if (strings_has(&t->texts, token->id)) continue;   // the file lists the token twice
         text.bytes = 0;
         rewrite(&t->decoder.replace, true, token->content, NULL, (size_t)token->bytes, &text, NULL);
         strings_set(&t->texts, token->id, text.data, text.bytes);
@@ -285,7 +285,7 @@ static void set_added_texts(Tokenizer* t, const AddedTokens* added) {
     text_free(&text);
 }
 
-// Fills t->texts. What byte-level tokens stand for is to be found there, too; what added tokens decode to is not.
+// Fills t->texts. The texts of byte-level tokens are made findable, those of added tokens are not.
 static void set_texts(Tokenizer* t) {
     set_added_texts(t, &t->raw_added);
     set_added_texts(t, &t->normalized_added);
@@ -321,7 +321,7 @@ static void load_units(Tokenizer* t, bool byte_fallback) {
     for (int byte = 0; byte < 256; byte++) {
         int c = t->byte_level ? alphabet.code_point[byte] : byte;
         char self[2] = {(char)c, 0};
-        if (c >= 0x80) {   // two bytes of UTF-8; without byte_level, characters above ASCII are looked up as they come
+        if (c >= 0x80) {   // two bytes of UTF-8; without byte_level, characters above ASCII are looked up when a text is encoded
             self[0] = (char)(0xc0 | c >> 6);
             self[1] = (char)(0x80 | (c & 0x3f));
         }
@@ -355,7 +355,7 @@ static void merge_halves(const char* where, const json_t* merge, size_t rank, co
     user_error("%s: merge %zu is neither \"a b\" nor [\"a\", \"b\"]", where, rank);
 }
 
-// Whether the string holds a word mark behind anything but another word mark.
+// Does the string hold a word mark behind a character that is no word mark?
 static bool has_inner_word_mark(const char* s, size_t bytes) {
     const size_t mark_bytes = sizeof WORD_MARK - 1;
     bool after_mark = true;

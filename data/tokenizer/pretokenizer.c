@@ -1,10 +1,10 @@
-// Splits by PCRE2 with its just-in-time compiler (pcre2_match uses it where the machine allows one, and interprets else).
+// Splits by PCRE2 with its just-in-time compiler (where the machine allows no such compiler, pcre2_match interprets the pattern).
 #include "pretokenizer.h"
 
 #include "../utf8.h"
 
-// PCRE2's \s also holds U+180E, which White_Space has not: \s and \S are spelled out. Other escapes are copied in pairs, so
-// that the s of "\\s" (a backslash, an s) stays one.
+// A copy of the pattern with \s and \S spelled out, because PCRE2's \s holds U+180E, which is not White_Space. Other escapes are
+// copied in pairs, so that in "\\s" (a backslash, then the letter s) the s is not taken for \s.
 static char* spell_out_spaces(const char* pattern, size_t bytes, size_t* out_bytes) {
     static const char kSpace[] = "p{WSpace}";
     char* out = (char*)host_alloc(bytes * (sizeof kSpace / 2 + 1) + 1);
@@ -58,7 +58,7 @@ void pretokenizer_free(PreTokenizer* pre) {
 }
 
 void split_scratch_init(SplitScratch* scratch) {
-    scratch->match = pcre2_match_data_create(1, NULL);   // where a match begins and ends; groups are of no interest
+    scratch->match = pcre2_match_data_create(1, NULL);   // room for the bounds of a match, without groups
     scratch->context = pcre2_match_context_create(NULL);
     scratch->stack = pcre2_jit_stack_create(32 << 10, 16 << 20, NULL);
     check(scratch->match && scratch->context && scratch->stack, "out of host memory for regular expressions");
@@ -78,7 +78,7 @@ typedef struct {
     void* receiver;
 } Splitting;
 
-// Cuts valid UTF-8 by splits[stage] and what follows it.
+// Cuts valid UTF-8 by splits[stage], then by the stages after it.
 static void split_from(const Splitting* s, int stage, const char* text, size_t bytes) {
     if (stage == s->pre->count) {
         s->fn(s->receiver, text, bytes);
@@ -87,7 +87,7 @@ static void split_from(const Splitting* s, int stage, const char* text, size_t b
     const pcre2_code* regex = s->pre->splits[stage].regex;
     Keep keep = s->pre->splits[stage].keep;
     const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(s->scratch->match);
-    size_t done = 0;   // everything before it has been passed on or dropped
+    size_t done = 0;   // the text before this byte has been passed on or dropped
     for (size_t from = 0; from < bytes;) {
         int found = pcre2_match(regex, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, s->scratch->match,
                                 s->scratch->context);

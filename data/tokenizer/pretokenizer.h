@@ -9,7 +9,7 @@
 
 #include "../../halo/base.h"
 
-typedef enum { KEEP_ALL, KEEP_MATCHES, KEEP_GAPS } Keep;   // which parts of the text go on: matches, what lies between, both
+typedef enum { KEEP_ALL, KEEP_MATCHES, KEEP_GAPS } Keep;   // which parts of a text become pieces: all, the matches, the gaps between
 
 enum { kMaxSplits = 8 };
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
 } PreTokenizer;
 
 // Appends a split. `pattern` is a regular expression in the syntax of Hugging Face's tokenizers, where \s is Unicode's
-// White_Space, or with `literal` the characters to look for. NULL, or what is wrong with the pattern.
+// White_Space, or with `literal` the characters to look for. Returns NULL, or what is wrong with the pattern.
 C_API const char* pretokenizer_add(PreTokenizer* pre, const char* pattern, size_t bytes, bool literal, Keep keep);
 C_API void pretokenizer_free(PreTokenizer* pre);
 

@@ -1,7 +1,7 @@
 // Byte strings by id, and ids by byte string: a tokenizer's vocabulary in both directions.
 //
 // Layout: all strings lie one after the other in one pool; an open-addressing table of ids finds them again. A string can be
-// stored without being findable, where only one of several equal strings is to be found.
+// stored without being findable, for example if an equal string has another id.
 #ifndef DATA_STRING_TABLE_H
 #define DATA_STRING_TABLE_H
 
@@ -17,12 +17,12 @@ typedef struct {
     uint32_t slot_mask;
 } StringTable;
 
-// A table for ids 0 .. size-1; the caller has zeroed it.
+// Makes a zeroed table one for ids 0 .. size-1.
 C_API void strings_init(StringTable* table, int size);
 C_API void strings_free(StringTable* table);
 // Gives `id` its string, once.
 C_API void strings_set(StringTable* table, int id, const char* s, size_t bytes);
-// Makes the string of `id` findable. Returns the id that is found for it from now on: another one if that came first.
+// Makes the string of `id` findable. Returns the id that the string is found as: another one if an equal string was findable before.
 C_API int strings_index(StringTable* table, int id);
 // The id of a findable string, or -1.
 C_API int strings_find(const StringTable* table, const char* s, size_t bytes);

@@ -49,15 +49,15 @@ struct Worker {
     Merger merger;
     Text normalized, normalized_marks, prefixed;
     const Tokenizer* t;
-    // of the call at work
+    // the current call's
     TokenList* out;
     bool plain;              // special tokens are recognised nowhere
-    bool continues;          // the segment goes on inside a text: no mark of a word's start before it
+    bool continues;          // the segment continues a text: no mark of a word's start is put before it
     int kept;
 };
 
 static Worker* take_worker(const Tokenizer* t) {
-    Tokenizer* shared = (Tokenizer*)t;   // the list of workers is the one part that encoding changes
+    Tokenizer* shared = (Tokenizer*)t;   // not const: encoding changes the list of workers, and nothing else
     pthread_mutex_lock(&shared->lock);
     Worker* worker = shared->idle_workers;
     if (worker) shared->idle_workers = worker->next;
@@ -115,7 +115,7 @@ void tokenizer_free(Tokenizer* t) {
 
 // ---- From pieces to ids
 
-// Pushes the tokens of one piece's units, those without one as byte tokens or as unknown.
+// Pushes the tokens of one piece's units; a unit without a token becomes byte tokens, or the unknown token.
 static void push_units(const Tokenizer* t, Merger* merger, const char* piece, size_t bytes) {
     bool after_unknown = false;
     for (size_t at = 0; at < bytes;) {
@@ -174,7 +174,7 @@ static void encode_piece(Worker* worker, const char* piece, size_t bytes) {
     if (count) memcpy(slot->ids, worker->out->ids + before, (size_t)count * sizeof(int));
 }
 
-// A PieceFn: what the pre-tokenizer leaves whole may still be cut before a word mark that follows something else.
+// A PieceFn. With cut_at_words it cuts the piece again, before each word mark that follows another character.
 static void receive_piece(void* receiver, const char* piece, size_t bytes) {
     Worker* worker = (Worker*)receiver;
     if (worker->t->cut_at_words) {
@@ -262,7 +262,7 @@ void rewrites_free(Rewrites* rewrites) {
     }
 }
 
-// Normalized text without added tokens.
+// Encodes normalized text that holds no added tokens.
 static void encode_plain(Worker* worker, const char* text, size_t bytes, bool begins_text) {
     const Tokenizer* t = worker->t;
     bool wants_prefix = !worker->continues &&
@@ -274,7 +274,7 @@ static void encode_plain(Worker* worker, const char* text, size_t bytes, bool be
         size_t prefix_bytes = wants_prefix ? strlen(t->prefix) : 0;
         if (wants_prefix && strncmp(prefixed->data, t->prefix, prefix_bytes)) {
             size_t plain_bytes = prefixed->bytes;
-            text_append(prefixed, t->prefix, prefix_bytes);   // makes room, and is then moved to the front
+            text_append(prefixed, t->prefix, prefix_bytes);   // only makes room: the next lines move the text back and put the prefix first
             memmove(prefixed->data + prefix_bytes, prefixed->data, plain_bytes);
             memcpy(prefixed->data, t->prefix, prefix_bytes);
         }
@@ -284,13 +284,13 @@ static void encode_plain(Worker* worker, const char* text, size_t bytes, bool be
     pretokenize(&t->pre, &worker->split, text, bytes, receive_piece, worker);
 }
 
-// A part of the text with one search for added tokens over it.
+// The AddedSearch for a part of the text.
 static AddedSearch search_of(const Worker* worker, const char* text, const unsigned char* data, size_t bytes) {
     AddedSearch search = {text, bytes, data, worker->plain, 0};
     return search;
 }
 
-// Text between added tokens that are looked for as they are.
+// Encodes text between raw_added tokens.
 static void encode_unnormalized(Worker* worker, const char* text, const unsigned char* data, size_t bytes, bool begins_text) {
     const Tokenizer* t = worker->t;
     if (t->normalizer.count) {
@@ -316,7 +316,8 @@ static void encode_unnormalized(Worker* worker, const char* text, const unsigned
     worker->continues = true;
 }
 
-// One part of a text, to its end or to a cut. worker->continues says whether a segment is open where it begins, and then where it ends.
+// Encodes one part of a text, up to a cut or the text's end. worker->continues: on entry, the part continues an open segment; on return, the
+// next part does.
 static void encode_part(Worker* worker, const char* text, const unsigned char* data, size_t bytes, bool begins_text) {
     const Tokenizer* t = worker->t;
     size_t done = 0;
@@ -402,7 +403,7 @@ char* tokenizer_content(const Tokenizer* t, int id) {
 }
 bool tokenizer_is_special(const Tokenizer* t, int id) { return id >= 0 && id < t->contents.size && t->special[id]; }
 
-// Appends what one token decodes to. `*started` becomes true with the first text, which may lose its first character.
+// Appends the text of one token. *started becomes true with the first text, from which strip_first may take a character.
 static void append_token(const Tokenizer* t, int id, bool skip_special, bool* started, Text* out) {
     if (!strings_has(&t->texts, id) || (skip_special && t->special[id])) return;
     size_t bytes;

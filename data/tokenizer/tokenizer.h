@@ -9,7 +9,7 @@ typedef struct Tokenizer Tokenizer;
 
 // Reads DIR/tokenizer.json. A construct that this program does not know is a user_error that names it.
 C_API Tokenizer* tokenizer_load(const char* dir);
-// The same from the text of a tokenizer.json; `where` begins the messages.
+// As tokenizer_load, from the text of a tokenizer.json; `where` begins the messages.
 C_API Tokenizer* tokenizer_parse(const char* text, size_t bytes, const char* where);
 C_API void tokenizer_free(Tokenizer* t);
 
@@ -21,9 +21,9 @@ C_API bool tokenizer_is_special(const Tokenizer* t, int id);
 
 enum {
     kEncodePlain = 0,
-    kEncodeTemplate = 1,   // add what the post-processor adds around one text (usually BOS)
+    kEncodeTemplate = 1,   // add the tokens that the post-processor puts around a single text (usually BOS)
     kEncodeSpecial = 2,    // recognise special tokens in the text; without it "<|eot_id|>" in user text is just text
-    kEncodeContinue = 4,   // the text goes on inside an earlier one: nothing (the Llama-2 family's space) is put before it
+    kEncodeContinue = 4,   // the text continues an earlier one: no prefix (the Llama-2 family's space) is put before it
 };
 // Appends the ids of `bytes` bytes of UTF-8 text (invalid bytes are encoded as they are where the model can). As in Hugging
 // Face, a character that has no token leaves the unknown token, or nothing if the model has none. Safe to call from several
@@ -34,12 +34,12 @@ C_API void tokenizer_encode(const Tokenizer* t, const char* text, size_t bytes, 
 typedef struct {
     const char* text;
     size_t bytes;
-    const unsigned char* data;   // (bytes) 1 where a byte is the user's: special tokens that hold such a byte are plain text. NULL: none is
-    const size_t* cuts;          // (cut_count) ascending offsets that no token crosses: what stands before each is encoded as if the text
-    int cut_count;               // ended there, and what follows continues it
+    const unsigned char* data;   // (bytes) 1: the user's byte; a special token that holds one is plain text. NULL: no byte is the user's
+    const size_t* cuts;          // (cut_count) rising offsets that no token crosses: the text before a cut is encoded as if it ended
+    int cut_count;               // there, the text after it as a continuation
 } MarkedText;
 // Appends the ids of a marked text as Hugging Face encodes it without adding special tokens: all of it is one text, in which marks of
-// word starts are put once (or behind every added token, as the tokenizer's scheme says), whatever pieces it was written in.
+// word starts are put once (or behind every added token, as the tokenizer's scheme says), wherever it is cut.
 // cut_tokens[i] (NULL: not wanted) becomes the number of ids in `out` before cuts[i]. Returns how many spellings of special tokens were
 // left as plain text because they held bytes of the user's.
 C_API int tokenizer_encode_marked(const Tokenizer* t, const MarkedText* text, int* cut_tokens, TokenList* out);
@@ -47,23 +47,24 @@ C_API int tokenizer_encode_marked(const Tokenizer* t, const MarkedText* text, in
 // the white space that it takes; -1 if there is none.
 C_API int tokenizer_next_special(const Tokenizer* t, const char* text, const unsigned char* data, size_t bytes, size_t from, size_t* begin,
                                  size_t* end);
-// What the post-processor puts before a text: its last id (BOS), or -1.
+// The last id (BOS) that the post-processor puts before a text; -1 if it puts none.
 C_API int tokenizer_bos(const Tokenizer* t);
 // A token's content ("<|eot_id|>"), NUL-terminated, for the caller to free; NULL if there is no such token.
 C_API char* tokenizer_content(const Tokenizer* t, int id);
 
-// Appends the text of ids to a NUL-terminated, growing string (starts as {0}). Special tokens are left out if skip_special,
-// ids without a token always. Bytes that are no UTF-8 come out as they are (Hugging Face would put U+FFFD).
+// A growing, NUL-terminated string; starts as {0}.
 typedef struct {
     char* data;
     size_t bytes, capacity;
 } Text;
 C_API void text_append(Text* text, const char* bytes, size_t count);
 C_API void text_free(Text* text);
+// Appends the text of `count` ids. Special tokens are left out if skip_special, ids without a token always. Bytes that are no
+// UTF-8 come out as they are (Hugging Face would put U+FFFD).
 C_API void tokenizer_decode(const Tokenizer* t, const int* ids, int count, bool skip_special, Text* out);
 
-// Streaming decode: each call appends only what is complete UTF-8 so far; a character cut between two tokens waits for the
-// rest. Starts as {0}; the concatenation of all pieces (after finish) equals tokenizer_decode of all ids.
+// Streaming decode: each call appends only complete UTF-8 characters; one that is cut between two tokens waits for its rest.
+// Starts as {0}; all appended text together (after finish) equals tokenizer_decode of all ids.
 typedef struct {
     char pending[8];
     int pending_bytes;

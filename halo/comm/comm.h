@@ -3,10 +3,11 @@
 //
 // Sums are taken in rank order in FP32 and rounded once, so that the result does not depend on timing.
 //
-// Order: collectives on backend memory are collected, and `start` makes one transfer of them. It starts after the backend's work
-// queued so far and then runs beside the backend's later work and beside other transfers: what it reads and writes belongs to it
-// until `wait`, after which the backend's later work starts behind it. Neither waits on the host. Every rank starts the same
-// transfers in the same order. Collectives of one transfer may run in any order. With CPU ranks each has happened when its call returns.
+// Order: calls of collectives on backend memory are collected, and `start` makes one transfer of them. The transfer starts after the
+// backend's work queued so far and then runs beside the backend's later work and beside other transfers; nobody else may touch the
+// memory that it reads and writes until `wait`, which makes the backend's later work start behind the transfer. Neither `start` nor `wait`
+// blocks the host. Every rank starts the same transfers in the same order. Collectives of one transfer may run in any order. With CPU ranks
+// each collective has happened when its call returns.
 #ifndef HALO_COMM_H
 #define HALO_COMM_H
 
@@ -17,7 +18,7 @@ typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait 
 typedef struct {
     const char* name;   // "solo" | "mpi" | "nccl"
     int rank, ranks;
-    size_t staging_bytes;   // of the backend's memory that it holds for itself
+    size_t staging_bytes;   // of the backend's memory that this Comm holds for itself
     // ---- on the backend
     // out (ranks, bytes) <- every rank's in (bytes); `in` may be this rank's place in out.
     void (*all_gather)(void* out, const void* in, size_t bytes);
@@ -30,7 +31,7 @@ typedef struct {
     Transfer (*start)(void);
     void (*wait)(Transfer transfer);
     double (*sent_bytes)(void);   // by this rank to others, in transfers so far
-    // ---- on host memory; these wait
+    // ---- on host memory; these block until all ranks have called them
     void (*host_sum)(double* x, int n);
     void (*host_broadcast)(void* x, size_t bytes);   // from rank 0
     void (*barrier)(void);
@@ -48,9 +49,9 @@ C_API const Comm* comm_nccl(const Comm* mpi);
 // The ranks of this process's job: MPI's if a launcher started it, else solo. A launcher around a program that was built without
 // MPI is a user_error.
 C_API const Comm* comm_start(void);
-// The same ranks, talking to each other over the memory of `ops`: NCCL where that is a GPU's, which becomes the current device by
-// the rank's number on its host. Call it before the backend is first used. Ranks without a GPU of their own, ranks on different
-// backends, and a build without NCCL are user_errors.
+// The same ranks, with collectives on the memory of `ops`: NCCL for a GPU's memory; the rank's number on its host then picks the current
+// GPU. Call before the backend is first used. Ranks without a GPU of their own, ranks on different backends, and a build without NCCL are
+// user_errors.
 C_API const Comm* comm_on(const Comm* ranks, const Ops* ops);
 
 #endif

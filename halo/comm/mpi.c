@@ -1,5 +1,5 @@
-// CPU ranks over MPI. Sums are gathered whole and added in rank order in FP32, rounded once: slower than a ring, and the same
-// bits on every run. A collective has happened when it returns; its transfer has nothing left to do.
+// CPU ranks over MPI. For a sum every rank's values are gathered, added in rank order in FP32 and rounded once: slower than a ring, but
+// the same bits on every run. A collective has happened when it returns, so that start and wait have nothing to do.
 #include <mpi.h>
 
 #include "comm.h"
@@ -7,7 +7,7 @@
 #include "../rng.h"
 
 static Comm mpi;
-static void* staging;            // grows to the largest piece
+static void* staging;            // grows to the largest request
 static size_t staging_bytes;
 static double sent;              // bytes
 
@@ -19,7 +19,7 @@ static void* staged(size_t bytes) {
     return staging;
 }
 
-// Around every MPI call: the watchdog is told where this rank waits.
+// Wraps every MPI call, to tell the watchdog where this rank waits.
 #define COLLECTIVE(name, call)                                               \
     do {                                                                     \
         progress_collective(name);                                           \
@@ -30,7 +30,7 @@ static void* staged(size_t bytes) {
 
 static void count_sent(size_t bytes_to_each) { sent += (double)bytes_to_each * (mpi.ranks - 1); }
 
-// MPI counts are ints: a larger piece is refused.
+// MPI counts are ints: more bytes in one call are refused.
 enum { kMostMpiBytes = 1 << 30 };
 
 static void mpi_all_gather(void* out, const void* in, size_t bytes) {
@@ -73,7 +73,7 @@ static void mpi_all_reduce(void* x, size_t count, Fmt fmt) {
     sum_in_rank_order(x, pieces, count, fmt, false, NULL);
 }
 
-// The larger magnitude, NaN above all: magnitudes as integers (numfmt.h).
+// Compares magnitudes as integers, so that a NaN is the largest (numfmt.h).
 static void mpi_all_reduce_max(float* x, int n) {
     COLLECTIVE("all_reduce_max", MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_UNSIGNED, MPI_MAX, MPI_COMM_WORLD));
     count_sent(sizeof(float) * (size_t)n);

@@ -1,4 +1,4 @@
-// GPU ranks: NCCL for what lies on the GPUs; MPI for what lies on the hosts, and for how the ranks find each other.
+// GPU ranks: NCCL for the GPUs' memory; MPI for the hosts' memory, and for the ranks to find each other.
 //
 // Two streams beside the backend's, of the highest priority. On `wire` NCCL's operations run one after the other; on `sums` what
 // has arrived is added up while the next slice is on its way. The order of ncclReduceScatter's sums depends on how NCCL connects the
@@ -6,8 +6,8 @@
 // order. A rank sends as many bytes as in a ring.
 //
 //   staging   two halves; in each a lane for every other rank, which holds a slice of what that rank sends
-//   transfer  an event behind the backend's work at its start, one behind itself, and the host's place then: the watchdog asks the
-//             events how far the GPU is
+//   transfer  two events, `ready` behind the backend's earlier work and `done` behind the transfer, and the host's place when it was
+//             started: the watchdog asks the events how far the GPU is
 //
 // Compiled by nvcc, or with -x c++ -DHALO_SIMT behind emulations of the GPU and of NCCL, which the Makefile
 // includes first (test/simt.h, test/simt_nccl.h).
@@ -26,17 +26,17 @@
 #include <nccl.h>
 #endif
 
-// kTransfers: the records that are kept. Before that many more have been started a transfer is waited for, or never. Training lets the
-// most pass with --zero 3: the sums of a backward pass are waited for at its end, and it starts two transfers a layer.
+// kTransfers: records that are kept. A transfer must be waited for before kTransfers more are started, or not at all. Training needs the
+// most with --zero 3: a backward pass starts two transfers a layer, and its sums are waited for at its end.
 #ifdef HALO_SIMT
-enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // a tiny model's gradients take many slices, and its evaluation all records
+enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // small, so that tests of a tiny model need many slices and all records
 #else
-enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: long beside what starting a slice costs
+enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: far longer than starting a slice takes
 #endif
 enum {
-    kOperations = 32,         // of one kind in a transfer
-    kBlockValues = 128,       // a slice of an all_reduce is a multiple of them
-    kGiveUpSeconds = 5        // for NCCL to stop what it does
+    kOperations = 32,         // collectives of one kind in a transfer, at most
+    kBlockValues = 128,       // a slice of an all_reduce is a multiple of this
+    kGiveUpSeconds = 5        // how long NCCL gets to stop its work
 };
 
 typedef struct {
@@ -51,7 +51,7 @@ typedef struct {
     size_t count, step;
     Fmt fmt;
     bool add, stochastic;
-    Noise noise;              // of out
+    Noise noise;              // with which out is rounded
 } Sum;
 typedef struct {
     float* x;
@@ -61,7 +61,7 @@ typedef struct {
     cudaEvent_t ready, done;
     ProgressPlace place;
 } Record;
-// Neighbouring values of a sum within a slice.
+// The part of a sum that lies in one slice: neighbouring values.
 typedef struct {
     const Sum* sum;
     size_t first, count;
@@ -76,8 +76,8 @@ static struct {
     cudaStream_t wire, sums;
     char* staging;            // (2, kHalfBytes)
     size_t lane_bytes;
-    cudaEvent_t arrived[2], summed[2];   // of each half: its last slice
-    int half;                 // the next to be filled
+    cudaEvent_t arrived[2], summed[2];   // of each half: its last slice has arrived, has been added up
+    int half;                 // the half to be filled next
     double sent;              // bytes
 
     // collected for the next transfer
@@ -87,14 +87,14 @@ static struct {
     int gather_count, sum_count, maximum_count;
     const char* collective;
 
-    Record records[kTransfers];          // of transfer t: t % kTransfers
+    Record records[kTransfers];          // transfer t has record t % kTransfers
     std::atomic<Transfer> started;
-    Transfer finished;        // the watchdog's
+    Transfer finished;        // used by the watchdog's thread alone
 } gpu;
 
 // ---- errors
 
-// A peer or the network is lost: the others are told as the watchdog tells them.
+// A remote or system error means that a peer or the network is lost: ends the job with a report, as the watchdog does.
 static void nccl_ok(ncclResult_t status, const char* what) {
     if (status == ncclSuccess) return;
     char why[384];
@@ -104,7 +104,7 @@ static void nccl_ok(ncclResult_t status, const char* what) {
     gpu.table.abort_job(kExitHang);
 }
 
-// ---- the watchdog's view; on its thread
+// ---- what the watchdog asks for, on its thread
 
 static DeviceProgress look() {
     static char error[256];
@@ -117,18 +117,18 @@ static DeviceProgress look() {
         d.error = error;
     }
     Transfer started = gpu.started.load();
-    if (started - gpu.finished >= kTransfers) gpu.finished = started - kTransfers + 1;   // their records are others' by now
+    if (started - gpu.finished >= kTransfers) gpu.finished = started - kTransfers + 1;   // older records have been reused
     const Record* next = NULL;
     while (gpu.finished < started) {
         next = &gpu.records[(gpu.finished + 1) % kTransfers];
-        if (cudaEventQuery(next->done) == cudaErrorNotReady) break;   // any other error is the main thread's to find
+        if (cudaEventQuery(next->done) == cudaErrorNotReady) break;   // the main thread reports any other error
         gpu.finished++;
     }
     d.finished = gpu.finished;
     d.busy = gpu.finished < started;
     if (!d.busy) return d;
     d.at = next->place;
-    if (cudaEventQuery(next->ready) == cudaErrorNotReady) d.at.collective = NULL;   // still at the backend's work before it
+    if (cudaEventQuery(next->ready) == cudaErrorNotReady) d.at.collective = NULL;   // the GPU is still at the work before the transfer
     return d;
 }
 
@@ -146,7 +146,7 @@ static void give_up() {
 
 // ---- sums
 
-// Receives a slice into the next half, and adds it up.
+// Receives a slice into the next half of staging, and adds it up.
 static void run_slice(const Segment* segments, int count) {
     int rank = gpu.table.rank, ranks = gpu.table.ranks, half = gpu.half;
     char* staging = gpu.staging + (size_t)half * kHalfBytes;
@@ -186,7 +186,7 @@ static void run_slice(const Segment* segments, int count) {
     gpu.half = 1 - half;
 }
 
-// Slices as large as a lane, filled from one sum after the other.
+// Cuts all collected sums into slices as large as a lane; a slice may hold the end of one sum and the beginning of the next.
 static void run_sums() {
     Segment segments[kOperations];
     int count = 0;
@@ -247,7 +247,7 @@ static void gpu_reduce_scatter(void* out, const void* in, size_t count, Fmt fmt,
     collect_sum(out, in, count, count, fmt, add, add && fmt == BF16 ? noise : NULL);
 }
 
-// Each rank sums its slice and the slices are gathered; what is left over, less than a block a rank, every rank sums whole.
+// Each rank sums one slice, then the slices are gathered. Every rank sums the values left over, fewer than kBlockValues a rank.
 static void gpu_all_reduce(void* x, size_t count, Fmt fmt) {
     size_t ranks = (size_t)gpu.table.ranks, value = fmt_bytes(fmt), slice = count / ranks / kBlockValues * kBlockValues;
     if (slice > 0) {
@@ -301,7 +301,7 @@ static double gpu_sent_bytes() { return gpu.sent; }
 
 // ---- start and end
 
-// The GPU of this rank: by its number on its host, or the one that a launcher has left visible to it.
+// Picks this rank's GPU by the rank's number on its host, or takes the only one if the launcher leaves one visible.
 static int pick_device() {
     MPI_Comm host;
     int rank, ranks, gpus = cuda_device_count();
@@ -325,7 +325,7 @@ static int pick_device() {
     return device;
 }
 
-// The first transfers make NCCL connect the ranks, and take its memory; their sums are known.
+// First transfers, before training: NCCL connects the ranks and takes its memory. The sums are checked, since they are known.
 static void greet() {
     int ranks = gpu.table.ranks, count = 2 * ranks * kBlockValues + 1;
     size_t bytes = sizeof(float) * (size_t)(count + 1);

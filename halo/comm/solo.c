@@ -1,4 +1,4 @@
-// One rank: gathering and reducing are copies, and mostly not even that.
+// One rank: gathering and reducing are copies, or nothing where input and output are the same memory.
 #include "comm.h"
 
 static void solo_all_gather(void* out, const void* in, size_t bytes) {

@@ -13,7 +13,7 @@ static inline void store_stochastic(void* x, size_t i, Fmt fmt, float value, con
     else ((uint16_t*)x)[i] = bf16_from_f32_stochastic(value, noise_of_value(a->noise.seed, a->noise.offset + i, use, a->noise.stream));
 }
 
-// All into the first sum; in rows, which `sum_squares` shares among its threads.
+// Adds the whole sum to square_sums[0]. The gradient is viewed as rows, which `sum_squares` divides among its threads.
 static void adamw_sum_squares(const AdamW* a) {
     enum { kRow = 4096 };
     int rows = (int)(a->n / kRow), rest = (int)(a->n % kRow);

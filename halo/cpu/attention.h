@@ -22,10 +22,10 @@ static Head head_of(Mat qkv, int h, int NH, int NKV, int HD) {
 }
 
 // The queries [first, first + rows) and the keys that any of them sees, [from, to). Query i's position among the keys is
-// past + i, where the caller keeps `start`.
+// past + i. `start` (ops.h, Attn) is indexed by position.
 typedef struct {
     int first, rows, from, to, past;
-    const int* start;   // by position; NULL: 0
+    const int* start;   // NULL: 0 for all
 } QueryBlock;
 
 static QueryBlock query_block(int first, int queries, int past, const int* start) {
@@ -123,7 +123,7 @@ static void attention_block_backward(Mat dq, Mat dk, Mat dv, Mat dy, Mat y, cons
     cpu_gemm(mat_rows(dq, b.first, b.rows), plain_side(ds, false), plain_side(k, true), 0);
 }
 
-// The CPU keeps what it needs with its threads.
+// No scratch from the caller: each thread keeps work memory of its own.
 static size_t attention_scratch(Attn shape) {
     (void)shape;
     return 0;
@@ -161,8 +161,8 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     }
 }
 
-// How many of the rows from `first` on are one sequence's at neighbouring positions, up to kQueryBlock: the queries of one QueryBlock. A row
-// has the same bits in any block: the weights of the keys behind the row's own position are zero, and cpu_gemm's order over K is fixed.
+// How many rows from `first` on, at most kQueryBlock, belong to one sequence at neighbouring positions: they are one QueryBlock. A row has
+// the same bits in any block: keys after the row's own position have weight zero, and cpu_gemm's order over K is fixed.
 static int cached_run(const int* slot, const int* pos, int first, int rows) {
     int n = 1;
     while (n < kQueryBlock && first + n < rows && slot[first + n] == slot[first] && pos[first + n] == pos[first] + n) n++;

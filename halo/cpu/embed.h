@@ -25,7 +25,7 @@ static void embed_backward(Mat dw, Mat dy, const int* tokens, const int* order) 
     for (int first = 0; first < dy.rows; first++) {
         int token = tokens[order[first]];
         check(token >= 0 && token < dw.rows, "embed_backward: token %d at %d, vocabulary %d", token, order[first], dw.rows);
-        if (first > 0 && tokens[order[first - 1]] == token) continue;   // not the first of its token
+        if (first > 0 && tokens[order[first - 1]] == token) continue;   // not the token's first position
         double* sum = (double*)work_bytes(&work, (size_t)C * (sizeof(double) + sizeof(float)));
         float* buffer = (float*)(sum + C);
         memset(sum, 0, (size_t)C * sizeof(double));

@@ -1,11 +1,11 @@
 // The CPU product: pack both sides as FP32 panels, multiply them tile by tile, add chunks of K in double.
 //
-//   panels   kMr rows of A (kNr of B), interleaved: panel[k * kMr + i]. Packing is where formats, leading dimensions and
-//            transposition end; rows missing at the edge are zero.
+//   panels   kMr rows of A (kNr of B), interleaved: panel[k * kMr + i]. Packing undoes formats, leading dimensions and
+//            transposition, so that the kernel knows one layout; rows missing at the edge are zero.
 //   kernel   one kMr x kNr block of FP32 sums over one chunk of K, held in registers: a broadcast of A times a row of B
 //   tile     up to kTileRows x kTileCols of C as doubles, to which the chunks are added; one thread's work at a time
 //
-// Two sides of INT8 codes without scales per block take integers all the way (gemm_int8.h): no chunks, no doubles, the same sums.
+// Two sides of INT8 codes without scales per block are summed as integers (gemm_int8.h): no chunks, no doubles, the same sums.
 //
 // Precision: a chunk is kChunk = 256 long, so FP32 rounding does not grow with K, and sums of INT8 products are exact:
 // 256 * 128 * 128 < 2^24 within a chunk, and doubles hold every integer below 2^53 beyond it.
@@ -16,7 +16,7 @@
 
 enum {
     kNrVecs = 2,
-    kMr = kVecRegisters / kNrVecs - 2,   // the block of sums leaves room for a row of B and a broadcast of A
+    kMr = kVecRegisters / kNrVecs - 2,   // the block of sums leaves registers for a row of B and a broadcast of A
     kNr = kLanes * kNrVecs,
     kChunk = 256,
     kBlock = 32,                 // PER_BLOCK32
@@ -287,7 +287,7 @@ void cpu_gemm(Mat c, Side a, Side b, float beta) {
     int a_piece = min_int(piece_rows(&A, kTileRows), (int)round_up((size_t)A.rows, kMr));
     int b_piece = min_int(piece_rows(&B, kTileCols), (int)round_up((size_t)B.rows, kNr));
     bool integers = takes_integers(&A) && takes_integers(&B);
-    // Words: a float for each value; a panel of codes, with the starts of its sums, needs no more but where K is 1.
+    // One float of memory per value, K + 1 per row: also enough for a row of INT8 words with its start, even where K is 1.
     float* a_panels = work_floats(&packed_a, (size_t)a_piece * (size_t)(A.K + 1));
     float* b_panels = work_floats(&packed_b, (size_t)b_piece * (size_t)(B.K + 1));
     for (int col = 0; col < c.cols; col += b_piece) {

@@ -74,7 +74,7 @@ static inline void int8_pack_panel(uint32_t* panel, const int8_t* codes, size_t 
     }
 }
 
-// What the sums with one row of B start from.
+// The start of a column of C, from its row of B (top of this file).
 static inline int32_t int8_start(const int8_t* codes, int K) {
     int32_t sum = 0;
     if (kCodesAWord == 2) return 0;

@@ -31,7 +31,7 @@ static const Fmt kAct = CPU_ACT;
 #include "swiglu.h"
 #include "wire.h"
 
-// ---- memory: the host's own
+// ---- memory: host memory
 enum { kAlign = 256 };
 
 static void* cpu_alloc(size_t bytes) {
@@ -45,7 +45,7 @@ static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src
 static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
 static void cpu_sync(void) {}
 static size_t cpu_free_bytes(void) {
-    FILE* f = fopen("/proc/meminfo", "r");   // "MemAvailable:": what is free, and what caches would give up
+    FILE* f = fopen("/proc/meminfo", "r");   // "MemAvailable:" counts free memory and caches that would be given up
     char line[128];
     size_t kib = 0;
     while (f && fgets(line, sizeof line, f))
@@ -100,7 +100,7 @@ const Ops CPU_OPS = {
     attention_backward,
     attention_scratch,
     attention_cached,
-    NULL,   // attention_append: cached attention works on whole blocks of queries too, and gives a row the bits it has alone
+    NULL,   // attention_append: attention_cached works on blocks of queries too, and gives each row the bits it has alone
     swiglu_forward,
     swiglu_backward,
     cross_entropy,

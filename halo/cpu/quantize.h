@@ -6,7 +6,7 @@
 
 enum { kQuantBlock = 32 };
 
-// Written out per format, so that each loop has its rounding inlined with the format known.
+// Called with a constant format (encode), so that the compiler makes one loop per format with the rounding inlined.
 static inline void encode_as(uint8_t* codes, const float* x, const float* inverse, int n, Fmt fmt) {
     for (int first = 0; first < n; first += kQuantBlock) {   // one factor a block: the inner loop vectorises
         float factor = inverse[first / kQuantBlock];
@@ -44,7 +44,7 @@ static inline void transpose_band(Mat codes_t, const char* codes, int first, int
     }
 }
 
-// A band is 32 rows: where the blocks of PER_BLOCK32 end.
+// A band is 32 rows, the height of a block of PER_BLOCK32; the band begins at row `first`.
 static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fmt, float clip, WorkBuffer* work) {
     int rows = min_int(kQuantBlock, x.rows - first), cols = x.cols, blocks = ceil_div(cols, kQuantBlock);
     size_t code_bytes = fmt_bytes(fmt);
@@ -81,7 +81,7 @@ static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fm
     else transpose_band(q.codes_t, codes, first, rows, code_bytes);
 }
 
-// 32 rows of x H at a time
+// Codes of x H, in bands of 32 rows.
 static void quantize_features(QMat q, Mat x, float tensor_inverse, Fmt fmt, float clip) {
     static __thread WorkBuffer work, turned;
 #pragma omp parallel for schedule(static)
@@ -93,7 +93,7 @@ static void quantize_features(QMat q, Mat x, float tensor_inverse, Fmt fmt, floa
     }
 }
 
-// 64 columns of H x at a time
+// Codes of H x, in strips of 64 columns.
 static void quantize_tokens(QMat q, Mat x, int block, float tensor_inverse, Fmt fmt, float clip) {
     int rows = qmat_row_count(q), n = max_int(rows, x.rows);
     static __thread WorkBuffer work, turned;
@@ -128,7 +128,7 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
 }
 
-// A block of neighbouring values that have one scale.
+// Counts a block of values that have one scale.
 static void count_block(CodeCounts* counts, const float* values, int rows, int cols, int ld, float inverse, CodeRange range) {
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < cols; j++) {

@@ -24,7 +24,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
             for (int c = 0; c < C; c++) out[c] = a[c] + b[c];
             row_write(res, t, out);
         }
-        const float *in = row_read(r, t, from_r), *scale = row_read(w, 0, from_w);   // what was stored, not what was summed
+        const float *in = row_read(r, t, from_r), *scale = row_read(w, 0, from_w);   // read back: the norm is of the rounded sums
         rstd[t] = (float)(1.0 / sqrt(dot(in, in, C) / C + eps));
         for (int c = 0; c < C; c++) out[c] = in[c] * rstd[t] * scale[c];
         row_write(y, t, out);
@@ -32,7 +32,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     finish(y, prep);
 }
 
-// dw's sum over rows is cut into fixed pieces of kNormRows rows, whatever the number of threads.
+// dw's sum over rows is cut into parts of kNormRows rows, whatever the number of threads.
 enum { kNormRows = 64 };
 
 // (ceil(BT / kNormRows), C) doubles

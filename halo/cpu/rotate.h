@@ -15,7 +15,7 @@ static void absmax(float* total, Mat x) {
     }
 }
 
-// Rows or columns that a thread gives to the transform at once: it works on many vectors side by side.
+// Rows or columns that a thread gives to the transform at once: the transform works on many vectors side by side.
 enum { kRotateTogether = 64 };
 
 // band (rows, x.cols) <- rows of x, from `first` on, times H or H^T
@@ -56,8 +56,8 @@ static void rotate_features(Mat y, Mat x, bool transpose, float* total) {
     }
 }
 
-// y = H x, or H^T x, of the order of the longer of the two, or of `block` along the diagonal. A strip of columns is read
-// whole before it is written, so y may be x.
+// y = H x, or H^T x; H's order is the larger number of rows, or `block` along the diagonal. A strip of columns is read whole
+// before it is written, so y may be x.
 static void rotate_tokens(Mat y, Mat x, bool transpose, int block, float* total) {
     int n = max_int(y.rows, x.rows);
     check_shape(y, y.rows, x.cols, "rotate tokens");
@@ -82,7 +82,7 @@ static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, flo
     if (y.data && total) absmax(total, y);
 }
 
-// What a producer finds of its output on the way out.
+// Called by a producer after it has written y: finds the maximum that `prep` asks for.
 static void finish(Mat y, Prep prep) {
     if (!prep.absmax) return;
     if (!prep.rotate) absmax(prep.absmax, y);

@@ -33,7 +33,7 @@ static void convert(Mat y, Mat x) {
     for (int t = 0; t < x.rows; t++) row_write(y, t, row_read(x, t, work_floats(&work, (size_t)x.cols)));
 }
 
-// A double for each row, then the rows in order.
+// One double for each row; then the rows' sums are added in order.
 static void sum_squares(float* total, Mat x) {
     check_shape(x, x.rows, x.cols, "sum_squares");
     static __thread WorkBuffer work, row_sums;

@@ -1,4 +1,4 @@
-// One vector register of FP32 values and its fused multiply-add, on whatever machine this is.
+// One vector register of FP32 values and its fused multiply-add, for every kind of CPU.
 #ifndef HALO_CPU_VEC_H
 #define HALO_CPU_VEC_H
 

@@ -3,10 +3,10 @@
 //
 // Bytes per value: 14 with everything in BF16 and no master copy, 30 with a master copy and everything else in FP32. All in all some
 // 80 instructions a value, half of them for the noise (one Philox an octet for each of up to three stores), where an H100 could issue
-// 150 while it moves 14 bytes. For memory not to wait for them, the next octet is loaded before this one is worked on.
+// 150 while it moves 14 bytes. The next octet is loaded before this one is worked on, so that memory never waits for instructions.
 //
-// Every operation is written as one rounding, so that no two are contracted: the bits are those of the CPU's adamw. What has never had a
-// gradient (most rows of an embedding) stays as it is, but for its weight decay, and is not written.
+// Every operation is written as one rounding, so that no two are contracted: the bits are those of the CPU's adamw. m and v of a value
+// that never had a gradient (most rows of an embedding) are zero and stay so: they are not written, and the weight only decays.
 #ifndef HALO_CUDA_ADAMW_CUH
 #define HALO_CUDA_ADAMW_CUH
 
@@ -17,19 +17,20 @@ enum { kAdamWThreads = 128, kAdamWResident = 5, kAdamWTurns = 4 };   // resident
 
 struct AdamWConstants {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, unbias_m, unbias_v, lr, eps, weight_decay;
-    bool moderate_eps;   // in kAdamWEps
+    bool moderate_eps;   // eps is within kAdamWEps
     const float* grad_scale;
     Noise noise;
 };
 
-// moderate_sqrt and moderate_quotient serve while v / (1-b2^t) is within the first, |m| / (1-b1^t) within the second and eps within the third:
-// the divisor is then between 2^-38 and 2^41, and the quotient between 2^-121 and 2^98.
+// The ranges of v / (1-b2^t), of |m| / (1-b1^t) and of eps in which moderate_sqrt and moderate_quotient (ptx.cuh) are exact: the divisor is
+// then between 2^-38 and 2^41, and the quotient between 2^-121 and 2^98.
 struct AdamWRange {
     float from, to;
 };
 static constexpr AdamWRange kAdamWSquare = {0x1p-100f, 0x1p80f}, kAdamWMean = {0x1p-80f, 0x1p60f}, kAdamWEps = {0x1p-38f, 0x1p40f};
 
-// m, v and w one step on. kModerate: as above; false if that did not hold, and then they mean nothing.
+// Takes m, v and w one step on. kModerate: by the moderate functions; returns false if a value was out of their ranges, and then m, v and w
+// mean nothing.
 template <bool kModerate, int kWidth>
 __device__ inline bool adamw_values(Values<kWidth>& m, Values<kWidth>& v, Values<kWidth>& w, const Values<kWidth>& g, float grad_scale,
                                     const AdamWConstants& a) {
@@ -58,7 +59,7 @@ struct AdamWArrays {
     State *m, *v;
 };
 
-// One group as it lies in memory.
+// One group of kWidth values of the four arrays, as they lie in memory.
 template <int kWidth, bool kMaster, typename Grad, typename State>
 struct AdamWGroup {
     typename InMemory<kWidth, Grad>::Type g;
@@ -98,7 +99,7 @@ adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square
             for (int i = 0; i < kWidth; i++) squares += g.v[i] * g.v[i];
             bool moderate = a.moderate_eps && adamw_values<true>(m, v, w, g, grad_scale, a);
             if (!moderate) {
-                group.load(x, first);   // once more, to keep no registers for it
+                group.load(x, first);   // loaded once more rather than kept in registers for this rare case
                 g = unpack(group.g), m = unpack(group.m), v = unpack(group.v), w = unpack(group.w);
                 adamw_values<false>(m, v, w, g, grad_scale, a);
             }
@@ -130,7 +131,7 @@ static void launch_adamw(const AdamW* a, AdamWConstants constants, size_t first,
     LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), blocks, kAdamWThreads, 0, x, groups, turns, a->square_sums, constants);
 }
 
-// Octets as far as they go, and what is left one by one.
+// Whole octets by one launch, the values left over one by one by another.
 template <bool kMaster, typename Grad, typename State>
 static void launch_adamw_all(const AdamW* a, AdamWConstants constants) {
     bool octets = is_octets(a->param, 8, 8) && is_octets(a->master, 8, 8) && is_octets(a->grad, 8, 8) && is_octets(a->m, 8, 8) &&

@@ -10,8 +10,8 @@
 #define HALO_CVT_FP8 0
 #endif
 
-// The nearest value of the format's grid (ties to even, saturating), and NaN as it is: small_float_round with the format known. Cutting
-// off first is the same, since the largest magnitude is on the grid.
+// The nearest value of the format's grid (ties to even, saturating), and NaN as it is: small_float_round with the format known. It clamps
+// before rounding, which gives the same value, since the largest magnitude is on the grid.
 template <Fmt kFmt>
 __device__ inline float round_to_grid(float x) {
     constexpr int kMantissa = kFmt == FP8_E4M3 || kFmt == FP6_E2M3 ? 3 : 2;
@@ -23,7 +23,7 @@ __device__ inline float round_to_grid(float x) {
     return x == x ? f32_from_bits(f32_bits(rounded) | (f32_bits(x) & 0x80000000u)) : x;
 }
 
-// The code of a value that E4M3 or E5M2 represents: times 2^(bias - 127) its exponent field is the code's, subnormals included.
+// The code of a value that E4M3 or E5M2 represents: the value times 2^(bias - 127) has the code's exponent field, subnormals included.
 template <bool kE5m2>
 __device__ inline uint32_t code_of_grid(float x) {
     constexpr int kBias = kE5m2 ? 15 : 7, kMantissa = kE5m2 ? 2 : 3;
@@ -75,7 +75,7 @@ __device__ inline uint2 code_octet(const Values<8>& x) {
     return make_uint2(code_quad<kFmt>(x.v[0], x.v[1], x.v[2], x.v[3]), code_quad<kFmt>(x.v[4], x.v[5], x.v[6], x.v[7]));
 }
 
-// The same with the format known at run time only; all threads agree on it.
+// Eight codes in a format known only at run time, the same for all threads.
 __device__ inline uint2 code_octet(const Values<8>& x, Fmt fmt) {
     switch (fmt) {
         case INT8: return code_octet<INT8>(x);

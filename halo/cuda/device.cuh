@@ -2,8 +2,8 @@
 //
 // The same kernels run in two ways. nvcc compiles them for GPUs. With HALO_SIMT a C++ compiler builds them behind an emulator
 // that the Makefile includes first (test/simt.h): it executes each block's threads as fibers on the CPU, so that a machine
-// without a GPU (CI is one) still runs every kernel against the reference layers. For that a kernel is started by LAUNCH, takes its dynamic shared memory by
-// SHARED, and reaches PTX only through ptx.cuh, where each instruction has its definition in plain C++ beside it.
+// without a GPU (CI is one) still runs every kernel against the reference layers. Therefore a kernel is started by LAUNCH, takes its
+// dynamic shared memory by SHARED, and reaches PTX only through ptx.cuh, where each instruction has its definition in plain C++ beside it.
 #ifndef HALO_CUDA_DEVICE_CUH
 #define HALO_CUDA_DEVICE_CUH
 
@@ -36,12 +36,12 @@ cudaStream_t cuda_stream();
 // The driver's index of the n-th GPU that the backend can use (ops.cu): n < cuda_device_count().
 int cuda_usable_device(int n);
 
-// The device memory that the backend holds for itself, allocated when it starts (ops.cu): no op allocates. All ops run on one stream, and
-// what an op leaves here nobody reads once its last kernel has run, so they share it.
+// The device memory that the backend holds for itself, allocated when it starts (ops.cu): no op allocates. Ops share this memory, since
+// all run on one stream and none reads here what another op has left.
 typedef struct {
-    void* workspace;       // kWorkspaceBytes, for any op that calls no other one meanwhile
-    float* strip;          // kRotateStripBytes, rotate's: a second workspace for ops that rotate while they use the first
-    char* signs;           // kSignsBytes, written once
+    void* workspace;       // kWorkspaceBytes, for an op that calls no other op while it uses this
+    float* strip;          // kRotateStripBytes, rotate's own workspace: an op may call rotate while it uses `workspace`
+    char* signs;           // kSignsBytes, written once (rotate/hadamard_signs.cuh)
     float* partial_sums;   // (kSumBlocksMax)
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
@@ -54,7 +54,7 @@ static inline void cuda_ok(cudaError_t status, const char* what) {
 
 enum { kWarp = 32 };
 
-// A launch in clusters, as the runtime wants it described.
+// The description of a launch in clusters that the CUDA runtime takes.
 struct ClusterLaunch {
     cudaLaunchConfig_t config;
     cudaLaunchAttribute shape;
@@ -94,14 +94,14 @@ static inline const GpuDevice& gpu_device() {
         d.capability = 10 * major + minor;
         const char* older = getenv("HALO_CAPABILITY");   // an older GPU's kernels on this one, for tests: 80, 89
 #ifdef HALO_SIMT
-        if (older) d.capability = atoi(older);           // the emulator runs Hopper's too
+        if (older) d.capability = atoi(older);           // the emulator runs Hopper's kernels too
 #else
         if (older && atoi(older) < d.capability) d.capability = atoi(older);
 #endif
     }
     return d;
 }
-// Lets a kernel ask for `bytes` of dynamic shared memory, or as many as before. The runtime is told what is new.
+// Lets a kernel ask for `bytes` of dynamic shared memory. Calls the runtime only when `bytes` exceeds what was allowed before.
 template <typename Kernel>
 static inline void allow_shared(Kernel kernel, size_t bytes) {
     static std::map<Kernel, size_t> allowed;
@@ -113,7 +113,7 @@ static inline void allow_shared(Kernel kernel, size_t bytes) {
 
 static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // of dynamic shared memory, beside a little static
 
-// How many blocks of a kernel the device runs at once, or clusters of `cluster` blocks; 0: none fits. The runtime is asked once.
+// How many blocks of a kernel the device runs at once, or clusters of `cluster` blocks; 0: none fits. Asks the runtime once per argument.
 template <typename Kernel>
 static int resident_clusters(Kernel kernel, int cluster, int threads, size_t shared_bytes) {
     typedef std::tuple<const void*, int, int, size_t> Shape;
@@ -128,7 +128,7 @@ static int resident_clusters(Kernel kernel, int cluster, int threads, size_t sha
         count *= gpu_device().multiprocessors;
     } else {
         ClusterLaunch launch(cluster, cluster, threads, shared_bytes, 0);
-        if (cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config) != cudaSuccess) {   // no such clusters here
+        if (cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config) != cudaSuccess) {   // this GPU has no such clusters
             cudaGetLastError();
             count = 0;
         }
@@ -163,8 +163,8 @@ struct Values {
     float v[kWidth];
 };
 
-// Two values rounded to bf16, the first in the lower half. The instruction rounds as bf16_from_f32 does; they differ only in
-// which NaN a NaN becomes.
+// Two values rounded to bf16, the first in the lower half. The GPU's instruction rounds as bf16_from_f32 does, except that a NaN may
+// become another NaN.
 __device__ inline uint32_t bf16_pair(float low, float high) {
 #ifdef HALO_SIMT
     return (uint32_t)bf16_from_f32(high) << 16 | bf16_from_f32(low);
@@ -247,7 +247,7 @@ __device__ inline uint32_t largest_bits(Packed<kWidth> x) {
     return largest;
 }
 
-// Whether all are +0.
+// Are all values +0?
 template <int kWidth>
 __device__ inline bool all_zero(Packed<kWidth> x) {
     uint32_t bits = 0;
@@ -305,7 +305,7 @@ __device__ inline void store_values(float* p, Values<kWidth> x) {
     }
 }
 
-// Whether `cols` values from each row's start on are aligned octets.
+// Can `cols` values from each row's start on be read as aligned octets?
 static inline bool is_octets(const void* data, size_t ld, size_t cols) {
     return cols % 8 == 0 && ld % 8 == 0 && (uintptr_t)data % 16 == 0;
 }
@@ -350,8 +350,8 @@ __device__ inline void raise_absmax(float* absmax, float x) {
     atomicMax(reinterpret_cast<unsigned int*>(absmax), f32_bits(x) & 0x7fffffffu);
 }
 
-// The block's largest magnitude (bits) raises *absmax: at most one atomic a block, none where it is that large already. All threads
-// must call it; a block is one-dimensional and consists of whole warps.
+// Raises *absmax to the block's largest magnitude (bits), by one atomic a block, or none if *absmax is as large already. All threads
+// must call this; a block is one-dimensional and consists of whole warps.
 __device__ inline void raise_block_absmax(float* absmax, uint32_t bits) {
     __shared__ uint32_t of_warp[kWarp];
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;

@@ -2,9 +2,9 @@
 //
 // Bytes per logit: 2 without gradient, 4 with it (read once, written once). At 3 TB/s and V = 128256, 1024 tokens: 88 us and 175 us.
 //
-// A block takes a row, one block an SM. A thread has kLossBatch loads on their way, and keeps the maximum of what it has seen and the
-// sum of exponentials below that maximum; the pairs are merged over lanes and warps in a fixed order. The gradient replaces the
-// logits: what fits of the row waits for it in shared memory (100k logits on an H100), the rest is read again, from the L2 cache.
+// A block takes a row, one block an SM. A thread has kLossBatch loads on their way, and keeps the maximum x_max of its logits so far and
+// the sum of e^(x - x_max); these pairs are merged over lanes and warps in a fixed order. The gradient replaces the logits: shared memory
+// keeps as much of the row as fits (100k logits on an H100) until then, the rest is read again, from the L2 cache.
 #ifndef HALO_CUDA_LOSS_CUH
 #define HALO_CUDA_LOSS_CUH
 
@@ -14,7 +14,7 @@
 
 enum { kNotCounted = -100, kLossThreads = 1024, kLossBatch = 4 };
 
-// sum = the sum of e^(x - largest). Finite from the start: -inf - -inf would be NaN.
+// sum = the sum of e^(x - largest). `largest` starts at a finite value: -inf - -inf would be NaN.
 struct SoftmaxSum {
     float largest, sum;
 };
@@ -31,7 +31,7 @@ __device__ inline SoftmaxSum warp_merged(SoftmaxSum s) {
     return s;
 }
 
-// Of this thread's logits of the row x, in `groups` groups; the first `kept` of these are put into `row`.
+// The SoftmaxSum of this thread's logits of the row x of `groups` groups. The row's first `kept` groups are put into `row` (shared memory).
 template <int kWidth>
 __device__ __forceinline__ SoftmaxSum softmax_of_thread(Packed<kWidth>* row, const bf16* x, int groups, int kept) {
     int threads = blockDim.x;
@@ -100,10 +100,11 @@ cross_entropy_kernel(float* loss, Rows<bf16> logits, const int* labels, int V, i
     if (threadIdx.x == 0) loss[t] = logf(s.sum) + s.largest - at_label;
     if (!want_grad) return;
 
-    // A thread finds in shared memory what it has put there itself. What is read again comes first: it was read last.
+    // No barrier: a thread reads only those groups from shared memory that it put there. The groups that are loaded again come first, since
+    // they were loaded last and are the likeliest to be in the cache.
     float factor = scale / s.sum;
     auto gradient = [&](int g, Packed<kWidth> logit) { store_gradient(x, g, logit, s.largest, factor, label, scale); };
-    int again = kept + (threadIdx.x - kept % threads + threads) % threads;   // this thread's first group behind them
+    int again = kept + (threadIdx.x - kept % threads + threads) % threads;   // this thread's first group behind the kept ones
 #pragma unroll 4
     for (int g = again; g < groups; g += threads) gradient(g, load_packed<kWidth>(x + g * kWidth));
 #pragma unroll 4

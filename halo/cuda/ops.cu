@@ -34,7 +34,7 @@ typedef struct {
 } Device;
 static Device device;
 
-// Whose sum is cuda_held_bytes.
+// Allocates all members of CudaHeld at once, cuda_held_bytes in all.
 static void allocate_held(CudaHeld* held) {
     char* memory = NULL;
     Arena arena = {NULL, 0};
@@ -51,7 +51,7 @@ static void allocate_held(CudaHeld* held) {
     }
 }
 
-// Does the program hold code for this GPU? Any kernel says so.
+// A user_error if the program holds no code for this GPU: asks for the attributes of a kernel, of which any would do.
 static void check_built_for_device() {
     cudaFuncAttributes code;
     cudaError_t status = cudaFuncGetAttributes(&code, absmax_kernel<8, bf16>);
@@ -61,7 +61,7 @@ static void check_built_for_device() {
     cuda_ok(status, "the code of a kernel");
 }
 
-// Whether the kernels run on GPU `index` of the driver's list: they need bf16 tensor cores and asynchronous copies.
+// Can the kernels run on GPU `index` of the driver's list? They need bf16 tensor cores and asynchronous copies.
 static bool is_usable(int index) {
     int major = 0;
     cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
@@ -147,10 +147,10 @@ static void cuda_upload(void* dst, const void* host_src, size_t bytes) {
     }
 }
 
-// Half of the ring is on its way while the other half is taken out.
+// Half of the ring's slots are being filled by the GPU while the host empties the other half.
 static void cuda_download(void* host_dst, const void* src, size_t bytes) {
     cudaStream_t stream = cuda_stream();
-    int slot_of[kStagingSlots];   // by piece
+    int slot_of[kStagingSlots];   // the slot of each kStagingBytes of the data
     size_t pieces = (bytes + kStagingBytes - 1) / kStagingBytes, ahead = kStagingSlots / 2;
     for (size_t turn = 0; turn < pieces + ahead; turn++) {
         if (turn >= ahead) {
@@ -198,7 +198,7 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
-// Tiles of few rows while a step reads mostly weights, few shapes where products are timed.
+// Fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where each new shape is timed.
 static int cuda_round_rows(int rows) {
     int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
     return ceil_div(max_int(rows, 1), step) * step;

@@ -1,6 +1,6 @@
-// The instructions that CUDA C++ has no name for. Each of those that kernels for every architecture use (mma, ldmatrix, cp.async,
-// acquire and release) has its definition in plain C++ beside it, which is what HALO_SIMT runs: an instruction of a whole warp is one
-// simt_meet. Hopper's own (wgmma, TMA, mbarriers, setmaxnreg) exist for sm_90a, and for HALO_SIMT in ptx_simt.cuh: HALO_HOPPER.
+// The instructions that CUDA C++ has no name for. An instruction of every architecture (mma, ldmatrix, cp.async, acquire and release)
+// has beside it its definition in plain C++, which HALO_SIMT runs: an instruction of a whole warp is one simt_meet. Hopper's own
+// instructions (wgmma, TMA, mbarriers, setmaxnreg) exist for sm_90a here, and for HALO_SIMT in ptx_simt.cuh; HALO_HOPPER says that they do.
 //
 // Fragments of mma m16n8k16, with r = lane / 4 and c = 2 (lane % 4); a register of A or B holds two neighbours along K:
 //   A (16 x 16)  a[0] = (r, c)  a[1] = (r + 8, c)  a[2] = (r, c + 8)  a[3] = (r + 8, c + 8)
@@ -43,8 +43,8 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
-// sqrt(x) and a / b rounded once, for x from 2^-100 to 2^80, |a| from 2^-80 to 2^60 and b from 2^-38 to 2^41: what __fsqrt_rn and __fdiv_rn
-// come down to once they have ruled out zero and the ends of the range.
+// sqrt(x) and a / b rounded once, for x from 2^-100 to 2^80, |a| from 2^-80 to 2^60 and b from 2^-38 to 2^41: __fsqrt_rn and __fdiv_rn
+// without their tests for zero and the ends of the range.
 __device__ inline float moderate_sqrt(float x) {
 #ifdef HALO_SIMT
     return sqrtf(x);
@@ -79,7 +79,7 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 }
 
 #ifdef HALO_SIMT
-// FP16 is one more small float, with infinities.
+// FP16 as a SmallFloat (numfmt.h), with infinities added.
 static const SmallFloat kSimtHalf = {10, 15, 65504.0f};
 static inline float simt_f32_from_f16(uint16_t h) {
     float sign = h & 0x8000u ? -1.0f : 1.0f;
@@ -102,7 +102,7 @@ __device__ inline uint32_t pack_f16(float low, float high) {
     return packed;
 #endif
 }
-// The larger magnitudes of two pairs of bf16, with any sign; a NaN may lose.
+// Value by value the larger magnitude of two pairs of bf16, with any sign; a NaN may lose.
 __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #ifdef HALO_SIMT
     return max(a & 0x7fffu, b & 0x7fffu) | max(a & 0x7fff0000u, b & 0x7fff0000u);
@@ -117,8 +117,8 @@ __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #endif
 }
 
-// ---- mma.sync of bf16 or FP16: mma_bf16 and mma_f16 add a b to d[0..3]; mma_bf16_first and mma_f16_first put it there, without zeros to
-// be written first.
+// ---- mma.sync of bf16 or FP16: mma_bf16 and mma_f16 add a b to d[0..3]; mma_bf16_first and mma_f16_first overwrite d with a b, so that no
+// zeros need to be written first.
 #ifdef HALO_SIMT
 template <float (*kValue)(uint16_t)>
 static inline void simt_mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -234,7 +234,7 @@ __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
 #endif
 }
 
-// The opposite, not transposed: r[i] is this lane's pair of matrix i.
+// stmatrix, the reverse of ldmatrix without transposition: stores r[i], this lane's pair of matrix i.
 __device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
 #if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
@@ -251,7 +251,7 @@ __device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
 
 // ---- cp.async: 16 bytes from global to shared memory, or zeros if not `valid` (src must still be a 16-byte aligned address). What a
 // thread has copied before a commit is a group; cp_async_wait<N> waits until at most its N latest groups are under way. The emulator
-// copies when it is waited for, so that a missing wait shows.
+// copies only at the wait, so that a missing wait shows.
 #ifdef HALO_SIMT
 struct SimtCopy {
     void* dst;
@@ -273,7 +273,7 @@ __device__ inline void cp_async16(void* dst, const void* src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
 #endif
 }
-// Always valid: fewer instructions. The L2 fetches the 128 bytes around it, which others are about to want.
+// A copy that is always valid: fewer instructions. The L2 fetches the 128 bytes around src, which other threads are about to read.
 __device__ inline void cp_async16(void* dst, const void* src) {
 #ifdef HALO_SIMT
     cp_async16(dst, src, true);
@@ -329,7 +329,7 @@ __device__ inline void cp_async_many(void* dst, const void* src, int to_step, si
 __device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 #endif
 
-// ---- flags between blocks. A release makes visible whatever the block wrote before the barrier in front of it.
+// ---- flags between blocks. A release by one thread, after a __syncthreads, makes visible all that its block wrote before that barrier.
 __device__ inline unsigned load_acquire(const unsigned* p) {
 #ifdef HALO_SIMT
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
@@ -347,8 +347,8 @@ __device__ inline void store_release(unsigned* p, unsigned x) {
 #endif
 }
 
-// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there. A release makes what the
-// thread wrote visible to those that wait, by a fence of the whole GPU; `relaxed` orders nothing but the arrival itself.
+// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there. Arriving with release makes
+// what the thread wrote visible to the waiting threads, by a fence of the whole GPU; arriving `relaxed` orders no memory.
 #if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define HALO_CLUSTERS 1
 typedef uint32_t ClusterAddress;   // bytes of shared memory of any block of the cluster
@@ -360,7 +360,7 @@ __device__ inline int cluster_rank() {
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// Where p, of this block's shared memory, lies in that of another block.
+// The address in block `rank`'s shared memory that corresponds to p in this block's.
 __device__ inline ClusterAddress cluster_address(const void* p, int rank) {
     ClusterAddress there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
@@ -393,14 +393,14 @@ static inline int cluster_load_int(ClusterAddress from) { return *(const int*)fr
 #define HALO_CLUSTERS 0
 #endif
 #if HALO_CLUSTERS
-// What all threads of the cluster did before is visible to all after.
+// A barrier of all threads of the cluster: all that they wrote before is visible to all of them after.
 __device__ inline void cluster_sync() {
     cluster_arrive();
     cluster_wait();
 }
-// What each thread of the cluster wrote to its own block's shared memory is there for all others after, and what they read has been read.
-// The blocks' barriers see to it, since shared memory has no copies, without the fence of a release. Nothing is said of global memory, or
-// of writes to other blocks.
+// A cheaper barrier of the cluster, for shared memory alone: after it all threads see what each thread wrote to its own block's shared
+// memory, and all reads before it are done. Shared memory has no copies, so that the blocks' own barriers suffice, without the fence of a
+// release. It does not order global memory, or writes to other blocks' shared memory.
 __device__ inline void cluster_sync_shared() {
     __syncthreads();
     cluster_arrive_relaxed();
@@ -420,7 +420,7 @@ __device__ inline void mbarrier_init_fence() { asm volatile("fence.mbarrier_init
 __device__ inline void mbarrier_arrive(uint64_t* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
-__device__ inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {   // and arrives
+__device__ inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {   // expects bytes more, and arrives
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -439,7 +439,7 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
 __device__ inline void tma_prefetch_map(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-// `bytes` (a multiple of 16) in a row, both ends on 16 bytes.
+// Copies `bytes` (a multiple of 16) neighbouring bytes; dst and src are multiples of 16.
 __device__ inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(dst)), "l"(src),
                  "r"(bytes), "r"(shared_address(barrier)) : "memory");
@@ -459,7 +459,7 @@ __device__ inline void named_barrier_arrive(int id, int threads) {
 }
 template <int kRegisters> __device__ inline void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
 template <int kRegisters> __device__ inline void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
-// Ordinary writes to shared memory become visible to wgmma and TMA.
+// Makes this thread's ordinary writes to shared memory visible to wgmma and TMA.
 __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- wgmma. A matrix in shared memory lies in panels of 64 bf16 = 128 bytes a row, 16-byte units permuted within each eight rows (the
@@ -468,7 +468,7 @@ __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async.sha
 __device__ inline uint64_t wgmma_matrix(const void* p, int panel_bytes) {
     return (uint64_t)(shared_address(p) >> 4 & 0x3fff) | (uint64_t)(panel_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
-// The same matrix, `bytes` further on.
+// The descriptor of a matrix that starts `bytes` further on.
 __device__ inline uint64_t wgmma_advance(uint64_t matrix, int bytes) { return matrix + (uint64_t)(bytes >> 4); }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -519,8 +519,8 @@ __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], ui
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
 }
 
-// ---- clusters on sm_90a. Arrives at the barrier that lies where `barrier` lies in the shared memory of block `rank` of the cluster. It says that wgmma has read a
-// stage, and orders no ordinary memory beyond the block: that would cost a fence of the whole GPU.
+// ---- clusters on sm_90a. Arrives at block `rank`'s barrier: the one at the same address as `barrier`, in that block's shared memory. The
+// arrival says that wgmma has read a stage. It orders no ordinary memory beyond the block, which would cost a fence of the whole GPU.
 __device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
     asm volatile(
         "{\n"
@@ -529,7 +529,7 @@ __device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
         "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
         "}" ::"r"(shared_address(barrier)), "r"(rank) : "memory");
 }
-// tma_load_2d to the same place of every block in `blocks`, one bit each; each block's own barrier counts its bytes.
+// tma_load_2d to the same shared address in each block of `blocks` (a bit for each); each block's own barrier counts the bytes.
 __device__ inline void tma_load_2d_multicast(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint16_t blocks) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(

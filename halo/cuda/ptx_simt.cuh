@@ -1,6 +1,6 @@
-// Hopper's instructions as HALO_SIMT runs them; ptx.cuh has the same functions for sm_90a. Data moves, and sums are formed, when an
-// instruction is issued; the order in which the emulator runs the threads stands for what is asynchronous. So it checks descriptors,
-// swizzles, parities and turns, and not whether somebody waits for a wgmma before touching its registers.
+// Hopper's instructions as HALO_SIMT runs them; ptx.cuh has the same functions for sm_90a. Data moves, and sums are formed, at once
+// when an instruction is issued; only the order in which the emulator runs the threads varies. So the emulator checks descriptors, swizzles,
+// parities and turns, but not whether a kernel waits for a wgmma before it touches that wgmma's registers.
 #ifndef HALO_CUDA_PTX_SIMT_CUH
 #define HALO_CUDA_PTX_SIMT_CUH
 
@@ -100,7 +100,7 @@ static inline float simt_wgmma_value(uint64_t matrix, int i, int k, bool transpo
     return f32_from_bf16(x);
 }
 
-// One warp's 16 rows: a (16 x 16), its lanes' d.
+// One warp's 16 rows of a wgmma: a (16 x 16), and the d of each of its lanes.
 static inline void simt_wgmma_warp(float* const* d, int count, const float (&a)[16][16], uint64_t b, bool transposed, bool accumulate) {
     for (int n = 0; n < count * 2; n++) {
         float column[16];

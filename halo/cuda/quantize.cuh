@@ -7,7 +7,7 @@
 // quantize_tile_kernel takes tiles of 128 x 128: a thread owns 8 x 8, eight 16-byte loads in flight. A warp is 4 x 8 of
 // these, so a 32 x 32 block of PER_BLOCK32 is 16 of its lanes, and its maximum five shuffles. Codes leave from registers. The 8 x 8
 // are transposed in registers too, exchanged through 16 KB of shared memory, and leave as 16 bytes of 8 neighbouring lanes.
-// quantize_any_kernel takes what has no octets (or is cast to bf16 or FP32) in tiles of 32 x 32, a value at a time.
+// quantize_any_kernel takes matrices without aligned octets, and casts to bf16 or FP32, in tiles of 32 x 32, a value at a time.
 //
 // x * inverse is rounded once in FP32, then to the format (codes.cuh). Codes of a rotated x leave the rotation itself, without being
 // stored in between; their transposes are a second pass over them: 3 bytes an element, and 2 for codes_t, 1 of them from the L2.
@@ -42,7 +42,7 @@ __device__ inline void transpose_octets(uint2 (&v)[8]) {
     }
 }
 
-// Eight values as they were loaded: bf16 stay packed until they are used.
+// Eight values as loaded from memory: bf16 values stay packed until they are used.
 template <typename T> struct Octet;
 template <> struct Octet<bf16> {
     Packed<8> x;
@@ -62,10 +62,11 @@ template <> struct Octet<float> {
     }
 };
 
-// Where eight codes of a column of the tile lie: 16 units of 8 bytes a column, moved so that 8 columns' lanes use different banks.
+// Where eight codes of a column of the tile lie in shared memory: 16 units of 8 bytes a column, permuted so that the lanes of 8 columns use
+// different banks.
 __device__ inline int tile_unit(int col, int row_octet) { return col * (kTile / kOctet) + (row_octet ^ (col / kOctet % 8) << 1); }
 
-// The 16 bytes of a row of codes_t from a on, as far as they are inside.
+// Stores 16 neighbouring codes to `to`, of which only the first `inside` are inside the matrix.
 __device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
     if (inside >= 16) {
         *(uint4*)to = codes;
@@ -103,7 +104,7 @@ __device__ __forceinline__ void store_transposed(Rows<uint8_t> codes_t, uint4* s
     }
 }
 
-// scale: one | rows | (blocks down, blocks across). For PER_ROW it holds the maxima, and scale_rows_kernel follows.
+// scale: one | rows | (blocks down, blocks across). For PER_ROW `scale` holds the rows' maxima until scale_rows_kernel replaces them.
 template <typename T, Fmt kFmt, Gran kGran>
 __global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2)
 quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
@@ -154,7 +155,7 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
 
 // ================================================================ anything
 
-// A warp a row of the tile, eight rows at a time; then the transposed codes, rows across the lanes.
+// First a warp for each row of the tile, eight rows at a time; then the transposed codes, with a lane for each row.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
 quantize_any_kernel(QMat q, Rows<const T> x, const float* absmax, int rows, int cols, Fmt fmt, float clip) {
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(float* scale, i
 
 // ================================================================ what quantization loses
 
-// A block of threads takes the values of one scale: a row (for PER_TENSOR and NO_SCALE any share would do), or 32 x 32.
+// A block of threads counts values that have one scale: 32 x 32 of them for PER_BLOCK32, else a row.
 template <int kWidth, typename T>
 __global__ void __launch_bounds__(kRowThreads)
 count_codes_kernel(CodeCounts* counts, Rows<const T> x, int rows, int cols, const float* absmax, Opnd how, CodeRange range) {
@@ -352,8 +353,8 @@ static void launch_quantize(Quantization a) {
         LAUNCH(scale_rows_kernel, ceil_div(a.x.rows, kRowThreads), kRowThreads, 0, a.q.scale, a.x.rows, a.fmt, a.clip);
 }
 
-// Codes of x H or H x: the rotation writes them, and a pass over them transposes them, a band of whole vectors at a time, which stays in
-// the L2 cache. Where only transposed codes are wanted the band lies in the workspace meanwhile (the rotation inside has a strip of its own).
+// Codes of x H or H x: the rotation writes codes, and a second pass transposes them, a band of whole vectors at a time, small enough for
+// the L2 cache. If only transposed codes are wanted, the band's codes lie in the workspace (the rotation uses `strip`, not the workspace).
 static void quantize_rotated(Quantization a, Rotation rotation) {
     int rows = qmat_row_count(a.q), cols = a.x.cols;
     bool by_rows = rotation.axis == ROTATE_COLS;
@@ -377,7 +378,7 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     check_mat(x, x.rows, x.cols, "quantize");
     check_qmat(q, x, rotation, fmt);
     check(q.gran != PER_TENSOR || absmax, "quantize (cuda): per tensor, but no maximum is given");
-    if (x.cols == 0 || (x.rows == 0 && q.gran != PER_TENSOR)) return;   // no rows still have a scale, if their matrix has one
+    if (x.cols == 0 || (x.rows == 0 && q.gran != PER_TENSOR)) return;   // even without rows PER_TENSOR has a scale to write
     Quantization a = {q, x, absmax, fmt, clip};
     if (rotation.axis != ROTATE_NONE && qmat_row_count(q) > 0) quantize_rotated(a, rotation);
     else if (x.fmt == BF16) launch_quantize<bf16>(a);

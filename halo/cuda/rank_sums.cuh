@@ -1,4 +1,4 @@
-// What the ranks have sent, added up in rank order: the arithmetic of comm.h's sums.
+// Adds up in rank order the values that the ranks have sent: the arithmetic of comm.h's sums.
 //
 // Bytes per value: `ranks` reads and one write, one more read with `add`. One pass at the copy bandwidth.
 #ifndef HALO_CUDA_RANK_SUMS_CUH
@@ -8,7 +8,7 @@
 
 enum { kRankSumThreads = 256 };
 
-// The values of one rank lie in `own`, those of the others in order at every `lane` values of `others`.
+// The ranks' values: this rank's in `own`, the other ranks' in `others`, in rank order and `lane` values apart.
 template <typename T>
 struct RankValues {
     const T *own, *others;

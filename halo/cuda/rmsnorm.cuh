@@ -22,7 +22,7 @@ enum {
     kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
 };
 
-// ---- forward. kTiles: 0, the maximum is that of y; else that of y H, summed across runs by so many tiles at a time.
+// ---- forward. kTiles 0: *absmax is raised to the largest |y|; else to the largest |y H|, summed across runs by kTiles tiles at a time.
 template <int kKeep, int kTiles>
 __global__ void __launch_bounds__(512)
 rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x, Rows<const bf16> delta, const bf16* w, int C, float eps,
@@ -50,7 +50,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
             Values<8> a = unpack(r[k]), b = unpack(d[k]);
 #pragma unroll
             for (int i = 0; i < 8; i++) a.v[i] += b.v[i];
-            r[k] = pack(a);   // the norm is of what was stored
+            r[k] = pack(a);   // the norm is taken of the rounded values, as stored
             store_packed(res[t] + c, r[k]);
         }
     }
@@ -77,7 +77,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
         for (int i = 0; i < 8; i++) a.v[i] = a.v[i] * scale * weight.v[i];
         Packed<8> out = pack(a);
         store_packed(y[t] + c, out);
-        if constexpr (kTiles > 0) {   // a warp holds 256 neighbours
+        if constexpr (kTiles > 0) {   // a warp holds 256 neighbouring values, as hadamard_within wants
             float v[8];
             hadamard_within(v, out, signs);
             exchange.store_octet(c, threadIdx.x % kWarp, v);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
             if (c >= C) continue;
             g[k] = load_packed<8>(dy[t] + c);
             r[k] = load_packed<8>(res[t] + c);
-            before[k] = load_packed<8>(dres[t] + c);   // needed only after the sum: on its way meanwhile
+            before[k] = load_packed<8>(dres[t] + c);   // needed only after the sum, but loaded early
         }
         float scale = rstd[t], along_r = 0;
 #pragma unroll
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
     LAUNCH(kernel, y.rows, (threads), (shared_bytes), rows_of<bf16>(y), rstd, rows_of<bf16>(res), rows_of<const bf16>(x),  \
            rows_of<const bf16>(delta), (const bf16*)w.data, y.cols, eps, absmax, ##__VA_ARGS__)
 
-// kKeep octets a thread; kTiles: of the maximum after the rotation, 0 without.
+// kKeep: octets that a thread keeps. kTiles: 0, or tiles for the maximum after the rotation.
 template <int kKeep, int kTiles>
 static void launch_rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads) {
     auto kernel = rmsnorm_forward_kernel<kKeep, kTiles>;
@@ -245,9 +245,9 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     RowRuns runs = {};
     bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
     float* absmax = rotates && !inside ? NULL : prep.absmax;
-    // What is launched, for rows of up to so many octets: kKeep octets a thread, kTiles of the maximum after the rotation, threads.
+    // Which kernel is launched for rows of up to most_octets octets: its kKeep, its kTiles, and its most threads. The first row that fits.
     static const struct {
-        int most_octets, most_order;   // of H across runs, where the rotation's maximum is taken inside; 0: it is not
+        int most_octets, most_order;   // most_order: of H across runs, if the kernel takes the rotated maximum itself; 0: it does not
         void (*launch)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads);
         int most_threads;
     } kLaunches[] = {

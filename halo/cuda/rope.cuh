@@ -2,7 +2,7 @@
 // position, in place on the q and k columns of qkv (BT, (NH + 2 NKV) HD). Turning back is the transpose.
 //
 // Bytes per element of q and k: 4 (read 2, write 2); a token's row of the table is read once a block and stays in cache. At
-// 3 TB/s and BT = 16k, 40 heads of 128: 112 us. The maxima of q, k and v come with it: v is read for that, 2 more.
+// 3 TB/s and BT = 16k, 40 heads of 128: 112 us. Finding the maxima of q, k and v costs 2 bytes per element of v, which is read for them.
 //
 // A block holds a few tokens. A thread has kWidth neighbouring j of one token, loads their cosines and sines once, and turns
 // them in every `lanes`-th head.

@@ -1,5 +1,5 @@
-// What memory the CUDA backend takes beside the matrices that its ops are given, in bytes: plain C, so that a machine without a GPU can
-// count it too. What the backend holds for itself is allocated when it starts (ops.cu), what an op wants for a call comes from the caller.
+// The memory that the CUDA backend takes beside the matrices that its ops are given, in bytes: plain C, so that a machine without a GPU can
+// count this memory too. One part the backend allocates when it starts and keeps (ops.cu); the other, scratch of a call, the caller gives.
 #ifndef HALO_CUDA_SCRATCH_H
 #define HALO_CUDA_SCRATCH_H
 
@@ -7,8 +7,8 @@
 
 // ---- what the backend holds from its start to the end of the program
 enum {
-    kWorkspaceBytes = 32 << 20,      // for any op that does not call another one meanwhile: cuda_workspace in device.cuh
-    kRotateStripBytes = 32 << 20,    // rotations that take two passes: what lies between these (rotate/exact.cuh)
+    kWorkspaceBytes = 32 << 20,      // for an op that calls no other op meanwhile (device.cuh, CudaHeld)
+    kRotateStripBytes = 32 << 20,    // values between the two passes of long rotations (rotate/exact.cuh)
     kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
     kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
@@ -17,7 +17,7 @@ static inline size_t cuda_held_bytes(void) {
     return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + 2 * sizeof(float) * kLtVectorRows;
 }
 
-// ---- what an op wants for a call
+// ---- scratch that the caller gives an op for one call
 enum { kNormRows = 16 };   // rows of dY that a block of rmsnorm_backward sums into one row of dw
 static inline size_t cuda_rmsnorm_scratch(int BT, int C) {   // (ceil(BT / kNormRows), C) floats
     return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(float);
@@ -28,11 +28,11 @@ enum { kRowsPad = 128 };
 typedef struct {
     void* rows;           // (B NH, T_padded) pairs of floats
     float* dq_sums;       // (B NH, T_padded, HD rounded up to 32)
-    unsigned* counters;   // (counter_count): a turn for every 32 rows of dQ, and the ticket of the blocks
+    unsigned* counters;   // (counter_count): a turn for every 32 rows of dQ, and the ticket that numbers blocks as they start
     int T_padded, counter_count;
     size_t bytes;
 } AttnScratch;
-// With scratch NULL only T_padded, counter_count and bytes are told.
+// With scratch NULL only T_padded, counter_count and bytes are set.
 static inline AttnScratch cuda_attention_layout(Attn s, void* scratch) {
     AttnScratch at;
     Arena arena = {(char*)scratch, 0};

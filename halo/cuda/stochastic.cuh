@@ -6,7 +6,7 @@
 #include "device.cuh"
 
 // Stores value `first` of a matrix, or an octet from there on: then noise.offset + first is a multiple of kNoiseOctet. FP32 is stored as it
-// is. known_finite: the caller has looked.
+// is. known_finite: the caller has checked that all values are finite.
 template <int kWidth>
 __device__ inline void store_stochastic(float* p, Values<kWidth> x, const Noise&, size_t, int, bool = false) {
     store_values(p, x);

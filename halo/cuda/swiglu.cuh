@@ -2,8 +2,8 @@
 //   dgate = dy * up * sigma * (1 + g (1 - sigma))      dup = dy * silu(g)
 //
 // Bytes per element of (BT, F): forward 6 (read 4, write 2), backward 10 (read 6, write 4). At 3 TB/s and BT = 16k, F = 14336:
-// forward 470 us, backward 780 us. The maximum of what is written comes with it, and so does that of y H: a block that holds its row in
-// shared memory needs no second pass over it.
+// forward 470 us, backward 780 us. The same pass finds the maximum of what is written, or of y H: a block that holds its row in shared
+// memory needs no second pass over the row.
 #ifndef HALO_CUDA_SWIGLU_CUH
 #define HALO_CUDA_SWIGLU_CUH
 
@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(256) swiglu_forward_kernel(Rows<bf16> y, Rows<
     if (absmax) raise_block_absmax(absmax, largest);
 }
 
-// *sink.absmax is raised to the largest |y H|. A block takes a row: what is stored is transformed within 256s, and summed across runs
-// through 4 bytes of shared memory an element; three blocks a multiprocessor hide each other's barrier.
+// Raises *sink.absmax to the largest |y H|. A block takes a row: the stored values are transformed within 256s, and summed across runs
+// through 4 bytes of shared memory an element; three blocks a multiprocessor hide each other's waits at barriers.
 template <int kTiles>
 __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kernel(Rows<bf16> y, Rows<const bf16> gate_up, MaxSink sink,
                                                                                    RowRuns runs) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kern
     rows_within(exchange, runs, within_signs(0, runs.within_end), blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
         Packed<8> gates[kRotateGroup], ups[kRotateGroup];
 #pragma unroll
-        for (int b = 0; b < kRotateGroup; b++) {   // behind the last block it again
+        for (int b = 0; b < kRotateGroup; b++) {   // beyond the last block of 256, the last block is computed and stored again
             int f = min(first + b, blocks - 1) * 256 + lane * 8;
             gates[b] = load_packed<8>(gate + f);
             ups[b] = load_packed<8>(up + f);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kern
     sink.finish();
 }
 
-// Each thread reads all that it will overwrite: dgate_up may be gate_up. absmax: of dgate, of dup.
+// Each thread reads all that it will overwrite, so dgate_up may be gate_up. absmax: NULL, or two: of dgate, of dup.
 template <int kWidth>
 __global__ void __launch_bounds__(256) swiglu_backward_kernel(Rows<bf16> dgate_up, Rows<const bf16> dy, Rows<const bf16> gate_up, int F,
                                                              float* absmax) {

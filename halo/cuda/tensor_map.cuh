@@ -1,5 +1,5 @@
-// Descriptors of what TMA fetches (Hopper and later): (planes, rows, columns) of codes or bf16 in boxes of some rows by 128 bytes, in the
-// 128-byte swizzle that wgmma reads. What is outside reads as zero.
+// Descriptors of tensors that TMA fetches from (Hopper and later): (planes, rows, columns) of codes or bf16, in boxes of some rows by 128
+// bytes, in the 128-byte swizzle that wgmma reads. Values outside of the tensor read as zero.
 #ifndef HALO_CUDA_TENSOR_MAP_CUH
 #define HALO_CUDA_TENSOR_MAP_CUH
 
@@ -12,7 +12,7 @@ static inline CUtensorMap tensor_map(const void* data, Fmt fmt, int columns, int
     check(fmt == BF16, "tensor_map: %s is not emulated", fmt_name(fmt));
     return CUtensorMap{(const bf16*)data, columns, rows, planes, box_rows, row_bytes / sizeof(bf16), plane_bytes / sizeof(bf16)};
 #else
-    static decltype(&cuTensorMapEncodeTiled) encode;   // the driver's, which nothing is linked against
+    static decltype(&cuTensorMapEncodeTiled) encode;   // looked up at run time, since the program does not link the driver's library
     if (!encode) {
         cudaDriverEntryPointQueryResult found;
         cuda_ok(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void**)&encode, 12000, cudaEnableDefault, &found),

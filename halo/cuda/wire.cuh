@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kWireThreads) transpose_codes_kernel(Rows<uint
 }
 
 // Four six-bit codes a, b, c, d are the 24 bits dddddd cccccc bbbbbb aaaaaa, lowest byte first; four such groups fill three
-// words. The conversion of a code is looked up: it is computed once a block.
+// words. A code's six bits come from a table that each block computes once.
 __global__ void __launch_bounds__(kWireThreads) pack_fp6_kernel(uint8_t* packed, const uint8_t* codes, size_t count, Fmt fp6, bool aligned) {
     __shared__ uint8_t six_bits[256];
     six_bits[threadIdx.x] = fp6_pack_code((uint8_t)threadIdx.x, fp6);

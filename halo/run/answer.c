@@ -3,8 +3,8 @@
 
 #include "../../data/files.h"
 
-enum { kMaxContext = 8192 };   // tokens of prompt and answer, at most
-enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says more
+enum { kMaxContext = 8192 };   // tokens of prompt and answer together, at most
+enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says otherwise
 
 static int most_positions(const Session* s) { return min_int(s->config.max_T, kMaxContext); }
 
@@ -30,7 +30,7 @@ static double generator_bytes(const Session* s, int slots, int positions) {
                                                     generation_options(slots, positions)));
 }
 
-// As many answers side by side as were asked for, as there are, and as fit the memory that is free on every rank.
+// How many answers run side by side: as many as asked for, but no more than there are prompts, or than fit in every rank's free memory.
 static int pick_slots(const Session* s, int positions, int prompts) {
     int most = min_int(prompts, s->o.slots == kAuto ? kDefaultSlots : s->o.slots), ranks = s->comm->ranks;
     double room = 0.9 * (double)s->ops->free_bytes() - (double)s->ops->workspace_bytes();
@@ -46,7 +46,7 @@ static int pick_slots(const Session* s, int positions, int prompts) {
     return most;
 }
 
-// The tokens that end an answer: what the configurations name, and the end of the assistant's turn.
+// The tokens that end an answer: those that config.json and generation_config.json name, and the end of the assistant's turn.
 static int stop_tokens(const Session* s, int stop[kMaxEos + 1]) {
     int count = hf_config_eos(s->files, s->source_path ? s->source_path : "--preset", stop);
     if (s->chat.turn_end >= 0) stop[count++] = s->chat.turn_end;
@@ -121,7 +121,7 @@ Model* open_talker(const Session* s, Decoding* d, int stop[kMaxEos + 1]) {
 typedef struct {
     const Tokenizer* tokenizer;
     DecodeStream stream;
-    Text text;   // what is not printed yet
+    Text text;   // bytes of the answer that are not printed yet
 } LiveAnswer;
 
 static void print_ready(LiveAnswer* a) {

@@ -1,4 +1,4 @@
-// Answers to prompts: of a data file, for the commands generate and eval and for the evaluations of a training run, or one.
+// Answers to prompts: to one prompt, or to those of a data file, for the commands generate and eval and the evaluations of a training run.
 #ifndef HALO_RUN_ANSWER_H
 #define HALO_RUN_ANSWER_H
 
@@ -7,8 +7,8 @@
 #include "../generate.h"
 #include "session.h"
 
-// A data file's examples, to be answered: each as long as the model's positions allow. A file of plain texts is a user_error. `held_out`: those that
-// --val-split holds out.
+// Opens a data file whose examples are to be answered; prompts may be as long as the model's positions allow. A file of plain texts is a
+// user_error. held_out: only the examples that --val-split keeps from training.
 C_API Dataset* open_prompts(const Session* s, const char* path, bool held_out);
 
 // Answers the prompts of all examples with the weights of the session's shard, and hands the answers over in the order of the file as they
@@ -16,7 +16,7 @@ C_API Dataset* open_prompts(const Session* s, const char* path, bool held_out);
 typedef void (*TakeAnswer)(void* context, const Answer* answer);
 C_API void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context);
 
-// A user_error unless the memory that is free now holds a model that answers them: better at a run's start than at its first evaluation.
+// A user_error unless the free memory can hold the model that answers d's prompts. Called at a run's start, not at its first evaluation.
 C_API void check_answers_fit(const Session* s, const Dataset* d);
 
 // Answers one prompt on stdout, character by character.
@@ -26,10 +26,10 @@ C_API void answer_prompt(const Session* s, const char* prompt);
 // end and context, and frees the model. `stop` has to live as long as d.
 C_API Model* open_talker(const Session* s, Decoding* d, int stop[kMaxEos + 1]);
 
-// The share of answers that `metric` finds right.
+// What `metric` says of all answers together.
 typedef struct {
     char* line;        // the summary (metric.h); the caller frees it
-    double percent;
+    double percent;    // of answers that are right
     int count;
 } Verdict;
 // `answers`: NULL, or the file that gets the answers and their verdicts; rank 0 writes it.

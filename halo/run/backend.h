@@ -1,4 +1,4 @@
-// Which backend --backend comes to on this machine.
+// The backend that --backend means on this machine.
 #ifndef HALO_RUN_BACKEND_H
 #define HALO_RUN_BACKEND_H
 

@@ -20,7 +20,7 @@ static double median(double* x, int n) {
     return x[n / 2];
 }
 
-// One optimizer step on random tokens; the seconds until it is done.
+// Runs one optimizer step on random tokens; returns its seconds.
 static double bench_step(Session* s, Trainer* t, int step) {
     const Options* o = &s->o;
     double start = seconds_now();
@@ -49,12 +49,12 @@ static double time_steps(Session* s, Trainer* t) {
     return seconds;
 }
 
-// What ranks do with each other in a step, the mean over ranks.
+// Waiting for and sending to other ranks in a step, as means over ranks.
 typedef struct {
     double waited_ms, sent_bytes;
 } RankTraffic;
 
-// More steps, with every call noted.
+// Runs more steps, noting every call for the profile.
 static RankTraffic profile_steps(Session* s, Trainer* t) {
     double start = s->comm->sent_bytes(), sums[2];
     profile_begin();
@@ -75,14 +75,14 @@ static void print_speed(const Session* s, double seconds, double plain_tflops, s
            1e3 * seconds, per_second, tflops, tflops / plain_tflops, plain_tflops, gib(planned), gib(left));
 }
 
-// Only of a GPU: a host's memory is not ours alone. `left_before`: what was free before the weights were loaded.
+// Only of a GPU, since other programs use the host's memory too. left_before: bytes that were free before the weights were loaded.
 static void print_memory_taken(const Session* s, size_t planned, size_t left_before, size_t left) {
     size_t used = left_before + held_bytes(s) - left;
     printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f\n", gib(used), gib(planned),
            100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - held_bytes(s) - left_before));
 }
 
-// The ceilings that the profile compares with are measured here, by all ranks.
+// Measures, on all ranks, the ceilings that the profile compares with, and prints the profile.
 static void show_profile(const Session* s, Ceilings ceilings, double seconds) {
     int tokens = s->o.batch * s->o.seq;
     if (fmt_bytes(s->recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s->ops, &s->config, tokens, s->recipe->fw.fmt);
@@ -91,8 +91,8 @@ static void show_profile(const Session* s, Ceilings ceilings, double seconds) {
     profile_print(ceilings, kProfileSteps, 1e3 * seconds);
 }
 
-// Makes AdamW write every value. It skips what has never had a gradient, which is right for the unseen rows of an embedding; but haloi's
-// casts turn most gradients to 0, and would so flatter the bound that they are timed for. Moments of 1 are never skipped.
+// Sets AdamW's moments to 1, so that it writes every value. AdamW skips values that have never had a gradient, such as the rows of unseen
+// tokens; but haloi's casts turn most gradients to 0, and skipping those would make the speed bound look better than it is.
 static void fill_moments(const Session* s) {
     enum { kFillBytes = 4 << 20 };
     StateArray arrays[kMaxStateArrays];
@@ -127,7 +127,7 @@ int command_bench(Options o) {
     RankTraffic traffic = {0, 0};
     if (o.profile || notes_waits) traffic = profile_steps(&s, &t);
     size_t left = s.ops->free_bytes(), planned = plan_memory(&s).together;
-    trainer_free(&s, &t);   // room for the products that show the ceiling
+    trainer_free(&s, &t);   // makes room for the products that measure the ceiling
     Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, o.batch * o.seq, s.ops->act), 0};
     if (leads(&s)) print_speed(&s, seconds, ceilings.plain_tflops, planned, left);
     if (leads(&s) && !strcmp(s.ops->name, "cuda")) print_memory_taken(&s, planned, left_before, left);

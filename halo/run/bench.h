@@ -4,6 +4,7 @@
 
 #include "session.h"
 
+// Returns the exit code.
 C_API int command_bench(Options o);
 
 #endif

@@ -10,7 +10,7 @@ enum { kRepeats = 3 };
 static void pass_token(void* context, int prompt, int token) { (void)context; (void)prompt; (void)token; }
 static void pass_end(void* context, int prompt) { (void)context; (void)prompt; }
 
-// The shortest of a few runs of answers of `tokens` tokens that nothing stops, in seconds.
+// The shortest time of a few runs, in seconds, for answers of exactly `tokens` tokens: no token stops them.
 static double time_answers(Session* s, Model* model, int positions, int tokens, const Prompt* prompts) {
     Decoding d;
     memset(&d, 0, sizeof d);
@@ -20,7 +20,7 @@ static double time_answers(Session* s, Model* model, int positions, int tokens, 
     d.token = pass_token;
     d.end = pass_end;
     double best = 0;
-    for (int i = 0; i <= kRepeats; i++) {   // the first run finds the products' algorithms
+    for (int i = 0; i <= kRepeats; i++) {   // the first run does not count: it chooses the products' algorithms
         double start = seconds_now();
         generate_answers(model, &s->config, &d, prompts, s->o.generate);
         double seconds = seconds_now() - start;
@@ -29,7 +29,7 @@ static double time_answers(Session* s, Model* model, int positions, int tokens, 
     return best;
 }
 
-// The tokens per second of a forward pass as training makes it, over about as many rows as prompts are read in at once.
+// Tokens per second of a forward pass of training, over about as many rows as generation reads of prompts in one step.
 static double forward_rate(Session* s) {
     int B = max_int(kPromptRows / s->o.seq, 1), BT = B * s->o.seq;
     ModelOptions options = {B, s->o.seq, false, RECOMPUTE_NONE, (size_t)s->o.logits_mb << 20, 0, recipe_find("bf16"), false, 0, 0};
@@ -51,7 +51,7 @@ static double forward_rate(Session* s) {
     return best;
 }
 
-// What a step of decoding has to read: every weight but an embedding of its own, and the keys and values of all answers.
+// Bytes that a step of decoding has to read: every weight except an untied embedding, and the keys and values of all answers.
 static double step_bytes(const Session* s, double mean_used) {
     const Config* c = &s->config;
     double weights = (double)param_count(c) - (c->tied ? 0 : (double)c->V * c->C);

@@ -29,7 +29,7 @@ void print_evaluation(const char* path, Evaluation e) {
     printf("%s: loss %.6f  perplexity %.4f  over %zu tokens, recipe %s in %s\n", path, e.loss, exp(e.loss), e.scored, e.recipe, fmt_name(e.act));
 }
 
-// The metric that eval names; NULL: the loss.
+// The metric of --metric; NULL: the loss.
 static const Metric* metric_of(const Options* o) { return metric_find(o->metric); }
 
 static int score_file(const Options* o) {

@@ -11,7 +11,7 @@ typedef struct {
     Fmt act;              // of everything else
 } Evaluation;
 
-// Goes over all rows of `d`, each rank over its own share; all ranks call it together. `losses`: (batch, seq) on the backend, scratch.
+// Goes over all rows of `d`, divided among the ranks; all ranks call it together. `losses`: scratch, (batch, seq) floats on the backend.
 C_API Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses);
 C_API void print_evaluation(const char* path, Evaluation e);
 C_API int command_eval(Options o);

@@ -24,12 +24,12 @@ void become_chat_model(Session* s) {
     text_free(&token);
 }
 
-// ---- merging: W + scale B A, or W (.) (1 + scale B A) of HUT, of the base's own weights, in FP32 and rounded once
+// ---- merging: W + scale B A (LoRA), or W (.) (1 + scale B A) (HUT), from the base model's own weights, in FP32 and rounded once
 typedef struct {
     Session* s;
-    Fmt fmt;                     // of what is written
-    int a_spec[kMaxParamSpecs];  // by parameter: its A among adapter_specs, B is the next; -1: not adapted
-    int spec, layer;             // whose factors these are
+    Fmt fmt;                     // of the written weights
+    int a_spec[kMaxParamSpecs];  // of each parameter: the index of its A in adapter_specs, B is the next; -1: not adapted
+    int spec, layer;             // of the parameter whose factors a and b are
     float *a, *b;                // (rank, K), (N, rank)
 } Merger;
 
@@ -40,7 +40,7 @@ static float* adapter_floats(Session* s, int spec, int layer) {
     float* x = (float*)host_alloc(sizeof(float) * n);
     shard_read_adapter(s->shard, spec, layer, 0, specs[spec].rows, x);
     uint16_t* half = (uint16_t*)x;
-    for (size_t i = n; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // from the end: each is read before it is overwritten
+    for (size_t i = n; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // in place: from the end
     return x;
 }
 
@@ -81,7 +81,7 @@ static void merged_rows(void* self, int spec, int layer, int row0, int rows, voi
     free(w);
 }
 
-// The adapter's A of each parameter, by the module that both names hold.
+// Finds the adapter's A of each parameter: the names of both contain the same module.
 static void find_pairs(const Config* c, int a_spec[kMaxParamSpecs]) {
     ParamSpec specs[kMaxParamSpecs], factors[kMaxParamSpecs];
     int count = param_specs(c, specs), factor_count = adapter_specs(c, factors);
@@ -93,7 +93,8 @@ static void find_pairs(const Config* c, int a_spec[kMaxParamSpecs]) {
     }
 }
 
-// ---- writing, as an attempt of rank 0. The ranks deliver rows together: where rank 0 fails between two deliveries, it goes on delivering.
+// ---- writing, as an attempt of rank 0. All ranks deliver rows together (zero 3 gathers them), so that after a failure rank 0 still has to
+// take part in the deliveries that are left.
 typedef struct {
     Session* s;
     const char* dir;         // NULL: this rank only delivers
@@ -103,7 +104,7 @@ typedef struct {
     bool adapter;            // a PEFT directory is written
     Fmt fmt;
     long delivered;          // calls of deliver_rows
-    long skip;               // of which this many have been made already
+    long skip;               // calls to leave out, because the failed attempt has made them
 } ModelWrite;
 
 static void read_model_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
@@ -177,7 +178,7 @@ size_t written_bytes(const Session* s) {
     return values * fmt_bytes(s->ops->act);
 }
 
-// GGUF is written from F32: rows of the format that layers read are widened.
+// Rows as floats, which GGUF files are written from, widened from the format that layers read.
 static void read_rows_as_floats(void* self, int spec, int layer, int row0, int rows, void* dst) {
     const Session* s = (const Session*)self;
     shard_read(s->shard, spec, layer, row0, rows, dst);
@@ -219,7 +220,7 @@ int command_export(Options o) {
     char fault[kFaultBytes] = "";
     if (o.out && !write_model(&s, o.out, s.files, fault)) {
         if (leads(&s)) user_error("%s", fault);
-        s.comm->barrier();   // until rank 0 has ended the job
+        s.comm->barrier();   // waits for rank 0 to end the job
     }
     if (o.gguf) write_gguf(&s);
     session_close(&s);

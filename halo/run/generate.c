@@ -9,7 +9,7 @@ typedef struct {
     int matches, count;
 } Matches;
 
-// One JSON line per example: the answer's own, with the verdict of `exact` as "match".
+// Prints one JSON line per example: the answer, with the verdict of the metric `exact` as "match".
 static void print_answer(void* context, const Answer* answer) {
     Matches* m = (Matches*)context;
     bool match = metric_find("exact")->judge(answer->expected, answer->generated);

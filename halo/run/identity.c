@@ -6,7 +6,7 @@
 #include "../../data/files.h"
 #include "../progress.h"
 
-// The content of one file, or of several with commas between them and a share behind each (record.h).
+// The hash of one file's content, or of several files': `paths` may list them with commas and a share behind each (record.h).
 static void digest_files(const char* paths, char hex[kHexBytes]) {
     strcpy(hex, "none");
     if (!paths) return;
@@ -29,7 +29,7 @@ static void digest_files(const char* paths, char hex[kHexBytes]) {
     free(list);
 }
 
-// What of config.json the arithmetic depends on.
+// The hash of those values of config.json that the arithmetic depends on.
 static void digest_config(const Config* c, char hex[kHexBytes]) {
     char text[512];
     int n = snprintf(text, sizeof text, "%d %d %d %d %d %d %d %d %a %a %d %a %a %a %d", c->V, c->C, c->L, c->NH, c->NKV, c->HD, c->F, c->tied,
@@ -38,7 +38,7 @@ static void digest_config(const Config* c, char hex[kHexBytes]) {
     hex_digest(XXH3_128bits(text, (size_t)n), hex);
 }
 
-// The tokenizer's files and chat templates; the configurations are not the tokenizer's.
+// The hash of the tokenizer's files and chat templates, without config.json and generation_config.json.
 static void digest_tokenizer(const ModelFiles* files, char hex[kHexBytes]) {
     XXH3_state_t* hash = XXH3_createState();
     XXH3_128bits_reset(hash);
@@ -57,7 +57,8 @@ static void digest_tokenizer(const ModelFiles* files, char hex[kHexBytes]) {
 
 // ---- weights
 
-// Which files these are, as a whole number that a double holds exactly: the host, and what the file system knows of each.
+// A number that identifies the files at `path` without reading them: a hash of the host's name and of what the file system knows of each
+// file. A whole number that a double holds exactly.
 static double files_at(const char* path) {
     char host[256] = "";
     gethostname(host, sizeof host - 1);
@@ -71,7 +72,7 @@ static double files_at(const char* path) {
         if (!stat(file, &info)) {
             const uint64_t facts[] = {(uint64_t)info.st_dev, (uint64_t)info.st_ino, (uint64_t)info.st_size, (uint64_t)info.st_mtim.tv_sec,
                                       (uint64_t)info.st_mtim.tv_nsec};
-            hash += XXH64(facts, sizeof facts, 0);   // a sum: the order in which a directory lists its files does not matter
+            hash += XXH64(facts, sizeof facts, 0);   // a sum, since a directory may list its files in any order
         }
         free(file);
     }
@@ -79,7 +80,7 @@ static double files_at(const char* path) {
     return (double)(hash >> 12);
 }
 
-// The lowest rank that sees the same files as this one.
+// The lowest rank that sees the same files as this rank.
 static int reader_of(const Session* s) {
     int ranks = s->comm->ranks, reader = 0;
     double* seen = (double*)host_alloc(sizeof(double) * (size_t)ranks);

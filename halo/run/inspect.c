@@ -5,7 +5,7 @@
 #include "../../data/inspect.h"
 #include "session.h"
 
-// Of a Hugging Face directory, which needs no weights for this, or of a GGUF file.
+// The tokenizer's files of a Hugging Face directory, with or without weights, or of a GGUF file.
 static ModelFiles* tokenizer_files(const char* path) {
     if (dir_exists(path) || !path_exists(path)) return model_files_from_dirs(NULL, path);
     Config config;

@@ -10,11 +10,11 @@
 #include "../../data/json.h"
 #include "run_state.h"
 
-static const char kNoteName[] = "training.json";   // beside a trained model: what it was trained with
+static const char kNoteName[] = "training.json";   // beside a trained model: the settings that it was trained with
 
 // ---- claims
 
-// Locks what is open at `fd`, which stays open to the end of the process.
+// Locks the folder that is open at `fd`; fd stays open, and so the lock held, to the end of the process.
 static void lock(int fd, const char* flag, const char* path) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) return;
     if (errno == EWOULDBLOCK)
@@ -29,7 +29,7 @@ static bool holds(const char* dir, const char* name) {
     return there;
 }
 
-// The file that makes a model of `dir`, by this program or others; NULL: there is none.
+// The name of a file of weights in `dir`, written by this program or another; NULL: none, so `dir` holds no model.
 static const char* model_in(const char* dir) {
     static const char* const kWeights[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                                            "pytorch_model.bin.index.json", "adapter_model.safetensors", "adapter_model.bin"};
@@ -98,7 +98,7 @@ static bool same_folder(const char* a, const char* b) {
 
 static bool finished_here(const Session* s, const CheckpointSetting* settings, int count) {
     const char* dir = s->o.out;
-    bool replaced = same_folder(dir, s->source_path);   // the run's own weights lie where those were that it began with
+    bool replaced = same_folder(dir, s->source_path);   // the trained model has replaced the one that the run started from
     const char* model = model_in(dir);
     if (!model || strncmp(model, "model.safetensors", strlen("model.safetensors")) || !holds(dir, kNoteName)) return false;
     char* path = path_join(dir, kNoteName);

@@ -5,21 +5,21 @@
 #include "../../data/checkpoint.h"
 #include "session.h"
 
-// Rank 0, before any work; every way to lose something later is a user_error now:
-// - --out can be written, and no other process that runs now has claimed it. The claim is a lock on the open folder: it ends with
-//   the process, however that ends. File systems without locks are said, not refused.
-// - an interrupted move of a written model is finished, and said (hf_write.h).
-// - --out holds no model (--overwrite allows that) and no checkpoints (--resume goes on from them), --log no lines of another run.
+// Called by rank 0 before any work, so that what would lose results later is a user_error now:
+// - --out must be writable, and not claimed by another running process. The claim is a lock on the open folder, which ends with the
+//   process, however the process ends. A file system without locks gets a warning, no error.
+// - an interrupted move of a written model is finished, with a message (hf_write.h).
+// - --out must hold no model (unless --overwrite) and no checkpoints (unless --resume), and --log no lines of another run.
 C_API void claim_out(const Session* s);
 
-// Whether --out holds a model, and `settings` (count of them) are those it was trained with to the end: then a run that is told to
-// resume has nothing left to do. Other settings are a user_error. False if there is no such model. Rank 0 reads; all ranks call it.
+// Does --out hold a model that was trained to the end with these `settings` (count)? Then a resumed run has nothing left to do. A model
+// trained with other settings is a user_error. Rank 0 reads; all ranks call it.
 C_API bool run_is_finished(const Session* s, const CheckpointSetting* settings, int count);
-// What run_is_finished will find beside the model: the caller puts it among the files that are written with it.
+// Adds to `files`, which are written beside the model, the note that run_is_finished reads.
 C_API void note_finished_run(ModelFiles* files, const CheckpointSetting* settings, int count);
 
-// All ranks call it together: a user_error unless the disk of --out has room for `state_bytes` of every rank's checkpoint parts, as
-// often as --keep asks for, beside the one that is being written or the model.
+// All ranks call it together: a user_error unless the disk of --out has room for --keep checkpoints of state_bytes on each rank, and beside
+// them for one more that is being written, or for the model (model_bytes).
 C_API void require_space(const Session* s, size_t state_bytes, size_t model_bytes);
 
 #endif

@@ -14,8 +14,7 @@ static void duration(double seconds, char text[32]) {
     else snprintf(text, 32, "%ds", t);
 }
 
-// The steps after the checkpoint that a run goes on from will be made again: takes their lines away, and one that a crash
-// has cut short.
+// Removes the lines of steps after `step`, which a resumed run does again, and a last line that a crash has cut short.
 static void log_rewind(const char* path, int64_t step) {
     static const char kOpening[] = "{\"step\": ";
     if (!path_exists(path)) return;
@@ -26,7 +25,7 @@ static void log_rewind(const char* path, int64_t step) {
     free(text);
 }
 
-// The log is a convenience: where it fails, that is said once and the run goes on without it.
+// If the log cannot be written, says so once, and the run goes on without a log: it is only a convenience.
 static void give_up_log(StepLog* log, const char* why) {
     fprintf(stderr, "train_llama3: --log: log.jsonl cannot be written: %s; the run goes on without it\n", why);
     fclose(log->file);

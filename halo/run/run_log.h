@@ -1,4 +1,4 @@
-// What a training run tells: a line a step on the terminal, and the same as JSON in --log DIR/log.jsonl. Only rank 0 logs.
+// What a training run reports: a line a step on the terminal, and the same as JSON in --log DIR/log.jsonl. Only rank 0 logs.
 #ifndef HALO_RUN_LOG_H
 #define HALO_RUN_LOG_H
 
@@ -12,11 +12,11 @@ typedef struct {
     FILE* file;   // log.jsonl, or NULL
     int steps;
     double mean_step_seconds;   // smoothed
-    double recent[kRecentLosses];   // finite losses, the newest at losses % kRecentLosses
-    int losses;
+    double recent[kRecentLosses];   // the latest finite losses: the n-th is at n % kRecentLosses
+    int losses;                     // how many there were
 } StepLog;
 
-// A resumed run appends to its log, after taking away the lines of steps behind `steps_done`: they will be made again.
+// A resumed run appends to its log, after removing the lines of steps after `steps_done`, which will be done again.
 C_API StepLog log_open(const Session* s, int steps, int64_t steps_done);
 C_API void log_close(StepLog* log);
 C_API void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds);

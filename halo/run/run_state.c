@@ -12,11 +12,11 @@ typedef struct {
     Session* s;
     StateArray array;
     int index, from_rank, from_ranks;
-    char* copy;   // in ordinary memory, for a checkpoint that is written while training goes on; or NULL
-    unsigned long pieces;   // of the copy that have been written
+    char* copy;   // in the host's memory, for a checkpoint that is written while training goes on; or NULL
+    unsigned long pieces;   // how many parts of the copy have been written
 } StateBlob;
 
-// What the named array holds; false: not known here.
+// The format of the values in the named array; false: no array has this name.
 static bool format_of(const Session* s, const char* name, Fmt* fmt) {
     const struct {
         const char* name;
@@ -60,7 +60,7 @@ static char* checkpoint_dir(const Session* s) { return path_join(s->o.out, "chec
 
 // ---- what defines a run
 
-// Where files lie does not matter, what they hold does: the identity stands for these.
+// Is it a flag that names files? Their places may change, their contents not: the identity holds hashes of the contents.
 static bool is_place(const char* flag) {
     static const char* const kPlaces[] = {"model", "from-scratch", "tokenizer", "data"};
     for (size_t i = 0; i < sizeof kPlaces / sizeof kPlaces[0]; i++)
@@ -74,7 +74,7 @@ void run_settings(const Session* s, RunSettings* r) {
     r->count = 0;
     int flags = options_flags(&s->o, r->flags, false);
     for (int i = 0; i < flags; i++) {
-        bool backend = !strcmp(r->flags[i].name, "backend");   // the backend that auto chose: another backend gives different bits
+        bool backend = !strcmp(r->flags[i].name, "backend");   // not "auto" but the chosen backend, since another one gives different bits
         CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value};
         if (!is_place(setting.name)) r->list[r->count++] = setting;
     }
@@ -87,7 +87,7 @@ void run_settings(const Session* s, RunSettings* r) {
 
 // ---- checkpoints
 
-// What a run's state consists of, as rank `rank` of `ranks` saves it.
+// A run's state, as rank `rank` of `ranks` saves it.
 typedef struct {
     CheckpointState state;
     Blob blobs[kMaxStateArrays];
@@ -119,12 +119,12 @@ size_t state_bytes(Session* s) {
     return bytes;
 }
 
-// ---- saving: a copy of the state, which a thread writes while training goes on. All ranks have the same save under way; it is committed
-// once every rank has written its part.
+// ---- saving: a copy of the state, which a thread writes while training goes on. All ranks have the same save under way; a save is
+// committed once every rank has written its part.
 
 struct Saving {
     RunState run;
-    Progress progress;   // as it was; `run` points to it
+    Progress progress;   // at the time of the copy; `run` points to it
     char* dir;
     bool on_thread;
     pthread_t thread;
@@ -138,7 +138,7 @@ static void* write_part(void* self) {
     return NULL;
 }
 
-// Whether memory for a copy is left, and a quarter more for whatever else comes. Ranks of one host ask at the same time for the same.
+// Is there free memory for the copy, and a quarter more for other uses? All ranks of a host ask at the same time and will take as much.
 static bool copy_fits(const Session* s, size_t bytes) {
     char line[128];
     long long available_kb = 0;
@@ -149,7 +149,7 @@ static bool copy_fits(const Session* s, size_t bytes) {
     return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->ranks;
 }
 
-// The copies stay for the next save: memory that is there already takes a copy in a fraction of the time.
+// The copies' memory is kept for the next save: copying to memory that has been used before takes a fraction of the time.
 static bool copy_state(Session* s, struct Saving* w) {
     static char* copies[kMaxStateArrays];
     size_t bytes = 0;
@@ -188,7 +188,7 @@ Saving* save_finish(Session* s, Saving* w, bool wait) {
     for (unsigned long seen = 0; w->on_thread && !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE); usleep(1000)) {
         unsigned long pieces = 0;
         for (int i = 0; i < w->run.state.blob_count; i++) pieces += __atomic_load_n(&w->run.places[i].pieces, __ATOMIC_RELAXED);
-        if (pieces != seen) progress_phase("waiting for the disk", -1);   // a disk that hangs is no progress
+        if (pieces != seen) progress_phase("waiting for the disk", -1);   // only written parts are progress: a hanging disk is not
         seen = pieces;
     }
     if (w->on_thread) pthread_join(w->thread, NULL);
@@ -204,7 +204,7 @@ Saving* save_finish(Session* s, Saving* w, bool wait) {
 
 // ---- going on
 
-// As many ranks as saved it read their own parts; other numbers take the rows that they own from all parts.
+// With as many ranks as saved the checkpoint each rank reads its own part; else each takes the rows that it owns from all parts.
 static void load_checkpoint(Session* s, const RunSettings* settings, Progress* progress, const char* path) {
     int ranks = checkpoint_ranks(path);
     bool same = ranks == s->comm->ranks;
@@ -219,7 +219,7 @@ static void load_checkpoint(Session* s, const RunSettings* settings, Progress* p
 
 static void tick(void) { progress_phase("looking for a whole checkpoint", -1); }
 
-// Ranks share the reading. Where a part is damaged, the rank that read it says so.
+// Are all parts of the checkpoint whole? Ranks divide the reading; the rank that finds a damaged part prints what is wrong.
 static bool all_parts_whole(const Session* s, const char* path) {
     char* fault = checkpoint_verify_parts(path, s->comm->rank, s->comm->ranks, tick);
     if (fault) fprintf(stderr, "train_llama3: %s: damaged; this checkpoint is passed over, and the run goes on from an older one\n", fault);
@@ -229,7 +229,7 @@ static bool all_parts_whole(const Session* s, const char* path) {
     return damaged == 0;
 }
 
-// The newest whole checkpoint in `dir`, which all ranks agree on (the caller frees it); NULL: there are none at all.
+// The path of the newest whole checkpoint in `dir`, the same on all ranks (the caller frees it); NULL: `dir` has no checkpoints.
 static char* newest_whole(const Session* s, const char* dir) {
     int *steps = NULL, count = leads(s) ? checkpoint_steps(dir, &steps) : 0;
     s->comm->host_broadcast(&count, sizeof count);

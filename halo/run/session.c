@@ -10,7 +10,7 @@
 #include "../progress.h"
 #include "backend.h"
 
-// config.json and the tokenizer's files. A cut model's config.json is made anew, so that the source's is left out.
+// config.json and the tokenizer's files of the source; without config.json for a model cut by --layers, whose config.json is made anew.
 static ModelFiles* source_files(const Session* s) {
     const Options* o = &s->o;
     if (!o->model) return model_files_from_dirs(o->layers ? NULL : s->source_path, s->tokenizer_path);
@@ -26,7 +26,7 @@ static ModelFiles* source_files(const Session* s) {
     return files;
 }
 
-// config.json, --preset or --from-scratch, and its tokenizer's files.
+// Reads the model's sizes from --model, --preset or --from-scratch, and its tokenizer's files.
 static void open_source(Session* s) {
     const Options* o = &s->o;
     if (o->model) {
@@ -53,7 +53,7 @@ void open_chat(Session* s) {
 void load_tokenizer(Session* s) {
     const ModelFile* file = model_files_get(s->files, "tokenizer.json");
     if (!file) {
-        s->tokenizer = tokenizer_load(s->tokenizer_path);   // says what is missing, and what to do about it
+        s->tokenizer = tokenizer_load(s->tokenizer_path);   // ends with a user_error that says what is missing
         return;
     }
     char* path = path_join(s->tokenizer_path, "tokenizer.json");
@@ -90,7 +90,7 @@ static void read_source_rows(void* self, int spec, int layer, int row0, int rows
                s->source_path, name, (size_t)row0 + bad / cols, bad % cols, (double)dst[bad]);
 }
 
-// Unless --zero says otherwise, several ranks shard everything, and one alone adds up its gradients in place.
+// With --zero auto several ranks use stage 3, and one rank alone stage 0, which adds up gradients in place.
 ShardOptions shard_options(const Session* s, bool train) {
     const Options* o = &s->o;
     bool given = o->zero != kAuto;
@@ -116,7 +116,7 @@ void load_weights(Session* s, bool train) {
     else if (adapts(s)) shard_load_adapter(s->shard, lora_start_read, &random);
 }
 
-// The row that the flags name; what it rotates has to have an order that hadamard.h knows.
+// The recipe that the flags name; the widths that it rotates must be orders that hadamard.h supports.
 static const Recipe* pick_recipe(const Session* s) {
     const Options* o = &s->o;
     const Config* c = &s->config;
@@ -140,7 +140,7 @@ Session session_open(Options o, int command) {
     s.o = o;
     s.ops = backend_pick(o.backend);
     s.comm = comm_start();
-    bool watched = s.comm->ranks > 1 || command == TRAIN;   // nobody waits for one rank alone but the user of a long training
+    bool watched = s.comm->ranks > 1 || command == TRAIN;   // other commands on one rank need no watchdog: their user sees a hang
     progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
     s.comm = comm_on(s.comm, s.ops);
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
@@ -188,7 +188,7 @@ DataOptions data_options(const Session* s) {
     return d;
 }
 
-// What a rank runs, a line a fact.
+// What a rank runs, one line for each fact.
 enum { kFactBytes = 64 << 10 };
 typedef struct {
     char text[kFactBytes];
@@ -205,7 +205,7 @@ static void state_fact(Facts* f, const char* format, ...) {
     f->used += (size_t)n;
 }
 
-// Every rank has to run the same thing: what rank 0 runs is sent to the others.
+// Every rank has to run the same: rank 0 sends its facts to the others, which compare them with their own.
 void ranks_agree(const Session* s, const DataStats* data) {
     Facts *mine = (Facts*)host_alloc(sizeof(Facts)), *first = (Facts*)host_alloc(sizeof(Facts));
     RunFlag flags[kMaxRunFlags];
@@ -222,7 +222,7 @@ void ranks_agree(const Session* s, const DataStats* data) {
         if (na != nb || strncmp(a, b, (size_t)na))
             user_error("rank %d disagrees with rank 0: it has '%.*s', rank 0 has '%.*s'; start all ranks with the same model, data "
                        "and flags", s->comm->rank, nb, b, na, a);
-        a += na + 1;   // both have a line, the same one
+        a += na + 1;   // the lines are the same: on to the next
         b += nb + 1;
     }
     free(mine);

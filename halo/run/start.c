@@ -36,7 +36,7 @@ static void print_memory(MemoryPlan p, size_t left) {
            gib(p.shard.gathered), gib(p.model.codes), gib(p.model.activations), gib(p.model.scratch), gib(p.staging), gib(p.together), gib(left));
 }
 
-// Free memory differs between GPUs, and what a rank needs between ranks: each rank tells both to all, and rank 0 speaks.
+// Both free memory and the memory needed differ between ranks: all ranks learn both of each rank, and rank 0 reports the tightest.
 static void check_fit(const Session* s, size_t needed, size_t left) {
     int ranks = s->comm->ranks, tightest = 0;
     double* told = (double*)host_alloc(sizeof(double) * 2 * (size_t)ranks);   // (ranks, 2): needed, left
@@ -53,12 +53,12 @@ static void check_fit(const Session* s, size_t needed, size_t left) {
     if (leads(s))
         user_error("%s%.1f GiB are needed, and %.1f are free: a smaller --batch or --seq, --recompute block, or --master bf16-sr --grad-dtype bf16 "
                    "--state-dtype bf16 take less; so do more ranks", where, gib_needed, gib_left);
-    s->comm->barrier();   // until rank 0 has ended the job
+    s->comm->barrier();   // waits for rank 0 to end the job
 }
 
 void print_start(const Session* s) {
     MemoryPlan plan = plan_memory(s);
-    size_t left = s->ops->free_bytes() + held_bytes(s);   // what is held already is part of the plan
+    size_t left = s->ops->free_bytes() + held_bytes(s);   // the plan counts held bytes too, so they count as free here
     if (leads(s)) {
         print_model(s);
         print_memory(plan, left);

@@ -5,8 +5,9 @@
 #include "../memory_plan.h"
 #include "session.h"
 
+// The memory that training or bench with these flags needs on this rank.
 C_API MemoryPlan plan_memory(const Session* s);
-// Rank 0 prints what is run. A user_error that names the tightest rank if a rank has not the memory for it; all ranks call it together.
+// Rank 0 prints what is run. If a rank lacks the memory for it, a user_error names the rank that lacks most. All ranks call it together.
 C_API void print_start(const Session* s);
 
 #endif

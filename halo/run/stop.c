@@ -21,7 +21,7 @@ static void on_stop(int signal_number) {
     if (!asked) {
         asked_at = now();
         asked = 1;
-    } else if (now() - asked_at > 1) {   // launchers and terminals send the same signal twice
+    } else if (now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
     }
@@ -54,7 +54,7 @@ bool stop_asked(void) { return asked; }
 void stop_if_unheard(void) {
     if (fflush(stdout) == 0 && !ferror(stdout)) return;
     clearerr(stdout);
-    // The failed write may be long past, and its error with it: one more byte tells what it was.
+    // The write that failed may have been long ago, and its errno lost: one more byte shows which error it is.
     if (write(1, "\n", 1) < 0 && (errno == EPIPE || errno == EFBIG)) asked = 1;
 }
 

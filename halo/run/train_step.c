@@ -29,20 +29,18 @@ void trainer_free(const Session* s, Trainer* t) {
     free(t->host_losses);
 }
 
-// The end of an optimizer step, once all its micro-steps are done.
 void update_weights(Session* s, Trainer* t, int step) {
     shard_reduce_gradients(s->shard);
     optim_step(&t->optim, s->shard, step);
 }
 
-// --quant-stats looks at rank 0's first micro-step.
 bool observes(const Session* s, int step) { return s->o.quant_stats && step % s->o.quant_stats == 0 && leads(s); }
 
-// The loss and tokens of the global batch, of this rank's `cells` losses; sums[1]: this rank's tokens.
+// Sets the loss and tokens of the global batch in *r, from this rank's `cells` losses and sums[1], this rank's tokens.
 static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, double sums[2], StepResult* r) {
     s->ops->download(t->host_losses, t->losses, sizeof(float) * cells);
     for (size_t i = 0; i < cells; i++) sums[0] += t->host_losses[i];
-    double flags = isfinite(sums[0]) ? 0 : ldexp(1, -s->comm->rank);   // a bit a rank: the highest of the sum is the lowest rank's
+    double flags = isfinite(sums[0]) ? 0 : ldexp(1, -s->comm->rank);   // a bit a rank: the highest bit of the sum is the lowest bad rank's
     s->comm->host_sum(&flags, 1);
     s->comm->host_sum(sums, 2);
     r->loss = sums[0] / (double)scored;
@@ -50,7 +48,7 @@ static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, doub
     r->bad_rank = flags > 0 ? -ilogb(flags) : -1;
 }
 
-// --on-nan skip asks before the weights are touched, which costs a pass over the gradients.
+// For --on-nan skip: checks before the weights change, at the cost of a pass over the gradients.
 static bool gradient_is_finite(Session* s, Trainer* t) {
     float total;
     shard_reduce_gradients(s->shard);
@@ -67,7 +65,7 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
     double sums[2] = {0, 0};   // loss, tokens
     shard_begin_step(s->shard, step);
     for (int a = 0; a < o->accum; a++) {
-        if (dataset_micro_batch(d, step_in_epoch, a * ranks).rows == 0) break;   // those after this one have no rows either
+        if (dataset_micro_batch(d, step_in_epoch, a * ranks).rows == 0) break;   // no later micro-batch has rows either
         progress_phase("loading a batch", -1);
         batch_fill(&t->batch, d, dataset_micro_batch(d, step_in_epoch, a * ranks + s->comm->rank));
         if (a == 0 && observes(s, step)) model_observe(t->model);

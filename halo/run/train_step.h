@@ -11,25 +11,26 @@ typedef struct {
     Model* model;
     Optim optim;
     RowBatch batch;
-    float *losses, *host_losses;   // (accum BT): of one micro-step after the other
+    float *losses, *host_losses;   // (accum, B, T): each token's loss, on the backend and on the host
 } Trainer;
 
 typedef struct {
     double loss;
     float grad_norm;
-    size_t tokens;   // not padding, on all ranks
-    bool finite;     // loss and gradient norm are, on all ranks; else the step was left out (--on-nan skip), or is the run's last
-    int bad_rank;    // the first rank whose own losses are not finite; -1: none, the gradient alone is not
+    size_t tokens;   // of all ranks, without padding
+    bool finite;     // all ranks' losses and the gradient norm are finite; else the step was skipped (--on-nan skip), or is the run's last
+    int bad_rank;    // the first rank with losses that are not finite; -1: none (of a step that is not finite: its gradient is not)
 } StepResult;
 
+// steps: optimizer steps of the whole run, over which the learning rate falls. The session's shard must be loaded.
 C_API Trainer trainer_new(const Session* s, int steps);
 C_API void trainer_free(const Session* s, Trainer* t);
 // One optimizer step over global batch `step_in_epoch` (from 0) of the planned epoch; `step` counts from 1. Micro-steps in which no rank has
 // a row are left out.
 C_API StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step);
-// The end of an optimizer step, after its micro-steps: sums gradients over ranks, updates the weights, prepares them anew.
+// The end of an optimizer step, after its micro-steps: sums gradients over ranks and updates the weights.
 C_API void update_weights(Session* s, Trainer* t, int step);
-// Whether this rank reports on quantization after `step` (--quant-stats: rank 0, on its first micro-step).
+// Does this rank report on quantization after `step`? (--quant-stats: rank 0 does, on its first micro-step.)
 C_API bool observes(const Session* s, int step);
 
 #endif

@@ -30,7 +30,7 @@ static void verify_tensor(const char* dir, const HfModel* m, const ParamSpec* sp
     free(rows);
 }
 
-// The weights' files against the checksums that were written with them; how many there are.
+// Checks the weights' files by the checksums that were written with them, and returns how many there are. Damage is a user_error.
 static int verify_checksums(const char* dir) {
     char* path = path_join(dir, HF_CHECKSUMS_NAME);
     int count = 0;
@@ -76,7 +76,7 @@ static void verify_model(void* dir_name) {
            (double)param_count(&c) / 1e6, sums, sums == 1 ? "" : "s", has_tokenizer ? ", and a tokenizer" : "; no tokenizer.json");
 }
 
-// Each of these returns how many of what it looked at are damaged, and says so.
+// Each of these prints what is damaged, and returns how many are.
 static int verify_checkpoint(const char* path) {
     char* fault = checkpoint_verify(path);
     if (fault) printf("%s: DAMAGED (%s)\n", path, fault);

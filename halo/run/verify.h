@@ -4,8 +4,8 @@
 
 #include "../options.h"
 
-// Of a checkpoint: every byte against its checksums. Of a model's folder: names, shapes and formats of all tensors against config.json,
-// every value finite, and the tokenizer's file. Of a run's folder (--out): both. Anything damaged is a user_error, after all was looked at.
+// Checks of a checkpoint: every byte, by its checksums. Of a model's folder: names, shapes and formats of all tensors by config.json, that
+// every value is finite, and the tokenizer's file. Of a run's folder (--out): both. Damage is a user_error, once everything was checked.
 C_API int command_verify(Options o);
 
 #endif

@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes);
 
 static char dir[64], path[128];   // of this process; the input as a file in it
 
-// ---- what a refusal leaves behind
+// ---- what a refusal leaves behind: mappings of files (those without a file are a linked library's own)
 
 enum { kMostMaps = 64 };
 static struct {
@@ -42,7 +42,7 @@ void* __real_mmap(void* at, size_t bytes, int protection, int flags, int fd, off
 void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset);
 void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset) {
     void* map = __real_mmap(at, bytes, protection, flags, fd, offset);
-    if (map != MAP_FAILED && map_count < kMostMaps) maps[map_count].at = map, maps[map_count++].bytes = bytes;
+    if (fd >= 0 && map != MAP_FAILED && map_count < kMostMaps) maps[map_count].at = map, maps[map_count++].bytes = bytes;
     return map;
 }
 
@@ -68,6 +68,7 @@ static void take_back(void) {
     }
     for (int fd = 3; fd < 32; fd++) {
         char link[32], name[128];
+        if (fcntl(fd, F_GETFD) < 0) continue;
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         ssize_t n = readlink(link, name, sizeof name - 1);
         if (n > 0 && !strncmp(name, dir, strlen(dir))) close(fd);

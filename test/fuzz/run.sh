@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # test/fuzz/run.sh SECONDS [TARGET...]: each target (all of fuzz.c's table if none is named) for so long, on seeds that are made here.
-# A finding is named, its input kept in build/fuzz/findings, and the exit code is 1.
+# JOBS targets run at a time (default: one a core), each as WORKERS processes (default: 1) that share a corpus. A finding is named, its input
+# kept in build/fuzz/findings, and the exit code is 1.
+# It needs build/fuzz/fuzz and the repository's files: `make build/fuzz/fuzz STATIC=1` makes a binary to take to a machine without clang.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=$1
@@ -42,26 +44,48 @@ seeds() {
     esac
 }
 
-failed=0 kRound=6   # seconds
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
-for target in "${targets[@]}"; do
-    corpus=$fuzz/corpus/$target log=$fuzz/$target.log
-    mkdir -p "$corpus"
-    ln -sf fuzz "$fuzz/$target"
-    seeds "$target" "$corpus"
-    # A refusal leaves its memory behind: a process runs for some seconds, and the next goes on with the corpus.
-    : >"$log"
-    clean=1 end=$((SECONDS + seconds))
-    while [ $clean = 1 ] && [ $SECONDS -lt $end ]; do
-        left=$((end - SECONDS))
-        "$fuzz/$target" -max_total_time=$((left < kRound ? left : kRound)) -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=1024 -max_len=8192 \
-            -artifact_prefix="$findings/$target-" "$corpus" >>"$log" 2>&1 || clean=0
+kRound=6   # seconds
+
+# worker TARGET NUMBER: one process after the other until the time is over. A refusal leaves its memory behind: each runs for some seconds,
+# and the next goes on with the corpus.
+worker() {
+    local left end=$((SECONDS + seconds))
+    while left=$((end - SECONDS)) && [ $left -gt 0 ]; do
+        "$fuzz/$1" -max_total_time=$((left < kRound ? left : kRound)) -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=1024 -max_len=8192 \
+            -artifact_prefix="$findings/$1-" "$fuzz/corpus/$1" >>"$fuzz/$1.$2.log" 2>&1 || return 1
     done
+}
+
+# fuzz_target TARGET: prints its line; 1 if there is a finding.
+fuzz_target() {
+    local target=$1 clean=1 pids=() pid i
+    mkdir -p "$fuzz/corpus/$target"
+    ln -sf fuzz "$fuzz/$target"
+    rm -f "$fuzz/$target".*.log
+    seeds "$target" "$fuzz/corpus/$target"
+    for ((i = 0; i < ${WORKERS:-1}; i++)); do
+        worker "$target" $i &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || clean=0; done
     if [ $clean = 1 ]; then
-        echo "ok $target: $(sed -n 's/^Done \([0-9]*\) runs in .*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }') runs, $(grep -oE 'cov: [0-9]+' "$log" | tail -n 1)"
+        echo "ok $target: $(cat "$fuzz/$target".*.log | sed -n 's/^Done \([0-9]*\) runs in .*/\1/p' | awk '{ n += $1 } END { print n + 0 }') runs," \
+             "$(grep -ohE 'cov: [0-9]+' "$fuzz/$target".*.log | sort -t: -k2 -n | tail -n 1)"
     else
-        failed=1
-        echo "FAIL $target: $(grep -E 'ERROR|SUMMARY|train_llama3:' "$log" | head -n 3 | tr '\n' ' ') (see $log)"
+        echo "FAIL $target: $(grep -hE 'ERROR|SUMMARY|train_llama3:' "$fuzz/$target".*.log | head -n 3 | tr '\n' ' ') (see $fuzz/$target.*.log)"
     fi
+    [ $clean = 1 ]
+}
+
+failed=0 running=0
+for target in "${targets[@]}"; do
+    if [ $running -ge "${JOBS:-$(nproc)}" ]; then
+        wait -n || failed=1
+        running=$((running - 1))
+    fi
+    fuzz_target "$target" &
+    running=$((running + 1))
 done
+for ((; running > 0; running--)); do wait -n || failed=1; done
 exit $failed

@@ -12,8 +12,8 @@
 #include "sm80.cuh"
 #include "sm90.cuh"
 
-// ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and everybody's turn and the ticket are zero.
-// Eight lanes take a row of a head, 16 bytes at a time; neighbours take neighbouring heads.
+// ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and all turns and the ticket are zeroed.
+// Eight lanes take a row of a head, 16 bytes at a time; neighbouring groups of lanes take neighbouring heads.
 enum { kRowsLanes = 8, kRowsThreads = 256 };
 
 __global__ void attention_rows_kernel(float2* rows, unsigned* counters, int counter_count, const bf16* dy, int ld_dy, const bf16* y, int ld_y,
@@ -50,12 +50,12 @@ static void check_attention(const char* op, Attn s, Mat qkv, Mat y) {
           qkv.cols, fmt_name(qkv.fmt));
     check(y.fmt == BF16 && y.rows == qkv.rows && y.cols == s.NH * s.HD, "%s: y is (%d, %d) in %s", op, y.rows, y.cols, fmt_name(y.fmt));
 }
-// Whether each head of each row of m starts on 16 bytes.
+// Does each head of each row of m start at a multiple of 16 bytes?
 static bool has_vectors(Mat m, int HD) { return (uintptr_t)m.data % 16 == 0 && m.ld % kUnit == 0 && HD % kUnit == 0; }
 
 static float attention_scale(int HD) { return (float)(1.0 / sqrt((double)HD)); }
 
-// run.operator()<kHD>() with the smallest kHD that holds HD.
+// Calls run.operator()<kHD>() with the smallest kHD >= HD.
 template <typename Run>
 static void with_head_dim(int HD, Run run) {
     if (HD <= 32) run(std::integral_constant<int, 32>());
@@ -117,8 +117,8 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     attention_backward_rows(a);
 }
 
-// Rows whose chunks are split into blocks of their own: with fewer blocks than kCachedBusy for each SM, as many rows at a time as the
-// workspace has room for; 0: no splitting. Either way gives the same bits.
+// How many rows at a time have their chunks split into blocks of their own (attention/cached.cuh): with fewer than kCachedBusy blocks for
+// each SM, as many as the workspace has room for; else 0, no splitting. Either way gives the same bits.
 enum { kCachedBusy = 4 };
 static int cached_split_rows(int rows, int NH, int NKV, int HD, int chunks) {
     size_t row_bytes = (size_t)NH * chunks * (HD + 2) * sizeof(float);

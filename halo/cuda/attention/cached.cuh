@@ -7,10 +7,10 @@
 //   tile      the rows x heads of one block, at most 16; its row m is row m / heads of the batch's rows, head m % heads of the group
 //   chunk     kCachedChunk keys of a sequence, from a multiple of kCachedChunk on. Its softmax is taken on its own, and chunks are folded
 //             in their order: a result depends on the row's own position and keys, never on its neighbours or on how a grid is cut
-//   piece     16 keys of a chunk, one warp's step; the warps take pieces in turn, each with two stages of K and V in shared memory of its
-//             own, so that the next piece is on its way while one is used. Warps meet at a chunk's end
-//   split     with few blocks, each chunk is a block of its own: it leaves its result in memory, and a second kernel folds. With enough of
-//             them, a block folds as it goes. The arithmetic is the same, to the bit
+//   piece     16 keys of a chunk, one warp's step; the warps take pieces in turn. Each warp has two stages of K and V of its own in shared
+//             memory, so that the next piece is on its way while one is used. Warps meet at a chunk's end
+//   split     where a grid would have few blocks, each chunk gets a block of its own, which leaves its result in memory, and a second kernel
+//             folds. Else a block folds as it goes. The arithmetic is the same, to the bit
 #ifndef HALO_CUDA_ATTENTION_CACHED_CUH
 #define HALO_CUDA_ATTENTION_CACHED_CUH
 
@@ -23,24 +23,24 @@ static_assert(kPiecesPerWarp % 2 == 0, "a chunk's last piece is in the second st
 struct AttnCached {
     const bf16 *q, *cache;   // q (rows, NH HD), rows of ld_q; cache (slots * positions, 2 NKV HD), rows of ld_cache
     bf16* y;
-    float* parts;            // split: (rows, NH, chunks, HD + 2): sums of e^(s - largest) v, then largest (in powers of two) and total; else NULL
+    float* parts;            // split: (rows, NH, chunks, HD + 2): sums of e^(s - largest) v, then largest * log2(e), and total; else NULL
     const int *slot, *pos;   // (rows)
     int rows, positions, chunks, NH, NKV, HD, ld_q, ld_cache, ld_y;
     float scale_log2;
     bool vectors;
 };
 
-// Which rows and heads a block takes, and how far they see.
+// The rows and heads that a block takes, and how many keys they see.
 struct CachedTile {
-    int row, rows, head, heads;   // of the batch; of all query heads
+    int row, rows, head, heads;   // the first of the batch's rows, and how many; the first of the query heads, and how many
     int keys, common;             // positions that its last row sees, and that all of its rows see
 };
-// How many rows of one sequence share a tile, and how many tiles the heads of a group are.
+// How many rows of one sequence share a tile, and how many tiles the heads of a group take.
 __host__ __device__ inline int cached_tile_rows(int group) { return group < kTileRows ? kTileRows / group : 1; }
 __host__ __device__ inline int cached_head_tiles(int group) { return (group + kTileRows - 1) / kTileRows; }
 
-// The tile that starts at row blockIdx.x; without rows where that row is in the tile of an earlier one. Tiles start at multiples of
-// cached_tile_rows and where a row's sequence is not that of the row before.
+// The tile that starts at row blockIdx.x; it has no rows if this row is in the tile of an earlier row. Tiles start at multiples of
+// cached_tile_rows, and where a row's sequence is not that of the row before.
 __device__ inline CachedTile cached_tile(const AttnCached& a) {
     int group = a.NH / a.NKV, most = cached_tile_rows(group), tiles = cached_head_tiles(group);
     int kv = blockIdx.y / tiles, head = blockIdx.y % tiles * kTileRows, row = blockIdx.x, slot = a.slot[row];
@@ -134,11 +134,11 @@ __device__ __forceinline__ void cached_piece(float (&y)[kHD / 2], SoftmaxRows& s
 }
 
 // ---- exchange: a chunk's end
-// A row's softmax so far: log2 of what its exponentials are multiples of, and their sum.
+// A row's softmax so far: its exponentials are 2^(score - largest), with scores times log2(e), and `total` is their sum.
 struct CachedRow {
     float largest, total;
 };
-// Takes a chunk into what was folded before it; the sums are to become before * (old sums) + now * (the chunk's).
+// Folds a chunk into the chunks before it: the sums have to become before * (old sums) + now * (the chunk's sums).
 struct CachedFold {
     float before, now;
 };
@@ -151,19 +151,19 @@ __device__ inline CachedFold cached_fold(CachedRow& all, CachedRow chunk) {
 }
 __device__ inline float cached_fold_sum(float before, float chunk, CachedFold f) { return __fmaf_rn(before, f.before, __fmul_rn(chunk, f.now)); }
 
-// What the warps tell each other of the tile's rows.
+// What the warps exchange about the tile's rows.
 struct CachedShared {
     CachedRow warps[kCachedWarps][kTileRows], chunk[kTileRows];
     float weight[kCachedWarps][kTileRows], total[kTileRows];
     CachedFold fold[kTileRows];
 };
 
-// This warp's sums and softmax of a chunk to shared memory; both start anew.
+// Stores this warp's sums and softmax of a chunk to shared memory, then resets them for the next chunk.
 template <int kHD>
 __device__ __forceinline__ void cached_hand_in(float* sums, CachedShared& shared, float (&y)[kHD / 2], SoftmaxRows& softmax, int used,
                                                float scale_log2) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    __syncwarp();   // nobody reads the stage any more that `sums` lies in
+    __syncwarp();   // all lanes have read the stage that `sums` overwrites
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int m = lane / 4 + 8 * half;
@@ -181,7 +181,7 @@ __device__ __forceinline__ void cached_hand_in(float* sums, CachedShared& shared
     for (int i = 0; i < kHD / 2; i++) y[i] = 0;
 }
 
-// Thread m: row m's softmax over the warps, and `all` with this chunk taken in.
+// Thread m merges row m's softmax over the warps, and folds the chunk into `all`.
 __device__ __forceinline__ void cached_merge_rows(CachedShared& shared, int m, CachedRow& all, bool first) {
     CachedRow chunk = {-INFINITY, 0};
     for (int w = 0; w < kCachedWarps; w++) chunk.largest = fmaxf(chunk.largest, shared.warps[w][m].largest);
@@ -196,12 +196,13 @@ __device__ __forceinline__ void cached_merge_rows(CachedShared& shared, int m, C
     shared.total[m] = all.total;
 }
 
-// ---- store: a chunk's result, or the last one's quotient
+// ---- store: a chunk's result, or after the last chunk the quotient y
 __device__ inline float* cached_part(const AttnCached& a, int row, int head, int chunk) {
     return a.parts + (((size_t)row * a.NH + head) * a.chunks + chunk) * (a.HD + 2);
 }
 
-// The chunk's sums over the warps, whose own lie `warp_step` values apart: to a's parts, or into `sums`, of which the last chunk makes y.
+// Adds up the chunk's sums over the warps, which lie `warp_step` values apart, and stores them to a.parts (split) or folds them into `sums`,
+// from which the last chunk makes y.
 template <int kHD, int kElements>
 __device__ __forceinline__ void cached_store(float (&sums)[kElements], const AttnCached& a, const CachedTile& tile, int used,
                                              const CachedShared& shared, const bf16* of_warps, int warp_step, int chunk, bool first, bool last) {
@@ -256,11 +257,11 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
     CachedRow all = {-INFINITY, 0};   // thread m: of row m
     for (int piece = 0; piece < pieces; piece++) {
         bool ends_chunk = piece % kPiecesPerWarp == kPiecesPerWarp - 1;
-        __syncwarp();   // nobody reads the last piece any more
+        __syncwarp();   // all lanes have read the last piece, whose stage is filled next
         if (piece + 1 < pieces) cached_load<kHD>(stage + (piece + 1) % 2 * kStage, a, kv, key_of(piece + 1), tile.keys);
         cp_async_commit();
         cp_async_wait<1>();
-        __syncwarp();   // this piece is here
+        __syncwarp();   // this piece has arrived for all lanes
         if (key_of(piece) < tile.keys)
             cached_piece<kHD>(y, softmax, q, stage + piece % 2 * kStage, key_of(piece), tile.common, seen, a.scale_log2);
         if (!ends_chunk) continue;
@@ -272,11 +273,11 @@ __global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCa
         if (threadIdx.x < kTileRows) cached_merge_rows(shared, threadIdx.x, all, first);
         __syncthreads();
         cached_store<kHD>(sums, a, tile, used, shared, stages + kStage, 2 * kStage, chunk, first, last);
-        __syncthreads();   // nobody reads the second stages any more
+        __syncthreads();   // all warps have read what the exchange left in shared memory
     }
 }
 
-// Folds the chunks of one row and head that were split.
+// After split chunks: folds those of one row and head.
 __global__ void __launch_bounds__(kCachedThreads) attention_fold_kernel(AttnCached a) {
     int row = blockIdx.x, head = blockIdx.y, column = threadIdx.x, chunks = a.pos[row] / kCachedChunk + 1;
     if (column >= a.HD) return;
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(kCachedThreads) attention_fold_kernel(AttnCach
     a.y[(size_t)row * a.ld_y + head * a.HD + column] = bf16_from_f32(sum / all.total);
 }
 
-// The new rows' k and v to their places in the cache, one block a row. kv (rows, 2 NKV HD), rows of ld_kv.
+// Copies the new rows' k and v to their rows of the cache, one block a row. kv (rows, 2 NKV HD), rows of ld_kv.
 __global__ void attention_append_kernel(bf16* cache, int ld_cache, const bf16* kv, int ld_kv, const int* slot, const int* pos, int positions,
                                         int cols, bool vectors) {
     bf16* to = cache + ((size_t)slot[blockIdx.x] * positions + pos[blockIdx.x]) * ld_cache;

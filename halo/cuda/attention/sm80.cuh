@@ -7,11 +7,11 @@
 //           S^T = K Q^T and dP^T = V dY^T leave P^T and dS^T in the registers from which dV += P^T dY and dK += dS^T Q read them;
 //           only dS goes through shared memory, to the product dQ = dS K, which sums over all warps' keys. 5 products,
 //           10 T^2 HD / 2 flops a head; nothing is computed twice.
-//           dQ is summed over key blocks in FP32 and in a fixed order, so that two runs agree: a query block receives from its first
-//           key block first, from its diagonal one last, each waiting for its turn. Blocks are started in that order, longest first; one
-//           that runs beside its predecessor waits for it at its first query block, and follows it from there. A partial sum is the
-//           initial value of the next block's accumulators, kept in their order: 16-byte accesses, no additions of its own. The last
-//           one writes dQ.
+//           dQ is summed over key blocks in FP32 and in a fixed order, so that two runs agree: to a query block the first key block
+//           adds first and the diagonal one last, each waiting for its turn. Blocks are started in that order, longest first; a block
+//           that runs beside its predecessor waits for it at the first query block, and then follows one query block behind. A partial
+//           sum is loaded as the initial value of the next block's accumulators, in the accumulators' order: 16-byte accesses, and no
+//           extra additions. The last block writes dQ.
 #ifndef HALO_CUDA_ATTENTION_SM80_CUH
 #define HALO_CUDA_ATTENTION_SM80_CUH
 
@@ -96,14 +96,14 @@ __global__ void __launch_bounds__(kForwardThreads, 2) attention_forward_sm80_ker
     for (int n = last_block; n >= first_block; n--) {
         int key = n * kN;
         cp_async_wait<0>();
-        __syncthreads();   // K is here, and nobody reads V any more
+        __syncthreads();   // K has arrived, and all warps have read V
         tile_load<kN, kHD, kThreads>(v_tile, v + (size_t)key * a.ld_qkv, a.ld_qkv, a.T - key, a.HD, a.vectors);
         cp_async_commit();
 
         float s[kRowTiles][kN / 2] = {};
         multiply_rows<kM, kN, kHD>(s, q_tile, warp_row, k_tile);
         cp_async_wait<0>();
-        __syncthreads();   // V is here, and nobody reads K any more
+        __syncthreads();   // V has arrived, and all warps have read K
         if (n > first_block) {
             tile_load<kN, kHD, kThreads>(k_tile, k + (size_t)(key - kN) * a.ld_qkv, a.ld_qkv, kN, a.HD, a.vectors);
             cp_async_commit();
@@ -137,7 +137,7 @@ template <int kHD_, int kM_, int kKeyTiles_, int kWarps_>
 struct BackwardSm80 {
     static constexpr int kHD = kHD_, kM = kM_, kKeyTiles = kKeyTiles_, kWarps = kWarps_;
     static constexpr int kThreads = kWarp * kWarps, kN = 16 * kKeyTiles * kWarps;
-    // dQ (kM, kHD) is shared out to the warps as a grid of rectangles
+    // dQ (kM, kHD) is divided among the warps as a grid of rectangles
     static constexpr int kColumnGroups = kHD % 64 == 0 ? 4 : 2, kRowGroups = kWarps / kColumnGroups;
     static constexpr int kRowTiles = kM / 16 / kRowGroups, kColumns = kHD / kColumnGroups;
     static_assert(kRowTiles * 16 * kRowGroups == kM && kColumns % 16 == 0 && kM <= kPanel, "dQ does not divide into the warps");
@@ -151,7 +151,7 @@ struct BackwardSm80 {
     };
 };
 
-// One query block of one head on its way to shared memory.
+// Starts the copy of one query block of one head to shared memory.
 template <typename S>
 __device__ inline void backward_load(typename S::Shared* shared, int stage, const AttnBackward& a, int b, int h, int first) {
     constexpr int kM = S::kM;
@@ -163,14 +163,14 @@ __device__ inline void backward_load(typename S::Shared* shared, int stage, cons
     cp_async_commit();
 }
 
-// One thread passes on the turn at query block `signal` (-1: there is none to pass on), then waits for its block's turn at another.
+// One thread passes on the turn at query block `signal` (-1: none is due), then waits for this block's turn at turn.block.
 __device__ __forceinline__ void take_turn(unsigned* turns, const DqTurn& turn, int signal, unsigned signal_turn) {
     if (signal >= 0) store_release(turns + signal, signal_turn);
     while (load_acquire(turns + turn.block) != turn.turn) __nanosleep(20);
 }
 
-// A warp's rectangle of dQ begins at row and unit (of kUnit columns). The sum over the key blocks before comes from memory, this block's
-// share is added, the new sum goes back, or dQ itself from the last block.
+// A warp's rectangle of dQ begins at row and unit (of kUnit columns). The sum over earlier key blocks is loaded, this block's part is
+// added, and the new sum is stored, or dQ itself by the last block.
 template <typename S>
 using DqShare = float[S::kRowTiles][S::kColumns / 2];
 
@@ -194,7 +194,7 @@ __device__ __forceinline__ void multiply_dq(DqShare<S>& dq, const bf16* ds_tile,
     }
 }
 
-// dK and dV, through the tiles of K and V, which nobody reads any more. A warp stores the rows that it wrote.
+// Stores dK and dV, through the tiles of K and V, which are no longer needed. A warp stores the rows that it wrote.
 template <typename S>
 __device__ __forceinline__ void backward_store(bf16* to, int keys, typename S::Shared* shared, int warp_key, const AttnBackward& a,
                                                const float (&dk)[S::kKeyTiles][S::kHD / 2], const float (&dv)[S::kKeyTiles][S::kHD / 2]) {
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
     unsigned signal_turn = 0;
     for (int steps = group * (end_block - first_block); steps > 0; steps--, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();   // this step's tiles are here; nobody reads the last step's any more
+        __syncthreads();   // this step's tiles have arrived, and all warps have read the last step's
         int next_m = m + 1 < end_block ? m + 1 : first_block, next_h = m + 1 < end_block ? h : h + 1;
         if (steps > 1) backward_load<S>(shared, stage ^ 1, a, b, next_h, next_m * kM);
         const bf16 *q_tile = shared->q[stage], *dy_tile = shared->dy[stage];
@@ -263,11 +263,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
 
         multiply_accumulators<kM, kHD>(dv, p, dy_tile);   // dV += P^T dY
 
-        // Our turn at this query block comes after the key blocks before ours. The last step's sums have long arrived when they are
-        // released here; the next block needs them half a step from now.
+        // This block's turn at the query block comes after the turns of earlier key blocks. The last step's sums are released here, half a
+        // step after they were stored, so that the release need not wait; the next block needs them half a step from now.
         DqTurn turn = dq_turn<kM, kN>(a, b, h, m, key);
         if (threadIdx.x == 0) take_turn(a.turns, turn, signal, signal_turn);
-        __syncthreads();   // dS is here
+        __syncthreads();   // all of dS is in shared memory
         signal = turn.last ? -1 : turn.block;
         signal_turn = turn.turn + 1;
         int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         m = next_m;
         h = next_h;
     }
-    __syncthreads();   // nobody reads K any more
+    __syncthreads();   // all warps have read K
     if (threadIdx.x == 0 && signal >= 0) store_release(a.turns + signal, signal_turn);
 
     backward_store<S>(a.dqkv + row * a.ld_dqkv + (a.NH + kv) * a.HD, keys, shared, warp_key, a, dk, dv);

@@ -34,7 +34,7 @@ struct ForwardSm90 {
     };
 };
 
-// What a tile is about: kM queries of one head and the blocks of keys that they see.
+// A tile of the forward pass: kM queries of one head and the blocks of keys that they see.
 struct ForwardTile {
     int b, h, first, last_block, first_block;
 };
@@ -51,7 +51,7 @@ __device__ inline ForwardTile forward_tile(const AttnForward& a, int index) {
 }
 
 #if HALO_HOPPER
-// A buffer in turn, and the parity of its current use.
+// Which of kStages buffers is next, and the parity of its mbarriers in this use.
 template <int kStages>
 struct Ring {
     int stage = 0;
@@ -64,7 +64,7 @@ struct Ring {
     }
 };
 
-// kRows rows of a head, box by box; `full` already expects them.
+// Starts the load of kRows rows of a head, box by box; the barrier `full` must already expect their bytes.
 template <int kRows, int kPanels>
 __device__ inline void tile_fetch(bf16* tile, const CUtensorMap* map, int column, int row, int b, uint64_t* full) {
 #pragma unroll
@@ -122,7 +122,7 @@ __device__ inline void issue_times_rows(float (&y)[kHD / 2], const uint32_t (&p)
     wgmma_commit();
 }
 
-// The turn of a consumer to issue products: each opens its successor's barrier, the last one the first one's.
+// The consumers issue products in turn: each opens the barrier of the next consumer, the last that of the first.
 enum { kTurnBarrier = 1 };
 template <typename S> __device__ inline void turn_wait(int consumer) { named_barrier_sync(kTurnBarrier + consumer, 2 * kWarpgroup); }
 template <typename S> __device__ inline void turn_pass(int consumer) {
@@ -203,7 +203,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
             mbarrier_wait(&shared->v_full[v_ring.stage], v_ring.parity);
             issue_times_rows<S::kHD, S::kN>(y, p, shared->v[v_ring.stage]);
             turn_pass<S>(consumer);
-            wgmma_wait<1>();   // the scores; the values go on
+            wgmma_wait<1>();   // the scores are done; P V may go on
             scores_are_here();
             softmax_of(n);
             values_are_added();
@@ -242,7 +242,7 @@ attention_forward_sm90_kernel(AttnForward a, const __grid_constant__ CUtensorMap
         tma_prefetch_map(&map);
     }
     __syncthreads();
-    int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);   // the same in a warp, and known to be
+    int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);   // the shuffle tells the compiler that a warp agrees on it
     if (warpgroup == 0) {
         registers_shrink<S::kProducerRegisters>();
         if (threadIdx.x == 0) forward_producer<S>(shared, a, &map, tiles);
@@ -272,8 +272,9 @@ struct BackwardSm90 {
     };
 };
 
-// kN keys of one K/V head and the queries that see them: blocks of queries from the last one down, in each every head of the group. So the
-// blocks that only the first keys see come last, and whoever waits for their turns is not held up by what it does not see.
+// kN keys of one K/V head and the queries that see them: blocks of queries from the last one down, and in each block every head of the
+// group. So the query blocks that later keys do not reach come last, and delay none of the blocks of later keys, which wait for this
+// block's turns.
 struct BackwardWork {
     int b, kv, key, first_block, end_block, group;
     __device__ int steps() const { return group * (end_block - first_block); }
@@ -323,9 +324,9 @@ __device__ inline void backward_producer(typename S::Shared* shared, const AttnB
     }
 }
 
-// One thread stands between the turns of all blocks and this block's consumers: it tells them that a turn is theirs, and ends it once they
-// have added to dQ. If the next turn has come by then they hear of it first, since ending a turn waits for memory. The consumers cannot
-// get further ahead than that.
+// One thread watches the turns for this block's consumers: it tells them by an mbarrier that a turn has come, and passes the turn on once
+// they have added to dQ. If the block's next turn has come by then, it tells them before it passes the old turn on, since passing on waits
+// for memory. The consumers cannot get more than this one turn ahead.
 __device__ inline bool turn_has_come(const AttnBackward& a, DqTurn t) { return t.turn == 0 || load_acquire(a.turns + t.block) == t.turn; }
 
 template <typename S>
@@ -345,7 +346,7 @@ __device__ inline void backward_take_turns(typename S::Shared* shared, const Att
         mbarrier_wait(&shared->turn_is_over, over.parity);
         told = steps > 1 && turn_has_come(a, next);
         if (told) mbarrier_arrive(&shared->turn_is_ours);
-        if (!turn.last) store_release(a.turns + turn.block, turn.turn + 1);   // and with it the sums, which the mbarrier has made ours
+        if (!turn.last) store_release(a.turns + turn.block, turn.turn + 1);   // releases the consumers' sums too: the mbarrier ordered them
         turn = next;
     }
 }
@@ -362,7 +363,7 @@ __device__ inline void issue_dq(float (&x)[32], const bf16* ds, const bf16* k) {
     wgmma_commit();
 }
 
-// Store: dK and dV of a warp's 16 keys, through the tiles of K and V, which nobody reads any more.
+// Store: dK and dV of a warp's 16 keys, through the tiles of K and V, which are no longer needed.
 template <typename S>
 __device__ __forceinline__ void backward_store_sm90(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w, int warp_key, int keys,
                                                     const float (&dk)[S::kHD / 2], const float (&dv)[S::kHD / 2]) {
@@ -405,7 +406,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         issue_rows_by_rows<S::kHD, S::kN, S::kM>(p, shared->k + consumer * 64 * kPanel, shared->q[stage]);
         mbarrier_wait(&shared->dy_full[stage], ring.parity);
         issue_rows_by_rows<S::kHD, S::kN, S::kM>(ds, shared->v + consumer * 64 * kPanel, shared->dy[stage]);
-        wgmma_wait<1>();   // the scores; dP goes on
+        wgmma_wait<1>();   // the scores are done; dP may go on
         wgmma_pin(p);
         bool masked = at.m * kM < w.key + kN - 1 || at.m * kM + kM > smallest_end;
         const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);
@@ -418,7 +419,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         issue_times_rows<S::kHD, S::kM>(dv, p_fragment, shared->dy[stage]);
         issue_times_rows<S::kHD, S::kM>(dk, ds_fragment, shared->q[stage]);
 
-        // The sums so far come from the L2 while dS goes to shared memory and dQ is multiplied.
+        // The sums of dQ so far are loaded from the L2 while dS is written to shared memory and dQ is multiplied.
         DqTurn turn = dq_turn<kM, kN>(a, w.b, at.h, at.m, w.key);
         float4* sums = dq_sums<kM, kHD>(a, turn) + thread;
         float dq[32], dq_so_far[32];
@@ -428,9 +429,9 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
 #pragma unroll
         for (int i = 0; i < kM / 16; i++) fragment_to_tile<kN>(ds_tile, warp_key, i, ds_fragment[i]);
         async_proxy_fence();
-        named_barrier_sync(kDsBarrier, kThreads);   // all of dS is here
+        named_barrier_sync(kDsBarrier, kThreads);   // all of dS is in shared memory
         issue_dq<S>(dq, ds_tile + ds_panel * kN * kPanel, shared->k + dq_panel * kN * kPanel);
-        wgmma_wait<1>();   // dV and dK
+        wgmma_wait<1>();   // dV and dK are done
         wgmma_pin(dv);
         wgmma_pin(dk);
         __syncwarp();
@@ -446,7 +447,7 @@ __device__ inline void backward_consumer(typename S::Shared* shared, const AttnB
         ring.next();
         at.next(w);
     }
-    named_barrier_sync(kEndBarrier, kThreads);   // nobody reads K any more
+    named_barrier_sync(kEndBarrier, kThreads);   // both consumers have read K
     backward_store_sm90<S>(shared, a, w, warp_key, keys, dk, dv);
 }
 #endif
@@ -457,7 +458,7 @@ attention_backward_sm90_kernel(AttnBackward a, const __grid_constant__ CUtensorM
 #if HALO_HOPPER
     SHARED(typename S::Shared, shared);
     if (threadIdx.x == 0) {
-        shared->ticket = atomicAdd(a.ticket, 1u);   // in the order of starting: whom we wait for has begun
+        shared->ticket = atomicAdd(a.ticket, 1u);   // work in the order in which blocks start: a block waits only for blocks that have started
         mbarrier_init(&shared->kv_full, 1);
         mbarrier_init(&shared->turn_is_ours, 1);
         mbarrier_init(&shared->turn_is_over, S::kConsumerThreads);

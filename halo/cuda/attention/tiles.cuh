@@ -43,13 +43,13 @@ enum { kPanel = 64, kUnit = 8 };   // bf16 in a panel's row and in 16 bytes
 template <int kRows, int kHD>
 __host__ __device__ constexpr int tile_values() { return kRows * ((kHD + kPanel - 1) / kPanel * kPanel); }
 
-// Where unit `unit` (columns 8 unit .. 8 unit + 7) of a row is in a tile of kRows rows.
+// Where unit `unit` (columns 8 unit .. 8 unit + 7) of a row lies in a tile of kRows rows.
 template <int kRows>
 __device__ inline int unit_at(int row, int unit) {
     return (unit / 8 * kRows + row) * kPanel + (unit % 8 ^ row % 8) * kUnit;
 }
 
-// tile <- the first `rows` rows and HD columns of src, zero beyond. Asynchronous where it can be: the caller commits and waits.
+// tile <- the first `rows` rows and HD columns of src, zero beyond. Asynchronous (cp.async) if rows are aligned: the caller commits and waits.
 template <int kRows, int kHD, int kThreads>
 __device__ inline void tile_load(bf16* tile, const bf16* src, int ld, int rows, int HD, bool vectors) {
     constexpr int kUnits = kHD == 96 ? 16 : kHD / kUnit, kStep = kThreads / kUnits;
@@ -94,9 +94,9 @@ __device__ inline void tile_store(bf16* dst, int ld, const bf16* tile, int first
     }
 }
 
-// Fragments (ptx.cuh) of a tile at (row, unit), 16 x 16 values. A tile (rows, K) gives its A by `fragment_across` and two neighbouring
-// B (its rows are their N) by `fragment_down`; one stored (K, rows) the other way round, transposed. Two B: {b0, b1} are r[0], r[1]
-// and r[2], r[3].
+// Fragments (ptx.cuh) of a tile at (row, unit), 16 x 16 values. From a tile (rows, K), `fragment_across` gives an A, and `fragment_down`
+// two neighbouring B, whose N are the tile's rows; from a tile stored (K, rows) `fragment_down` gives an A and `fragment_across` two B, both
+// transposed. The two B are {b0, b1} = r[0], r[1] and r[2], r[3].
 // `row` is a multiple of 16 and `unit` even, which leaves a lane one offset per column of fragments, the same for all tiles.
 template <int kRows>
 __device__ inline int fragment_at(int row_of_lane, int unit_of_lane, int row, int unit) {
@@ -133,7 +133,7 @@ __device__ inline void accumulators_to_fragment(uint32_t (&a)[4], const float (&
     for (int j = 0; j < 4; j++) a[j] = pack_bf16(x[8 * k + 2 * j], x[8 * k + 2 * j + 1]);
 }
 
-// The same fragment into a tile, 16 rows from `row` on and 16 columns from 16 k on.
+// Stores an A fragment into a tile: 16 rows from `row` on, 16 columns from 16 k on.
 template <int kRows>
 __device__ inline void fragment_to_tile(bf16* tile, int row, int k, const uint32_t (&a)[4]) {
     int lane = threadIdx.x % kWarp;
@@ -142,11 +142,11 @@ __device__ inline void fragment_to_tile(bf16* tile, int row, int k, const uint32
         reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4 + j % 2 * 8, 2 * k + j / 2))[lane % 4] = a[j];
 }
 
-// ---- softmax, row by row as the scores come. A lane holds two rows of a 16-row fragment, `half` 0 and 1, and shares them with the
-// three other lanes of its quad; x[4 i + 2 half + j] is column 8 i + 2 (lane % 4) + j.
+// ---- softmax, updated block by block of scores. The four lanes of a quad hold two rows of a 16-row fragment, `half` 0 and 1;
+// x[4 i + 2 half + j] is a lane's value in column 8 i + 2 (lane % 4) + j.
 struct SoftmaxRows {
     float largest[2];   // of the unscaled scores
-    float total[2];     // this lane's share of the sum of exponentials
+    float total[2];     // this lane's part of the sum of exponentials
 };
 __device__ inline SoftmaxRows softmax_begin() { return SoftmaxRows{{-INFINITY, -INFINITY}, {0, 0}}; }
 
@@ -171,7 +171,7 @@ __device__ inline void mask_scores(float (&x)[kCount], int key, int query, const
     }
 }
 
-// x <- 2^(scale x - largest so far); `rescale` is what everything summed before has to be multiplied with.
+// x <- 2^(scale x - largest so far); `rescale` is the factor for all that was summed before.
 template <int kCount>
 __device__ inline void softmax_step(float (&x)[kCount], SoftmaxRows& rows, float (&rescale)[2], float scale_log2) {
 #pragma unroll
@@ -210,7 +210,7 @@ __device__ inline void softmax_end(const SoftmaxRows& rows, float scale_log2, fl
     }
 }
 
-// The rest of a forward kernel, for one warp's fragments of 16 rows: log-sum-exp, y into `tile` at row `row`, its largest magnitude.
+// The end of a forward kernel, for one warp's fragments of 16 rows: log-sum-exp, y into `tile` at row `row`, and the largest |y|.
 template <int kRows, int kCount>
 __device__ inline void forward_end(const AttnForward& a, float (&y)[kCount], const SoftmaxRows& rows, bf16* tile, int row, int first,
                                    float* lse_of_head, float& largest) {
@@ -230,7 +230,7 @@ __device__ inline void forward_end(const AttnForward& a, float (&y)[kCount], con
     }
     accumulators_to_tile<kRows>(tile, row, y, inverse[0], inverse[1]);
 }
-// The largest of a warp, rounded as y is: rounding is monotonic, so it is the largest of the rounded.
+// Raises *absmax to a warp's largest |y|, rounded as y is: rounding is monotonic, so this is the largest of the rounded values.
 __device__ inline void raise_absmax_of_warp(float* absmax, float largest) {
     largest = warp_reduce(largest, [](float x, float y) { return larger_magnitude(x, y); });
     if (threadIdx.x % kWarp == 0) raise_absmax(absmax, f32_from_bf16(bf16_from_f32(largest)));
@@ -268,8 +268,8 @@ __device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], c
     }
 }
 
-// Which keys a block of threads takes that was the `index`th to start: key block after key block, since the first ones have the most
-// queries, and all sequences and K/V heads side by side. Whom it waits for (attention/sm80.cuh) has begun before it.
+// The keys of the block of threads that was the `index`th to start: first the first key block of all sequences and K/V heads, since it has
+// the most queries, then the next. So a block waits only for blocks that have started before it (attention/sm80.cuh).
 struct BackwardPlace {
     int b, kv, key;
 };
@@ -283,7 +283,7 @@ __device__ inline BackwardPlace backward_place(const AttnBackward& a, int index)
 // A block's place among those that add to one query block's dQ (attention/sm80.cuh says how they take turns).
 struct DqTurn {
     int block;       // which (b, h, m): its counter is turns[block]
-    unsigned turn;   // how many come before us
+    unsigned turn;   // how many key blocks add to this query block before this block does
     bool last;
 };
 template <int kM, int kN>
@@ -298,7 +298,7 @@ template <int kM, int kHD>
 __device__ inline float4* dq_sums(const AttnBackward& a, DqTurn t) {
     return reinterpret_cast<float4*>(a.dq_sums + (size_t)t.block * (kM * kHD));
 }
-// Accumulators of dQ from and to the sums.
+// Accumulators of dQ, loaded from and stored to the sums over key blocks.
 template <int kThreads, int kCount>
 __device__ inline void dq_load(float (&dq)[kCount], const float4* sums, bool empty) {
 #pragma unroll

@@ -1,16 +1,15 @@
 // Products of equal formats through cuBLASLt: BF16, F32, and FP8 or FP6 (as E4M3 codes) with scales read from the device.
 //
-// cuBLASLt thinks in columns. Row-major C (M, N) is its D (N, M), so its A is our b and its B our a; a row-major (rows, K) is its
-// (K, rows) and enters transposed as A, plain as B, and the other way round for a `transposed` side. FP8 takes only (rows, K).
+// cuBLASLt's matrices are column-major. Row-major C (M, N) is its D (N, M), so its A is side b and its B is side a; a row-major (rows, K)
+// is its (K, rows) and enters transposed as A, plain as B, and the other way round for a `transposed` side. FP8 takes only (rows, K).
 //
-// A plan is made once per shape: an algorithm and its descriptors. Large products try the heuristic's first few and keep the
-// fastest among those that sum each element in one sequence, so that the choice does not show in the bits; small ones, which
-// may want to be split along K, take the heuristic's first, which is the same in every run. Trying writes where
-// the product will, or to rotate's strip, and is left out while a graph is captured.
+// A plan is made once per shape: an algorithm and its descriptors. For a large product the first few algorithms of cuBLASLt's heuristic
+// are timed, and the fastest is kept among those that sum each element in one sequence, so that the choice does not change a bit. A small
+// product, which may be faster split along K, takes the heuristic's first algorithm, which is the same in every run. A trial writes to the
+// product's own output, or to rotate's strip; there are none while a graph is captured.
 //
-// Products of a training step run at the GPU's power limit, where a burst of a few runs says little: candidates are timed in slices
-// of several milliseconds under load. The clock drifts meanwhile, so they take turns, in one order and then the other. About 0.3 s
-// a shape.
+// Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
+// milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. About 0.3 s a shape.
 #ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
 #define HALO_CUDA_GEMM_CUBLASLT_CUH
 
@@ -23,16 +22,16 @@ enum {
     kLtWorthTrying = 512,             // for M, N and K at least this
     kLtPlans = 1024,                  // a power of two
     kLtCandidates = 8,
-    kLtRounds = 4                     // of turns; the first sorts out
+    kLtRounds = 4                     // in each every candidate is timed once; the first round drops hopeless ones
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
-static const float kLtHopeless = 1.08f;   // times the fastest of the first round
+static const float kLtHopeless = 1.08f;   // a candidate slower than this times the fastest of the first round is dropped
 
 static void lt_ok(cublasStatus_t status, const char* what) {
     check(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(status));
 }
 
-// Everything that an algorithm may depend on.
+// All that the choice of an algorithm may depend on.
 struct LtKey {
     int M, N, K, lda, ldb, ldc;
     int a_fmt, b_fmt, c_fmt, a_transposed, b_transposed, row_scales, a_align, b_align, c_align;
@@ -41,7 +40,7 @@ struct LtPlan {
     LtKey key;
     bool made, works;                 // works: cuBLASLt has an algorithm
     cublasLtMatmulDesc_t product;
-    cublasLtMatrixLayout_t a, b, c;   // by our names
+    cublasLtMatrixLayout_t a, b, c;   // of this program's a, b and c (cuBLASLt's B, A and D)
     cublasLtMatmulAlgo_t algo;
 };
 
@@ -65,10 +64,10 @@ static cudaDataType_t lt_type(Fmt fmt) {
 }
 static bool lt_is_fp8(Fmt fmt) { return fmt == FP8_E5M2 || fmt_is_fp8_coded(fmt); }
 
-// A side of FP8. cuBLASLt does not say that it wants scales aligned; a product of others is NOT_SUPPORTED.
+// Can cuBLASLt read this side of FP8 codes? Its scale must be aligned, which is not documented: else the product is NOT_SUPPORTED.
 static bool lt_reads(const GemmSide& s) { return s.aligned && (uintptr_t)s.scale % (kScalePlace * sizeof(float)) == 0; }
 
-// What is worth asking cuBLASLt.
+// Is it worth asking cuBLASLt for this product?
 static bool lt_takes(const Gemm& g) {
     if (g.a.block_scale || g.b.block_scale) return false;
     if (lt_is_fp8(g.a.fmt) && lt_is_fp8(g.b.fmt))
@@ -133,7 +132,7 @@ __global__ void fill_scale_kernel(float* vector, const float* scale, int rows) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < rows) vector[i] = scale ? *scale : 1.0f;
 }
-// The vector of a side's row scales; one scale for all is written out.
+// A side's scales as a vector with one for each row; a single scale is repeated into `vector`.
 static const float* lt_row_scales(const GemmSide& s, float* vector) {
     if (s.scale_step) return s.scale;
     LAUNCH(fill_scale_kernel, tiles_over(s.rows, 256), 256, 0, vector, s.scale, s.rows);
@@ -155,7 +154,7 @@ static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const
                           cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }
 
-// Milliseconds of one of several runs in a row; infinite if it does not run.
+// Milliseconds of one run, averaged over `runs` in a row; infinite if the algorithm does not run.
 static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo, int runs) {
     cudaEvent_t start, stop;
     float ms = INFINITY;
@@ -173,13 +172,13 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     return ms / (float)runs;
 }
 
-// Which of the candidates is the fastest, tried on product g, which writes to `out`.
+// The number of the fastest candidate, timed on product g with its output in `out`.
 static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulHeuristicResult_t* found, int count) {
     for (int i = 0; i < count; i++) (void)lt_time(plan, g, out, &found[i].algo, 1);   // loads the kernels
     float once = lt_time(plan, g, out, &found[0].algo, 1);
     int slice = 1 + (int)(kLtSliceMs / once);
     (void)lt_time(plan, g, out, &found[0].algo, 1 + (int)(kLtWarmMs / once));
-    float ms[kLtCandidates] = {};   // of all rounds; infinite: out
+    float ms[kLtCandidates] = {};   // summed over all rounds; infinite: dropped
     for (int round = 0; round < kLtRounds; round++) {
         for (int turn = 0; turn < count; turn++) {
             int i = round % 2 ? count - 1 - turn : turn;
@@ -190,8 +189,8 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
     }
     return (int)(std::min_element(ms, ms + count) - ms);
 }
-// Trial products go where the product itself will go if it does not read what is there (beta 0). Else they must not change c: its first
-// rows, as many as rotate's strip holds, are tried there, which nobody reads between two ops. Too few rows: the heuristic's first.
+// The fastest candidate for g. With beta 0 trials write to c, which the product itself will overwrite. Else trials must not change c: they
+// compute only as many of c's rows as rotate's strip holds, and write them there. If these are too few, the heuristic's first is taken.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
     Gemm first = g;

@@ -2,7 +2,7 @@
 //
 //   INT8 x INT8                             sm_90a: gemm/sm90.cuh, where rows start at multiples of 16 bytes
 //   BF16 x BF16, F32 x F32, FP8/FP6 x same  cuBLASLt, wherever it takes the shape: gemm/cublaslt.cuh
-//   everything else                         gemm/sm80.cuh, which takes everything
+//   all other products                      gemm/sm80.cuh, which takes any product
 #ifndef HALO_CUDA_GEMM_CUH
 #define HALO_CUDA_GEMM_CUH
 

@@ -2,7 +2,7 @@
 //
 //   gemm_mma_kernel   both sides INT8: m16n8k32, sums exact in 32-bit integers. Otherwise BF16 m16n8k16, to which codes of 8
 //                     and 6 bits are widened on their way into shared memory: exact, since none has more than 8 significant bits
-//   gemm_f32_kernel   as soon as a side is F32: plain FP32
+//   gemm_f32_kernel   if a side is F32: plain FP32
 //
 // A block makes 128 x 128 of C with 8 warps of 64 x 32. A stage is 64 bytes of K of each side (64 INT8 or 32 BF16 values),
 // 16 KiB; four of them are in flight through cp.async, 64 KiB, two blocks an SM. In INT8 a stage is 128 * 128 * 64 = 2^20
@@ -29,7 +29,7 @@ enum {
     kMmaRows = kMmaWarpM / 16, kMmaCols = kMmaWarpN / 8
 };
 
-// ---- what the two instructions differ in
+// ---- in what the two instructions differ
 struct MmaInt8 {
     typedef int Sum;
     enum { kBytes = 1 };
@@ -141,8 +141,8 @@ __device__ inline float mma_block_scale(const GemmSide& s, int K, int row, int k
     return __ldg(s.block_scale + (size_t)i * s.block_row_step + (size_t)j * s.block_k_step);
 }
 
-// The same with a scale for every 32 of K: an INT8 instruction, or two of BF16. row and col are the warp's within the tile,
-// m, n, k the tile's within the product.
+// Multiplies a stage with PER_BLOCK32: a scale for every 32 of K, which is one INT8 instruction or two of BF16. row and col: the warp's
+// within the tile; m, n, k: the tile's within the product.
 template <typename Mma>
 __device__ inline void mma_stage_scaled(float (&total)[kMmaRows][kMmaCols][4], char* a_side, char* b_side, int row, int col,
                                         const Gemm& g, int m, int n, int k) {
@@ -222,7 +222,7 @@ __global__ __launch_bounds__(kMmaThreads, kBlocks ? 1 : 2) void gemm_mma_kernel(
     Sum sum[kMmaRows][kMmaCols][4] = {};
     for (int step = 0; step < steps; step++) {
         cp_async_wait<kMmaStages - 2>();
-        __syncthreads();   // this step's stage has arrived, and nobody reads the one before it any more
+        __syncthreads();   // this step's stage has arrived, and all warps have read the stage before it
         load(step + kMmaStages - 1);
         char *a_side = stages + step % kMmaStages * kMmaStageBytes, *b_side = a_side + kMmaSideBytes;
         if constexpr (kBlocks) mma_stage_scaled<Mma>(sum, a_side, b_side, row, col, g, m, n, step * kStageValues);
@@ -254,7 +254,7 @@ __device__ inline void f32_load_side(float (*tile)[kF32Tile + 1], const GemmSide
 __global__ __launch_bounds__(kF32Threads, 2) void gemm_f32_kernel(Gemm g) {
     __shared__ float a_tile[kF32Depth][kF32Tile + 1], b_tile[kF32Depth][kF32Tile + 1];
     TileAt tile = tile_at(blockIdx.x, tiles_over(g.M, kF32Tile), tiles_over(g.N, kF32Tile));
-    int row = threadIdx.x / 16, col = threadIdx.x % 16;   // this thread's are row + 16 i, col + 16 j
+    int row = threadIdx.x / 16, col = threadIdx.x % 16;   // this thread's elements are (row + 16 i, col + 16 j)
     int m = tile.m * kF32Tile + row, n = tile.n * kF32Tile + col;
     float total[4][4] = {};
     for (int k = 0; k < g.K; k += kF32Depth) {

@@ -13,7 +13,7 @@
 // scheduler: 3% at K = 4096 if it were not hidden. It moves 128 * 256 * 2 bytes of C, as much again if beta is not 0, in which
 // case C is fetched into the L2 while the tile is multiplied.
 //
-// Any M, N, K: TMA fills what is outside with zeros, which add nothing, and stores are masked. Only rows of A and B have to
+// Any M, N, K: TMA reads zeros outside of A and B, which add nothing, and stores are masked. Only rows of A and B have to
 // start at multiples of 16 bytes.
 #ifndef HALO_CUDA_GEMM_SM90_CUH
 #define HALO_CUDA_GEMM_SM90_CUH
@@ -95,7 +95,7 @@ __device__ inline void wg_multiply(int (&sum)[128], const WgStages& s, int consu
     wg_release(s, (place.step - 1) % kWgStages);
 }
 
-// The rows of C that this warpgroup is going to add to, on their way into the L2.
+// With beta: prefetches the rows of C that this warpgroup is going to add to into the L2.
 template <Fmt kC>
 __device__ inline void wg_prefetch_c(const Gemm& g, int row, int col) {
     const int kBytes = kC == F32 ? 4 : 2, kLine = 128 / kBytes, kLines = kWgTileN / kLine;
@@ -158,7 +158,7 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
     s.full = (uint64_t*)(memory + kWgStages * kWgStageBytes);
     s.empty = s.full + kWgStages;
     if (threadIdx.x == 0) {
-        if (shared_address(memory) % 1024) __trap();   // the swizzle counts from there
+        if (shared_address(memory) % 1024) __trap();   // the swizzle repeats every 1024 bytes
         for (int i = 0; i < kWgStages; i++) {
             mbarrier_init(&s.full[i], 1);
             mbarrier_init(&s.empty[i], kWgCluster * kWgConsumerWarps);
@@ -169,7 +169,7 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
 
     int rank = cluster_rank(), cluster = blockIdx.x / kWgCluster, clusters = gridDim.x / kWgCluster;
     int tiles_m = tiles_over(g.M, kWgCluster * kWgTileM), tiles_n = tiles_over(g.N, kWgTileN), steps = tiles_over(g.K, kWgTileK);
-    int warpgroup = __shfl_sync(0xffffffffu, (int)threadIdx.x / kWgWarpgroup, 0);   // known to be the same in a warp
+    int warpgroup = __shfl_sync(0xffffffffu, (int)threadIdx.x / kWgWarpgroup, 0);   // the shuffle tells the compiler that a warp agrees on it
     WgPlace place;
     if (warpgroup == 0) {
         registers_shrink<kWgProducerRegisters>();
@@ -204,7 +204,7 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
 }
 
 // ---- launcher
-// A (rows, K) of bytes in boxes of box_rows x 128. The descriptor travels in the kernel's arguments: there is nothing to cache.
+// The descriptor of a side (rows, K) of bytes in boxes of box_rows x 128. It is passed as a kernel argument, so no cache of them is needed.
 static CUtensorMap wg_tensor_map(const GemmSide& s, int K, int box_rows) {
     return tensor_map(s.data, INT8, K, s.rows, 1, (size_t)s.ld, 0, box_rows);
 }
@@ -218,7 +218,7 @@ static void gemm_int8_sm90_launch(const Gemm& g) {
            wg_tensor_map(g.b, g.K, kWgTileN / kWgCluster), g);
 }
 
-// False where the kernel does not apply.
+// False, with nothing done, if the product is not one for this kernel.
 static bool gemm_int8_sm90(const Gemm& g) {
     if (gpu_device().capability != 90 || g.a.block_scale || g.b.block_scale || !g.a.aligned || !g.b.aligned) return false;
     if (g.c_fmt == F32) gemm_int8_sm90_launch<F32>(g);

@@ -1,10 +1,10 @@
-// What the project's own product kernels share: the description of a product, the order of its tiles, and the way of a
-// tile's sums to C.
+// What the program's own product kernels share: the description of a product, the order of its tiles, and how a tile's sums
+// are stored to C.
 //
 // Every tensor-core instruction used here leaves its sums in one layout: lane l holds, of row l / 4 (and l / 4 + 8), columns
 // 2 (l % 4) and 2 (l % 4) + 1 of each 8-wide block. Four blocks, 32 columns, are stored at a time: in BF16 the four lanes of
-// a row swap words, so that each stores 16 bytes and a row gets 64 in a piece; in F32 a pair is 8 bytes and a row's four pairs
-// fill a sector as they are.
+// a row swap words, so that each stores 16 bytes and a row gets 64 neighbouring bytes; in F32 a pair is 8 bytes and a row's four
+// pairs fill a 32-byte sector without swapping.
 #ifndef HALO_CUDA_GEMM_TILE_CUH
 #define HALO_CUDA_GEMM_TILE_CUH
 
@@ -16,7 +16,7 @@ struct GemmSide {
     Fmt fmt;
     bool transposed;
     bool aligned;               // every row of data starts at a multiple of 16 bytes
-    const float* scale;         // of row i: scale[i * scale_step]; NULL: 1
+    const float* scale;         // row i has scale[i * scale_step]; NULL: 1
     int scale_step;             // 1 PER_ROW, 0 PER_TENSOR
     const float* block_scale;   // PER_BLOCK32, else NULL
     int block_row_step, block_k_step;
@@ -49,7 +49,7 @@ __device__ inline TileAt tile_at(int index, int tiles_m, int tiles_n) {
 __device__ inline float side_scale(const GemmSide& s, int row) {
     return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : 1.0f;
 }
-// Of this lane's columns among the 32 from `col` on; `all` is side_scale(b, 0). kInside: all columns exist.
+// The scales of this lane's columns among the 32 from `col` on; `all` is side_scale(b, 0). kInside: all columns exist.
 template <bool kInside>
 __device__ inline void column_scales(float (&scale)[4][2], const GemmSide& b, int col, float all) {
     int first = col + 2 * (threadIdx.x % 4);
@@ -64,7 +64,7 @@ __device__ inline void column_scales(float (&scale)[4][2], const GemmSide& b, in
         for (int j = 0; j < 4; j++) scale[j][0] = scale[j][1] = all;
     }
 }
-// The stated order of roundings; __fmul_rn and __fadd_rn are never contracted.
+// Rounds in the order that ops.h states for gemm; __fmul_rn and __fadd_rn are never contracted.
 __device__ inline float dequantized(float sum, float a_scale, float b_scale) { return __fmul_rn(__fmul_rn(sum, a_scale), b_scale); }
 
 // ---- C
@@ -81,10 +81,10 @@ __device__ inline void quad_transpose(uint32_t (&w)[4]) {
     }
 }
 
-// Whether the columns from `col` on that a warp stores are whole words: all inside, rows starting at multiples of 16 bytes.
+// Can a warp store `columns` columns from `col` on as whole words: are all inside, and do rows start at multiples of 16 bytes?
 __device__ inline bool c_in_words(const Gemm& g, int col, int columns) { return g.c_aligned && col + columns <= g.N; }
 
-// What a lane reads of a row of C for 32 columns, as it comes from memory. kWords: see c_in_words.
+// A lane's part of 32 columns of a row of C, as loaded from memory. kWords: see c_in_words.
 template <Fmt kC>
 struct CWords {
     uint32_t w[kC == F32 ? 8 : 4];
@@ -132,7 +132,7 @@ __device__ inline void c_add(float (&out)[4][2], const Gemm& g, CWords<kC> c) {
     }
 }
 
-// The whole warp calls it: lanes swap words.
+// Stores 4 blocks of 8 columns of a row of C. The whole warp calls it: lanes swap words.
 template <Fmt kC, bool kWords>
 __device__ inline void c_store(const Gemm& g, int row, int col, const float (&out)[4][2]) {
     int lane = threadIdx.x % 4;

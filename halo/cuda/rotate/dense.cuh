@@ -1,10 +1,10 @@
-// x H of bf16 rows of small orders that have no runs of 16, or of rows that are no octets: one dense product with the matrix of signs.
+// x H of bf16 rows of small orders that have no runs of 16, or of rows without aligned octets: one dense product with the matrix of signs.
 //
-// Bytes: 2 an element in, and what goes out, each once; values are loaded and stored one at a time. Tensor cores multiply n/16 times
-// what the sums need: 3 instructions an element at n = 172, of about 40 in all.
+// Bytes an element: 2 read and those of the output written, each once; values are loaded and stored one at a time. A dense product is n/16
+// times the work of the fast transform: 3 mma an element at n = 172, of about 40 instructions in all.
 //
-// A warp takes 16 rows. Its operand comes from shared memory, whose rows are an odd number of 16 bytes long, so that ldmatrix is free of
-// bank conflicts; the signs come from the L1 cache. The sums go back to shared memory and leave row by row.
+// A warp takes 16 rows. They are read from shared memory, where a row's length is an odd multiple of 16 bytes, so that ldmatrix is free of
+// bank conflicts; the signs are read through the L1 cache. The sums go back to shared memory and from there to the sink, row by row.
 #ifndef HALO_CUDA_ROTATE_DENSE_CUH
 #define HALO_CUDA_ROTATE_DENSE_CUH
 
@@ -32,12 +32,12 @@ __global__ void __launch_bounds__(kDenseWarps * kWarp) rotate_dense_kernel(AnySi
 #pragma unroll
         for (int t = 0; t < kTiles; t++) {
             if (t >= tiles) break;
-            uint4 signs = __ldg(fragments + (t * tiles + step) * kWarp + lane);   // as two operands of eight columns each
+            uint4 signs = __ldg(fragments + (t * tiles + step) * kWarp + lane);   // two B operands of eight columns each
             mma_bf16(sum[t][0], rows, signs.x, signs.z);
             mma_bf16(sum[t][1], rows, signs.y, signs.w);
         }
     }
-    __syncthreads();   // the sums take the values' place
+    __syncthreads();   // the sums overwrite the values in shared memory
     int sums = tiles * kFragment + 4;
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
@@ -61,7 +61,7 @@ static void launch_rotate_dense(const RotateJob& job, const uint4* fragments) {
            fragments, job.n, job.x.rows);
 }
 
-// False if the shape is not for it.
+// False, with nothing done, if the shape is not one for this kernel.
 static bool rotate_dense(const RotateJob& job) {
     int K0 = hadamard_base_order(job.n), doublings = floor_log2(job.n / K0);
     if (job.axis != ROTATE_COLS || job.x.fmt != BF16 || doublings >= kAcrossDoublings || (doublings && job.n > kAcrossMost)) return false;

@@ -1,13 +1,13 @@
-// Rotations with the FP32 operations of hadamard.h in their order: the bits are the CPU's. For F32, and for what the kernels on tensor
-// cores leave over: rows that are no octets, runs shorter than one, columns longer than shared memory.
+// Rotations with the FP32 operations of hadamard.h in their order: the bits are the CPU's. For F32, and for bf16 that the kernels on tensor
+// cores do not take: rows without aligned octets, runs shorter than an octet, columns longer than shared memory.
 //
 // Bytes: those of the input and of the output, each once. At one element a clock and multiprocessor F32 would run at 0.6 of a copy;
 // about 25 instructions an element for a power of two, and 1.2 K0 more for the base order.
 //
 // A block of threads takes an item: `vectors` vectors of order n = K0 2^k, W columns side by side (W = 1 from the right, where a vector
-// is a row), and element e = ((vector n + i) W + w). So the bits of e are, from below: w, the bits of the run 2^k, then K0 and the
-// vector; butterflies run over some of e's bits, whatever the axis. Shared memory holds the item in units of eight neighbours (or single
-// values); a thread takes 64 values (32) of it to registers for six (five) bits of butterflies at a time.
+// is a row). Element i of a vector in column w has the number e = (vector n + i) W + w. So the bits of e are, from below: w, the bits of the
+// run 2^k, then K0 and the vector; butterflies work on some of e's bits, the same way for both axes. Shared memory holds the item in units
+// of eight neighbours (or single values); a thread takes 64 (32) values to registers for six (five) bits of butterflies at a time.
 #ifndef HALO_CUDA_ROTATE_EXACT_CUH
 #define HALO_CUDA_ROTATE_EXACT_CUH
 
@@ -30,10 +30,10 @@ static inline Divisor divisor(int d) {
 struct ExactItem {
     Divisor across;              // units in a row of the item: n or W columns
     int items_across;            // items side by side in the matrix
-    int item_step, row_step;     // rows from item to item, and from row to row of one
+    int item_step, row_step;     // rows of the matrix from item to item, and from row to row of one item
     int x_rows, y_rows, cols;
     int elements;
-    int first_bit, log2_run;     // bits [first_bit, log2_run) of e are the butterflies', a run is 2^log2_run elements
+    int first_bit, log2_run;     // butterflies take the bits [first_bit, log2_run) of e; a run is 2^log2_run elements
     int K0;
     const float* signs;          // (K0, K0): [j][i] is the weight of input j in output i
 
@@ -45,8 +45,8 @@ struct ExactItem {
     }
 };
 
-// ---- an item in shared memory. One place in eight octets, or 32 values, is skipped: neighbours lie in different banks, and so do
-// units eight (32) apart. Not where runs are shorter than that: they are then `stride` places apart all the same.
+// ---- an item in shared memory. After every eight octets (or 32 values) one place is skipped: then units eight (32) apart lie in different
+// banks, as neighbours do. Nothing is skipped where runs are shorter than eight octets (32 values).
 template <int kWidth> struct ExactUnits;
 template <> struct ExactUnits<8> {
     float4 *low, *high;
@@ -82,8 +82,8 @@ __device__ inline void butterfly(float& a, float& b) {
     a = sum;
 }
 
-// kRadix units 2^log2_stride apart, for each of the item's groups of them: butterflies of the bits [inner_from, inner_end) within a unit,
-// then of stride 1, 2, ... kRadix/2 times the distance.
+// For each group of kRadix units 2^log2_stride apart in the item: butterflies of the bits [inner_from, inner_end) within a unit, then
+// butterflies between units 1, 2, ... kRadix/2 strides apart.
 template <int kWidth, int kRadix>
 __device__ inline void exact_butterflies(const ExactUnits<kWidth>& units, int count, int log2_stride, int inner_from, int inner_end) {
     int stride = 1 << log2_stride;
@@ -154,8 +154,8 @@ __device__ __forceinline__ void exact_transform(const ExactUnits<kWidth>& units,
     }
 }
 
-// Store, across runs: each output is a sum over the K0 runs; `put` takes kExactSums of a position at a time. +-1 times a value is exact:
-// a fused multiply-add is the addition of hadamard.h.
+// Store, across runs: each output is a sum over the K0 runs; `put` takes kExactSums outputs of a position at a time. +-1 times a value is
+// exact, so a fused multiply-add gives the bits of hadamard.h's addition.
 template <int kUnitBits, int kWidth, typename Put>
 __device__ __forceinline__ void exact_sums(const ExactUnits<kWidth>& units, const ExactItem& item, int count, const Put& put) {
     int run = 1 << (item.log2_run - kUnitBits), positions = count / item.K0;   // in units
@@ -237,7 +237,7 @@ static bool launch_rotate_exact(const RotateJob& job) {
     return true;
 }
 
-// False if a vector is too long for shared memory, or columns are too long for eight of them side by side.
+// False, with nothing done, if a vector is too long for shared memory, or columns are too long for eight of them side by side.
 static bool rotate_exact(const RotateJob& job) {
     bool bf16_in = job.x.fmt == BF16, octets = is_octets(job.x);
     if (job.y.data) octets = octets && job.y.ld % 8 == 0 && (uintptr_t)job.y.data % (8 * min_int(2, (int)fmt_bytes(job.y.fmt))) == 0;
@@ -246,9 +246,9 @@ static bool rotate_exact(const RotateJob& job) {
     return bf16_in ? launch_rotate_exact<1, bf16>(job) : launch_rotate_exact<1, float>(job);
 }
 
-// Vectors longer than shared memory: first within runs of `low` elements, then over the elements that are `low` apart, some columns (or
-// rows) at a time. What lies between is FP32 and stays in the L2 cache. Long rows have to follow each other without gaps: the first
-// pass takes their runs for rows, and the second the runs of a row for a block of tokens.
+// Vectors longer than shared memory take two passes, some columns (or rows) at a time: first within runs of kRotateLow elements, then over the
+// elements that are kRotateLow apart. In between the values are FP32 and stay in the L2 cache. Long rows must follow each other without
+// gaps: the first pass treats their runs as rows, and the second treats the runs of a row as a block of tokens.
 enum { kRotateLow = 256 };
 
 static bool rotate_in_two_passes(RotateJob within, RotateJob over) {

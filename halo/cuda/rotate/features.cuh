@@ -2,10 +2,10 @@
 //
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
-// Orders 2^k up to 4096: rotate_warp_kernel, all of a row in one warp, nothing shared.
-// Others: rotate_features_kernel. A block takes rows one item after the other and has the next one on its way from memory into shared
-// memory while it sums this one across runs and writes it, so that memory never waits for a barrier: 4 bytes an element of shared
-// memory for FP32 and 2 for what is on its way, two blocks a multiprocessor for rows of 14336. Instructions an element, beside those of
+// Orders 2^k up to 4096: rotate_warp_kernel, all of a row in one warp, without shared memory.
+// Others: rotate_features_kernel. A block takes one item of rows after the other; the next item is on its way from memory into shared
+// memory while this one is summed across runs and written, so that memory never waits for a barrier: 4 bytes an element of shared
+// memory for FP32 and 2 for the next item, two blocks a multiprocessor for rows of 14336. Instructions an element, beside those of
 // rotate/hadamard_warp.cuh: about 2 to load, 1 for a maximum, 2 for bf16, 3 for INT8. In all 12 to 17: 6.7, 4.4 and 3.3 elements a clock and
 // multiprocessor would be 3 TB/s for the maximum, codes and bf16, out of 128 instructions a clock.
 #ifndef HALO_CUDA_ROTATE_FEATURES_CUH
@@ -17,7 +17,7 @@
 // ================================================================ within a warp
 enum { kRotateWarpThreads = 128 };
 
-// Groups of kBlocks 256s of the matrix's octets, row after row: whole rows of order 2^k <= 256 kBlocks.
+// What a warp takes: kBlocks 256s of the matrix, counted row after row; whole rows of order 2^k <= 256 kBlocks.
 struct WarpItem {
     Divisor octets_across;   // n / 8
     int rows, log2_n, together;
@@ -68,15 +68,16 @@ static bool launch_rotate_warp(const RotateJob& job) {
 // ================================================================ through shared memory
 enum { kRotateThreads = 256, kRotateMostThreads = 512, kRotateGroup = 4, kRotateElements = 8192 };
 
-// How rows of order n are cut: runs of 2^log2_run elements, whose lowest within_end bits are transformed within 256s and the others by
-// additions between `together` 256s; then the matrix across runs.
+// How rows of order n are cut: runs of 2^log2_run elements, whose lowest within_end bits are transformed within 256s and the other bits by
+// additions between `together` 256s; then a dense matrix of signs transforms across runs.
 struct RowRuns {
     int n, log2_run, within_end, together, order;
     const uint4* fragments;
     float scale;   // 1 / sqrt(n)
 };
 
-// The blocks of 256 elements of whole rows, four at a time, into the exchange. octets(block) is this lane's octet of one.
+// Transforms whole rows within runs, four 256s at a time, and stores them to the exchange. octets(first, x) gives this lane's octet of each
+// of the four 256s from `first` on.
 template <typename Octets>
 __device__ inline void rows_within(const Exchange& exchange, const RowRuns& runs, const WithinSigns& signs, int blocks, const Octets& octets) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -93,13 +94,13 @@ __device__ inline void rows_within(const Exchange& exchange, const RowRuns& runs
     }
 }
 
-// `vectors` rows in the exchange, from `first_row` of `rows` on, across their runs and to the sink.
+// Transforms the `vectors` rows in the exchange across their runs and gives them to the sink: rows from `first_row` on, of `rows` in all.
 template <int kTiles, typename Sink>
 __device__ inline void rows_across(Sink& sink, const Exchange& exchange, const RowRuns& runs, int vectors, int first_row, int rows) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    int run = 1 << runs.log2_run, groups = vectors * run / kWarp;   // of 32 positions of the runs
+    int run = 1 << runs.log2_run, groups = vectors * run / kWarp;   // groups of 32 positions of the runs
     for (int group = warp, tile = 0;; group += warps) {
-        for (; group >= groups; group -= groups) tile += kTiles;    // the next rows of the matrix across
+        for (; group >= groups; group -= groups) tile += kTiles;    // go on with the next tiles of the matrix across
         if (tile * kFragment >= runs.order) break;
         int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
         const float* from = exchange.data + exchange.place((in >> runs.log2_run) * runs.n + (in & (run - 1)));
@@ -116,7 +117,7 @@ __device__ inline void rows_across(Sink& sink, const Exchange& exchange, const R
     }
 }
 
-// Items of `vectors` rows.
+// The matrix cut into items of `vectors` rows.
 struct FeatureItem {
     RowRuns runs;
     Divisor octets_across;   // n / 8
@@ -154,10 +155,10 @@ __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sin
     WithinSigns signs = within_signs(0, item.runs.within_end);
     for (int i = blockIdx.x; i < item.items; i += gridDim.x) {
         cp_async_wait<0>();
-        __syncthreads();   // the item is here, and the last one has left the exchange
+        __syncthreads();   // this item has arrived, and the last one has been read from the exchange
         rows_within(exchange, item.runs, signs, blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
 #pragma unroll
-            for (int b = 0; b < kRotateGroup; b++) {   // behind the last block any does: it is not stored
+            for (int b = 0; b < kRotateGroup; b++) {   // beyond the last block its values serve again: the result is not stored
                 int octet = min(first + b, blocks - 1) * kWarp + lane;
                 if (item.ahead) {
                     octets[b] = load_packed<8>(arriving + octet * 8);
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sin
 }
 
 // ---- launchers
-// Cuts rows of order n, with up to 2^added bits by additions between 256s; false if they are not for this.
+// Cuts rows of order n, with up to `added` bits by additions between 256s; false if rows of this order cannot be cut so.
 static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
     int K0 = hadamard_base_order(n), run = K0 ? n / K0 : 0;
     if (run < 16 || (K0 == 1 && run < 16 * 16)) return false;
@@ -201,14 +202,14 @@ static bool launch_rotate_features(const RotateJob& job, FeatureItem item, size_
     });
 }
 
-// False if the shape is not for tensor cores.
+// False, with nothing done, if the shape is not one for these kernels.
 static bool rotate_features(const RotateJob& job) {
     int n = job.n, vectors = 1;
     if (job.axis != ROTATE_COLS || job.x.fmt != BF16 || !is_octets(job.x) || n < 8) return false;
     if (hadamard_base_order(n) == 1 && n <= 4096) return n <= 2048 ? launch_rotate_warp<8>(job) : launch_rotate_warp<16>(job);
     FeatureItem item = {};
     if (!row_runs(n, 2, job.transpose, &item.runs)) return false;
-    // Whole 256s and groups of 32 positions, and enough for every warp; the next item beside this one if there is room.
+    // Chooses `vectors`: whole 256s and whole groups of 32 positions, enough for every warp. The next item is loaded ahead if there is room.
     auto elements = [&] { return (size_t)vectors * (size_t)n; };
     while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)item.runs.order % kWarp) vectors *= 2;
     size_t bytes = Exchange::bytes(vectors * n, item.runs.log2_run);

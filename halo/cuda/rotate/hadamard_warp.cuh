@@ -1,11 +1,11 @@
-// Building blocks of a Hadamard transform of bf16 on tensor cores, for rotate and for producers that want a rotated maximum. Tensor cores
-// add; what lies between two products is FP32.
+// Building blocks of a Hadamard transform of bf16 on tensor cores, for rotate and for producers that find a rotated maximum. Tensor cores
+// do the additions, as products with signs; values between two products are FP32.
 //
 //   within   256 elements are one 16-byte access of a warp: lane l holds e = 8 l ... 8 l + 7. Two products with 16 x 16 signs transform
-//            any of their 8 bits; the first leaves each lane with just what the second wants, the second with what is stored, so
-//            nothing is shuffled. A masked bit has the identity for its 2 x 2 factor. 4 in all: 6 mma for 256 elements.
+//            any of the 8 bits of e; the first leaves in each lane the operand of the second, and the second what that lane stores, so
+//            nothing is shuffled. A bit that is not transformed has the identity as its 2 x 2 factor. 6 mma for 256 elements.
 //   blocks   up to 16 neighbouring 256s of a warp: additions in registers.
-//   across   what is left is a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
+//   across   a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
 // Values that enter a second product are split into two bf16, 16 significant bits: the result errs by 2^-16 before it is rounded.
 // Instructions an element: within 3 to split and 0.75 mma; blocks one a bit; across 0.5 to store and load, 3 to split, G/32 mma.
 #ifndef HALO_CUDA_HADAMARD_WARP_CUH
@@ -43,7 +43,7 @@ __device__ inline WithinSigns within_signs(int first_bit, int end_bit) {
     return s;
 }
 
-// Two FP32 values as the sum of two bf16 each.
+// Two FP32 values, each split into the sum of two bf16.
 struct SplitPair {
     uint32_t high, low;
 };
@@ -93,7 +93,7 @@ __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
     }
 }
 
-// Within 256s, and over each `together` neighbouring ones of a warp.
+// Transforms within 256s, and over each `together` neighbouring 256s of a warp.
 template <int kBlocks>
 __device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (&x)[kBlocks], const WithinSigns& signs, int together) {
 #pragma unroll
@@ -103,9 +103,9 @@ __device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (
 
 // ================================================================ across runs in shared memory
 
-// Where the FP32 values of an item lie: runs of 2^log2_run elements (at least 16), element e being in run e >> log2_run. Octets go in
-// (or pairs of rows of 16), four neighbours come out: 8 lanes 32 neighbouring elements, times 4 lanes two runs apart. Four skipped
-// places a run and a swizzle keep all of it free of bank conflicts.
+// Where the FP32 values of an item lie in shared memory: runs of 2^log2_run elements (at least 16), element e in run e >> log2_run. Octets
+// are stored (or pairs of rows of 16); four neighbours are loaded, by 8 lanes 32 neighbouring elements, by 4 times 8 lanes those of runs two
+// apart. Four skipped places a run and a swizzle keep all accesses free of bank conflicts.
 struct Exchange {
     float* data;
     int log2_run;
@@ -114,7 +114,7 @@ struct Exchange {
         return ((size_t)elements + (size_t)(elements >> log2_run) * kSkipped) * sizeof(float);
     }
     __device__ int stride() const { return (1 << log2_run) + kSkipped; }   // from run to run
-    __device__ bool swapped(int e) const { return e >> 5 & (log2_run >= 6); }   // shorter runs do without: they have no such bit
+    __device__ bool swapped(int e) const { return e >> 5 & (log2_run >= 6); }   // shorter runs have no bit 5, and need no swizzle
     __device__ int place(int e) const { return (e ^ (swapped(e) ? 12 : 0)) + (e >> log2_run) * kSkipped; }
     // lane: e / 8 % 32
     __device__ void store_octet(int e, int lane, const float (&v)[8]) const {
@@ -160,13 +160,13 @@ __device__ inline void hadamard_across(const uint4* fragments, int order, int fi
     auto add = [&](int step, bool first) {
         uint4 a[kTiles];
 #pragma unroll
-        for (int r = 0; r < kTiles; r++)   // behind the last tile any does: what comes of it is not put
+        for (int r = 0; r < kTiles; r++)   // beyond the last tile its signs serve again: the result is not put
             a[r] = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
         float v[2][2][4];   // [half of 16 runs][of two neighbours][position]
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int run = step * kFragment + half * 8 + lane % 4 * 2;
-            TwoRuns two = load(run < order ? run : lane % 4 * 2);   // behind the last run the signs are zero; any value of these positions does
+            TwoRuns two = load(run < order ? run : lane % 4 * 2);   // beyond the last run the signs are zero, so that any finite values do
             v[half][0][0] = two.even.x; v[half][0][1] = two.even.y; v[half][0][2] = two.even.z; v[half][0][3] = two.even.w;
             v[half][1][0] = two.odd.x; v[half][1][1] = two.odd.y; v[half][1][2] = two.odd.z; v[half][1][3] = two.odd.w;
         }

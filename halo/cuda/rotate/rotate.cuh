@@ -1,12 +1,20 @@
 // Hadamard rotations of a matrix from the right (features) or from the left (tokens), and its largest magnitude.
 //
-// bf16 runs on tensor cores: rotate/features.cuh, rotate/tokens.cuh, rotate/dense.cuh. What they leave over, and F32: rotate/exact.cuh. Where the values
-// go, a matrix, codes or only their maximum, is a sink of any of these kernels (rotate/sinks.cuh). absmax reads 2 bytes an element of bf16.
+// bf16 is rotated on tensor cores: rotate/features.cuh, rotate/tokens.cuh, rotate/dense.cuh. rotate/exact.cuh takes F32, and the bf16 shapes
+// that these leave over. Any of these kernels gives its values to a sink (rotate/sinks.cuh): a matrix, codes, or only their maximum.
+// absmax reads 2 bytes an element of bf16.
 //
-// Words of these files: an item is what a block of threads (or a cluster of blocks) loads, rotates and stores at a time, whole vectors of
-// a matrix; a strip is a range of neighbouring columns, all rows of it; a band is a range of whole vectors, rows or columns, that stays in
-// the L2 cache between two passes; a run is a part of a vector, 2^k neighbours, whose transform comes first (within), before that over the
-// runs (across); a chunk is 256 tokens of 32 columns, which share an exponent (rotate/tokens.cuh).
+// Words of these files:
+//   vector  what one transform is of: n elements of a row (features) or of a column (tokens)
+//   run     2^k neighbours of a vector; their transforms come first (within), then the transform over the runs (across)
+//   octet   eight neighbours of a row: 16 bytes of bf16
+//   unit    what a thread moves at a time, an octet or a single value
+//   item    whole vectors that a block of threads, or a cluster of blocks, loads, rotates and stores at a time
+//   strip   neighbouring columns, with all their rows
+//   band    whole vectors, rows or columns, few enough to stay in the L2 cache between two passes
+//   chunk   256 tokens of 32 columns, which share an exponent (rotate/tokens.cuh)
+//   256s    256 neighbours that a warp holds as an octet a lane (rotate/hadamard_warp.cuh)
+// Other kernels mean the same by octet, strip and band; where a kernel has more words of its own, its banner explains them.
 #ifndef HALO_CUDA_ROTATE_CUH
 #define HALO_CUDA_ROTATE_CUH
 
@@ -56,7 +64,7 @@ static void absmax(float* absmax, Mat x) {
 
 // ================================================================ rotations
 
-// y gives the rows and the format of what is written, y.data may be NULL.
+// y has the rows and the format of the result; y.data NULL: only the maximum is wanted.
 static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int block) {
     bool from_right = axis == ROTATE_COLS;
     int rows = max_int(y.rows, x.rows), n = from_right ? x.cols : block ? block : rows;

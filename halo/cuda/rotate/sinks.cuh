@@ -1,10 +1,10 @@
-// Where rotated values go: into a matrix, to codes, or nowhere but to their maximum. A kernel gives its sink octets (or single values)
-// of the rotated matrix, in FP32 and not yet scaled by 1 / sqrt(n):
-//   begin()               once a thread, before the first
-//   at(row, col), ld()    a place, as the number of its value, and the distance from row to row
-//   unit(u)               what is put from now on is in units of u (1 at first)
-//   put(place, v)         values from there on
-//   finish()              once a thread, at the end; all threads of the block
+// Sinks take rotated values: into a matrix, into codes, or only into their maximum. A kernel gives its sink octets (or single values) of
+// the rotated matrix, in FP32 and not yet scaled by 1 / sqrt(n):
+//   begin()               once a thread, before its first value
+//   at(row, col), ld()    the place of a value, as its number in the output, and the distance from row to row
+//   unit(u)               from now on values come in units of u: times u they are right (u is 1 at first)
+//   put(place, v)         takes v, the values from this place on
+//   finish()              once a thread, at the end; all threads of the block must call it
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
 
@@ -22,7 +22,7 @@ __device__ inline float begin_codes(const Quantizer& q, Fmt fmt) {
     return quant_inverse(*q.absmax, fmt, q.clip);
 }
 
-// The larger of a magnitude and |x|; NaN wins.
+// The larger of the magnitude `largest` and |x|; NaN wins.
 __device__ inline float raised(float largest, float x) {
 #ifdef HALO_SIMT
     return larger_magnitude(largest, x);
@@ -36,7 +36,7 @@ __device__ inline float raised(float largest, float x) {
 struct MaxSink {
     float scale;      // 1 / sqrt(n)
     float* absmax;    // raised
-    float largest, in_units, units;   // the largest magnitude before `units`, and since
+    float largest, in_units, units;   // the largest magnitude before the last unit(), and since then (in_units, times `units`)
     __device__ void begin() {
         largest = in_units = 0;
         units = 1;
@@ -159,7 +159,7 @@ static inline AnySink any_sink(const RotateJob& job) {
     return sink;
 }
 
-// launch(sink) with the sink that the job's output needs; false if that is not of octets, or F32.
+// Calls launch(sink) with the sink that the job's output needs; false if the output has no aligned octets, or is F32.
 template <typename Launch>
 static bool with_sink(const RotateJob& job, const Launch& launch) {
     if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0, 0, 1});

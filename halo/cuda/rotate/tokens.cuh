@@ -3,10 +3,10 @@
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
 // An item is a strip of 32 columns, 64 bytes of each row: strips of 16 take 1.2 times as long, and more where results are written, since
-// memory moves 64 bytes at a time. 8192 tokens of it are 512 KB, so a cluster of up to eight blocks shares an item (sm_90 and later): each
-// loads and transforms 1024 tokens of its own, and after a barrier sums a share of the positions across the runs of all blocks, from where
-// they lie. Of a cluster of S blocks each value crosses between multiprocessors (S - 1) / S times in FP16: 1.75 bytes an element at
-// S = 8. Smaller items need no cluster.
+// memory moves 64 bytes at a time. 8192 tokens of a strip are 512 KB, so a cluster of up to eight blocks shares an item (sm_90 and later):
+// each block loads and transforms 1024 tokens within runs, and after a barrier sums some of the positions across the runs of all blocks,
+// which it reads in those blocks' shared memory. With S blocks (S - 1) / S of all values cross between multiprocessors, in FP16: 1.75
+// bytes an element at S = 8. Smaller items need no cluster.
 //
 //   within   a block's tokens arrive as 16-byte pieces of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
 //            by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to 256 tokens. A
@@ -14,13 +14,13 @@
 //   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192.
 //
 // FP16's range: 256 tokens of 32 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
-// of two that keeps all possible sums below 2^15: it is part of the signs within. The signs across carry each chunk's exponent relative
-// to the largest, whose unit goes to the sink. So the one rounding is of 2^-12 of each value, whatever the magnitudes. A NaN or an
-// infinity goes its way as in FP32, while finite columns of its chunk may lose theirs.
+// of two that keeps all possible sums below 2^15: this power is part of the signs within. The signs across carry each chunk's exponent
+// relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-12 of each value, whatever the magnitudes. A
+// column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
-// 64 KB a block, so that three fit a multiprocessor and others are at work while the next item arrives. (Two buffers a block and half as
-// many tokens or blocks are no faster.) Orders beyond 32 have two, for the registers. What is left above the floor are barriers and the
-// way from memory: instructions are issued in a quarter of the cycles.
+// 64 KB a block, so that three blocks fit a multiprocessor and the others work while one waits for its next item. (Two buffers a block, and
+// half as many tokens or blocks, are no faster.) Of orders beyond 32 two blocks fit, for lack of registers. The time above the floor goes to
+// barriers and memory latency: instructions are issued in a quarter of the cycles.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -33,15 +33,15 @@ enum {
     kTokenChunk = 256,        // tokens that a warp transforms at once, of 8 columns
     kTokenThreads = 256, kTokenWarps = kTokenThreads / kWarp,
     kTokenFetch = 128,        // tokens that a warp fetches at once
-    kTokenLocal = 1024,       // tokens of a block, so that three blocks fit a multiprocessor,
-    kTokenLocalMost = 2048,   //   or one
+    kTokenLocal = 1024,       // tokens of a block, with which three blocks fit a multiprocessor
+    kTokenLocalMost = 2048,   // tokens of a block, with which one does
     kTokenSignTiles = 4,      // signs across of up to 64 x 64 are copied to shared memory
     kTokenLeastExponent = 14, // of a chunk: smaller ones would ask for factors that bf16 does not have
     kMostClusterBlocks = 8
 };
 
-// `vectors` runs of n tokens, one after the other in a column. Run g of `order` is 2^run_bits tokens long; each of the cluster's blocks
-// holds `runs` neighbouring ones, an even number.
+// An item: `vectors` vectors of n tokens, one after the other in a column. A vector has `order` runs of 2^run_bits tokens; each of the
+// cluster's blocks holds `runs` neighbouring runs, an even number.
 struct TokenItem {
     int n, vectors, local;      // local: tokens of a block
     int run_bits, order, runs;
@@ -51,9 +51,9 @@ struct TokenItem {
     int x_rows, y_rows, cols;
 };
 
-// A block's shared memory: an item in bf16 and then FP16, and beside it what the across needs to know of its runs. Eight values are
-// skipped behind a run, and the octets of two rows in eight lie in one of four orders: so eight rows of an octet, and four columns of a
-// row in each of four runs two apart, are free of bank conflicts.
+// A block's shared memory: an item in bf16 and then FP16, and beside it what the sum across needs to know of the runs. After each run eight
+// values are skipped, and every two rows of eight have their octets in another of four orders: so reading an octet of eight rows, or four
+// columns of a row in each of four runs two apart, is free of bank conflicts.
 #if HALO_CLUSTERS
 typedef ClusterAddress RunAddress;   // of a run's first position
 #else
@@ -61,14 +61,14 @@ typedef uint32_t RunAddress;
 #endif
 struct TokenLayout {
     int chunks, padded;       // chunks of a block; runs, up to whole fragments
-    int signs, signs_end, within, exponents, of_octet, scales, bytes;   // where each begins
+    int signs, signs_end, within, exponents, of_octet, scales, bytes;   // byte offsets of the parts; their sum
     explicit TokenLayout(const TokenItem& item) {
         chunks = (item.local + kTokenChunk - 1) / kTokenChunk;
         int rows = chunks * kTokenChunk;
         padded = (item.order + kFragment - 1) / kFragment * kFragment;
         int tiles = padded / kFragment;
         signs = (rows * kTokenColumns + (rows >> item.run_bits) * 8) * (int)sizeof(bf16);
-        // A copy of the signs across, if it is not large: waiting for a cluster empties the L1 cache.
+        // A copy of the signs across, if it is small enough: waiting for a cluster empties the L1 cache.
         signs_end = signs + (tiles <= kTokenSignTiles ? tiles * tiles * kWarp * (int)sizeof(uint4) : 0);
         within = signs_end + (item.blocks > 1 ? (padded / 2 + max_int(padded, kWarp)) * (int)sizeof(RunAddress) : 0);   // the signs
         exponents = within + kWarp * (int)sizeof(uint32_t);                                         // of the chunks
@@ -78,7 +78,7 @@ struct TokenLayout {
     }
 };
 
-// FP16's 2^-down, as bits; zero if it has none.
+// 2^-down in FP16, as bits; zero if FP16 has no such value.
 __device__ inline uint32_t half_power(int down) {
     return down < 15 ? (uint32_t)(15 - down) << 10 : down < 25 ? 1u << (24 - down) : 0;
 }
@@ -88,7 +88,7 @@ struct TwoHalfRuns {
     uint2 even, odd;
 };
 
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, as hadamard_across of FP32.
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across: hadamard_across for FP16 values.
 // scales: of the runs, two to a word, zero from `order` on, where load() may give any value of these positions. kTiles 1 and 2 are all tiles.
 template <int kTiles, typename Load, typename Put>
 __device__ inline void hadamard_across_halves(const uint4* fragments, const uint32_t* scales, int order, int first_tile, int first_step,
@@ -103,7 +103,7 @@ __device__ inline void hadamard_across_halves(const uint4* fragments, const uint
         uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
         uint32_t sign[kTiles][4];
 #pragma unroll
-        for (int r = 0; r < kTiles; r++) {   // behind the last tile any does: what comes of it is not put
+        for (int r = 0; r < kTiles; r++) {   // beyond the last tile its signs serve again: the result is not put
             uint4 a = fragments[(min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane];
             sign[r][0] = (a.x & 0x80008000u) | scale[0];
             sign[r][1] = (a.y & 0x80008000u) | scale[0];
@@ -124,7 +124,7 @@ __device__ inline void hadamard_across_halves(const uint4* fragments, const uint
     };
     TwoHalfRuns two[2];
     load_step(two, first_step);
-    if constexpr (kTiles == 2) {   // the second step is on its way during the first
+    if constexpr (kTiles == 2) {   // the second step's values are loaded during the first step
         TwoHalfRuns last[2];
         load_step(last, 1 - first_step);
         add(two, first_step, true);
@@ -144,14 +144,14 @@ struct Corner {   // of an item
     int row, col;
 };
 
-// Where 8 of a token's columns lie.
+// Where octet `octet` of a token's 32 columns lies in shared memory.
 __device__ inline int token_place(int token, int octet, int run_bits) {
     return token * kTokenColumns + (token >> run_bits) * 8 + (octet ^ (token >> 1 & 3)) * 8;
 }
 
-// 256 tokens of 8 columns, in place, by a warp; its neighbours have the others. Returns with the exponent of all 32 columns.
+// Transforms 256 tokens of 8 columns, in place, by a warp; three more warps take the chunk's other columns. Returns the chunk's exponent.
 // kRunBits: 8, or any number of them (0). all_signs: of 16 tokens, each lane's; the sign bits of pair r from
-// bits 15 - r and 31 - r on. They come from memory because some pairs are equal, and the compiler would copy those again and again.
+// bits 15 - r and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
 template <int kRunBits>
 __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int octet, int any_bits, const uint32_t* all_signs) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, run_bits = kRunBits ? kRunBits : any_bits;
@@ -177,14 +177,14 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
     }
     bf16* to = buffer + token_place(chunk * kTokenChunk + lane / 16 * 64 + lane % 16, octet, run_bits);
 #pragma unroll
-    for (int out = 0; out < 4; out++) {   // the 16 tokens of each 64
+    for (int out = 0; out < 4; out++) {   // output of 16 tokens out of each 64
         float v[4][4];
 #pragma unroll
         for (int quad = 0; quad < 4; quad++) {
             auto block = [&](int k) { return &in[quad * 2 + k / 2][k % 2 * 2]; };   // operand of 16 tokens
             auto add = [&](int k, const uint32_t (&a)[4]) { mma_bf16(v[quad], a, block(k)[0], block(k)[1]); };
             if (run_bits > 5) {
-                // Each sum begins with another block: beginnings in common would be kept, in registers that are not there.
+                // Each sum begins with another block: the compiler would keep common beginnings in registers, of which there are too few.
                 mma_bf16_first(v[quad], (out ^ out >> 1) & 1 ? minus : plus, block(out)[0], block(out)[1]);
                 add(out ^ 1, out & 2 ? minus : plus);
                 add(out ^ 2, out & 1 ? minus : plus);
@@ -198,7 +198,7 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
         }
         if (run_bits > 6) add_blocks(v, 1 << (run_bits - 6));
 #pragma unroll
-        for (int two = 0; two < 2; two++) {   // of 64s
+        for (int two = 0; two < 2; two++) {   // pairs of 64s
             uint32_t halves[4];
 #pragma unroll
             for (int r = 0; r < 4; r++) halves[r] = pack_f16(v[two * 2 + r / 2][r % 2 * 2], v[two * 2 + r / 2][r % 2 * 2 + 1]);
@@ -208,8 +208,8 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
     return exponent;
 }
 
-// Load: starts the copy of a block's tokens of an item into its shared memory; zeros stand for what is outside of the matrix. rank: of the
-// block among those that share the item; rows: whole chunks.
+// Load: starts the copy of a block's tokens of an item into shared memory; tokens outside of the matrix are zero. rank: the block's number
+// among those that share the item; rows: whole chunks.
 __device__ inline void tokens_fetch(bf16* buffer, const Rows<const bf16>& x, const TokenItem& item, Corner corner, int rank, int rows,
                                     int run_bits) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
             run_exponents[g] = cluster_address(exponents + (inside << run_bits) / kTokenChunk, block);
         }
     }
-    int first_step = rank % (layout.padded / kFragment);   // of the sum across: the blocks begin at different ones
+    int first_step = rank % (layout.padded / kFragment);   // of the sum across: blocks begin at different steps, and so read different blocks
 #endif
 
     auto locate = [&](int i) {
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
     sink.begin();
     for (int i = first; i < item.items; i += step) {
         cp_async_wait<0>();
-        __syncthreads();   // the item is here
+        __syncthreads();   // the item has arrived
         item_within<kRunBits>(buffer, of_octet, exponents, layout.chunks, run_bits, signs);
         sync();   // from here on nothing of the item's x is read: y may be x
 
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
 #endif
                 return exponents[(vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
             };
-            int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // this lane's run, one after the other
+            int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // of this lane's runs, one after the other
 #pragma unroll 1
             for (int g = kWarp + lane; kTiles > 2 && g < item.order; g += kWarp) largest = max(largest, exponent_of(g));
             largest = __reduce_max_sync(0xffffffffu, largest);
@@ -362,7 +362,7 @@ __global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_toke
                 }
             }
         }
-        sync();   // all have read this block's
+        sync();   // all blocks have read this block's values
         corner = locate(i + step);
         if (i + step < item.items) fetch(corner);
     }
@@ -397,11 +397,11 @@ static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
     return launch_rotate_tokens_of<kTiles, true, 8>(job, item);
 }
 
-// False if the shape is not for tensor cores, or does not fit.
+// False, with nothing done, if the shape is not one for this kernel, or does not fit.
 static bool rotate_tokens(const RotateJob& job) {
     int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
     if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
-    // Across: the base order, or 16 (so that 16 tokens fill a product: 256 are one run of 16), and what exceeds 8 bits within.
+    // Across: the base order, or 16 for powers of two (256 tokens are 16 runs of 16, which fill a product), and all bits beyond 8 within.
     if (K0 == 1) doublings = 4;
     while (run >> doublings > kTokenChunk) doublings++;
     if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
@@ -415,7 +415,7 @@ static bool rotate_tokens(const RotateJob& job) {
     item.x_rows = job.x.rows;
     item.y_rows = job.y.rows;
     item.cols = job.x.cols;
-    // The fewest blocks that leave each its share, or else twice that.
+    // The fewest blocks with at most kTokenLocal tokens each, or else with at most kTokenLocalMost.
     int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
     for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
         for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
