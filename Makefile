@@ -73,7 +73,7 @@ endif
 LIB      = $(BUILD)/libhalo.a
 TESTS    = $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 # The GPU kernels on a CPU: the backend built by the C++ compiler (test/simt.h), under the tests that take any backend.
-SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model generate adapter $(if $(HALO_MPI),comm))
+SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model generate adapter plan doctor $(if $(HALO_MPI),comm))
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.

@@ -7,6 +7,7 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/doctor.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
@@ -14,6 +15,7 @@
 #include "halo/run/inspect.h"
 #include "halo/run/locate.h"
 #include "halo/run/out_dir.h"
+#include "halo/run/plan.h"
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
@@ -38,21 +40,6 @@ typedef struct {
 
 static void plan_epoch(const TrainingRun* r, int epoch) { dataset_plan(r->data, (uint64_t)r->s.o.seed, epoch); }
 
-// The steps of --epochs passes. Under --pack on each pass may have another number of steps, so that every pass is planned once to count them.
-static double count_steps(const TrainingRun* r) {
-    const Options* o = &r->s.o;
-    double epochs = floor(o->epochs), steps = 0;
-    plan_epoch(r, 0);
-    if (o->steps) return o->steps;
-    if (o->pack != PACK_ROWS_ON || o->epochs * dataset_steps(r->data) > 1e9) return ceil(o->epochs * dataset_steps(r->data));
-    for (int epoch = 0; epoch < epochs; epoch++) {
-        plan_epoch(r, epoch);
-        steps += dataset_steps(r->data);
-    }
-    plan_epoch(r, (int)epochs);
-    return steps + ceil((o->epochs - epochs) * dataset_steps(r->data));
-}
-
 static void open_training_data(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
@@ -64,7 +51,7 @@ static void open_training_data(TrainingRun* r) {
     if (o->val) r->val = open_data(s, o->val, DATA_TO_EVALUATE);
     else if (o->val_split > 0) r->val = open_data(s, o->data, DATA_HELD_OUT);
     if (o->val_metric) r->prompts = open_prompts(s, o->val ? o->val : o->data, !o->val);
-    double steps = count_steps(r);
+    double steps = count_steps(o, r->data);
     if (steps < 1 || steps > 1e9) user_error("--epochs %g: that is %.0f steps", o->epochs, steps);
     r->steps = (int)steps;
     if (o->warmup > r->steps) user_error("--warmup %d: longer than the run of %d steps", o->warmup, r->steps);
@@ -246,6 +233,8 @@ static const Command kCommands[] = {
     {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
     {"generate", GENERATE, "answer a prompt, every prompt of a data file, or you, at the terminal", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
+    {"plan", PLAN, "what training with these flags would take: memory, largest batch, time; needs no GPU", command_plan},
+    {"doctor", DOCTOR, "whether this machine has what training needs, and what to do where it has not", command_doctor},
     {"inspect", INSPECT, "show examples of a data file as the model will see them", command_inspect},
     {"export", EXPORT, "write a model, or the newest checkpoint of a run, as a Hugging Face directory or a GGUF file", command_export},
     {"verify", VERIFY, "whether the checkpoints and the model in a folder are whole: verify DIR", command_verify},

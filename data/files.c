@@ -141,6 +141,19 @@ void disk_require(const char* dir, size_t bytes) {
                    (unsigned long long)free_bytes);
 }
 
+double disk_free_bytes(const char* path) {
+    struct statvfs disk;
+    char* at = host_strdup(path);
+    while (statvfs(at, &disk)) {
+        if (errno != ENOENT || !*at) user_error("%s: %s", path, strerror(errno));
+        char* slash = strrchr(at, '/');
+        if (slash == at || !slash) strcpy(at, slash ? "/" : ".");
+        else *slash = 0;
+    }
+    free(at);
+    return (double)disk.f_bavail * (double)disk.f_frsize;
+}
+
 // ---- directories
 
 bool dir_exists(const char* path) {

@@ -35,6 +35,8 @@ C_API void out_close(OutFile* out);                             // on disk (fsyn
 
 // A user_error unless `bytes` more bytes fit on the disk that holds `dir`. Called before writing starts.
 C_API void disk_require(const char* dir, size_t bytes);
+// What is free on the disk of a path, which need not be there yet.
+C_API double disk_free_bytes(const char* path);
 
 // ---- directories
 C_API bool dir_exists(const char* path);

@@ -42,7 +42,7 @@ static const Flag kFlags[] = {
     {"recipe", TEXT, AT(recipe), TRAIN | EVAL | GENERATE | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
-    {"backend", CHOICE, AT(backend), kAll, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
+    {"backend", CHOICE, AT(backend), kAll | DOCTOR, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
     {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
     {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
@@ -73,7 +73,7 @@ static const Flag kFlags[] = {
     {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST", "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
     {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR", "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
     {"merge", SWITCH, AT(merge), EXPORT, false, NULL, NULL, "add the adapter to the weights and write a whole model"},
-    {"out", TEXT, AT(out), TRAIN | EXPORT, false, NULL, "DIR", "where the trained model and its checkpoints go"},
+    {"out", TEXT, AT(out), TRAIN | EXPORT | DOCTOR, false, NULL, "DIR", "where the trained model and its checkpoints go"},
     {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest whole checkpoint in --out; without one: start"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
     {"gguf", TEXT, AT(gguf), EXPORT, false, NULL, "FILE", "write a GGUF file for llama.cpp, instead of --out or beside it"},
@@ -88,7 +88,7 @@ static const Flag kFlags[] = {
     {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
-    {"json", SWITCH, AT(json), INSPECT, false, NULL, NULL, "a line of JSON an example: text, tokens, trained"},
+    {"json", SWITCH, AT(json), INSPECT | DOCTOR, false, NULL, NULL, "a line of JSON an example (text, tokens, trained), or a check"},
     {"generate", INTEGER, AT(generate), BENCH, false, "0", "N", "time N answers of --max-tokens side by side to prompts of --seq tokens instead"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
     {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss|exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "the loss, or the share of generated answers that are right"},
@@ -99,13 +99,16 @@ static const Flag kFlags[] = {
     {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
     {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
-    {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
-    {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT, false, NULL, NULL, "this text"},
+    {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT | DOCTOR, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
+    {"gpus", INTEGER, AT(gpus), PLAN, false, "1", "N", "ranks, one on each GPU"},
+    {"gpu-gb", NUMBER, AT(gpu_gb), PLAN, false, "0", "GIB", "memory of a GPU as nvidia-smi tells it; 0: this machine's, if it has one"},
+    {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT | PLAN | DOCTOR, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
 
-// export also takes the flags that define a run, since they tell which run's checkpoints are meant.
+// export also takes the flags that define a run, since they tell which run's checkpoints are meant; plan takes all of train's.
 static bool takes(const Flag* f, int command) {
+    if (command == PLAN && (f->commands & TRAIN)) return true;
     return (f->commands & command) || (command == EXPORT && f->defines_run && (f->commands & TRAIN));
 }
 
@@ -428,8 +431,8 @@ static void check_adapter(const Options* o, int command) {
     options_adapter(o);
 }
 
-static void check_train(const Options* o) {
-    if (!o->data) user_error("train: name the data with --data FILE");
+static void check_train(const Options* o, bool plans) {
+    if (!o->data && !plans) user_error("train: name the data with --data FILE");
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
     if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
     if (o->val_metric && !o->val && !(o->val_split > 0)) user_error("--val-metric %s: name the file with --val FILE", o->val_metric);
@@ -448,6 +451,8 @@ static void check_chat(const Options* o, int command) {
 }
 
 void options_check(const Options* o, int command, int ranks) {
+    bool plans = command == PLAN;
+    if (plans) command = TRAIN;   // what training refuses is not worth planning
     check_chat(o, command);
     check_batch(o, ranks);
     if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
@@ -458,7 +463,7 @@ void options_check(const Options* o, int command, int ranks) {
     Config published;
     if (o->preset && !config_preset(&published, o->preset))
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
-    if (command == TRAIN) check_train(o);
+    if (command == TRAIN) check_train(o, plans);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
     if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
     if (command == GENERATE && o->prompt && o->data) user_error("generate: name one of --prompt TEXT and --data FILE");
@@ -471,6 +476,40 @@ void options_check(const Options* o, int command, int ranks) {
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);
     check_adapter(o, command);
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
+}
+
+// Within quotes where a shell would not take it as it is; a quote inside ends them for itself.
+static void append_word(char** at, const char* word) {
+    bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")];
+    if (!plain) *(*at)++ = '\'';
+    for (; *word; word++) {
+        if (*word == '\'') *at = stpcpy(*at, "'\\'");
+        *(*at)++ = *word;
+    }
+    if (!plain) *(*at)++ = '\'';
+    **at = 0;
+}
+
+char* options_line(const Options* o) {
+    char text[64], *line = NULL;
+    for (int writes = 0; writes < 2; writes++) {   // measure, then write
+        size_t bytes = 1;
+        char* at = line;
+        for (int i = 0; i < kFlagCount; i++) {
+            const Flag* f = &kFlags[i];
+            const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
+            if (!(f->commands & TRAIN) || !strcmp(value, fallback)) continue;
+            if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
+            bytes += strlen(f->name) + 4 * strlen(value) + 8;
+            if (!writes) continue;
+            at += sprintf(at, "%s--%s", at == line ? "" : " ", f->name);
+            if (f->type == SWITCH) continue;
+            *at++ = ' ';
+            append_word(&at, f->type != TRISTATE ? value : !strcmp(value, "yes") ? "on" : "off");
+        }
+        if (!writes) line = (char*)host_alloc(bytes);
+    }
+    return line;
 }
 
 void options_print(const Options* o, int command) {

@@ -35,14 +35,14 @@ typedef struct {
     Schedule schedule;
     Fmt grad_dtype, state_dtype;
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
-    int slots, generate;
-    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout;
+    int slots, generate, gpus;
+    double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout, gpu_gb;
     bool demo;         // train without a model and data: the demo is meant, with flags of its own where none are given
     bool share_batch;  // of the demo: --batch is what all ranks have together
     bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
 } Options;
 
-enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, kAll = 31 };   // kAll: those that compute
+enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, PLAN = 128, DOCTOR = 256, kAll = 31 };   // kAll: those that compute
 
 enum { kAuto = -1 };   // a whole number (warmup, zero, slots) that was left at "auto"
 enum { kEvalRows = 8, kMostSlots = 1024 };   // rows of eval's batches unless --batch says otherwise; answers side by side, at most
@@ -85,6 +85,8 @@ C_API Adapter options_adapter(const Options* o);
 // The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
 // user_error; --help prints and exits.
 C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command);
+// The flags of training that are not at their default, as a shell takes them: "--preset llama3-8b --batch 4"; to be freed.
+C_API char* options_line(const Options* o);
 // The values of a command's flags, for the start of a run.
 C_API void options_print(const Options* o, int command);
 

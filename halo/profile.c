@@ -284,6 +284,10 @@ double profile_waited_ms(void) {
     return ms;
 }
 
+void profile_calls(VisitCall visit, void* self) {
+    for (int i = 0; i < note_count; i++) visit(self, families[notes[i].family].name, notes[i].bytes, notes[i].flops);
+}
+
 // ---- the table
 static int by_time(const void* a, const void* b) {
     double x = ((const Family*)a)->ms, y = ((const Family*)b)->ms;

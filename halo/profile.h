@@ -17,6 +17,10 @@ C_API void profile_begin(void);
 C_API void profile_end(void);
 C_API double profile_waited_ms(void);   // for transfers, over all steps noted
 
+// Every call that was noted, in order, with its family, the bytes that it moves and its multiplications and additions: 2 a product's term.
+typedef void (*VisitCall)(void* self, const char* family, double bytes, double flops);
+C_API void profile_calls(VisitCall visit, void* self);
+
 typedef struct {
     double copy_gbs;       // bytes read and written by a copy
     double plain_tflops;   // BF16 (F32 on cpu_f32) products

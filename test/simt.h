@@ -677,7 +677,11 @@ typedef enum {
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 typedef struct {
     struct { char bytes[16]; } uuid;
+    char name[64];
+    int major, minor;
+    size_t totalGlobalMem;
 } cudaDeviceProp;
+typedef enum { cudaDevP2PAttrNativeAtomicSupported = 3 } cudaDeviceP2PAttr;
 
 static inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : "emulated error"; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -690,8 +694,15 @@ static inline cudaError_t cudaGetDeviceCount(int* count) {
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     memset(properties, 0, sizeof *properties);
     properties->uuid.bytes[0] = (char)device;
+    strcpy(properties->name, "emulated GPU");
+    properties->major = 8;
+    properties->totalGlobalMem = (size_t)1 << 40;
     return cudaSuccess;
 }
+static inline cudaError_t cudaDriverGetVersion(int* version) { *version = 13000; return cudaSuccess; }
+static inline cudaError_t cudaRuntimeGetVersion(int* version) { *version = 13000; return cudaSuccess; }
+static inline cudaError_t cudaDeviceCanAccessPeer(int* reaches, int, int) { *reaches = 1; return cudaSuccess; }
+static inline cudaError_t cudaDeviceGetP2PAttribute(int* value, cudaDeviceP2PAttr, int, int) { *value = 1; return cudaSuccess; }
 static inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {

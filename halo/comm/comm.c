@@ -38,3 +38,15 @@ const Comm* comm_on(const Comm* ranks, const Ops* ops) {
                "--backend cpu", ranks->ranks);
 #endif
 }
+
+CommLibraries comm_libraries(void) {
+    CommLibraries l;
+    memset(&l, 0, sizeof l);
+#ifdef HALO_MPI
+    mpi_version(l.mpi, sizeof l.mpi);
+#endif
+#ifdef HALO_NCCL
+    l.nccl = nccl_version();
+#endif
+    return l;
+}

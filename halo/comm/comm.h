@@ -13,6 +13,9 @@
 
 #include "../ops.h"
 
+// What comm_nccl holds of a GPU's memory, two halves of it; the emulation of NCCL takes less, and has small slices.
+enum { kNcclStagingBytes = 128 << 20 };
+
 typedef unsigned long Transfer;   // counted from 1; 0 is none: nothing to wait for
 
 typedef struct {
@@ -42,9 +45,11 @@ typedef struct {
 C_API const Comm* comm_solo(void);
 #ifdef HALO_MPI
 C_API const Comm* comm_mpi(void);
+C_API void mpi_version(char* text, size_t bytes);
 #endif
 #ifdef HALO_NCCL
 C_API const Comm* comm_nccl(const Comm* mpi);
+C_API int nccl_version(void);
 #endif
 // The ranks of this process's job: MPI's if a launcher started it, else solo. A launcher around a program that was built without
 // MPI is a user_error.
@@ -53,5 +58,11 @@ C_API const Comm* comm_start(void);
 // GPU. Call before the backend is first used. Ranks without a GPU of their own, ranks on different backends, and a build without NCCL are
 // user_errors.
 C_API const Comm* comm_on(const Comm* ranks, const Ops* ops);
+// The libraries that this program was built with: NCCL's version as 10000 * major + 100 * minor + patch; MPI's name and version. 0 and "": none.
+typedef struct {
+    int nccl;
+    char mpi[96];
+} CommLibraries;
+C_API CommLibraries comm_libraries(void);
 
 #endif

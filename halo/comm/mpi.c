@@ -133,3 +133,11 @@ const Comm* comm_mpi(void) {
     mpi.abort_job = mpi_abort;
     return &mpi;
 }
+
+// "Open MPI v4.1.4", of the line that the library has for itself.
+void mpi_version(char* text, size_t bytes) {
+    char line[MPI_MAX_LIBRARY_VERSION_STRING];
+    int length = 0;
+    MPI_Get_library_version(line, &length);
+    snprintf(text, bytes, "%.*s", (int)strcspn(line, ",\n"), line);
+}

@@ -31,7 +31,7 @@
 #ifdef HALO_SIMT
 enum { kHalfBytes = 4 << 10, kTransfers = 32 };       // small, so that tests of a tiny model need many slices and all records
 #else
-enum { kHalfBytes = 64 << 20, kTransfers = 1024 };    // 0.25 ms of an NVLink: far longer than starting a slice takes
+enum { kHalfBytes = kNcclStagingBytes / 2, kTransfers = 1024 };   // 0.25 ms of an NVLink: far longer than starting a slice takes
 #endif
 enum {
     kOperations = 32,         // collectives of one kind in a transfer, at most
@@ -348,6 +348,12 @@ static void gpu_finish() {
     cuda_ok(cudaDeviceSynchronize(), "the last transfers");
     nccl_ok(ncclCommDestroy(gpu.comm), "end");
     gpu.finish_mpi();
+}
+
+int nccl_version(void) {
+    int version = 0;
+    (void)ncclGetVersion(&version);
+    return version;
 }
 
 const Comm* comm_nccl(const Comm* mpi) {

@@ -11,6 +11,7 @@
 #include "attention/attention.cuh"
 #include "dropout.cuh"
 #include "embed.cuh"
+#include "facts.cuh"
 #include "gemm/gemm.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
@@ -104,6 +105,8 @@ const CudaHeld& cuda_held() {
     return device.held;
 }
 
+const char* cuda_last_product(void) { return gemm_ran_on; }
+
 // ---- memory
 static size_t cuda_memory(bool all) {
     size_t left = 0, total = 0;
@@ -176,7 +179,6 @@ static void cuda_zero(void* dst, size_t bytes) { cuda_ok(cudaMemsetAsync(dst, 0,
 static void cuda_sync(void) { cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before this point"); }
 static size_t cuda_free_bytes(void) { return cuda_memory(false); }
 static size_t cuda_total_bytes(void) { return cuda_memory(true); }
-static size_t cuda_workspace_bytes(void) { return cuda_held_bytes(); }
 
 // ---- time: events, kept for the next marks
 static std::vector<cudaEvent_t> marks;
@@ -198,12 +200,6 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
-// Fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where each new shape is timed.
-static int cuda_round_rows(int rows) {
-    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
-    return ceil_div(max_int(rows, 1), step) * step;
-}
-
 const Ops cuda_ops = {
     "cuda",
     BF16,
@@ -216,7 +212,7 @@ const Ops cuda_ops = {
     cuda_sync,
     cuda_free_bytes,
     cuda_total_bytes,
-    cuda_workspace_bytes,
+    cuda_held_bytes,
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,

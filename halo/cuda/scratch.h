@@ -47,4 +47,11 @@ static inline AttnScratch cuda_attention_layout(Attn s, void* scratch) {
 }
 static inline size_t cuda_attention_scratch(Attn s) { return cuda_attention_layout(s, NULL).bytes; }
 
+// ---- batches of generation: fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where
+// each new shape is timed
+static inline int cuda_round_rows(int rows) {
+    int step = rows <= 128 ? 16 : rows <= 512 ? 64 : rows <= 1024 ? 256 : 1024;
+    return ceil_div(max_int(rows, 1), step) * step;
+}
+
 #endif

@@ -12,3 +12,20 @@ const Ops* backend_pick(BackendChoice choice) {
 #endif
     return &cpu_bf16_ops;
 }
+
+bool backend_cuda_facts(CudaFacts* facts) {
+    memset(facts, 0, sizeof *facts);
+#ifdef HALO_CUDA
+    cuda_facts(facts);
+    return true;
+#else
+    return false;
+#endif
+}
+
+const char* backend_last_product(const Ops* ops) {
+#ifdef HALO_CUDA
+    if (ops == &cuda_ops) return cuda_last_product();
+#endif
+    return ops == &cpu_f32_ops ? "CPU, FP32" : "CPU";
+}

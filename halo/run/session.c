@@ -1,6 +1,7 @@
 // A command's session; see session.h.
 #include "session.h"
 
+#include <math.h>
 #include <time.h>
 
 #include "../../data/files.h"
@@ -134,22 +135,27 @@ static const Recipe* pick_recipe(const Session* s) {
     return r;
 }
 
-Session session_open(Options o, int command) {
+Session session_on(Options o, int command, const Ops* ops, const Comm* comm) {
     Session s;
     memset(&s, 0, sizeof s);
     s.o = o;
-    s.ops = backend_pick(o.backend);
-    s.comm = comm_start();
-    bool watched = s.comm->ranks > 1 || command == TRAIN;   // other commands on one rank need no watchdog: their user sees a hang
-    progress_watch(s.comm->rank, s.comm->ranks, watched ? o.timeout : 0, s.comm->abort_job);
-    s.comm = comm_on(s.comm, s.ops);
+    s.ops = ops;
+    s.comm = comm;
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
-    if (o.share_batch) s.o.batch = o.batch = max_int(1, o.batch / s.comm->ranks);
-    options_check(&o, command, s.comm->ranks);
+    if (o.share_batch) s.o.batch = o.batch = max_int(1, o.batch / comm->ranks);
+    options_check(&o, command, comm->ranks);
     open_source(&s);
     open_adapter(&s);
     s.recipe = pick_recipe(&s);
     return s;
+}
+
+Session session_open(Options o, int command) {
+    const Ops* ops = backend_pick(o.backend);
+    const Comm* comm = comm_start();
+    bool watched = comm->ranks > 1 || command == TRAIN;   // other commands on one rank need no watchdog: their user sees a hang
+    progress_watch(comm->rank, comm->ranks, watched ? o.timeout : 0, comm->abort_job);
+    return session_on(o, command, ops, comm_on(comm, ops));
 }
 
 void session_close(Session* s) {
@@ -249,6 +255,24 @@ Dataset* open_data(const Session* s, const char* path, DataUse use) {
         printf("%s: NOTE: %d of %d prompts lose their beginning: a longer --seq than %d keeps them whole\n", path, n->truncated, n->examples,
                s->o.seq);
     return d;
+}
+
+// Under --pack on each pass may have another number of steps, so that every pass is planned once to count them.
+double count_steps(const Options* o, Dataset* d) {
+    uint64_t seed = (uint64_t)o->seed;
+    dataset_plan(d, seed, 0);
+    if (o->steps) return o->steps;
+    int first = dataset_steps(d);
+    if (o->pack != PACK_ROWS_ON || o->epochs * first > 1e9) return ceil(o->epochs * first);
+    double epochs = floor(o->epochs), steps = 0;
+    for (int epoch = 0; epoch < epochs; epoch++) {
+        dataset_plan(d, seed, epoch);
+        steps += dataset_steps(d);
+    }
+    dataset_plan(d, seed, (int)epochs);
+    steps += ceil((o->epochs - epochs) * dataset_steps(d));
+    dataset_plan(d, seed, 0);
+    return steps;
 }
 
 double seconds_now(void) {

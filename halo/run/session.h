@@ -34,6 +34,7 @@ static inline double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 // Chooses the backend, joins the other ranks, checks the flags (options_check), reads the model's config.json and finds the recipe.
 // `command`: its bit (options.h).
 C_API Session session_open(Options o, int command);
+C_API Session session_on(Options o, int command, const Ops* ops, const Comm* comm);   // on a backend and ranks that the caller chose
 C_API void session_close(Session* s);
 C_API void open_tokenizer(Session* s);   // the tokenizer and the chat template
 C_API void load_tokenizer(Session* s);   // the tokenizer alone, from the files of the session
@@ -42,6 +43,7 @@ C_API void open_chat(Session* s);        // the chat template alone, for the tok
 // fills their rows as --pack on does.
 typedef enum { DATA_TO_TRAIN_ON, DATA_TO_EVALUATE, DATA_HELD_OUT } DataUse;
 C_API Dataset* open_data(const Session* s, const char* path, DataUse use);
+C_API double count_steps(const Options* o, Dataset* d);   // optimizer steps of the whole run; leaves epoch 0 planned
 // Makes the shard and fills it; `train`: with gradients and optimizer state.
 C_API void load_weights(Session* s, bool train);
 // Ends the job if a rank was started with another model, other data or other flags than rank 0; all ranks call it together.

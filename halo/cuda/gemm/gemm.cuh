@@ -14,6 +14,8 @@
 
 enum { kGemmBlock = 32 };   // PER_BLOCK32
 
+static const char* gemm_ran_on = "nothing yet";   // the last product
+
 // Called when the backend starts: cuBLASLt takes memory for its handle.
 static void gemm_start() {
 #ifndef HALO_SIMT
@@ -72,9 +74,12 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     check(!int8 || g.K <= kInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kInt8Longest);
     if (g.M == 0 || g.N == 0) return;
 #ifndef HALO_SIMT
+    gemm_ran_on = "own kernel for Hopper";
     if (int8 && gemm_int8_sm90(g)) return;
+    gemm_ran_on = "cuBLASLt";
     if (gemm_cublaslt(g)) return;
 #endif
+    gemm_ran_on = "own kernel for any GPU";
     gemm_own(g);
 }
 

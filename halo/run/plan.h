@@ -1,0 +1,26 @@
+// The command plan: what training with some flags would take on some GPUs. Needs neither: memory is counted by the code that lays it out, traffic
+// and time by a dry run of a step (dry.h, roofline.h).
+#ifndef HALO_RUN_PLAN_H
+#define HALO_RUN_PLAN_H
+
+#include "../memory_plan.h"
+#include "session.h"
+
+C_API int command_plan(Options o);   // the exit code
+
+// What a rank's GPU would hold: the start-up's plan, what a run allocates beside it, and about what the driver and libraries take.
+typedef struct {
+    MemoryPlan plan;
+    size_t tables, libraries, all;
+} PlannedMemory;
+// `s` on dry_ops and dry_comm, with `o` for its flags; tables: bytes beside the plan.
+C_API PlannedMemory planned_memory(const Session* s, const Options* o, size_t tables);
+
+// ---- the search for flags that fit (plan_search.c); `limit`: bytes of a GPU
+// The largest --batch that fits with these flags; 0: not even one example does.
+C_API int largest_batch(const Session* s, const Options* o, size_t tables, size_t limit);
+// Tries flags in the order of what they cost, each beside those before, until training fits; then leaves away those that were not needed.
+// False: nothing fits.
+C_API bool cheapest_fit(const Session* s, Options* o, size_t tables, size_t limit);
+
+#endif
