@@ -281,7 +281,9 @@ bool options_set(Options* o, int command, const char* name, const char* value) {
 bool options_flag_info(int row, FlagInfo* info) {
     if (row < 0 || row >= kFlagCount) return false;
     const Flag* f = &kFlags[row];
-    FlagInfo of = {f->name, f->choices, f->fallback, f->help, f->commands};
+    FlagInfo of = {f->name, f->choices, f->fallback, f->help, 0};
+    for (int bit = TRAIN; bit <= DOCTOR; bit <<= 1)
+        if (takes(f, bit)) of.commands |= bit;
     *info = of;
     return true;
 }

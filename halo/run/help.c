@@ -88,7 +88,7 @@ static void check_arguments(int argc, char** argv, const Command* commands, int 
     const Command* command;
     Options o = options_parse(argc, argv, commands, count, &command);
     if (o.demo) o.model = o.data = o.val = "(the demo)";
-    bool alone = command->bit == VERIFY || o.score;   // no model is needed, so that there are no rules about it
+    bool alone = (command->bit & (VERIFY | DOCTOR)) || o.score;   // no model is needed, so that there are no rules about it
     if (!alone) options_check(&o, command->bit, 1);
     printf("train_llama3 %s: these flags are fine\n", command->name);
 }
