@@ -290,7 +290,7 @@ bool options_flag_info(int row, FlagInfo* info) {
 
 // What the demo (data/demo) is trained with where the command line says nothing else.
 static void take_demo_flags(Options* o, const bool given[kFlagCount]) {
-    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "320"}, {"lr", "4e-3"}, {"warmup", "10"},
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
                                            {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
     o->demo = true;
     o->share_batch = !given[flag_named("batch", TRAIN) - kFlags];
