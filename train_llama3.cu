@@ -7,6 +7,7 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/config_file.h"
 #include "halo/run/doctor.h"
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
@@ -19,7 +20,9 @@
 #include "halo/run/run_log.h"
 #include "halo/run/run_state.h"
 #include "halo/run/start.h"
+#include "halo/run/status.h"
 #include "halo/run/stop.h"
+#include "halo/run/summary.h"
 #include "halo/run/verify.h"
 
 // ---- training
@@ -31,6 +34,7 @@ typedef struct {
     Dataset* prompts;      // the examples of `val`, to be answered; NULL without --val-metric
     Trainer trainer;
     StepLog log;
+    RunTally tally;
     Progress done;
     RunSettings settings;
     Saving* saving;        // a checkpoint that is being written; or NULL
@@ -59,12 +63,14 @@ static void open_training_data(TrainingRun* r) {
 
 static void open_trainer(TrainingRun* r) {
     Session* s = &r->s;
+    double ceiling_tflops = log_ceiling(s);
     load_weights(s, true);
     if (s->o.resume) resume(s, &r->settings, &r->done);
     if (s->o.out) require_space(s, state_bytes(s), written_bytes(s));
     r->trainer = trainer_new(s, r->steps);
     if (r->prompts) check_answers_fit(s, r->prompts);
-    r->log = log_open(s, r->steps, r->done.step);
+    r->log = log_open(s, r->steps, r->done.step, ceiling_tflops);
+    r->tally = tally_start(s, r->done.step);
     plan_epoch(r, (int)r->done.epoch);
 }
 
@@ -120,6 +126,7 @@ static void take_step(TrainingRun* r) {
     if (!result.finite) report_not_finite(r, result, step);
     double epoch = (double)r->done.epoch + (double)(r->done.step_in_epoch + 1) / dataset_steps(r->data);
     if (leads(s)) log_step(&r->log, step, epoch, result, optim_lr(&r->trainer.optim.config, step), seconds_now() - start);
+    if (result.finite) tally_add(&r->tally, result);
     if (observes(s, step)) log_quant_stats(&r->log, &r->trainer, step);
     r->done.step++;
     if (++r->done.step_in_epoch == dataset_steps(r->data)) {
@@ -137,14 +144,20 @@ static void judge_step(TrainingRun* r, int step) {
     free(v.line);
 }
 
-// Evaluates on `val`; returns whether the loss is the lowest so far.
-static bool evaluate_step(TrainingRun* r) {
+static Evaluation evaluate_now(TrainingRun* r) {
     const Session* s = &r->s;
     int step = (int)r->done.step;
     Evaluation e = evaluate(s, r->trainer.model, r->val, r->trainer.losses);
     if (!isfinite(e.loss))
         user_error("step %d: loss %g on %s: not finite, and nothing was saved of it; lower --lr", step, e.loss, r->val_name);
     if (leads(s)) log_evaluation(&r->log, r->val_name, step, e);
+    return e;
+}
+
+// Evaluates on `val`; returns whether the loss is the lowest so far.
+static bool evaluate_step(TrainingRun* r) {
+    int step = (int)r->done.step;
+    Evaluation e = evaluate_now(r);
     if (r->prompts) judge_step(r, step);
     if (r->done.best_step && (float)e.loss >= f32_from_bits((uint32_t)r->done.best_loss_bits)) return false;
     r->done.best_step = step;
@@ -156,6 +169,7 @@ static void run_steps(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     bool stopping = false;
+    if (r->val && r->done.step == 0) r->tally.val_at_start = evaluate_now(r).loss;
     while (r->done.step < r->steps && !stopping) {
         take_step(r);
         int step = (int)r->done.step;
@@ -178,6 +192,7 @@ static void write_result(TrainingRun* r) {
     char fault[kFaultBytes] = "";
     become_chat_model(s);
     note_finished_run(s->files, r->settings.list, r->settings.count);
+    note_config(s->files, &s->o);
     if (write_model(s, s->o.out, s->files, fault)) return;
     if (leads(s)) fprintf(stderr, "train_llama3: the model could not be written: %s\n", fault);
     save_finish(s, save_start(s, &r->settings, &r->done), true);
@@ -189,6 +204,7 @@ static void write_result(TrainingRun* r) {
 
 static void close_training(TrainingRun* r) {
     log_close(&r->log);
+    status_close();
     if (r->trainer.model) trainer_free(&r->s, &r->trainer);
     if (r->val) dataset_free(r->val);
     if (r->prompts) dataset_free(r->prompts);
@@ -201,6 +217,7 @@ static int command_train(Options o) {
     memset(&r, 0, sizeof r);
     r.s = session_open(o, TRAIN);
     Session* s = &r.s;
+    if (leads(s)) status_open();
     if (leads(s) && o.demo)
         printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
                o.data);
@@ -218,6 +235,7 @@ static int command_train(Options o) {
         run_steps(&r);
         all = r.done.step == r.steps;
         if (all && o.out) write_result(&r);
+        print_summary(s, &r.tally, &r.done, all && o.out);
         if (!all && leads(s))
             printf("stopped after step %d of %d%s\n", (int)r.done.step, r.steps,
                    o.out ? "; the same command with --resume goes on" : " (no --out, nothing was saved)");
@@ -246,7 +264,7 @@ int main(int argc, char** argv) {
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
     if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;
-    Options o = options_parse(argc, argv, kCommands, kCommandCount, &command);
+    Options o = options_parse(argc, argv, kCommands, kCommandCount, read_config, &command);
     locate_inputs(&o, command->bit);
     return command->run(o);
 }

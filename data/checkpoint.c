@@ -272,8 +272,8 @@ static void load_settings(const json_t* manifest, const CheckpointState* state, 
         const CheckpointSetting* now = &state->settings[i];
         const char* then = member_string(settings, now->name, path);
         if (strcmp(then, now->value))
-            user_error("%s: was saved with %s = %s, this run has %s; resume with the same value", path, now->name,
-                       printable(then), printable(now->value));
+            user_error("%s: was saved with %s = %s, this run has %s; %s", path, now->name, printable(then), printable(now->value),
+                       now->remedy ? now->remedy : "resume with the same value");
     }
     if (json_object_size(settings) != (size_t)state->setting_count)
         user_error("%s: holds %zu settings, this run has %d", path, json_object_size(settings), state->setting_count);

@@ -33,6 +33,7 @@ typedef struct {
 typedef struct {
     const char* name;
     const char* value;    // must be the same in a run that continues: model, recipe, learning rate, data, seed
+    const char* remedy;   // what to do where it is another; NULL: to resume with the same value
 } CheckpointSetting;
 
 // One description serves saving and loading: a checkpoint loads only into the blobs, numbers and settings it was saved from.

@@ -9,6 +9,8 @@
 struct Dataset {
     DataStats stats;
     Text notes;            // RecordList.notes: what form each file was taken for
+    char** paths;          // (path_count) of the files
+    int path_count;
     const char* chat_name; // the chat format's name
     Example* examples;     // (stats.examples)
     int seq;
@@ -167,8 +169,22 @@ static Encoded encode_conversation(const Tokenizer* tokenizer, const Record* rec
     return out;
 }
 
-static void gather(Dataset* d, Encoded* encoded, int records) {
+// The dataset's own copy of a path of the list.
+static const char* path_of(const Dataset* d, const RecordList* list, const char* path) {
+    for (int i = 0; i < d->path_count; i++)
+        if (list->paths[i] == path) return d->paths[i];
+    die("%s: no file of this list", path);
+}
+
+static void keep_paths(Dataset* d, const RecordList* list) {
+    d->path_count = list->path_count;
+    d->paths = (char**)host_alloc(sizeof(char*) * (size_t)list->path_count);
+    for (int i = 0; i < list->path_count; i++) d->paths[i] = host_strdup(list->paths[i]);
+}
+
+static void gather(Dataset* d, Encoded* encoded, const RecordList* list) {
     DataStats* s = &d->stats;
+    int records = list->selected;
     s->records = records;
     int64_t total = 0;
     for (int r = 0; r < records; r++) {
@@ -180,7 +196,9 @@ static void gather(Dataset* d, Encoded* encoded, int records) {
     for (int r = 0; r < records; r++) {
         const Encoded* from = &encoded[r];
         for (int i = 0; i < from->count; i++) {
-            const Example* e = &from->examples[i];
+            Example* e = &from->examples[i];
+            e->path = path_of(d, list, list->records[r].path);
+            e->line = list->records[r].line;
             d->examples[s->examples++] = *e;
             s->tokens += (size_t)e->count;
             s->scored += (size_t)e->scored_count;
@@ -239,11 +257,13 @@ static void encode_records(Encoded* encoded, const RecordList* list, const Token
             const Record* record = &list->records[r];
             bool with_text = r < max_int(options->texts, 1);
             progress_phase("tokenizing", -1);
+            progress_work("tokenizing", r, list->selected);
             encoded[r] = record->messages ? encode_conversation(tokenizer, record, options, &chat, with_text)
                                           : encode_plain(tokenizer, record, options, with_text);
         }
         chat_tokens_free(&chat);
     }
+    progress_work(NULL, 0, 0);
 }
 
 static bool calls_tools(const Record* record) {
@@ -297,7 +317,8 @@ Dataset* dataset_load(const char* paths, const Tokenizer* tokenizer, const DataO
     note_ignored_tools(d, &list, options->chat);
     Encoded* encoded = (Encoded*)host_alloc((size_t)list.selected * sizeof(Encoded));
     encode_records(encoded, &list, tokenizer, options);
-    gather(d, encoded, list.selected);
+    keep_paths(d, &list);
+    gather(d, encoded, &list);
     free(encoded);
     records_free(&list);
     refuse_untrained(d, paths, options);
@@ -318,6 +339,8 @@ void dataset_free(Dataset* d) {
     if (!d) return;
     for (int i = 0; i < d->stats.examples; i++) example_free(&d->examples[i]);
     free(d->examples);
+    for (int i = 0; i < d->path_count; i++) free(d->paths[i]);
+    free(d->paths);
     text_free(&d->notes);
     free(d->row_start);
     free(d->row_examples);
@@ -459,6 +482,16 @@ size_t dataset_step_scored(const Dataset* d, int step) {
     int first, rows;
     step_rows(d, step, &first, &rows);
     return dataset_scored(d, first, rows);
+}
+
+int dataset_step_examples(const Dataset* d, int step) {
+    int first, rows, examples = 0;
+    step_rows(d, step, &first, &rows);
+    for (int row = first; row < first + rows; row++) {
+        const int* of_row;
+        examples += dataset_row(d, row, &of_row);
+    }
+    return examples;
 }
 
 MicroBatch dataset_micro_batch(const Dataset* d, int step, int index) {

@@ -46,6 +46,8 @@ typedef struct {
     char* reference;          // the last completion as the file has it, NUL-terminated; NULL for plain text
     char* text;               // the rendered text, NUL-terminated; NULL where DataOptions.texts does not ask for it
     size_t text_bytes;
+    const char* path;         // the file that its record stands in, and the line
+    int line;
 } Example;
 
 typedef struct {
@@ -86,6 +88,7 @@ C_API size_t dataset_scored(const Dataset* d, int first, int rows);
 // ---- the planned epoch as optimizer steps
 C_API int dataset_steps(const Dataset* d);
 C_API size_t dataset_step_scored(const Dataset* d, int step);   // tokens to predict in the whole global batch
+C_API int dataset_step_examples(const Dataset* d, int step);    // examples in the global batch
 // A micro-batch: the `rows` rows from `first` on, laid out on `room` rows, of which the last may stay empty. `room` takes at most
 // kRoomSizes values in all epochs: `batch`, and under PACK_AUTO two more that leave the fewest rows empty. Under PACK_AUTO no micro-batch
 // with rows follows one without rows.

@@ -176,6 +176,17 @@ void hf_config_read(const char* dir, Config* config) {
     free(path);
 }
 
+void hf_config_of_files(const ModelFiles* files, const char* dir, Config* config) {
+    const ModelFile* file = model_files_get(files, "config.json");
+    if (!file) {
+        hf_config_read(dir, config);   // says what is missing
+        return;
+    }
+    char* path = path_join(dir, file->name);
+    hf_config_parse(file->text, file->bytes, path, config);
+    free(path);
+}
+
 int hf_config_eos(const ModelFiles* files, const char* where, int ids[kMaxEos]) {
     const char* names[] = {"config.json", "generation_config.json"};
     int count = 0;

@@ -11,6 +11,8 @@
 
 // Reads DIR/config.json; what it holds has passed config_check. Config.eos is the first of a list of ids.
 C_API void hf_config_read(const char* dir, Config* config);
+// As hf_config_read, from DIR's files as they have been read.
+C_API void hf_config_of_files(const ModelFiles* files, const char* dir, Config* config);
 // As hf_config_read, from the text of a config.json; `where` begins the messages.
 C_API void hf_config_parse(const char* text, size_t bytes, const char* where, Config* config);
 

@@ -10,6 +10,7 @@
 
 struct HfModel {
     char* dir;
+    ModelFiles* files;
     ParamSpec specs[kMaxParamSpecs];
     int spec_count;
     int layers;
@@ -138,8 +139,9 @@ static void check_extras(const HfModel* m, const Config* config) {
 
 HfModel* hf_model_open(const char* dir, Config* config) {
     hf_model_recover(dir);
-    hf_config_read(dir, config);
     HfModel* m = (HfModel*)host_alloc(sizeof *m);
+    m->files = model_files_from_dir(dir);
+    hf_config_of_files(m->files, dir, config);
     m->dir = host_strdup(dir);
     m->spec_count = param_specs(config, m->specs);
     m->layers = config->L;
@@ -159,9 +161,11 @@ void hf_model_close(HfModel* m) {
     for (int s = 0; s < m->shard_count; s++) safetensors_close(m->shards[s]);
     free(m->shards);
     free((void*)m->tensors);
+    model_files_free(m->files);
     free(m->dir);
     free(m);
 }
+const ModelFiles* hf_model_files(const HfModel* m) { return m->files; }
 
 Fmt hf_model_fmt(const HfModel* m) {
     for (size_t i = 0; i < (size_t)m->spec_count * m->layers; i++)

@@ -7,12 +7,15 @@
 #define DATA_HF_READ_H
 
 #include "../halo/llama3.h"
+#include "model_files.h"
 
 typedef struct HfModel HfModel;
 
 // Fills *config from DIR/config.json and opens the weights.
 C_API HfModel* hf_model_open(const char* dir, Config* config);
 C_API void hf_model_close(HfModel* model);
+// DIR's small files as they were when it was opened; the model's own.
+C_API const ModelFiles* hf_model_files(const HfModel* model);
 
 // BF16 if every tensor is stored as BF16, else F32: the smaller format that holds the stored values exactly.
 C_API Fmt hf_model_fmt(const HfModel* model);

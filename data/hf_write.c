@@ -245,7 +245,7 @@ static bool is_listed(const char* list, const char* name) {
 static bool is_other_weights(const char* name) {
     static const char* const names[] = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
                                         "pytorch_model.bin", "pytorch_model.bin.index.json",
-                                        "training.json", HF_CHECKSUMS_NAME};
+                                        "training.json", "train_llama3.toml", HF_CHECKSUMS_NAME};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (!strcmp(name, names[i])) return true;
     int number, shards;

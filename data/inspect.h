@@ -10,8 +10,12 @@ typedef struct {
     bool colour;       // trained tokens in green, for a terminal; else between [[ and ]]
 } InspectOptions;
 
-// Writes the first examples of a dataset that was loaded with DataOptions.inspect and at least `count` texts, and then (not with json)
-// the counts: truncated, skipped, untrained, lost, kept special tokens.
+// Writes the first examples of a dataset that was loaded with DataOptions.inspect and at least `count` texts.
 C_API void inspect_dataset(const Dataset* d, const Tokenizer* tokenizer, const InspectOptions* options, FILE* out);
+
+// Writes what the examples are like, in lines of at most 80 columns: counts, a histogram of their lengths with the longest ones and where they
+// stand, and what is likely a mistake: a beginning token twice, answers that no end token closes (such a model does not learn to stop), examples
+// that are there already, token for token. `chat` and `seq`: of the options that the dataset was loaded with.
+C_API void inspect_summary(const Dataset* d, const Tokenizer* tokenizer, const ChatFormat* chat, int seq, FILE* out);
 
 #endif

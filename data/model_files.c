@@ -63,6 +63,12 @@ void model_files_set(ModelFiles* m, const char* name, const char* text, size_t b
     m->files[index].bytes = bytes;
 }
 
+ModelFiles* model_files_copy(const ModelFiles* from) {
+    ModelFiles* m = model_files_new();
+    for (int i = 0; i < from->count; i++) model_files_set(m, from->files[i].name, from->files[i].text, from->files[i].bytes);
+    return m;
+}
+
 void model_files_remove(ModelFiles* m, const char* name) {
     int index = find_name(m, name);
     if (index < 0) return;

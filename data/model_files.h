@@ -17,6 +17,7 @@ typedef struct {
 } ModelFile;
 
 C_API ModelFiles* model_files_new(void);
+C_API ModelFiles* model_files_copy(const ModelFiles* files);
 C_API void model_files_free(ModelFiles* files);
 
 // Reads those of these files that DIR holds.

@@ -43,7 +43,7 @@ static void take(ModelFiles* files, const char* name, char* text) {
 }
 
 ModelFiles* model_source_files(const ModelSource* s) {
-    if (s->hf) return model_files_from_dir(s->path);
+    if (s->hf) return model_files_copy(hf_model_files(s->hf));
     ModelFiles* files = model_files_new();
     take(files, "config.json", gguf_config_json(s->gguf, gguf_model_fmt(s->gguf)));
     take(files, "generation_config.json", gguf_generation_config_json(s->gguf));

@@ -17,7 +17,8 @@ C_API void model_source_rows(const ModelSource* source, int spec, int layer, int
 // The format in which the weights are stored, or F32 or BF16, in which they are read, if they are stored in another one.
 C_API Fmt model_source_fmt(const ModelSource* source);
 
-// config.json, the tokenizer's files and their companions, read now, as a Hugging Face directory holds them; the caller frees the list.
+// config.json, the tokenizer's files and their companions as they were when the source was opened, as a Hugging Face directory holds them;
+// the caller frees the list.
 C_API ModelFiles* model_source_files(const ModelSource* source);
 
 #endif

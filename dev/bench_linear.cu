@@ -90,8 +90,8 @@ static void bench_free(Bench* b) {
 
 static void forward_backward(const Bench* b, InputOperand* in, float beta) {
     linear_prepare_input(&b->ln, in, b->x, b->prep);
-    linear_forward(&b->ln, b->y, in, b->w, &b->wq, b->shape);
-    linear_backward(&b->ln, b->dx, b->dw, beta, &b->grad, in, b->w, &b->wq, b->shape);
+    linear_forward(&b->ln, b->y, 0, in, b->w, &b->wq, b->shape);
+    linear_backward(&b->ln, b->dx, 0, b->dw, beta, &b->grad, in, b->w, &b->wq, b->shape);
 }
 
 static double producer_us(const Bench* b, Prep prep) {

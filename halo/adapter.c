@@ -47,15 +47,16 @@ static void scale_in_place(const Lora* lora, Mat x) {
 
 static Mat part_columns(LoraShape s, Mat u, int part) { return mat_cols(u, part * s.rank, s.rank); }
 
-void lora_forward(const Lora* lora, LoraShape s, Mat y, Mat u, Mat x, Mat a, Mat b, const Noise* drop) {
+void lora_forward(const Lora* lora, LoraShape s, Mat y, float y_beta, Mat u, Mat x, Mat a, Mat b, const Noise* drop) {
     lora->ops->gemm(u, plain_side(dropped(lora, x, drop), false), plain_side(a, false), 0);
     scale_in_place(lora, u);
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++])
         lora->ops->gemm(mat_cols(y, s.column[p], s.N[p]), plain_side(part_columns(s, u, p), false), plain_side(mat_rows(b, row, s.N[p]), false),
-                        1);
+                        y_beta);
 }
 
-void lora_backward(const Lora* lora, LoraShape s, Mat dx, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a, Mat b, const Noise* drop) {
+void lora_backward(const Lora* lora, LoraShape s, Mat dx, float dx_beta, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a, Mat b,
+                   const Noise* drop) {
     const Ops* ops = lora->ops;
     Mat v = mat(lora->v, x.rows, lora_width(s), x.fmt);
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
@@ -66,20 +67,14 @@ void lora_backward(const Lora* lora, LoraShape s, Mat dx, Mat da, Mat db, float 
     scale_in_place(lora, v);
     ops->gemm(da, plain_side(v, true), plain_side(dropped(lora, x, drop), true), beta);
     if (!dx.data) return;
-    if (!drop) {
-        ops->gemm(dx, plain_side(v, false), plain_side(a, true), 1);
-        return;
-    }
-    Mat more = mat(lora->dropped, dx.rows, dx.cols, dx.fmt);
-    ops->gemm(more, plain_side(v, false), plain_side(a, true), 0);
-    ops->dropout(more, more, 1, lora->dropout, drop);
-    ops->add(dx, more, NULL);
+    Mat more = drop && dx_beta != 0 ? mat(lora->dropped, dx.rows, dx.cols, dx.fmt) : dx;
+    ops->gemm(more, plain_side(v, false), plain_side(a, true), drop ? 0 : dx_beta);
+    if (drop) ops->dropout(more, more, 1, lora->dropout, drop);
+    if (more.data != dx.data) ops->add(dx, more, NULL);
 }
 
 void hut_effective(const Ops* ops, float scale, LoraShape s, Mat effective, Mat w, Mat a, Mat b, void* wide) {
-    int adapted = 0;
-    for (int p = 0; p < s.parts; p++) adapted += s.N[p];
-    if (adapted < w.rows) ops->copy(effective.data, w.data, mat_bytes(w));
+    if (lora_columns(s) < w.rows) ops->copy(effective.data, w.data, mat_bytes(w));
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
         Mat product = mat(wide, s.N[p], s.K, F32);
         ops->gemm(product, plain_side(mat_rows(b, row, s.N[p]), false), plain_side(mat_rows(a, p * s.rank, s.rank), true), 0);

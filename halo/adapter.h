@@ -8,7 +8,8 @@
 //
 //   y += u B^T      dB += dY^T u      dA += v^T drop(x)      dx += drop(v A), by the mask of the forward pass
 //
-// The products are plain ones of activations in the backend's format; s is folded into u and v, which are narrow.
+// The products are plain ones of activations in the backend's format; s is folded into u and v, which are narrow. Where the frozen product
+// can add to what is there, the adapter's part of y or dx is written first: one pass over it less than adding it afterwards.
 //
 // HUT (arXiv 2409.13501): y = W' x with W' = W (.) (1 + s B A), the weight updated through an element-wise (Hadamard) product with a product
 // of two low-rank matrices. The form is the paper's; assumed here, since its abstract leaves them open: s is LoRA's alpha / rank, A starts
@@ -29,22 +30,28 @@ typedef struct {
 // Of LoRA or HUT; linear: an index into kLinears.
 C_API LoraShape lora_shape(const Config* config, int linear);
 static inline int lora_width(LoraShape s) { return s.parts * s.rank; }   // of u and v
+static inline int lora_columns(LoraShape s) {   // of y that are adapted
+    int n = 0;
+    for (int p = 0; p < s.parts; p++) n += s.N[p];
+    return n;
+}
 
 // What the adapters of all linears share.
 typedef struct {
     const Ops* ops;
     float scale, dropout;
     void* v;          // (M, widest u)
-    void* dropped;    // (M, widest K): drop(x), and then what dx grows by
+    void* dropped;    // (M, widest K): drop(x); and then, if dx is not empty, what it grows by
 } Lora;
 // Lays out scratch for M tokens; `train`: also what a backward pass needs.
 C_API void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, int M, bool train);
 
-// u (M, parts rank) from x (M, K) and A (parts rank, K), then y (M, N) += u B^T. `drop` names dropout's mask; NULL: nothing is dropped.
-C_API void lora_forward(const Lora* lora, LoraShape shape, Mat y, Mat u, Mat x, Mat a, Mat b, const Noise* drop);
-// dx (M, K; data NULL: not wanted) += ...; da and db = ... + beta * before.
-C_API void lora_backward(const Lora* lora, LoraShape shape, Mat dx, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a, Mat b,
-                         const Noise* drop);
+// u (M, parts rank) from x (M, K) and A, then the adapted columns of y = u B^T + y_beta * y. `drop` names dropout's mask; NULL: nothing is
+// dropped. With y_beta 0 the frozen product comes second and adds to y in FP32, in a pass over y that it makes anyway.
+C_API void lora_forward(const Lora* lora, LoraShape shape, Mat y, float y_beta, Mat u, Mat x, Mat a, Mat b, const Noise* drop);
+// dx (M, K; data NULL: not wanted) = drop(v A) + dx_beta * dx; da and db = ... + beta * before.
+C_API void lora_backward(const Lora* lora, LoraShape shape, Mat dx, float dx_beta, Mat da, Mat db, float beta, Mat dy, Mat u, Mat x, Mat a,
+                         Mat b, const Noise* drop);
 
 // ---- HUT. The stacks of a linear: w (N, K), its factors a and b; `wide`: F32 for the largest (N, K), `narrow`: the same in ops->act.
 // effective (N, K) <- the linear's stacked matrices: W' of each adapted one, W of the others.

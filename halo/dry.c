@@ -64,7 +64,9 @@ static void dry_rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const
 static void dry_rope(Mat qkv, const float* cos_sin, const int* pos, int NH, int NKV, int HD, bool inverse, float* absmax) {
     (void)qkv, (void)cos_sin, (void)pos, (void)NH, (void)NKV, (void)HD, (void)inverse, (void)absmax;
 }
-static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) { (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax; }
+static void dry_attention_forward(Mat y, float* lse, Mat qkv, Attn shape, float* absmax) {
+    (void)y, (void)lse, (void)qkv, (void)shape, (void)absmax;
+}
 static void dry_attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* lse, Attn shape, void* scratch) {
     (void)dqkv, (void)dy, (void)y, (void)qkv, (void)lse, (void)shape, (void)scratch;
 }
@@ -103,7 +105,7 @@ static size_t no_limit(void) { return (size_t)1 << 60; }
 // The GPU's sizes; of another backend's only what it says of itself differs.
 static const Ops kDryGpu = {
     "cuda", BF16, dry_alloc, dry_release, dry_upload, dry_download, dry_copy, dry_zero, dry_nothing, no_limit, no_limit, cuda_held_bytes,
-    dry_mark, dry_marked_ms, dry_nothing, cuda_round_rows,
+    dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
     dry_cross_entropy, dry_argmax, dry_gemm, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert, dry_sum_squares,

@@ -104,7 +104,8 @@ static void run_step(Scheduler* s) {
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < step->wanted_count; i++) {
         const Slot* slot = &s->slots[step->owner[i]];
-        uint64_t draw = (uint64_t)slot->prompt << 32 | (uint64_t)slot->answered;
+        int number = s->d->first_number + slot->prompt * max_int(s->d->number_step, 1);
+        uint64_t draw = (uint64_t)number << 32 | (uint64_t)slot->answered;
         step->best[i] = sample_token(sampler, step->logits + (size_t)i * s->config->V, s->config->V, draw);
     }
 }
@@ -136,6 +137,21 @@ static void take_tokens(Scheduler* s) {
     }
 }
 
+// A step for nothing: this rank's part in gathering the weights for others.
+static void idle_step(Scheduler* s) {
+    const int zero = 0;
+    NewTokens token = {1, &zero, &zero, &zero};
+    model_extend(s->model, &token, NULL, 0, NULL);
+}
+
+// Whether there is another step; it is planned then.
+static bool goes_on(Scheduler* s) {
+    fill_slots(s);
+    plan_step(s);
+    bool working = s->step.batch.rows > 0;
+    return s->d->meet ? s->d->meet(s->d->meet_context, working) : working;
+}
+
 static int* ints(int n) { return (int*)host_alloc(sizeof(int) * (size_t)n); }
 
 void generate_answers(Model* model, const Config* config, const Decoding* d, const Prompt* prompts, int count) {
@@ -155,10 +171,11 @@ void generate_answers(Model* model, const Config* config, const Decoding* d, con
     if (d->sampler.temperature > 0) s.step.logits = (float*)host_alloc(sizeof(float) * (size_t)d->slots * (size_t)config->V);
     NewTokens batch = {0, step.tokens, step.slot, step.pos};
     s.step.batch = batch;
-    for (;;) {
-        fill_slots(&s);
-        plan_step(&s);
-        if (!s.step.batch.rows) break;
+    while (goes_on(&s)) {
+        if (!s.step.batch.rows) {
+            idle_step(&s);
+            continue;
+        }
         run_step(&s);
         if (d->share && s.step.wanted_count) d->share(d->share_context, s.step.best, s.step.wanted_count);
         take_tokens(&s);

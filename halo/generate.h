@@ -36,12 +36,18 @@ typedef struct {
     void* context;
     // NULL, or a flag that a signal handler may set: then the answers under way end where they are, and no other is begun
     const volatile sig_atomic_t* interrupted;
-    // NULL, or replaces a step's chosen tokens (count) by rank 0's, so that ranks that generate together agree
+    // Prompt n is number first_number + n * number_step among all ranks' (0 and 0: n itself), which names its draws.
+    int first_number, number_step;
+    // NULL, or, where ranks answer prompts of their own over weights that they gather together: called by all before each step, with whether
+    // this rank has a prompt left; whether any rank has one.
+    bool (*meet)(void* context, bool working);
+    void* meet_context;
+    // NULL, or replaces a step's chosen tokens (count) by rank 0's, so that ranks that answer the same prompts agree
     void (*share)(void* context, int* tokens, int count);
     void* share_context;
 } Decoding;
 
-// Answers all prompts; answer n's draws are those of the sampler's seed and n.
+// Answers all prompts (with `meet` there may be none); an answer's draws are those of the sampler's seed and of its number.
 C_API void generate_answers(Model* model, const Config* config, const Decoding* decoding, const Prompt* prompts, int count);
 
 #endif

@@ -203,12 +203,12 @@ QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, float* sc
 
 // ---- the three products
 
-void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape) {
+void linear_forward(const Linear* ln, Mat y, float beta, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape) {
     const Recipe* r = ln->recipe;
     shape = product_shape(shape, r->fx, r->fw);
     for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
         Side W = is_plain(r->fw) ? plain_side(mat_rows(w, row, shape.N[p]), false) : side_codes(wq->f[p]);
-        ln->ops->gemm(mat_cols(y, row, shape.N[p]), side_codes(in->f), W, 0);
+        ln->ops->gemm(mat_cols(y, row, shape.N[p]), side_codes(in->f), W, beta);
     }
 }
 
@@ -257,15 +257,18 @@ static GradSides prepare_grad(const Linear* ln, const GradOperand* grad, int p, 
     return s;
 }
 
-void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
+bool linear_adds_to_dx(const Recipe* r) { return !r->ee.rotate && !r->ew.rotate; }
+
+void linear_backward(const Linear* ln, Mat dx, float dx_beta, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                      const WeightOperand* wq, LinearShape shape) {
     const Recipe* r = ln->recipe;
     const Ops* ops = ln->ops;
     Mat dy = g->dy;
+    check(dx_beta == 0 || linear_adds_to_dx(r), "linear_backward: %s rotates dX, which holds something", r->name);
     // A product without scales takes the stack as one matrix...
     bool e_whole = is_plain(r->ee) && is_plain(r->ew), g_whole = is_plain(r->ge) && is_plain(r->gx);
     Side X = is_plain(r->gx) ? plain_side(in->g.codes, true) : side_codes_t(in->g);
-    if (e_whole) ops->gemm(dx, plain_side(dy, false), plain_side(w, true), 0);
+    if (e_whole) ops->gemm(dx, plain_side(dy, false), plain_side(w, true), dx_beta);
     if (g_whole && dw.data) ops->gemm(dw, plain_side(dy, true), X, beta);
     if (e_whole && g_whole) return;
     // ... the others go matrix by matrix; dX sums over them.
@@ -274,7 +277,7 @@ void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOpe
         int N = shape.N[p];
         GradSides dY = prepare_grad(ln, g, p, row, N);
         Side W = is_plain(r->ew) ? plain_side(mat_rows(w, row, N), true) : side_codes_t(wq->e[p]);
-        if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : 0);
+        if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : dx_beta);
         if (!g_whole && dw.data) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
     }
     if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);

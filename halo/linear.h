@@ -100,14 +100,17 @@ C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep 
 // Prepares the stacked weight w (N,K); once per optimizer step. The maxima must be zero.
 C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape);
 
-// y (M,N) = X W^T. For a plain recipe w is read itself.
-C_API void linear_forward(const Linear* ln, Mat y, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
+// y (M,N) = X W^T + beta * y. For a plain recipe w is read itself.
+C_API void linear_forward(const Linear* ln, Mat y, float beta, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);
 // The array in which the op that writes dY raises max|dY| of each stacked matrix (kMaxParts floats); NULL if no product needs them.
 C_API float* linear_grad_maxima(const Linear* ln, const GradOperand* g);
 // Finds these maxima in a pass over dY, after zeroing them: for an op that does not raise them itself.
 C_API void linear_measure_grad(const Linear* ln, GradOperand* g, LinearShape shape);
-// dx (M,K) = dY W;  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G; of a frozen weight (linear_frozen) dw.data is NULL.
-C_API void linear_backward(const Linear* ln, Mat dx, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
+// Can E's products add to what dX holds? Not where a rotation of the whole of dX follows them.
+C_API bool linear_adds_to_dx(const Recipe* r);
+// dx (M,K) = dY W + dx_beta * dx (dx_beta 0 unless linear_adds_to_dx);  dw (N,K) = dY^T X + beta * dw, rotated if the recipe rotates X in G;
+// of a frozen weight (linear_frozen) dw.data is NULL.
+C_API void linear_backward(const Linear* ln, Mat dx, float dx_beta, Mat dw, float beta, const GradOperand* g, const InputOperand* in, Mat w,
                            const WeightOperand* wq, LinearShape shape);
 // Called right after linear_backward with beta 0: adds to `stats` what the recipe did to the unquantized x (M,K), w (N,K; data NULL: not on
 // this rank) and dy (M,N), and to dw (quant_stats.h). `linear` is an index into kLinears (config.h).

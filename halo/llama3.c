@@ -35,6 +35,14 @@ typedef struct {
     bool prepared;
 } BlockWeights;
 
+// What steps of generation that read the cache repeat.
+typedef struct {
+    int rows, wanted;   // of the batch
+    int steps;          // seen with these, on weights that did not change
+    void* record;       // ops.h; NULL: none yet
+} RepeatedStep;
+enum { kStepsBeforeRecording = 3 };
+
 struct Model {
     Config c;
     const Ops* ops;
@@ -90,6 +98,7 @@ struct Model {
     int* best;               // (BT) the likeliest token after each of them
     const int *slot, *wanted_rows;
     bool extending;          // this batch goes to the cache
+    RepeatedStep repeated;
     bool fresh;              // this batch holds sequences from their beginning on: no row needs what the cache held before
     void* memory;
     size_t memory_bytes;
@@ -364,7 +373,13 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     return m;
 }
 
+static void forget_repeated(Model* m) {
+    if (m->repeated.record) m->ops->record_free(m->repeated.record);
+    memset(&m->repeated, 0, sizeof m->repeated);
+}
+
 void model_free(Model* m) {
+    forget_repeated(m);
     m->ops->release(m->memory);
     m->ops->release(m->cos_sin);
     free(m->host_inputs);
@@ -428,14 +443,22 @@ static Mat linear_weight(const Model* m, const Unit* u, int linear) {
     return m->hut_shape[linear].parts ? m->effective[linear] : u->w[kLinears[linear].stack];
 }
 
-// y = x W^T of one of the block's linears, plus what its LoRA adds.
-static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
-    int layer = (int)(b - m->blocks);
+// What the adapter of a linear makes of its input, added to y if y_beta is 1, else written there.
+static void block_lora_forward(Model* m, Block* b, const Unit* u, int linear, Mat y, float y_beta) {
     const BlockLinear* l = &kLinears[linear];
-    linear_forward(&m->linear, y, &b->x[linear], linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
-    if (!m->lora_shape[linear].parts) return;
-    Noise drop = drop_noise(m, u, layer, linear);
-    lora_forward(&m->lora, m->lora_shape[linear], y, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
+    Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
+    lora_forward(&m->lora, m->lora_shape[linear], y, y_beta, b->u[linear], linear_input(b, linear), u->w[l->a], u->w[l->b],
+                 m->drops ? &drop : NULL);
+}
+
+// y = x W^T of one of the block's linears, and what its adapter adds: first, unless it leaves out some columns of y.
+static void block_linear_forward(Model* m, Block* b, const Unit* u, int linear, Mat y) {
+    LoraShape lora = m->lora_shape[linear];
+    bool lora_first = lora.parts && lora_columns(lora) == y.cols;
+    if (lora_first) block_lora_forward(m, b, u, linear, y, 0);
+    linear_forward(&m->linear, y, lora_first ? 1.0f : 0.0f, &b->x[linear], linear_weight(m, u, linear),
+                   &m->weights[b - m->blocks].w[linear], m->shape[linear]);
+    if (lora.parts && !lora_first) block_lora_forward(m, b, u, linear, y, 1);
 }
 
 // Will the operand that is prepared from a linear's input be read? While LoRA's backward pass makes activations again, only linears
@@ -522,11 +545,11 @@ static Mat plain_input(Model* m, Block* b, const Unit* u, int linear) {
     return x;
 }
 
-// LoRA's part of a linear's backward pass: adds to dx (data NULL: not wanted), and makes the gradients of A and B.
-static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx) {
+// What the adapter of a linear adds to dx (data NULL: not wanted), or writes there if dx_beta is 0; and its gradients.
+static void block_lora_backward(Model* m, Block* b, const Unit* u, int linear, Mat dx, float dx_beta) {
     const BlockLinear* l = &kLinears[linear];
     Noise drop = drop_noise(m, u, (int)(b - m->blocks), linear);
-    lora_backward(&m->lora, m->lora_shape[linear], dx, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
+    lora_backward(&m->lora, m->lora_shape[linear], dx, dx_beta, u->g[l->a], u->g[l->b], u->fresh ? 0.0f : 1.0f, b->dy[linear].dy, b->u[linear],
                   linear_input(b, linear), u->w[l->a], u->w[l->b], m->drops ? &drop : NULL);
 }
 
@@ -544,11 +567,13 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
     int layer = (int)(b - m->blocks);
     bool hut = m->hut_shape[linear].parts > 0;
     Mat dw = hut ? mat(m->wide, linear_N(m->shape[linear]), m->shape[linear].K, F32) : u->g[stack];
+    bool lora = m->lora_shape[linear].parts > 0, lora_first = lora && linear_adds_to_dx(m->linear.recipe);
+    if (lora_first) block_lora_backward(m, b, u, linear, dx, 0);
     if (dx.data)
-        linear_backward(&m->linear, dx, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
+        linear_backward(&m->linear, dx, lora_first ? 1.0f : 0.0f, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
                         &m->weights[layer].w[linear], m->shape[linear]);
     if (hut) block_hut_backward(m, u, linear, dw);
-    if (m->lora_shape[linear].parts) block_lora_backward(m, b, u, linear, dx);
+    if (lora && !lora_first) block_lora_backward(m, b, u, linear, dx, 1);
     if (!m->observing) return;
     check(u->fresh, "model_observe: not the first micro-step");
     linear_observe(&m->linear, &m->stats, layer, linear, plain_input(m, b, u, linear), u->w[stack], b->dy[linear].dy, u->g[stack]);
@@ -677,7 +702,7 @@ static const Unit* acquire_head(Model* m, Pass pass) {
 
 static void head_forward(Model* m, const Unit* head, HeadPiece* p) {
     linear_prepare_input(&p->linear, &p->in, p->h, p->prep);
-    linear_forward(&p->linear, p->logits, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
+    linear_forward(&p->linear, p->logits, 0, &p->in, head->w[head_stack(&m->c)], &m->head_weight, m->head_shape);
 }
 
 void model_loss(Model* m, const Batch* batch, float* loss) {
@@ -731,11 +756,43 @@ static int rounded_rows(const Model* m, int rows, int most) {
     return m->ops->round_rows ? max_int(rows, min_int(m->ops->round_rows(rows), most)) : rows;
 }
 
+// The trunk over new tokens, and the wanted rows of the final norm.
+static void extend_once(Model* m, Mat wanted) {
+    trunk_forward(m);
+    if (wanted.rows) m->ops->embed_forward(wanted, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+}
+
+// The same. A step that reads the cache is the work of the one before it, on the same memory, as long as batches have as many rows: after a
+// few it is recorded, and hundreds of launches become one.
+static void extend_repeatedly(Model* m, Mat wanted) {
+    RepeatedStep* r = &m->repeated;
+    const Ops* ops = m->ops;
+    if (!ops->record_begin || m->fresh || !shard_is_alone(m->shard)) {
+        extend_once(m, wanted);
+        return;
+    }
+    if (r->rows != m->BT || r->wanted != wanted.rows || shard_acquire(m->shard, 0, FORWARD)->version != m->version) {
+        forget_repeated(m);
+        r->rows = m->BT;
+        r->wanted = wanted.rows;
+    }
+    if (r->steps++ < kStepsBeforeRecording) {
+        extend_once(m, wanted);
+        return;
+    }
+    if (!r->record) {
+        ops->record_begin();
+        extend_once(m, wanted);
+        r->record = ops->record_end();
+    }
+    ops->replay(r->record);
+}
+
 // Appends the tokens, and returns the wanted rows of the final norm's output. Both counts are rounded up: the batch is padded with
 // token 0 at position 0 of the spare sequence, the wanted rows with copies of the first.
 static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int wanted_count) {
     check(m->opt.slots && wanted_count <= batch->rows, "model_extend: %d of %d rows, %d sequences", wanted_count, batch->rows, m->opt.slots);
-    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = rounded_rows(m, wanted_count, n);
+    int n = rounded_rows(m, batch->rows, m->most_rows), wanted_n = wanted_count ? rounded_rows(m, wanted_count, n) : 0;
     int* host = (int*)host_alloc(sizeof(int) * kBatchArrays * (size_t)n);   // (kBatchArrays, n)
     int *tokens = host, *slot = host + n, *pos = host + 2 * n, *wanted_rows = host + 3 * n, *start = host + 4 * n, *end = host + 5 * n;
     for (int i = 0; i < n; i++) {
@@ -752,10 +809,10 @@ static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int
     m->fresh = m->ops->attention_append && begins_sequences(n, slot, pos, start, end);
     set_rows(m, n);
     upload_inputs(m, from, to, m->fresh ? 6 : 4, n);
-    trunk_forward(m);
     free(host);
     Mat rows = mat_rows(m->wanted, 0, wanted_n);
-    if (wanted_count) m->ops->embed_forward(rows, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+    extend_repeatedly(m, rows);
+    shard_acquire(m->shard, head_unit(&m->c), FORWARD);   // wanted or not: ranks that generate together gather the same in each step
     return rows;
 }
 
@@ -785,7 +842,7 @@ static void head_forward_backward(Model* m, float scale, float* loss) {
         head_forward(m, head, &p);
         m->ops->cross_entropy(loss + row, p.logits, m->targets + row, scale, true);
         linear_measure_grad(&p.linear, &p.dy, m->head_shape);
-        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
+        linear_backward(&p.linear, mat_rows(m->dh, row, p.h.rows), 0, head->g[stack], head->fresh && row == 0 ? 0.0f : 1.0f, &p.dy, &p.in,
                         head->w[stack], &m->head_weight, m->head_shape);
     }
 }

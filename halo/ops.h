@@ -204,6 +204,14 @@ typedef struct Ops {
     float (*marked_ms)(int from, int to);
     void (*forget_marks)(void);
 
+    // ---- work that is done often on the same memory. The ops between record_begin and record_end are not carried out but kept; `replay` does
+    // them, at the cost of one. They are ops on the backend's memory alone (none that allocates, waits, or reads or writes the host's), and
+    // have been called with these shapes before. NULL: not worth it on this backend.
+    void (*record_begin)(void);
+    void* (*record_end)(void);
+    void (*replay)(void* record);
+    void (*record_free)(void* record);   // waits until it is done
+
     // ---- the number of rows, at least `rows`, to which a batch should be padded where batches differ in size. A GPU's products are planned,
     // and large ones timed, once per shape, so that few different shapes are better. Never falls as `rows` grows. NULL: any number is as good.
     int (*round_rows)(int rows);

@@ -34,7 +34,7 @@ static const Flag kFlags[] = {
     {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "the prompt of each record, with {name} for a CSV column or a key"},
     {"limit", INTEGER, AT(limit), TRAIN | EVAL | GENERATE | INSPECT, true, "0", "N", "the first N records only; 0: all"},
     {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH | INSPECT, true, "512", "N", "tokens in a row"},
-    {"pack", TRISTATE, AT(pack), TRAIN | EVAL, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
+    {"pack", TRISTATE, AT(pack), TRAIN | EVAL | INSPECT, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
     {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
     {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
@@ -43,11 +43,11 @@ static const Flag kFlags[] = {
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
     {"backend", CHOICE, AT(backend), kAll | DOCTOR, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
-    {"batch", INTEGER, AT(batch), TRAIN | BENCH, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
+    {"batch", INTEGER, AT(batch), TRAIN | BENCH | INSPECT, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
     {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
-    {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT, false, "1", "N", "micro-steps per optimizer step"},
-    {"epochs", NUMBER, AT(epochs), TRAIN, true, "1", "X", "passes over the data"},
-    {"steps", INTEGER, AT(steps), TRAIN | BENCH, true, "0", "N", "optimizer steps, instead of --epochs"},
+    {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT | INSPECT, false, "1", "N", "micro-steps per optimizer step"},
+    {"epochs", NUMBER, AT(epochs), TRAIN | INSPECT, true, "1", "X", "passes over the data"},
+    {"steps", INTEGER, AT(steps), TRAIN | BENCH | INSPECT, true, "0", "N", "optimizer steps, instead of --epochs"},
     {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
     {"warmup", INTEGER, AT(warmup), TRAIN, true, "auto", "N|auto", "steps from 0 to the peak; auto: 20, or a tenth of a short run"},
     {"schedule", CHOICE, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
@@ -85,7 +85,7 @@ static const Flag kFlags[] = {
     {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip", "a step whose loss or gradient is not finite: end there, or leave it out"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
-    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR", "step lines as JSON in DIR/log.jsonl"},
+    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR|FILE.jsonl", "every step as a line of JSON in DIR/log.jsonl, TensorBoard's events and loss.svg beside it; or the lines alone, in a file"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
     {"json", SWITCH, AT(json), INSPECT | DOCTOR, false, NULL, NULL, "a line of JSON an example (text, tokens, trained), or a check"},
@@ -102,6 +102,8 @@ static const Flag kFlags[] = {
     {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT | DOCTOR, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
     {"gpus", INTEGER, AT(gpus), PLAN, false, "1", "N", "ranks, one on each GPU"},
     {"gpu-gb", NUMBER, AT(gpu_gb), PLAN, false, "0", "GIB", "memory of a GPU as nvidia-smi tells it; 0: this machine's, if it has one"},
+    {"config", TEXT, AT(config), kAll | INSPECT | PLAN, false, NULL, "FILE.toml", "flags from a file, a line each: lr = 1e-5; the command line wins"},
+    {"print-config", SWITCH, AT(print_config), kAll | INSPECT | PLAN, false, NULL, NULL, "print all values as such a file, and end"},
     {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT | PLAN | DOCTOR, false, NULL, NULL, "this text"},
 };
 enum { kFlagCount = sizeof kFlags / sizeof kFlags[0] };
@@ -131,29 +133,38 @@ static const char* word_numbered(int number, const char* words, char text[64]) {
 
 static bool has_words(const Flag* f) { return f->choices && !(f->choices[0] >= 'A' && f->choices[0] <= 'Z'); }
 
-static int word_of(const Flag* f, const char* value) {
+// How messages name a value: as it stands on the command line, or in a file at `where`.
+static const char* naming(const Flag* f, const char* value, const char* where) {
+    static char text[512];
+    if (where) snprintf(text, sizeof text, "%s: %s = %s", where, f->name, value);
+    else snprintf(text, sizeof text, "--%s %s", f->name, value);
+    return text;
+}
+
+static int word_of(const Flag* f, const char* value, const char* where) {
     int number = word_number(value, f->choices);
-    if (number < 0) user_error("--%s %s: must be one of %s", f->name, value, f->choices);
+    if (number < 0) user_error("%s: must be one of %s", naming(f, value, where), f->choices);
     return number;
 }
 
-static int tristate_of(const Flag* f, const char* value) {
+static int tristate_of(const Flag* f, const char* value, const char* where) {
     if (!strcmp(value, "yes")) value = "on";
     if (!strcmp(value, "no")) value = "off";
-    return word_of(f, value);
+    return word_of(f, value, where);
 }
 
-static void set_flag(Options* o, const Flag* f, const char* value) {
+// `where`: the place in a file; NULL: the command line.
+static void set_flag(Options* o, const Flag* f, const char* value, const char* where) {
     char* end = NULL;
     errno = 0;
     switch (f->type) {
         case TEXT:
-            if (has_words(f)) word_of(f, value);
+            if (has_words(f)) word_of(f, value, where);
             *(const char**)field(o, f) = value;
             return;
         case CHOICE:
         case TRISTATE: {
-            int number = f->type == CHOICE ? word_of(f, value) : tristate_of(f, value);   // enums are as wide as an int
+            int number = f->type == CHOICE ? word_of(f, value, where) : tristate_of(f, value, where);   // enums are as wide as an int
             memcpy(field(o, f), &number, sizeof number);
             return;
         }
@@ -164,20 +175,28 @@ static void set_flag(Options* o, const Flag* f, const char* value) {
             }
             long n = strtol(value, &end, 10);
             if (end == value || *end || errno || n < 0 || n > 2000000000)
-                user_error("--%s %s: a whole number from 0 to 2000000000 is expected", f->name, value);
+                user_error("%s: a whole number from 0 to 2000000000 is expected", naming(f, value, where));
             *(int*)field(o, f) = (int)n;
             return;
         }
         case NUMBER: {
             double x = strtod(value, &end);
-            if (end == value || *end || !isfinite(x) || x < 0) user_error("--%s %s: a number >= 0 is expected", f->name, value);
+            if (end == value || *end || !isfinite(x) || x < 0) user_error("%s: a number >= 0 is expected", naming(f, value, where));
             *(double*)field(o, f) = x;
             return;
         }
         case SWITCH:
-            if (strcmp(value, "yes") && strcmp(value, "no")) user_error("--%s %s: yes or no is expected", f->name, value);
+            if (strcmp(value, "yes") && strcmp(value, "no")) user_error("%s: yes or no is expected", naming(f, value, where));
             *(bool*)field(o, f) = !strcmp(value, "yes");
             return;
+    }
+}
+
+// The fewest digits that read back as x.
+static void number_text(double x, char text[64]) {
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, 64, "%.*g", digits, x);
+        if (strtod(text, NULL) == x) return;
     }
 }
 
@@ -196,7 +215,7 @@ static const char* flag_text(const Options* o, const Flag* f, char text[64]) {
             if (*(const int*)p == kAuto) return "auto";
             snprintf(text, 64, "%d", *(const int*)p);
             return text;
-        case NUMBER: snprintf(text, 64, "%g", *(const double*)p); return text;
+        case NUMBER: number_text(*(const double*)p, text); return text;
         case SWITCH: return *(const bool*)p ? "yes" : "no";
     }
     return "";
@@ -233,17 +252,21 @@ static int distance(const char* name, const char* flag) {
     return row[m];
 }
 
-static void unknown_flag(const char* name, const char* command, int bit) {
+// `where`: the place in a file, whose keys are names without dashes; NULL: the command line.
+static void unknown_flag(const char* name, const char* command, int bit, const char* where) {
+    char said[256];
+    const char *dashes = where ? "" : "--", *kind = where ? "key" : "flag";
+    snprintf(said, sizeof said, "%s%s%s%s", where ? where : "", where ? ": " : "", dashes, name);
     const Flag* nearest = NULL;
     int best = max_int(2, (int)strlen(name) / 3) + 1;
     for (int i = 0; i < kFlagCount; i++) {
-        if (!strcmp(kFlags[i].name, name)) user_error("--%s: '%s' does not take it; see train_llama3 %s --help", name, command, command);
+        if (!strcmp(kFlags[i].name, name)) user_error("%s: '%s' does not take it; see train_llama3 %s --help", said, command, command);
         int far = distance(name, kFlags[i].name);
         if (takes(&kFlags[i], bit) && far < best) best = far, nearest = &kFlags[i];
     }
     if (nearest)
-        user_error("--%s: no such flag; did you mean --%s? (train_llama3 %s --help lists all)", name, nearest->name, command);
-    user_error("--%s: no such flag; train_llama3 %s --help lists all", name, command);
+        user_error("%s: no such %s; did you mean %s%s? (train_llama3 %s --help lists all)", said, kind, dashes, nearest->name, command);
+    user_error("%s: no such %s; train_llama3 %s --help lists all", said, kind, command);
 }
 
 static void print_help(const Command* commands, int command_count, const Command* command) {
@@ -274,7 +297,7 @@ static const Flag* flag_named(const char* name, int command) {
 
 bool options_set(Options* o, int command, const char* name, const char* value) {
     const Flag* f = flag_named(name, command);
-    if (f) set_flag(o, f, value);
+    if (f) set_flag(o, f, value, NULL);
     return f != NULL;
 }
 
@@ -288,58 +311,154 @@ bool options_flag_info(int row, FlagInfo* info) {
     return true;
 }
 
-// What the demo (data/demo) is trained with where the command line says nothing else.
-static void take_demo_flags(Options* o, const bool given[kFlagCount]) {
-    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
-                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
-    o->demo = true;
-    o->share_batch = !given[flag_named("batch", TRAIN) - kFlags];
-    bool epochs = given[flag_named("epochs", TRAIN) - kFlags];
-    for (size_t i = 0; i < sizeof kDemo / sizeof kDemo[0]; i++) {
-        const Flag* f = flag_named(kDemo[i][0], TRAIN);
-        if (!given[f - kFlags] && !(epochs && f->at == AT(steps))) set_flag(o, f, kDemo[i][1]);
+// ---- where values come from: the defaults, a file, the command line
+
+typedef struct {
+    Options* o;
+    const Command* command;
+    const char* given[kFlagCount];   // on the command line, the value of each flag; NULL: it is not there
+    bool in_file[kFlagCount];
+} FlagSources;
+
+static void set_default(Options* o, const Flag* f) {
+    static const char* const kUnset[] = {NULL, NULL, "0", "0", "no", "auto"};   // in the order of FlagType
+    if (f->fallback) set_flag(o, f, f->fallback, NULL);
+    else if (f->type == TEXT) *(const char**)field(o, f) = NULL;
+    else set_flag(o, f, kUnset[f->type], NULL);
+}
+
+// Is `name` a flag that only the command line may have?
+static bool stays_outside(const char* name) {
+    return !strcmp(name, "config") || !strcmp(name, "print-config") || !strcmp(name, "help");
+}
+
+// Refuses a setting of another type than the flag's.
+static void check_setting(const Flag* f, const Setting* s) {
+    bool string = s->type == SETTING_STRING, whole = s->type == SETTING_INTEGER, word = string && !strcmp(s->value, "auto");
+    const bool right[] = {string || (s->type == SETTING_STRINGS && !has_words(f)), string,   // in the order of FlagType
+                          whole || (word && f->fallback && !strcmp(f->fallback, "auto")), whole || s->type == SETTING_FLOAT,
+                          s->type == SETTING_BOOLEAN, s->type == SETTING_BOOLEAN || string};
+    static const char* const kExpected[] = {"text in quotes", "a word in quotes", "a whole number, without quotes", "a number, without quotes",
+                                            "true or false, without quotes", "true, false, or a word in quotes"};
+    const char* quote = string ? "\"" : "";
+    if (!right[f->type]) user_error("%s: %s = %s%s%s: %s is expected", s->where, f->name, quote, s->value, quote, kExpected[f->type]);
+}
+
+static void take_setting(void* self, const Setting* s) {
+    FlagSources* from = (FlagSources*)self;
+    const Flag* f = flag_named(s->key, from->command->bit);
+    if (f && stays_outside(s->key)) user_error("%s: %s stands on the command line only", s->where, s->key);
+    if (!f) unknown_flag(s->key, from->command->name, from->command->bit, s->where);
+    check_setting(f, s);
+    const char* value = s->type == SETTING_BOOLEAN ? (!strcmp(s->value, "true") ? "yes" : "no") : s->value;
+    from->in_file[f - kFlags] = true;
+    set_flag(from->o, f, f->type == TEXT ? host_strdup(value) : value, s->where);
+}
+
+// Pairs of flags that choose the same thing in different ways. Where one is on the command line and the other in the file, the file's is dropped.
+static const char* const kEither[][2] = {{"recipe", "level"}, {"recipe", "dtype"}, {"model", "preset"}, {"model", "from-scratch"},
+                                         {"preset", "from-scratch"}, {"steps", "epochs"}, {"val", "val-split"}, {"prompt", "data"}};
+enum { kEitherCount = sizeof kEither / sizeof kEither[0] };
+
+static void drop_outvoted(FlagSources* from) {
+    for (int i = 0; i < kEitherCount; i++)
+        for (int k = 0; k < 2; k++) {
+            const Flag *wins = flag_named(kEither[i][k], from->command->bit), *loses = flag_named(kEither[i][1 - k], from->command->bit);
+            if (!wins || !loses || !from->given[wins - kFlags] || from->given[loses - kFlags] || !from->in_file[loses - kFlags]) continue;
+            set_default(from->o, loses);
+            from->in_file[loses - kFlags] = false;
+        }
+}
+
+static void read_command_line(FlagSources* from, int argc, char** argv, int first) {
+    const Command* c = from->command;
+    for (int a = first; a < argc; a++) {
+        if (c->bit == VERIFY && !from->o->model && argv[a][0] != '-') {
+            from->o->model = argv[a];
+            continue;
+        }
+        if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
+        const char* name = argv[a] + 2;
+        const Flag* found = flag_named(name, c->bit);
+        if (!found) unknown_flag(name, c->name, c->bit, NULL);
+        const char** value = &from->given[found - kFlags];
+        if (*value) user_error("--%s: given twice; leave one of them away", name);
+        bool alone = found->type == TRISTATE && (a + 1 == argc || !strncmp(argv[a + 1], "--", 2));
+        if (found->type == SWITCH || alone) *value = "yes";
+        else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
+        else *value = argv[++a];
     }
 }
 
-Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command) {
+// A recipe stands for a level and a dtype: --recipe beside one of these is an error.
+static void check_recipe_alone(const FlagSources* from) {
+    const char* const kNamedByRecipe[] = {"level", "dtype"};
+    for (size_t i = 0; from->o->recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++) {
+        const Flag* f = flag_named(kNamedByRecipe[i], from->command->bit);
+        if (f && (from->given[f - kFlags] || from->in_file[f - kFlags]))
+            user_error("--%s beside --recipe %s: the recipe names both level and dtype; leave one of them away", f->name, from->o->recipe);
+    }
+}
+
+// Does the command line or a file give a flag of this name a value?
+static bool is_named(const FlagSources* from, const char* name) {
+    const Flag* f = flag_named(name, from->command->bit);
+    return f && (from->given[f - kFlags] || from->in_file[f - kFlags]);
+}
+
+// What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
+static void take_demo_flags(FlagSources* from) {
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
+                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
+    Options* o = from->o;
+    if (from->command->bit != TRAIN || o->model || o->preset || o->from_scratch || o->data) return;
+    o->demo = true;
+    o->share_batch = !is_named(from, "batch");
+    for (size_t i = 0; i < sizeof kDemo / sizeof kDemo[0]; i++) {
+        const Flag* f = flag_named(kDemo[i][0], TRAIN);
+        if (!is_named(from, f->name) && !(f->at == AT(steps) && is_named(from, "epochs"))) set_flag(o, f, kDemo[i][1], NULL);
+    }
+}
+
+static void set_all(FlagSources* from, ReadSettings read) {
+    const Flag* config = flag_named("config", from->command->bit);
+    const char* path = config ? from->given[config - kFlags] : NULL;
+    if (path) read(path, take_setting, from);
+    for (int i = 0; i < kFlagCount; i++)
+        if (from->given[i]) set_flag(from->o, &kFlags[i], from->given[i], NULL);
+    drop_outvoted(from);
+    check_recipe_alone(from);
+    if (from->o->resume_from) from->o->resume = true;
+    take_demo_flags(from);
+}
+
+Options options_parse(int argc, char** argv, const Command* commands, int command_count, ReadSettings read, const Command** command) {
     int first = 1, which = 0;
     if (argc > 1 && argv[1][0] != '-') {
         for (which = 0; which < command_count && strcmp(argv[1], commands[which].name); which++) {}
         if (which == command_count) user_error("%s: no such command; train_llama3 --help lists them", argv[1]);
         first = 2;
     }
-    const Command* c = *command = &commands[which];
+    *command = &commands[which];
     Options o;
     memset(&o, 0, sizeof o);
     for (int i = 0; i < kFlagCount; i++)
-        if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback);
-    bool given[kFlagCount] = {false};
-    for (int a = first; a < argc; a++) {
-        if (c->bit == VERIFY && !o.model && argv[a][0] != '-') {
-            o.model = argv[a];
-            continue;
-        }
-        if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
-        const char* name = argv[a] + 2;
-        const Flag* found = flag_named(name, c->bit);
-        if (!found) unknown_flag(name, c->name, c->bit);
-        if (given[found - kFlags]) user_error("--%s: given twice; leave one of them away", name);
-        given[found - kFlags] = true;
-        bool alone = found->type == TRISTATE && (a + 1 == argc || !strncmp(argv[a + 1], "--", 2));
-        if (found->type == SWITCH || alone) options_set(&o, c->bit, name, "yes");
-        else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
-        else options_set(&o, c->bit, name, argv[++a]);
-    }
-    if (o.help) {
-        print_help(commands, command_count, c);
+        if (kFlags[i].fallback) set_flag(&o, &kFlags[i], kFlags[i].fallback, NULL);
+    FlagSources from;
+    memset(&from, 0, sizeof from);
+    from.o = &o;
+    from.command = *command;
+    read_command_line(&from, argc, argv, first);
+    const Flag* help = flag_named("help", from.command->bit);
+    if (help && from.given[help - kFlags]) {
+        print_help(commands, command_count, from.command);
         exit(0);
     }
-    if (o.resume_from) o.resume = true;
-    if (c->bit == TRAIN && !o.model && !o.preset && !o.from_scratch && !o.data) take_demo_flags(&o, given);
-    const char* const kNamedByRecipe[] = {"level", "dtype"};
-    for (size_t i = 0; o.recipe && i < sizeof kNamedByRecipe / sizeof kNamedByRecipe[0]; i++)
-        if (given[flag_named(kNamedByRecipe[i], c->bit) - kFlags])
-            user_error("--%s beside --recipe %s: the recipe names both level and dtype; leave one of them away", kNamedByRecipe[i], o.recipe);
+    set_all(&from, read);
+    if (o.print_config) {
+        options_write(stdout, &o, from.command->bit);
+        exit(0);
+    }
     return o;
 }
 
@@ -459,6 +578,7 @@ void options_check(const Options* o, int command, int ranks) {
     check_batch(o, ranks);
     if (command == INSPECT && (!o->data || !o->model == !o->tokenizer))
         user_error("inspect: name the data with --data FILE, and --model DIR or --tokenizer DIR");
+    if (command == INSPECT) check_micro_batch(o);
     if (command == INSPECT) return;
     if (!!o->model + !!o->preset + !!o->from_scratch != 1)
         user_error("name one of --model DIR|FILE.gguf, --preset NAME (%s) or --from-scratch DIR", config_preset_names());
@@ -467,7 +587,7 @@ void options_check(const Options* o, int command, int ranks) {
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
     if (command == TRAIN) check_train(o, plans);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
-    if (command == GENERATE && ranks > 1) user_error("generate: runs on one rank; start it without mpirun");
+    if (command == GENERATE && !o->data && ranks > 1) user_error("generate: without --data runs on one rank; start it without mpirun");
     if (command == GENERATE && o->prompt && o->data) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
@@ -500,7 +620,7 @@ char* options_line(const Options* o) {
         for (int i = 0; i < kFlagCount; i++) {
             const Flag* f = &kFlags[i];
             const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
-            if (!(f->commands & TRAIN) || !strcmp(value, fallback)) continue;
+            if (!(f->commands & TRAIN) || stays_outside(f->name) || !strcmp(value, fallback)) continue;
             if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
             bytes += strlen(f->name) + 4 * strlen(value) + 8;
             if (!writes) continue;
@@ -525,4 +645,46 @@ void options_print(const Options* o, int command) {
         column += printf("%s%s=%s", column ? "  " : "", kFlags[i].name, value);
     }
     putchar('\n');
+}
+
+// A string as TOML writes it.
+static void put_quoted(FILE* out, const char* text) {
+    fputc('"', out);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') fprintf(out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f) fprintf(out, "\\u%04X", c);
+        else fputc(c, out);
+    }
+    fputc('"', out);
+}
+
+// Is f at its default while the other flag of a pair (kEither) is set? Then options_write leaves f out, since both together would contradict.
+static bool gives_way(const Options* o, const Flag* f, const char* value, int command) {
+    if (f->fallback && strcmp(value, f->fallback)) return false;
+    for (int i = 0; i < kEitherCount; i++)
+        for (int k = 0; k < 2; k++) {
+            const Flag* other = flag_named(kEither[i][k], command);
+            char text[64];
+            if (!other || strcmp(kEither[i][1 - k], f->name)) continue;
+            const char* says = flag_text(o, other, text);
+            if (*says && (!other->fallback || strcmp(says, other->fallback))) return true;
+        }
+    return false;
+}
+
+void options_write(FILE* out, const Options* o, int command) {
+    char text[64];
+    fputs("# flags of train_llama3, read by --config FILE; flags on the command line win\n", out);
+    for (int i = 0; i < kFlagCount; i++) {
+        const Flag* f = &kFlags[i];
+        const char* value = flag_text(o, f, text);
+        if (!takes(f, command) || !*value || stays_outside(f->name) || gives_way(o, f, value, command)) continue;
+        bool truth = !strcmp(value, "yes") || !strcmp(value, "no");
+        fprintf(out, "%s = ", f->name);
+        if (truth && (f->type == SWITCH || f->type == TRISTATE)) fputs(!strcmp(value, "yes") ? "true" : "false", out);
+        else if (f->type == NUMBER || (f->type == INTEGER && strcmp(value, "auto"))) fputs(value, out);
+        else put_quoted(out, value);
+        fputc('\n', out);
+    }
 }

@@ -21,7 +21,7 @@ typedef struct {
     const char *model, *preset, *from_scratch, *tokenizer, *data, *val, *chat, *date, *prompt_file;
     const char *level, *dtype, *recipe;   // recipe.h knows their words
     const char *out, *log, *prompt, *metric, *val_metric, *answers, *score, *gguf, *resume_from;
-    const char *target, *adapter_dir;
+    const char *target, *adapter_dir, *config;
     BackendChoice backend;
     HeadChoice head_dtype;
     MasterChoice master;
@@ -39,7 +39,7 @@ typedef struct {
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout, gpu_gb;
     bool demo;         // train without a model and data: the demo is meant, with flags of its own where none are given
     bool share_batch;  // of the demo: --batch is what all ranks have together
-    bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, help;
+    bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, print_config, help;
 } Options;
 
 enum { TRAIN = 1, EVAL = 2, GENERATE = 4, BENCH = 8, EXPORT = 16, INSPECT = 32, VERIFY = 64, PLAN = 128, DOCTOR = 256, kAll = 31 };   // kAll: those that compute
@@ -71,9 +71,20 @@ typedef struct {
 } FlagInfo;
 C_API bool options_flag_info(int row, FlagInfo* info);
 
-// Sets a flag of a command by its name, from the command line or from wherever else flags come. A switch takes "yes" or "no".
-// false: the command takes no such flag. A value that the flag cannot have is a user_error.
+// Sets a flag of a command by its name. A switch takes "yes" or "no". Returns false if the command has no such flag; a value that the flag
+// cannot have is a user_error that names the flag as the command line does.
 C_API bool options_set(Options* o, int command, const char* name, const char* value);
+
+// A flag's value from a file (--config). The key is the flag's name without dashes.
+typedef enum { SETTING_STRING, SETTING_INTEGER, SETTING_FLOAT, SETTING_BOOLEAN, SETTING_STRINGS } SettingType;
+typedef struct {
+    const char *key, *value;   // of a boolean "true" or "false", of an array its strings separated by commas
+    SettingType type;
+    const char* where;         // "run.toml:3"
+} Setting;
+// Reads the file and calls take(self, ...) for each of its settings, in their order.
+typedef void (*ReadSettings)(const char* path, void (*take)(void* self, const Setting* setting), void* self);
+
 // The rules between flags, asked before anything is loaded; a contradiction is a user_error. `ranks`: of the job.
 C_API void options_check(const Options* o, int command, int ranks);
 // The recipe that --recipe, or --level and --dtype, name.
@@ -82,9 +93,12 @@ C_API const Recipe* options_recipe(const Options* o);
 // The adapter that the flags describe, ADAPTER_NONE without --adapter. --target is a comma-separated list of matrices, or all-linear.
 C_API Adapter options_adapter(const Options* o);
 
-// The options, and the command that the first argument names (without one: the first of the table). Anything wrong is a
-// user_error; --help prints and exits.
-C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, const Command** command);
+// The options, and the command that the first argument names (without one: the first of the table): the defaults, then the file that --config
+// names, read by `read`, then the command line, each over what came before. Anything wrong is a user_error; --help and --print-config
+// print and exit.
+C_API Options options_parse(int argc, char** argv, const Command* commands, int command_count, ReadSettings read, const Command** command);
+// All values of a command's flags as the lines of a file for --config, which reads back to the same options.
+C_API void options_write(FILE* out, const Options* o, int command);
 // The flags of training that are not at their default, as a shell takes them: "--preset llama3-8b --batch 4"; to be freed.
 C_API char* options_line(const Options* o);
 // The values of a command's flags, for the start of a run.

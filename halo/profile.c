@@ -229,6 +229,7 @@ const Ops* profile_ops(const Ops* ops) {
     inner = ops;
     table = *ops;
     table.copy = copy;
+    table.record_begin = NULL;   // each op is timed
     table.zero = zero;
     table.embed_forward = embed_forward;
     table.embed_backward = embed_backward;

@@ -15,10 +15,14 @@ static struct {
     volatile int step, layer;
     const char* volatile phase;
     const char* volatile collective;
+    const char* volatile work;
+    volatile double work_done, work_all;
+    volatile bool line_stands;
     volatile unsigned long changes;
     volatile bool watching, ending;
     pthread_t thread, device_thread;
-} here = {0, 1, 0, NULL, NULL, NULL, {0, false, {0, -1, NULL, NULL}, NULL}, 0, -1, "start", NULL, 0, false, false, 0, 0};
+} here = {0, 1, 0, NULL, NULL, NULL, {0, false, {0, -1, NULL, NULL}, NULL}, 0, -1, "start", NULL, NULL, 0, 0, false, 0, false, false,
+          0, 0};
 
 // Once the job is being ended, transfers may be incomplete: this thread stops here for good, so that no wrong result is printed or saved.
 static void change(void) {
@@ -41,6 +45,20 @@ void progress_collective(const char* collective) {
     here.collective = collective;
     change();
 }
+
+void progress_work(const char* what, double done, double all) {
+    here.work_done = done;
+    here.work_all = all;
+    here.work = what;
+    change();
+}
+
+ProgressWork progress_work_now(void) {
+    ProgressWork w = {here.work, here.work_done, here.work_all};
+    return w;
+}
+
+void progress_line_stands(bool stands) { here.line_stands = stands; }
 
 ProgressPlace progress_place(void) {
     ProgressPlace p = {here.step, here.layer, here.phase, here.collective};
@@ -66,8 +84,8 @@ void progress_report(const char* why) {
     ProgressPlace p = progress_place();
     device_place(&p);
     if (p.layer >= 0) snprintf(layer, sizeof layer, ", layer %d", p.layer);
-    int n = snprintf(text, sizeof text, "train_llama3: rank %d of %d: step %d, %s%s, %s%s: %s\n", here.rank, here.ranks, p.step,
-                     p.phase, layer, p.collective ? "waiting for the other ranks in " : "outside of collectives",
+    int n = snprintf(text, sizeof text, "%strain_llama3: rank %d of %d: step %d, %s%s, %s%s: %s\n", here.line_stands ? "\r\033[K" : "", here.rank,
+                     here.ranks, p.step, p.phase, layer, p.collective ? "waiting for the other ranks in " : "outside of collectives",
                      p.collective ? p.collective : "", why);
     if (write(2, text, (size_t)min_int(n, (int)sizeof text - 1)) < 0) return;   // nobody left to tell
 }

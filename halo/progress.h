@@ -22,6 +22,17 @@ C_API void progress_phase(const char* phase, int layer);
 C_API void progress_collective(const char* collective);
 C_API ProgressPlace progress_place(void);
 
+// What this rank does outside of optimizer steps (loading, evaluating, writing), shown to people: `done` of `all`, in any unit (all 0: unknown).
+// `what` is a literal; NULL: the work is over. A call counts as progress.
+typedef struct {
+    const char* what;
+    double done, all;
+} ProgressWork;
+C_API void progress_work(const char* what, double done, double all);
+C_API ProgressWork progress_work_now(void);
+// Tells whether the live line (run/status.h) is on the terminal, so that a report erases the line first.
+C_API void progress_line_stands(bool stands);
+
 // Watches from now on; `abort_job` ends all ranks with the given exit code. 0 seconds: never.
 C_API void progress_watch(int rank, int ranks, int timeout_seconds, void (*abort_job)(int exit_code));
 C_API void progress_stop_watching(void);

@@ -80,8 +80,18 @@ static void put_matrix(const QuantStats* q, const LinearStats* s, int p, const c
     fputc('}', log);
 }
 
-static void put_json(const QuantStats* q, const LinearStats* linears, int step, FILE* log) {
-    fprintf(log, "{\"step\": %d, \"quant_stats\": [", step);
+static void put_percents(const char* name, const double percents[3], FILE* log) {
+    fprintf(log, ", \"%s\": {\"x\": %.6g, \"w\": %.6g, \"dy\": %.6g}", name, percents[0], percents[1], percents[2]);
+}
+
+static void put_json(const QuantStats* q, const LinearStats* linears, const QuantHealth* h, int step, FILE* log) {
+    fprintf(log, "{\"step\": %d", step);
+    put_number(log, ", \"dw_cosine\": {\"mean\": ", h->cosine_mean);
+    put_number(log, ", \"least\": ", h->cosine_least);
+    fputc('}', log);
+    put_percents("clipped_percent", h->clipped, log);
+    put_percents("underflow_percent", h->underflow, log);
+    fputs(", \"quant_stats\": [", log);
     for (int layer = 0; layer < q->layers; layer++) {
         for (int i = 0; i < kLinearCount; i++) {
             const LinearStats* s = &linears[layer * kLinearCount + i];
@@ -119,48 +129,58 @@ static void sum_up(Summary* total, const OperandStats s[2], bool second) {
     }
 }
 
-static void print_summary(const QuantStats* q, const LinearStats* linears, int step) {
-    Summary x, w, dy;
-    memset(&x, 0, sizeof x);
-    w = dy = x;
-    double least = INFINITY, sum = 0;
-    int count = 0, layer_of_least = 0;
-    const char* least_name = NULL;
+static QuantHealth health_of(const QuantStats* q, const LinearStats* linears) {
+    Summary operands[3];   // X, W, dY
+    memset(operands, 0, sizeof operands);
+    QuantHealth h;
+    memset(&h, 0, sizeof h);
+    double sum = 0;
+    int count = 0;
+    h.cosine_least = NAN;
     for (int n = 0; n < q->layers * kLinearCount; n++) {
         const LinearStats* s = &linears[n];
-        sum_up(&x, s->x, q->second_x);
+        sum_up(&operands[0], s->x, q->second_x);
         for (int p = 0; p < q->shape[n % kLinearCount].parts; p++) {
             double cosine = quant_stats_cosine(s->squares[p]);
-            sum_up(&w, s->w[p], q->second_w);
-            sum_up(&dy, s->dy[p], q->second_dy);
+            sum_up(&operands[1], s->w[p], q->second_w);
+            sum_up(&operands[2], s->dy[p], q->second_dy);
             if (!isfinite(cosine)) continue;   // a matrix that no trained token reaches
             sum += cosine;
-            count++;
-            if (cosine >= least) continue;
-            least = cosine;
-            layer_of_least = n / kLinearCount;
-            least_name = kLinears[n % kLinearCount].matrices[p];
+            if (count++ && cosine >= h.cosine_least) continue;
+            h.cosine_least = cosine;
+            h.least_layer = n / kLinearCount;
+            h.least_matrix = kLinears[n % kLinearCount].matrices[p];
         }
     }
-    printf("quant step %d  ", step);
-    if (count) printf("dW cosine %.5f, least %.5f (layer %d %s)", sum / count, least, layer_of_least, least_name);
-    else printf("no dW to compare");
-    const Summary* const operands[] = {&x, &w, &dy};
-    static const char* const names[] = {"X", "W", "dY"};
+    h.cosine_mean = count ? sum / count : NAN;
     for (int i = 0; i < 3; i++) {
-        const Summary* o = operands[i];
-        printf("  %s clipped %.2f%% underflow %.2f%%", names[i], percent(o->counts.clipped, o->counts.nonzero),
-               percent(o->counts.underflow, o->counts.nonzero));
-        if (o->rotated) printf(" absmax / %.2f", exp(o->log_ratio / o->rotated));
+        h.clipped[i] = percent(operands[i].counts.clipped, operands[i].counts.nonzero);
+        h.underflow[i] = percent(operands[i].counts.underflow, operands[i].counts.nonzero);
+        h.shrunk[i] = operands[i].rotated ? exp(operands[i].log_ratio / operands[i].rotated) : 0;
+    }
+    return h;
+}
+
+static void print_health(const QuantHealth* h, int step) {
+    static const char* const names[] = {"X", "W", "dY"};
+    printf("quant step %d  ", step);
+    if (isfinite(h->cosine_mean))
+        printf("dW cosine %.5f, least %.5f (layer %d %s)", h->cosine_mean, h->cosine_least, h->least_layer, h->least_matrix);
+    else printf("no dW to compare");
+    for (int i = 0; i < 3; i++) {
+        printf("  %s clipped %.2f%% underflow %.2f%%", names[i], h->clipped[i], h->underflow[i]);
+        if (h->shrunk[i] > 0) printf(" absmax / %.2f", h->shrunk[i]);
     }
     putchar('\n');
     fflush(stdout);
 }
 
-void quant_stats_report(const QuantStats* q, int step, FILE* log) {
+QuantHealth quant_stats_report(const QuantStats* q, int step, FILE* log) {
     LinearStats* linears = (LinearStats*)host_alloc(stats_bytes(q));
     q->ops->download(linears, q->linears, stats_bytes(q));
-    print_summary(q, linears, step);
-    if (log) put_json(q, linears, step, log);
+    QuantHealth h = health_of(q, linears);
+    print_health(&h, step);
+    if (log) put_json(q, linears, &h, step, log);
     free(linears);
+    return h;
 }

@@ -49,11 +49,21 @@ C_API void quant_stats_gradient(const QuantStats* q, float squares[3], Mat dw, b
 
 // The cosine of the angle between one matrix's dW and its shadow; NaN if one of them is all zero.
 C_API double quant_stats_cosine(const float squares[3]);
-// Prints a summary of what was observed in `step`; to `log`, unless NULL, all of it as one line of JSON:
-//   {"step": 1, "quant_stats": [{"layer": 0, "linear": "qkv", "x": OPERAND, "matrices":
+// All operands of X, W and dY together, and all matrices' cosines.
+typedef struct {
+    double cosine_mean, cosine_least;   // NaN: no dW to compare
+    int least_layer;                    // whose cosine is the least
+    const char* least_matrix;
+    double clipped[3], underflow[3];    // percent of the values of X, W, dY that are not 0
+    double shrunk[3];                   // absmax over the rotated absmax, the geometric mean; 0: nothing is rotated
+} QuantHealth;
+
+// Prints a summary of what was observed in `step`, and returns it; to `log`, unless NULL, all of it as one line of JSON:
+//   {"step": 1, "dw_cosine": {"mean": , "least": }, "clipped_percent": {"x": , "w": , "dy": }, "underflow_percent": {"x": , "w": , "dy": },
+//    "quant_stats": [{"layer": 0, "linear": "qkv", "x": OPERAND, "matrices":
 //     [{"name": "q_proj", "w": OPERAND, "dy": OPERAND, "dw_cosine": 0.9999}, ...]}, ...]}
 // with OPERAND {"clipped_percent": , "underflow_percent": , "absmax": , "absmax_rotated": }, and x_g, w_e, dy_g where G, E and G read
 // another form of X, W and dY than F, F and E. A number that isn't finite is null, and so is an operand that isn't there.
-C_API void quant_stats_report(const QuantStats* q, int step, FILE* log);
+C_API QuantHealth quant_stats_report(const QuantStats* q, int step, FILE* log);
 
 #endif

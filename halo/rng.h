@@ -1,16 +1,25 @@
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a random stream without state. The
 // same counter and key give the same four words on every backend, so that a value's noise depends on the value's place and use,
-// and never on the thread that draws it.
+// and never on the thread that draws it. GPUs take cuRAND's device function, whose
+// words are these: the tests of dropout and of stochastic rounding hold what GPUs draw against the definition below.
 #ifndef HALO_RNG_H
 #define HALO_RNG_H
 
 #include "numfmt.h"
+
+#ifdef __CUDACC__
+#include <curand_philox4x32_x.h>
+#endif
 
 typedef struct {
     uint32_t word[4];
 } Philox;
 
 NUMFMT Philox philox4x32(Philox counter, uint32_t key0, uint32_t key1) {
+#ifdef __CUDA_ARCH__
+    uint4 words = curand_Philox4x32_10(make_uint4(counter.word[0], counter.word[1], counter.word[2], counter.word[3]), make_uint2(key0, key1));
+    return Philox{{words.x, words.y, words.z, words.w}};
+#else
     Philox c = counter;
     for (int round = 0; round < 10; round++) {
         uint64_t left = (uint64_t)0xd2511f53u * c.word[0], right = (uint64_t)0xcd9e8d57u * c.word[2];
@@ -23,6 +32,7 @@ NUMFMT Philox philox4x32(Philox counter, uint32_t key0, uint32_t key1) {
         key1 += 0xbb67ae85u;   // sqrt(3) - 1
     }
     return c;
+#endif
 }
 
 // Four words named by (seed, index, stream); `stream` separates uses of one seed, such as optimizer steps.

@@ -247,6 +247,7 @@ void shard_forget_gathered(Shard* s) {
 }
 
 bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
+bool shard_is_alone(const Shard* s) { return s->comm->ranks == 1; }
 
 // Adds the adapter's stacks of a unit, and its gradients, to the frozen unit, which has none of its own.
 static void join_adapter(Unit* u, const Unit* adapter, AdapterKind kind) {

@@ -98,6 +98,8 @@ C_API bool shard_gives_codes(const Config* config, const Comm* comm, ShardOption
 
 // Does shard_acquire of this shard give linears as codes (shard_gives_codes)?
 C_API bool shard_hands_out_codes(const Shard* s);
+// Is this the only rank, so that no unit comes from others?
+C_API bool shard_is_alone(const Shard* s);
 
 // The weights of a unit, whole, and where its gradients go. Valid until the caller acquires the next unit.
 C_API const Unit* shard_acquire(Shard* s, int unit, Pass pass);

@@ -126,6 +126,7 @@ static void load_piece(Shard* s, const Piece* p, ReadRows read, void* self) {
         int rows = min_int(at_once, p->own - done);
         size_t values = (size_t)rows * p->cols, offset = (size_t)done * p->cols;
         progress_phase("loading weights", p->unit == tail_of(s) ? -1 : p->unit - 1);
+        progress_work("loading weights", p - s->pieces, s->count);
         read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
         if (s->master) s->ops->upload(s->master + p->local + offset, buffer, values * sizeof(float));
         if (narrows) narrow(half, buffer, values);
@@ -147,6 +148,7 @@ static void pass_rows(Shard* s, int piece, bool quantize, void* block, ReadRows 
         int rows = min_int(kRowsAtOnce, p->own - done);
         Mat x = mat(block, rows, p->cols, s->ops->act);
         progress_phase(quantize ? "quantizing weights" : "measuring weights", p->unit - 1);
+        progress_work("loading weights", piece + quantize * s->count, 2 * s->count);
         if (rows) read_piece_rows(s, p, p->row0 + done, rows, buffer, read, self);
         if (narrows) narrow(half, buffer, (size_t)rows * p->cols);
         s->ops->upload(block, narrows ? (void*)half : buffer, mat_bytes(x));
@@ -175,6 +177,7 @@ void shard_load(Shard* s, ReadRows read, void* self) {
     for (int i = 0; i < s->count; i++)
         if (!holds_codes(s) || !travels_as_codes(&s->pieces[i])) load_piece(s, &s->pieces[i], read, self);
     if (holds_codes(s)) load_codes(s, read, self);
+    progress_work(NULL, 0, 0);
     shard_replace_weights(s);
 }
 

@@ -28,9 +28,11 @@ static char* trained_adapter(const char* name, const char* more) {
     return out;
 }
 
+// The last evaluation's.
 static double loss_in(const char* text) {
-    const char* at = strstr(text, ": loss ");
-    return at ? strtod(at + strlen(": loss "), NULL) : INFINITY;
+    double loss = INFINITY;
+    for (const char* at = text; (at = strstr(at, ": loss ")) != NULL; at++) loss = strtod(at + strlen(": loss "), NULL);
+    return loss;
 }
 static double evaluated(const char* model, const char* more, const char* backend) {
     char* flags = text_of("eval --model %s --data %s --chat none --seq 32 --backend %s %s", model, val_path, backend, more);
@@ -103,6 +105,31 @@ static void resume_case(void) {
         char* const texts[] = {whole, part, copy, weights, more, flags, merge};
         for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
     }
+}
+
+// A run goes on only with the base that it was begun on, wherever that lies now.
+static void other_base_case(void) {
+    make_base();
+    char *out = trained_adapter("on-base", "--batch 4 --save-every 5"), *weights = path_join(out, "adapter_model.safetensors"), *own = base_dir;
+    char* changed = scratch_path("changed-base");
+    char* train = text_of("train --model %s --data %s --chat none --seq 32 --batch 4 --steps 1 --backend cpu --lr 1e-2 --out %s", own, data_path,
+                          changed);
+    free(run_well(train, "another base"));
+    file_remove(weights);
+    base_dir = changed;
+    char* flags = adapter_flags(out, "--batch 4 --save-every 5 --resume");
+    run_refused(flags, "the adapter fits only the base model that it was begun on: name that one with --model", "--resume on another base");
+    ok(!exists_in(out, "adapter_model.safetensors"), "nothing was written");
+    base_dir = scratch_path("moved-base");
+    char *move = text_of("cp -r %s", own), *again = adapter_flags(out, "--batch 4 --save-every 5 --resume");
+    shell(move, base_dir);
+    char* text = run_well(again, "--resume on a copy of the base");
+    ok(strstr(text, "resumed from") != NULL, "a copy of the base is the base");
+    free(text);
+    free(base_dir);
+    base_dir = own;
+    char* const texts[] = {out, weights, changed, train, flags, move, again};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 static void ranks_case(void) {
@@ -213,6 +240,6 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"other_base", other_base_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

@@ -307,6 +307,65 @@ static void inspect_case(void) {
     dataset_free(d);
 }
 
+// What inspect_summary says of some records; to be freed.
+static char* summary_of(const char* content, const ChatFormat* chat, int seq) {
+    DataOptions o = options_of(chat, seq);
+    o.inspect = true;
+    Dataset* d = load("a.jsonl", content, o);
+    enum { kMostBytes = 16 << 10 };
+    char* text = (char*)host_alloc(kMostBytes);
+    FILE* f = fmemopen(text, kMostBytes, "w");
+    inspect_summary(d, tokenizer, chat, seq, f);
+    fclose(f);
+    dataset_free(d);
+    return text;
+}
+
+static long count_in(const char* summary, const char* row) {
+    const char* at = strstr(summary, row);
+    return at ? strtol(at + strlen(row), NULL, 10) : -1;
+}
+
+static bool fits_80_columns(const char* text) {
+    for (const char* line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
+        if (strcspn(line, "\n") > 80) return false;
+    return true;
+}
+
+#define ANSWER(text) "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"" text "\"}]}\n"
+
+static void summary_case(void) {
+    static const char kRecords[] = ANSWER("A") ANSWER("B") ANSWER("A") ANSWER("a longer answer than the others are") ANSWER("A") ANSWER("B");
+    static const struct {
+        const char *name, *template_text;
+        long twice, endless;
+    } forms[] = {
+        {"right.jinja", "<|begin_of_text|>{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}", 0, 0},
+        {"twice.jinja", "<|begin_of_text|><|begin_of_text|>{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}", 6, 0},
+        {"endless.jinja", "<|begin_of_text|>{% for m in messages %}{{ m.content }}{% endfor %}", 0, 6},
+    };
+    for (int i = 0; i < COUNT(forms); i++) {
+        temp_write(forms[i].name, forms[i].template_text);
+        ChatOptions options = {temp_path(forms[i].name), NULL, SPECIALS_AUTO};
+        ChatFormat chat = chat_open(temp_dir, tokenizer, &options);
+        char* text = summary_of(kRecords, &chat, 200);
+        ok(count_in(text, "begin with two BOS tokens") == forms[i].twice && count_in(text, "answers without an end token") == forms[i].endless,
+           "summary of %s: %ld begin twice, %ld do not end", forms[i].name, forms[i].twice, forms[i].endless);
+        ok(count_in(text, "duplicates") == 3 && strstr(text, "line 3 repeats line 1") && strstr(text, "line 5 repeats line 1") &&
+           strstr(text, "line 6 repeats line 2"), "  three of six records repeat an earlier one");
+        ok(count_in(text, "records") == 6 && strstr(text, " tokens, line 4") && fits_80_columns(text), "  the longest is named; lines of 80 columns");
+        free(text);
+        chat_free(&chat);
+    }
+    static const char kLong[] = "{\"text\": \"0123456789012345678901234567890123456789\"}\n{\"text\": \"0\"}\n";
+    char *whole = summary_of(kLong, &none, 100), *cut = summary_of(kLong, &none, 10);
+    ok(count_in(whole, "answers without an end token") == 0 && count_in(cut, "answers without an end token") == 0 && strstr(cut, "the longest 11"),
+       "a text that goes on in the next row lacks no end");
+    ok(!fits_80_columns("                                                                                 "), "81 columns are noticed");
+    free(whole);
+    free(cut);
+}
+
 // ---- lengths
 
 static void lengths_case(void) {
@@ -731,7 +790,7 @@ static void refpack_case(void) {
 static const Case cases[] = {
     {"dataset.errors", errors_case},   // first: a child of a process whose OpenMP threads are up may not start its own
     {"dataset.forms", forms_case}, {"dataset.select", select_case}, {"dataset.gzip", gzip_case}, {"dataset.prompt_file", prompt_file_case},
-    {"dataset.inspect", inspect_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
+    {"dataset.inspect", inspect_case}, {"dataset.summary", summary_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
     {"dataset.pack", pack_case}, {"dataset.packing", packing_case}, {"dataset.auto", auto_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},
 };
 

@@ -168,7 +168,7 @@ static void rewrite(Rewriting* w, char* const words[], int count) {
     w->has_prompt = !named || strcmp(words[0], "generate");
     for (int i = 0; i < count; i++) {
         bool flag = !strncmp(words[i], "--", 2), value = flag && i + 1 < count && strncmp(words[i + 1], "--", 2);
-        bool dropped = !strcmp(words[i], "--epochs") || !strcmp(words[i], "--steps") || !strcmp(words[i], "--profile");
+        bool dropped = !strcmp(words[i], "--epochs") || !strcmp(words[i], "--steps") || !strcmp(words[i], "--warmup") || !strcmp(words[i], "--profile");
         w->resumes = w->resumes || !strcmp(words[i], "--resume");
         w->has_prompt = w->has_prompt || !strcmp(words[i], "--prompt") || !strcmp(words[i], "--data");
         if (!dropped) add_word(w, words[i]);

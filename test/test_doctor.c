@@ -6,6 +6,8 @@
 #include "../halo/run/doctor.h"
 #include "backends.h"
 
+static const char* this_test;   // beside which the program on emulated GPUs lies
+
 // ---- the check of kernels, on every backend, and on ones that are a little wrong
 
 static const Ops* inner;
@@ -33,22 +35,24 @@ static void kernels_case(void) {
     int backends = test_backends(list);
     for (int b = 0; b < backends; b++) {
         Doctor well = examined(list[b]);
-        ok(well.count[DOCTOR_OK] >= 5 && !well.count[DOCTOR_PROBLEM], "%s: %d checks pass", list[b]->name, well.count[DOCTOR_OK]);
+        ok(well.count[DOCTOR_OK] >= 6 && !well.count[DOCTOR_PROBLEM], "%s: %d checks pass", list[b]->name, well.count[DOCTOR_OK]);
         Ops table = *list[b];
         inner = list[b];
         table.gemm = wrong_gemm;
         Doctor row = examined(&table);
-        ok(row.count[DOCTOR_PROBLEM] == 5, "%s: a product without its last row is a problem in %d of 5 formats", list[b]->name, row.count[DOCTOR_PROBLEM]);
+        ok(row.count[DOCTOR_PROBLEM] == 6, "%s: a product without its last row is a problem in %d of 6 formats", list[b]->name, row.count[DOCTOR_PROBLEM]);
         table = *list[b];
         table.quantize = wrong_quantize;
         Doctor codes = examined(&table);
-        ok(codes.count[DOCTOR_PROBLEM] == 4, "%s: scales that are off by a hundredth are a problem in %d of 4 formats", list[b]->name, codes.count[DOCTOR_PROBLEM]);
+        ok(codes.count[DOCTOR_PROBLEM] == 5, "%s: scales that are off by a hundredth are a problem in %d of 5 formats", list[b]->name, codes.count[DOCTOR_PROBLEM]);
         table = *list[b];
         table.rotate = wrong_rotate;
         Doctor turned = examined(&table);
         ok(turned.count[DOCTOR_PROBLEM] == 1, "%s: a maximum of what was not rotated is %d problem", list[b]->name, turned.count[DOCTOR_PROBLEM]);
     }
 }
+
+#ifndef HALO_SIMT   // there the emulated backend is linked into this test alone: the program is another one
 
 // ---- the program
 
@@ -104,10 +108,43 @@ static void ranks_case(void) {
     free_run(bound);
 }
 
-// The emulated backend is linked into this test alone: the program is another one.
-#ifdef HALO_SIMT
-static const Case cases[] = {{"kernels", kernels_case}};
-#else
-static const Case cases[] = {{"kernels", kernels_case}, {"program", program_case}, {"ranks", ranks_case}};
+// On emulated GPUs, one and two ranks of them.
+static void emulated_case(void) {
+    char* emulated = text_of("%.*s/simt_train_llama3", (int)(strrchr(this_test, '/') - this_test), this_test);
+    const char* real = binary;
+    if (access(emulated, X_OK)) {
+        skip("%s is not built", emulated);
+        return;
+    }
+    binary = emulated;
+    setenv("SIMT_GPUS", "2", 1);
+    Run one = run("doctor"), two = {0, NULL, NULL};
+    ok(one.code == 0 && strstr(one.out, "GPU 1            ok       emulated GPU, sm_80") && strstr(one.out, "2 by NVLink") && lines_fit(one.out, 80),
+       "two emulated GPUs and their link");
+    ok(strstr(one.out, "kernel INT8      ok       own kernel") && strstr(one.out, "recipes, FP8     warning"), "their kernels, and FP8 without units for it");
+    launcher = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 ";
+    if (has_mpi()) two = run("doctor");
+    launcher = "";
+    if (two.out) ok(two.code == 0 && strstr(two.out, "2 ranks here over nccl"), "two ranks on them");
+    else skip("mpirun is not here");
+    unsetenv("SIMT_GPUS");
+    binary = real;
+    free_run(one);
+    free_run(two);
+    free(emulated);
+}
+
 #endif
-int main(int argc, char** argv) { return program_main("test_doctor", cases, COUNT(cases), argc, argv); }
+
+static const Case cases[] = {
+    {"kernels", kernels_case},
+#ifndef HALO_SIMT
+    {"program", program_case},
+    {"ranks", ranks_case},
+    {"emulated", emulated_case},
+#endif
+};
+int main(int argc, char** argv) {
+    this_test = argv[0];
+    return program_main("test_doctor", cases, COUNT(cases), argc, argv);
+}

@@ -74,11 +74,11 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     Mat dW = mat(ops->alloc((size_t)p.N * p.K * sizeof(float)), p.N, p.K, F32);
     linear_prepare_weight(&ln, &wq, W, shape);
     linear_prepare_input(&ln, &in, X, kPrepNone);
-    linear_forward(&ln, Y, &in, W, &wq, shape);
+    linear_forward(&ln, Y, 0, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
     for (int micro_step = 0; micro_step < 2; micro_step++) {   // the second one adds
         linear_measure_grad(&ln, &grad, shape);
-        linear_backward(&ln, dX, dW, micro_step, &grad, &in, W, &wq, shape);
+        linear_backward(&ln, dX, 0, dW, micro_step, &grad, &in, W, &wq, shape);
     }
     linear_finish_grad(&ln, dW);
     r.Y = from_backend(ops, Y.data, (size_t)p.M * p.N, ops->act);
@@ -326,7 +326,7 @@ static Seen see_linear(const Ops* ops, const char* recipe, Problem p) {
     linear_prepare_weight(&ln, &wq, W, shape);
     linear_prepare_input(&ln, &in, X, kPrepNone);
     linear_measure_grad(&ln, &grad, shape);
-    linear_backward(&ln, dX, dW, 0, &grad, &in, W, &wq, shape);
+    linear_backward(&ln, dX, 0, dW, 0, &grad, &in, W, &wq, shape);
     quant_stats_begin(&q);
     linear_observe(&ln, &q, 0, 2, X, W, dY, dW);
     Seen seen;

@@ -20,7 +20,7 @@ static Options options_of(const char* flags) {
         words[count++] = word;
     }
     const Command* command;
-    return options_parse(count, words, kPlan, 1, &command);
+    return options_parse(count, words, kPlan, 1, NULL, &command);
 }
 
 // ---- bytes

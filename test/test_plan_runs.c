@@ -18,7 +18,8 @@ static char* plan_of(const char* flags) {
 }
 
 static bool same_memory(const char* plan, const char* start) {
-    static const char* const kRows[] = {"weights ", "gradients ", "optimizer ", "gathered ", "codes ", "activations ", "scratch ", "staging ", "together "};
+    static const char* const kRows[] = {"weights ", "gradients ", "optimizer ", "gathered ", "codes ", "activations ",
+                                        "scratch ", "staging ", "together "};
     const char* line = start ? strstr(start, "memory per rank, GiB: ") : NULL;
     for (int i = 0; i < COUNT(kRows); i++) {
         char row[32];
@@ -191,8 +192,38 @@ static void data_case(void) {
     run_refused("plan", "--model|--preset", "no model");
 }
 
+// inspect: its steps are plan's, what training refuses it tells without failing, and its JSON holds examples alone.
+static void inspect_case(void) {
+    make_inputs();
+    char* flags = text_of("--model %s --data %s --chat none --seq 32 --batch 4 --epochs 2.5", model_dir, data_path);
+    char *inspect = text_of("inspect %s --examples 1", flags), *text = run_well(inspect, "inspect"), *plan = plan_of(flags);
+    double steps = number_behind(plan, "  steps of the run");
+    ok(steps == 15 && number_behind(text, "  steps of the run") == steps && number_behind(text, "  rows an epoch") == number_behind(plan, "  rows an epoch"),
+       "inspect and plan: %.0f steps", steps);
+    const char* summary = strstr(text, "--- summary");
+    ok(summary && fits_80_columns(summary) && strstr(summary, "lengths in tokens") && strstr(summary, "H200") && strstr(summary, "AN ESTIMATE"),
+       "a summary of 80 columns, with lengths and times");
+    char *json = text_of("inspect %s --examples 3 --json", flags), *lines = run_well(json, "inspect --json");
+    ok(lines_in(lines) == 3 && !strncmp(lines, "{\"text\":", 8), "--json: an example a line, and nothing else");
+    char* empty = scratch_path("empty.jsonl");
+    static const char kEmpty[] = "{\"prompt\": \"a\", \"completion\": \"\"}\n";
+    put_file(empty, kEmpty, strlen(kEmpty));
+    char *refused = text_of("inspect --model %s --data %s --chat none --seq 32", model_dir, empty), *told = run_well(refused, "empty answers");
+    ok(strstr(told, "training would refuse these data: ") && strstr(told, "every answer is empty"), "empty answers: inspect says that training refuses them");
+    free(flags);
+    free(inspect);
+    free(text);
+    free(plan);
+    free(json);
+    free(lines);
+    free(empty);
+    free(refused);
+    free(told);
+}
+
 static const Case cases[] = {{"cpu_memory", cpu_memory_case}, {"gpu_memory", gpu_memory_case}, {"traffic", traffic_case},
-                             {"fit", fit_case},               {"batch", batch_case},           {"data", data_case}};
+                             {"fit", fit_case},               {"batch", batch_case},           {"data", data_case},
+                             {"inspect", inspect_case}};
 int main(int argc, char** argv) {
     binary_of_test = argv[0];
     return program_main("test_plan_runs", cases, COUNT(cases), argc, argv);

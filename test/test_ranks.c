@@ -223,6 +223,66 @@ static void emulated_evaluation_case(void) {
     free(flags);
 }
 
+// What the program prints with these arguments on `ranks` ranks; each line of JSON is one of rank 0's.
+static char* printed_on(int ranks, const char* arguments) {
+    char* prefix = mpirun(ranks);
+    launcher = prefix;
+    Run r = run(arguments);
+    ok(r.code == 0, "%d ranks, %.40s: exit %d %s", ranks, arguments, r.code, r.code ? r.err : "");
+    launcher = "";
+    free(prefix);
+    free(r.err);
+    return r.out;
+}
+
+// Ranks share out the prompts, of which there are 22: drawn answers come in the order of the file as one rank gives them, also under a
+// recipe whose scale spans the batch, and also where the model's weights are spread over the ranks, before and between steps.
+static void answers_on(const char* base, const char* name, const char* more) {
+    char *model = train(base, 1, name, ""), *file = scratch_path("answers"), *alone = NULL, *judged = NULL, *lines = NULL;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        char* generate = text_of("generate --model %s --data %s --chat none --max-tokens 8 --temperature 2 --batch 3 --backend %s %s", model, data_path,
+                                 machine.backend, more);
+        char* eval = text_of("eval --model %s --data %s --chat none --max-tokens 8 --metric exact --batch 2 --backend %s %s --answers %s", model,
+                             data_path, machine.backend, more, file);
+        char *out = printed_on(ranks, generate), *verdict = printed_on(ranks, eval), *answers = file_read(file, NULL);
+        if (ranks == 1) {
+            alone = out, judged = verdict, lines = answers;
+            ok(lines_in(alone) == 22 && lines_in(lines) == 22, "%s: %d and %d answers", name, lines_in(alone), lines_in(lines));
+        } else {
+            ok(!strcmp(alone, out), "%s %s: %d ranks print what one does", name, more, ranks);
+            ok(!strcmp(judged, verdict) && !strcmp(lines, answers), "%s %s: %d ranks judge as one does", name, more, ranks);
+            free(out);
+            free(verdict);
+            free(answers);
+        }
+        free(generate);
+        free(eval);
+    }
+    char* const texts[] = {model, file, alone, judged, lines};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+static void cpu_answers_case(void) {
+    on_cpu();
+    make_models();
+    answers_on(deep_dir, "answers-deep", "");
+    answers_on(tied_dir, "answers-tied", "");
+    answers_on(deep_dir, "answers-int8", "--recipe halo2-int8");
+    char *few = text_of("--zero 3 --val %s --val-metric exact --max-tokens 6 --eval-every 1", val_path), *percent = NULL;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        char *name = text_of("metric%d", ranks), *out = train(tied_dir, ranks, name, few), *told = logged(out, "val_percent");
+        if (ranks == 1) percent = told;
+        else {
+            ok(*told && !strcmp(percent, told), "--val-metric on %d ranks: %s", ranks, told);
+            free(told);
+        }
+        free(name);
+        free(out);
+    }
+    free(percent);
+    free(few);
+}
+
 // Stages that sum whole gradients once a step take another order, and so does the norm that they are clipped by: the same to rounding.
 static void stages_with(const char* flags, int from_stage, int to_stage, double tolerance) {
     char *alone_flags = text_of("--zero 3 %s", flags), *alone = train_on(1, "alone", alone_flags);
@@ -427,7 +487,8 @@ static void emulated_refused_case(void) {
 static const Case cases[] = {{"cpu.bits", cpu_bits_case},         {"cpu.stages", cpu_stages_case},
                              {"cpu.packed", cpu_packed_case},     {"gpu.packed", gpu_packed_case},
                              {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
-                             {"cpu.refused", cpu_refused_case},   {"emulated.bits", emulated_bits_case},
+                             {"cpu.refused", cpu_refused_case},   {"cpu.answers", cpu_answers_case},
+                             {"emulated.bits", emulated_bits_case},
                              {"emulated.evaluation", emulated_evaluation_case},
                              {"emulated.stages", emulated_stages_case}, {"emulated.lost", emulated_lost_case},
                              {"emulated.refused", emulated_refused_case}, {"gpu.bits", gpu_bits_case},

@@ -14,6 +14,8 @@ void strings_init(StringTable* table, int size) {
     table->slot_mask = slots - 1;
     table->slots = (int*)host_alloc(slots * sizeof(int));
     for (uint32_t i = 0; i < slots; i++) table->slots[i] = -1;
+    table->pool_capacity = 16;   // the pool is there from the start: an empty string has an address too
+    table->pool = (char*)host_alloc(table->pool_capacity);
 }
 
 void strings_free(StringTable* table) {

@@ -89,6 +89,10 @@ const Ops CPU_OPS = {
     cpu_mark,
     cpu_marked_ms,
     cpu_forget_marks,
+    NULL,   // record_begin, record_end, replay, record_free
+    NULL,
+    NULL,
+    NULL,
     NULL,   // round_rows
     embed_forward,
     embed_backward,

@@ -200,6 +200,29 @@ static float cuda_marked_ms(int from, int to) {
 }
 static void cuda_forget_marks(void) { mark_count = 0; }
 
+// ---- recorded work: CUDA's graphs
+#ifdef HALO_SIMT
+static void (*const cuda_record_begin)(void) = NULL;
+static void* (*const cuda_record_end)(void) = NULL;
+static void (*const cuda_replay)(void*) = NULL;
+static void (*const cuda_record_free)(void*) = NULL;
+#else
+static void cuda_record_begin(void) { cuda_ok(cudaStreamBeginCapture(cuda_stream(), cudaStreamCaptureModeThreadLocal), "recording"); }
+static void* cuda_record_end(void) {
+    cudaGraph_t graph;
+    cudaGraphExec_t record;
+    cuda_ok(cudaStreamEndCapture(cuda_stream(), &graph), "recording");
+    cuda_ok(cudaGraphInstantiate(&record, graph, 0), "a record");
+    cuda_ok(cudaGraphDestroy(graph), "a record");
+    return record;
+}
+static void cuda_replay(void* record) { cuda_ok(cudaGraphLaunch((cudaGraphExec_t)record, cuda_stream()), "replay"); }
+static void cuda_record_free(void* record) {
+    cuda_sync();
+    cuda_ok(cudaGraphExecDestroy((cudaGraphExec_t)record), "a record");
+}
+#endif
+
 const Ops cuda_ops = {
     "cuda",
     BF16,
@@ -216,6 +239,10 @@ const Ops cuda_ops = {
     cuda_mark,
     cuda_marked_ms,
     cuda_forget_marks,
+    cuda_record_begin,
+    cuda_record_end,
+    cuda_replay,
+    cuda_record_free,
     cuda_round_rows,
     embed_forward,
     embed_backward,

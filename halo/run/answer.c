@@ -2,6 +2,7 @@
 #include "answer.h"
 
 #include "../../data/files.h"
+#include "../progress.h"
 
 enum { kMaxContext = 8192 };   // tokens of prompt and answer together, at most
 enum { kDefaultSlots = 64 };   // answers side by side, at most, unless --batch says otherwise
@@ -77,6 +78,83 @@ static int slot_positions(const Session* s, const Prompt* prompts, int count) {
     return min_int(positions, limit);
 }
 
+// ---- several ranks: each answers every ranks-th prompt, and before each step they tell each other what the last one brought
+
+typedef struct {
+    const Session* s;
+    Listener listener;
+    int slots;
+    double* news;   // (ranks, kNewsHead + kNewsParts slots)
+    int count;      // of this rank's
+} Exchange;
+// Of a rank: whether it has work. Of each slot with news: its prompt's number + 1, the token + 1 (0: none), whether the answer ends here.
+enum { kNewsHead = 1, kNewsParts = 3 };
+
+static size_t news_size(const Exchange* x) { return kNewsHead + kNewsParts * (size_t)x->slots; }
+static double* news_of(const Exchange* x, int rank) { return x->news + (size_t)rank * news_size(x); }
+static double* own_news(const Exchange* x, int index) { return news_of(x, x->s->comm->rank) + kNewsHead + kNewsParts * index; }
+
+static void tell_token(void* context, int prompt, int token) {
+    Exchange* x = (Exchange*)context;
+    double* n = own_news(x, x->count++);
+    n[0] = x->s->comm->rank + (double)prompt * x->s->comm->ranks + 1;
+    n[1] = token + 1;
+}
+
+// Right after the answer's last token, if this step brought one.
+static void tell_end(void* context, int prompt) {
+    Exchange* x = (Exchange*)context;
+    double number = x->s->comm->rank + (double)prompt * x->s->comm->ranks + 1;
+    if (!x->count || own_news(x, x->count - 1)[0] != number) own_news(x, x->count++)[0] = number;
+    own_news(x, x->count - 1)[2] = 1;
+}
+
+static bool exchange_news(void* context, bool working) {
+    Exchange* x = (Exchange*)context;
+    const Comm* comm = x->s->comm;
+    bool any = false;
+    news_of(x, comm->rank)[0] = working;
+    comm->host_sum(x->news, (int)((size_t)comm->ranks * news_size(x)));
+    for (int rank = 0; rank < comm->ranks; rank++) {
+        const double* n = news_of(x, rank);
+        any = any || n[0] > 0;
+        for (int i = 0; i < x->slots; i++) {
+            const double* of_slot = n + kNewsHead + kNewsParts * i;
+            if (of_slot[0] == 0) break;
+            if (of_slot[1] > 0) x->listener.token(x->listener.context, (int)of_slot[0] - 1, (int)of_slot[1] - 1);
+            if (of_slot[2] > 0) x->listener.end(x->listener.context, (int)of_slot[0] - 1);
+        }
+    }
+    memset(x->news, 0, sizeof(double) * (size_t)comm->ranks * news_size(x));
+    x->count = 0;
+    return any;
+}
+
+// Can ranks share out the prompts: is an answer the same whatever runs beside it? Not where a scale spans the rows of a batch.
+static bool shares_prompts(const Session* s) {
+    Gran gran = s->recipe->fx.gran;
+    return s->comm->ranks > 1 && (gran == NO_SCALE || gran == PER_ROW);
+}
+static int prompts_of_a_rank(const Session* s, int count) { return shares_prompts(s) ? (count + s->comm->ranks - 1) / s->comm->ranks : count; }
+
+// All ranks' prompts, shared out. `d` is complete but for who listens.
+static void answer_shared(const Session* s, Model* model, Decoding* d, const Prompt* prompts, int count, Listener listener) {
+    int ranks = s->comm->ranks, own = 0;
+    Prompt* mine = (Prompt*)host_alloc(sizeof(Prompt) * (size_t)prompts_of_a_rank(s, count));
+    for (int i = s->comm->rank; i < count; i += ranks) mine[own++] = prompts[i];
+    Exchange x = {s, listener, d->slots, NULL, 0};
+    x.news = (double*)host_alloc(sizeof(double) * (size_t)ranks * news_size(&x));
+    d->first_number = s->comm->rank;
+    d->number_step = ranks;
+    d->token = tell_token;
+    d->end = tell_end;
+    d->context = d->meet_context = &x;
+    d->meet = exchange_news;
+    generate_answers(model, &s->config, d, mine, own);
+    free(x.news);
+    free(mine);
+}
+
 static void set_decoding(const Session* s, Decoding* d, int stop[kMaxEos + 1], int slots, int positions) {
     const Options* o = &s->o;
     memset(d, 0, sizeof *d);
@@ -88,7 +166,6 @@ static void set_decoding(const Session* s, Decoding* d, int stop[kMaxEos + 1], i
     d->sampler.temperature = (float)o->temperature;
     d->sampler.top_p = (float)o->top_p;
     d->sampler.seed = (uint64_t)o->seed;
-    if (s->comm->ranks > 1) d->share = share_tokens, d->share_context = (void*)s;
 }
 
 static Model* new_generator(const Session* s, const Decoding* d) {
@@ -98,12 +175,17 @@ static Model* new_generator(const Session* s, const Decoding* d) {
 static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
     int positions = slot_positions(s, prompts, count), stop[kMaxEos + 1];
     Decoding d;
-    set_decoding(s, &d, stop, pick_slots(s, positions, count), positions);
+    set_decoding(s, &d, stop, pick_slots(s, positions, prompts_of_a_rank(s, count)), positions);
     d.token = listener.token;
     d.end = listener.end;
     d.context = listener.context;
     Model* model = new_generator(s, &d);
-    generate_answers(model, &s->config, &d, prompts, count);
+    if (shares_prompts(s) && count > 1) {
+        answer_shared(s, model, &d, prompts, count, listener);
+    } else {
+        if (s->comm->ranks > 1) d.share = share_tokens, d.share_context = (void*)s;
+        generate_answers(model, &s->config, &d, prompts, count);
+    }
     model_free(model);
 }
 
@@ -193,6 +275,7 @@ static void hand_over(void* context, int prompt) {
         const Tokenizer* tokenizer = f->s->tokenizer;
         Prompt prompt = prompt_of(e);
         Answer answer = {text_of(tokenizer, prompt.tokens, prompt.count), e->reference, text_of(tokenizer, tokens->ids, tokens->count)};
+        progress_work("answering", f->next, count);
         f->take(f->context, &answer);
         token_list_free(tokens);
         free(answer.prompt);
@@ -212,7 +295,7 @@ static Prompt* prompts_of(const Dataset* d) {
 void check_answers_fit(const Session* s, const Dataset* d) {
     int count = dataset_stats(d)->examples;
     Prompt* prompts = prompts_of(d);
-    pick_slots(s, slot_positions(s, prompts, count), count);
+    pick_slots(s, slot_positions(s, prompts, count), prompts_of_a_rank(s, count));
     free(prompts);
 }
 
@@ -222,6 +305,7 @@ void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* 
     FileAnswers f = {s, d, (TokenList*)host_alloc(sizeof(TokenList) * count), (bool*)host_alloc(count), 0, take, context};
     Listener listener = {keep_token, hand_over, &f};
     answer_tokens(s, prompts, (int)count, listener);
+    progress_work(NULL, 0, 0);
     free(f.answers);
     free(f.done);
     free(prompts);

@@ -12,7 +12,8 @@
 C_API Dataset* open_prompts(const Session* s, const char* path, bool held_out);
 
 // Answers the prompts of all examples with the weights of the session's shard, and hands the answers over in the order of the file as they
-// are done. All ranks call it together and get the same answers; the memory of the model that generates is given back.
+// are done. All ranks call it together and get the same answers, of which each makes its share where an answer does not depend on its
+// neighbours, else all; the memory of the model that generates is given back.
 typedef void (*TakeAnswer)(void* context, const Answer* answer);
 C_API void answer_examples(const Session* s, const Dataset* d, TakeAnswer take, void* context);
 

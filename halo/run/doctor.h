@@ -13,7 +13,7 @@ typedef struct {
     bool json, quiet;        // quiet: another rank speaks
     int count[3];            // by result
 } Doctor;
-// One line. remedy: what to do, "" for none; both are printed to 80 columns, or as a line of JSON.
+// One check: a line of the table and what to do below it, to 80 columns, or a line of JSON. remedy: what to do; not told if the result is ok.
 C_API void doctor_report(Doctor* d, const char* check, DoctorResult result, const char* detail, const char* remedy);
 // detail is printf's of what follows.
 C_API void doctor_note(Doctor* d, const char* check, DoctorResult result, const char* remedy, const char* detail, ...)

@@ -9,12 +9,13 @@
 
 static void check_driver(Doctor* d, const CudaFacts* f) {
     if (!f->driver) {
-        doctor_report(d, "driver", DOCTOR_WARNING, "no NVIDIA driver is here: the CPU backend runs, slowly", "install the driver if there is a GPU (nvidia-smi)");
+        doctor_report(d, "driver", DOCTOR_WARNING, "no NVIDIA driver is here: the CPU backend runs, slowly",
+                      "install the driver if there is a GPU (nvidia-smi)");
         return;
     }
     bool old = f->driver / 1000 < f->runtime / 1000;
-    doctor_note(d, "driver", old ? DOCTOR_PROBLEM : DOCTOR_OK, old ? "a newer driver, or the program built with an older CUDA" : "", "takes CUDA up to %d.%d",
-                f->driver / 1000, f->driver % 1000 / 10);
+    doctor_note(d, "driver", old ? DOCTOR_PROBLEM : DOCTOR_OK, "a newer driver, or the program built with an older CUDA",
+                "takes CUDA up to %d.%d", f->driver / 1000, f->driver % 1000 / 10);
     doctor_note(d, "CUDA", DOCTOR_OK, "", "built with %d.%d", f->runtime / 1000, f->runtime % 1000 / 10);
     if (*f->error) doctor_report(d, "GPUs", DOCTOR_PROBLEM, f->error, "nvidia-smi says more; a container needs --gpus all");
     else if (!f->count) doctor_report(d, "GPUs", DOCTOR_WARNING, "none: the CPU backend runs, slowly", "CUDA_VISIBLE_DEVICES may hide them");
@@ -27,8 +28,8 @@ static void check_gpus(Doctor* d, const CudaFacts* f) {
         char name[16];
         snprintf(name, sizeof name, "GPU %d", i);
         usable += g->usable;
-        doctor_note(d, name, g->usable ? DOCTOR_OK : DOCTOR_WARNING, g->usable ? "" : "sm_80 or newer is needed: it is left aside", "%s, sm_%d, %.1f GiB",
-                    g->name, g->capability, gib(g->total_bytes));
+        doctor_note(d, name, g->usable ? DOCTOR_OK : DOCTOR_WARNING, "sm_80 or newer is needed: it is left aside",
+                    "%s, sm_%d, %.1f GiB", g->name, g->capability, gib(g->total_bytes));
     }
     if (f->count && !usable) doctor_report(d, "GPUs", DOCTOR_PROBLEM, "none of them can be used", "an Ampere GPU or newer, or --backend cpu");
 }
@@ -45,7 +46,7 @@ static void check_links(Doctor* d, const CudaFacts* f) {
     bool slow = pairs[PEER_NONE] > 0;
     char which[64] = "";
     if (slow) snprintf(which, sizeof which, ", %d with no way but the host (%d to %d)", pairs[PEER_NONE], from, to);
-    doctor_note(d, "links", slow ? DOCTOR_WARNING : DOCTOR_OK, slow ? "ranks wait for each other: --qfsdp sends half, --accum sends less often" : "",
+    doctor_note(d, "links", slow ? DOCTOR_WARNING : DOCTOR_OK, "ranks wait for each other: --qfsdp sends half, --accum sends less often",
                 "of %d pairs %d by NVLink, %d by PCIe%s", f->count * (f->count - 1), pairs[PEER_NVLINK], pairs[PEER_PCIE], which);
 }
 
@@ -64,13 +65,15 @@ static const struct {
 static void check_nccl(Doctor* d, int gpus) {
     int version = comm_libraries().nccl;
     if (!version) {
-        if (gpus > 1) doctor_report(d, "NCCL", DOCTOR_PROBLEM, "built without it: one GPU is all that a run can use", "install libnccl-dev and OpenMPI, and run make again");
+        if (gpus > 1)
+            doctor_report(d, "NCCL", DOCTOR_PROBLEM, "built without it: one GPU is all that a run can use",
+                          "install libnccl-dev and OpenMPI, and run make again");
         return;
     }
     const char* bad = NULL;
     for (size_t i = 0; i < sizeof kBadNccl / sizeof kBadNccl[0]; i++)
         if (version >= kBadNccl[i].from && version < kBadNccl[i].before) bad = kBadNccl[i].what;
-    doctor_note(d, "NCCL", bad ? DOCTOR_WARNING : DOCTOR_OK, bad ? "2.29.3 or newer" : "", "%d.%d.%d%s%s", version / 10000, version / 100 % 100,
+    doctor_note(d, "NCCL", bad ? DOCTOR_WARNING : DOCTOR_OK, "2.29.3 or newer", "%d.%d.%d%s%s", version / 10000, version / 100 % 100,
                 version % 100, bad ? ": " : "", bad ? bad : "");
 }
 
@@ -78,7 +81,8 @@ void doctor_gpus(Doctor* d) {
     CudaFacts f;
     bool built = backend_cuda_facts(&f);
     if (!built) {
-        doctor_report(d, "CUDA", DOCTOR_WARNING, "built without it: the CPU backend runs, slowly", "install nvcc (CUDA 12.8 or newer) and run make again");
+        doctor_report(d, "CUDA", DOCTOR_WARNING, "built without it: the CPU backend runs, slowly",
+                      "install nvcc (CUDA 12.8 or newer) and run make again");
         return;
     }
     check_driver(d, &f);
@@ -116,12 +120,13 @@ static Mat on_backend(const Ops* ops, const float* x, int rows, int cols) {
     return m;
 }
 
-// Codes of x, with one scale for all, rotated along the features if the recipe rotates.
+// Codes of x with their scales, rotated along the features if the recipe rotates.
 static QMat coded(const Ops* ops, Mat x, Opnd how) {
-    float* numbers = (float*)ops->alloc(2 * kScalePlace * sizeof(float));   // the scale, and the maximum
-    QMat q = {mat(ops->alloc((size_t)x.rows * (size_t)x.cols), x.rows, x.cols, how.fmt), {NULL, 0, 0, 0, F32}, numbers, PER_TENSOR};
+    size_t scales = round_up((size_t)scale_count(x.rows, x.cols, how.gran), kScalePlace);
+    float* numbers = (float*)ops->alloc((scales + 1) * sizeof(float));   // the scales, and the maximum
+    float* maximum = numbers + scales;
+    QMat q = {mat(ops->alloc((size_t)x.rows * (size_t)x.cols), x.rows, x.cols, how.fmt), {NULL, 0, 0, 0, F32}, numbers, how.gran};
     Rotation turn = {how.rotate ? ROTATE_COLS : ROTATE_NONE, 0};
-    float* maximum = numbers + kScalePlace;
     if (how.rotate) ops->rotate(mat(NULL, x.rows, x.cols, ops->act), x, ROTATE_COLS, false, 0, maximum);
     else ops->absmax(maximum, x);
     ops->quantize(q, x, turn, maximum, how.fmt, how.clip);
@@ -176,37 +181,38 @@ static void check_format(Doctor* d, const Ops* ops, const char* name, Opnd how) 
     if (how.gran != NO_SCALE) snprintf(codes, sizeof codes, ", %d of %d codes differ", differ, kM * kK);
     char check[32];
     snprintf(check, sizeof check, "kernel %s", name);
-    doctor_note(d, check, right ? DOCTOR_OK : DOCTOR_PROBLEM, right ? "" : "this GPU or build computes wrong: train nothing with it; report the line",
+    doctor_note(d, check, right ? DOCTOR_OK : DOCTOR_PROBLEM, "this GPU or build computes wrong: train nothing with it; report the line",
                 "%s: %.1e from the CPU's%s", backend_last_product(ops), far, codes);
     free(got);
     free(want);
 }
 
-// Which kernel a recipe's products run on; FP8 on GPUs without units for it is decoded first.
+// Which kernel the products of each recipe run on; FP8 on GPUs without units for it is decoded first. FP6's codes are FP8's.
 static void check_recipe_kernels(Doctor* d, const Ops* ops) {
-    static const Fmt kFormats[] = {BF16, FP8_E4M3, INT8};   // FP6's codes are FP8's
-    char lists[3][256] = {"", "", ""}, runs_on[3][64];
+    enum { kKinds = 4 };
+    static const struct {
+        const char* name;
+        Opnd how;
+    } kinds[kKinds] = {{"recipes, BF16", {BF16, NO_SCALE, false, 1}}, {"recipes, FP8", {FP8_E4M3, PER_TENSOR, false, 1}},
+                       {"recipes, INT8", {INT8, PER_TENSOR, false, 1}}, {"recipes, blocks", {INT8, PER_BLOCK32, false, 1}}};
+    bool gpu = !strcmp(ops->name, "cuda");
     Product* p = (Product*)host_alloc(sizeof(Product));
-    for (int i = 0; i < 3; i++) {
-        Opnd how = {kFormats[i], i ? PER_TENSOR : NO_SCALE, false, 1};
-        run_product(ops, how, p);
-        snprintf(runs_on[i], sizeof runs_on[i], "%s", backend_last_product(ops));
+    int count;
+    const Recipe* table = recipe_table(&count);
+    for (int k = 0; k < kKinds; k++) {
+        char list[256] = "";
+        run_product(ops, kinds[k].how, p);
+        for (int r = 0; r < count; r++) {
+            Opnd f = table[r].fx;
+            int kind = f.gran == PER_BLOCK32 ? 3 : f.fmt == INT8 ? 2 : f.fmt == BF16 ? 0 : 1;
+            size_t used = strlen(list);
+            if (kind == k) snprintf(list + used, sizeof list - used, " %s", table[r].name);
+        }
+        bool slow = gpu && k == 1 && strcmp(backend_last_product(ops), "cuBLASLt") != 0;
+        doctor_note(d, kinds[k].name, slow ? DOCTOR_WARNING : DOCTOR_OK, "before sm_89 there are no FP8 units: int8 recipes are the fast ones",
+                    "%s:%s", backend_last_product(ops), list);
     }
     free(p);
-    int count;
-    bool gpu = !strcmp(ops->name, "cuda");
-    const Recipe* table = recipe_table(&count);
-    for (int r = 0; r < count; r++) {
-        int kind = table[r].fx.fmt == BF16 ? 0 : table[r].fx.fmt == INT8 ? 2 : 1;
-        bool blocks = table[r].fx.gran == PER_BLOCK32 && gpu;
-        size_t used = strlen(lists[kind]);
-        snprintf(lists[kind] + used, sizeof lists[kind] - used, "%s%s%s", used ? " " : "", table[r].name, blocks ? " (own kernel for any GPU)" : "");
-    }
-    for (int i = 0; i < 3; i++) {
-        bool slow = gpu && i == 1 && strcmp(runs_on[i], "cuBLASLt") != 0;
-        doctor_note(d, i == 0 ? "recipes, BF16" : i == 1 ? "recipes, FP8" : "recipes, INT8", slow ? DOCTOR_WARNING : DOCTOR_OK,
-                    slow ? "this GPU has no FP8 units: int8 recipes are the fast ones" : "", "%s: %s", runs_on[i], lists[i]);
-    }
 }
 
 void doctor_kernels(Doctor* d, const Ops* ops) {
@@ -219,6 +225,7 @@ void doctor_kernels(Doctor* d, const Ops* ops) {
         {"FP6", {FP6_E3M2, PER_TENSOR, false, 1}},
         {"INT8", {INT8, PER_TENSOR, false, 1}},
         {"rotated", {INT8, PER_TENSOR, true, 1}},
+        {"blocks", {INT8, PER_BLOCK32, false, 1}},
     };
     for (size_t i = 0; i < sizeof kFormats / sizeof kFormats[0]; i++) check_format(d, ops, kFormats[i].name, kFormats[i].how);
     check_recipe_kernels(d, ops);

@@ -4,7 +4,9 @@
 #include <math.h>
 
 #include "../../data/batch.h"
+#include "../progress.h"
 #include "answer.h"
+#include "status.h"
 
 Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
     int rows = dataset_rows(d), B = s->o.batch, BT = B * s->o.seq, ranks = s->comm->ranks;
@@ -13,11 +15,13 @@ Evaluation evaluate(const Session* s, Model* model, Dataset* d, float* losses) {
     double sums[2] = {0, 0};   // loss, tokens
     for (int first = 0; first < rows; first += B * ranks) {
         batch_fill_rows(&batch, d, first + s->comm->rank * B);
+        progress_work("evaluating", first, rows);
         model_loss(model, &batch.arrays, losses);
         s->ops->download(host, losses, sizeof(float) * (size_t)BT);
         for (int i = 0; i < BT; i++) sums[0] += host[i];
         sums[1] += batch.scored;
     }
+    progress_work(NULL, 0, 0);
     s->comm->host_sum(sums, 2);
     free(host);
     batch_free(&batch);
@@ -67,9 +71,11 @@ static void evaluate_loss(Session* s) {
 int command_eval(Options o) {
     if (o.score) return score_file(&o);
     Session s = session_open(o, EVAL);
+    if (leads(&s)) status_open();
     open_tokenizer(&s);
     if (metric_of(&o)) evaluate_answers(&s);
     else evaluate_loss(&s);
+    status_close();
     session_close(&s);
     return 0;
 }

@@ -118,6 +118,7 @@ static void deliver_rows(void* self, int spec, int layer, int row0, int rows, vo
     ModelWrite* w = (ModelWrite*)self;
     w->delivered++;
     progress_phase("writing the model", layer);
+    progress_work("writing the model", layer + 1, w->s->config.L);
     if (w->delivered > w->skip) w->rows(w->context, spec, layer, row0, rows, dst);
 }
 
@@ -144,6 +145,7 @@ static bool write_as(ModelWrite* w, const char* what, const char* dir, char* fau
         w->dir = NULL;
         write_now(w);
     }
+    progress_work(NULL, 0, 0);
     w->s->comm->host_sum(&failed, 1);
     if (failed == 0 && leads(w->s)) printf("wrote %s%s\n", what, dir);
     return failed == 0;

@@ -6,6 +6,7 @@
 #include "converse.h"
 
 typedef struct {
+    bool prints;   // on rank 0
     int matches, count;
 } Matches;
 
@@ -15,6 +16,7 @@ static void print_answer(void* context, const Answer* answer) {
     bool match = metric_find("exact")->judge(answer->expected, answer->generated);
     m->matches += match;
     m->count++;
+    if (!m->prints) return;
     json_t* line = json_pack("{s:o, s:o, s:o, s:b}", "prompt", json_utf8(answer->prompt), "expected", json_utf8(answer->expected),
                              "generated", json_utf8(answer->generated), "match", match);
     check(line, "print_answer: no JSON");
@@ -37,11 +39,12 @@ int command_generate(Options o) {
     if (o.prompt) {
         answer_prompt(&s, o.prompt);
     } else {
-        Matches m = {0, 0};
+        Matches m = {leads(&s), 0, 0};
         Dataset* d = open_prompts(&s, o.data, false);
         answer_examples(&s, d, print_answer, &m);
-        fprintf(stderr, "exact match %d/%d (%.1f%%), %d records left out\n", m.matches, m.count, 100.0 * m.matches / m.count,
-                dataset_stats(d)->skipped);
+        if (leads(&s))
+            fprintf(stderr, "exact match %d/%d (%.1f%%), %d records left out\n", m.matches, m.count, 100.0 * m.matches / m.count,
+                    dataset_stats(d)->skipped);
         dataset_free(d);
     }
     session_close(&s);

@@ -2,6 +2,7 @@
 #include "help.h"
 
 #include "../version.h"
+#include "config_file.h"
 
 static void print_version(void) {
     printf("train_llama3 %s (CPU"
@@ -86,7 +87,7 @@ static void print_man_page(const Command* commands, int count) {
 
 static void check_arguments(int argc, char** argv, const Command* commands, int count) {
     const Command* command;
-    Options o = options_parse(argc, argv, commands, count, &command);
+    Options o = options_parse(argc, argv, commands, count, read_config, &command);
     if (o.demo) o.model = o.data = o.val = "(the demo)";
     bool alone = (command->bit & (VERIFY | DOCTOR)) || o.score;   // no model is needed, so that there are no rules about it
     if (!alone) options_check(&o, command->bit, 1);
@@ -109,7 +110,7 @@ bool help_asked(int argc, char** argv, const Command* commands, int count) {
     } else {
         const Command* command;
         char* asking[] = {argv[0], argv[2], (char*)"--help", NULL};
-        options_parse(3, asking, commands, count, &command);
+        options_parse(3, asking, commands, count, read_config, &command);
     }
     return true;
 }

@@ -38,11 +38,19 @@ static const char* model_in(const char* dir) {
     return NULL;
 }
 
+char* log_lines_path(const char* log, bool* folder) {
+    static const char kEnding[] = ".jsonl";
+    size_t n = strlen(log), ending = sizeof kEnding - 1;
+    *folder = n <= ending || strcmp(log + n - ending, kEnding) || dir_exists(log);
+    return *folder ? path_join(log, "log.jsonl") : host_strdup(log);
+}
+
 static void claim_log(const Session* s) {
     const Options* o = &s->o;
     if (!o->log) return;
-    dir_make(o->log);
-    char* path = path_join(o->log, "log.jsonl");
+    bool folder;
+    char* path = log_lines_path(o->log, &folder);
+    if (folder) dir_make(o->log);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) user_error("%s: cannot be written: %s", path, strerror(errno));
     lock(fd, "log", path);
@@ -107,8 +115,9 @@ static bool finished_here(const Session* s, const CheckpointSetting* settings, i
         if (replaced && !strcmp(settings[i].name, WEIGHTS_SETTING)) continue;
         const char* then = json_string_value(json_object_get(note, settings[i].name));
         if (!then || strcmp(then, settings[i].value))
-            user_error("%s: the model there was trained with %s = %s, this run has %s; resume with the same value", path, settings[i].name,
-                       then ? printable(then) : "(nothing)", printable(settings[i].value));
+            user_error("%s: the model there was trained with %s = %s, this run has %s; %s", path, settings[i].name,
+                       then ? printable(then) : "(nothing)", printable(settings[i].value),
+                       settings[i].remedy ? settings[i].remedy : "resume with the same value");
     }
     json_decref(note);
     free(path);

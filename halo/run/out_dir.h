@@ -12,6 +12,10 @@
 // - --out must hold no model (unless --overwrite) and no checkpoints (unless --resume), and --log no lines of another run.
 C_API void claim_out(const Session* s);
 
+// The file that --log's lines go to: DIR/log.jsonl, with *folder true, or the file that `log` names where it ends in .jsonl. The caller frees
+// the path.
+C_API char* log_lines_path(const char* log, bool* folder);
+
 // Does --out hold a model that was trained to the end with these `settings` (count)? Then a resumed run has nothing left to do. A model
 // trained with other settings is a user_error. Rank 0 reads; all ranks call it.
 C_API bool run_is_finished(const Session* s, const CheckpointSetting* settings, int count);

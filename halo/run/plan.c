@@ -4,6 +4,7 @@
 #include "../../data/files.h"
 #include "../dry.h"
 #include "backend.h"
+#include "epochs.h"
 #include "export.h"
 #include "roofline.h"
 
@@ -20,8 +21,7 @@ typedef struct {
 
 static bool on_gpus(const Plan* p) { return !strcmp(p->s.ops->name, "cuda"); }
 
-// A directory's config.json is enough: weights are read by a run only.
-static Options planned_options(Options o) {
+Options planned_options(Options o) {
     if (!o.model || !dir_exists(o.model)) return o;
     o.from_scratch = o.model;
     o.model = NULL;
@@ -44,39 +44,34 @@ static void open_plan(Plan* p) {
 
 static int percent_of(double part, double all) { return all > 0 ? (int)(100 * part / all + 0.5) : 0; }
 
-// Rows of a micro-step, on average: packing fills fewer than --batch.
+// The rows of a micro-step, on average.
 static int read_data(Plan* p) {
     Session* s = &p->s;
     const Options* o = &s->o;
     open_tokenizer(s);
-    DataOptions options = data_options(s);
-    if (o->pack == PACK_ROWS_AUTO) options.pack = PACK_AUTO;
-    options.batch = o->batch;
-    options.micro_batches = o->accum * s->comm->ranks;
+    DataOptions options = training_data_options(s, s->comm->ranks);
     Dataset* d = dataset_load(o->data, s->tokenizer, &options);
     const DataStats* n = dataset_stats(d);
-    p->steps = count_steps(o, d);
-    int rows = dataset_rows(d), steps = dataset_steps(d), step_examples = ceil_div(n->examples, max_int(steps, 1));
-    p->step_tokens = (double)(n->tokens - (size_t)n->examples) / steps;
+    Epochs e = epochs_of(o, s->comm->ranks, d);
+    p->steps = e.run_steps;
+    p->step_tokens = e.step_tokens;
     printf("\ndata\n");
     printf("  %-32s %10d\n", "records", n->records);
     printf("  %-32s %10d\n", "examples", n->examples);
-    printf("  %-32s %10d   %d%%, --seq %d\n", "truncated", n->truncated, percent_of(n->truncated, n->examples), o->seq);
+    printf("  %-32s %10d   %d%%, at --seq %d\n", "truncated", n->truncated, percent_of(n->truncated, n->examples), o->seq);
     printf("  %-32s %10d\n", "left out", n->skipped);
     printf("  %-32s %10zu\n", "tokens", n->tokens);
     printf("  %-32s %10zu   %d%%\n", "trained tokens", n->scored, percent_of((double)n->scored, (double)n->tokens));
-    printf("  %-32s %10d   %d%% of their places filled\n", "rows an epoch", rows,
-           percent_of((double)(n->tokens - (size_t)n->examples), (double)rows * o->seq));
-    printf("  %-32s %10d   %d examples each\n", "steps an epoch", steps, step_examples);
-    printf("  %-32s %10.0f\n", "steps of the run", p->steps);
-    int mean = ceil_div(rows, max_int(steps * options.micro_batches, 1));
+    epochs_print(&e);
     dataset_free(d);
-    return min_int(max_int(mean, 1), o->batch);
+    return e.micro_rows;
 }
 
 // ---- what it takes
 
-static void print_gib(const char* what, size_t bytes, const char* note) { printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note); }
+static void print_gib(const char* what, size_t bytes, const char* note) {
+    printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note);
+}
 
 static void print_memory(const Plan* p) {
     const PlannedMemory* m = &p->memory;
@@ -121,8 +116,9 @@ static void print_traffic_and_disk(const Plan* p) {
 
 // ---- time
 
-static void print_duration(double seconds) {
-    if (seconds < 600) printf("%8.0f s", seconds);
+void print_duration(double seconds) {
+    if (seconds < 10) printf("%8.1f s", seconds);
+    else if (seconds < 600) printf("%8.0f s", seconds);
     else if (seconds < 48 * 3600.0) printf("%6.1f h ", seconds / 3600);
     else printf("%6.1f d ", seconds / 86400);
 }
@@ -132,15 +128,16 @@ static void print_times(const Plan* p) {
     const GpuKind* kinds = gpu_kinds(&count);
     const Options* o = &p->s.o;
     double room = (double)o->batch * o->seq * o->accum * ranks, tokens = p->step_tokens > 0 ? p->step_tokens : room;
-    printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\nmeasured steps, within about a tenth; the others may be far off)\n");
+    printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\n"
+           "measured steps, within about a tenth; the others may be far off)\n");
     printf("  %-14s %5s %12s %12s %10s  %s\n", "GPU", "fits", "ms a step", "tokens/s", "TFLOP/s", p->steps > 0 ? "to the end" : "");
     for (int i = 0; i < count; i++) {
         const GpuKind* g = &kinds[i];
         char name[32];
         snprintf(name, sizeof name, "%s%s", g->name, g->measured ? " *" : "");
         double seconds = p->cost.ms[i] * 1e-3;
-        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i], tokens / seconds,
-               tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
+        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
+               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
         if (p->steps > 0) print_duration(p->steps * seconds);
         putchar('\n');
     }

@@ -42,7 +42,7 @@ typedef struct {
     const char *flag, *value;   // NULL: the batch
     int batch;                  // examples of a micro-step; there are more micro-steps for it
 } Rung;
-enum { kMostRungs = 48 };
+enum { kMostRungs = 64 };
 typedef struct {
     Rung rungs[kMostRungs];
     bool taken[kMostRungs];
@@ -50,7 +50,8 @@ typedef struct {
 } Ladder;
 
 static void add_rung(Ladder* l, bool wanted, const char* flag, const char* value, int batch) {
-    if (!wanted || l->count == kMostRungs) return;
+    if (!wanted) return;
+    check(l->count < kMostRungs, "plan: more than %d rungs", (int)kMostRungs);
     Rung r = {flag, value, batch};
     l->rungs[l->count++] = r;
 }
@@ -65,7 +66,11 @@ static void make_ladder(Ladder* l, const Session* s, const Options* o) {
     add_rung(l, full && o->grad_dtype == F32, "grad-dtype", "bf16", 0);
     add_rung(l, full && o->master == MASTER_FP32, "master", "bf16-sr", 0);
     add_rung(l, o->recompute != RECOMPUTE_BLOCK, "recompute", "block", 0);
-    for (int batch = o->batch - 1; batch >= 1; batch--) add_rung(l, o->batch % batch == 0, NULL, NULL, batch);
+    for (int batch = o->batch - 1, last = o->batch; batch >= 1; batch--) {   // divisors, so that the global batch stays what it is
+        if (o->batch % batch || batch > last * 2 / 3) continue;
+        add_rung(l, true, NULL, NULL, batch);
+        last = batch;
+    }
     add_rung(l, ranks && !zero_3, "zero", "3", 0);
     add_rung(l, o->logits_mb > 128, "logits-mb", "128", 0);
     add_rung(l, ranks && full && !o->qfsdp && linear_gathers_codes(options_recipe(o)), "qfsdp", "yes", 0);

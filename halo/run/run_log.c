@@ -3,56 +3,148 @@
 
 #include <errno.h>
 #include <math.h>
+#include <time.h>
 
 #include "../../data/files.h"
+#include "../ceilings.h"
+#include "out_dir.h"
+#include "status.h"
 #include "stop.h"
 
-static void duration(double seconds, char text[32]) {
-    int t = (int)(seconds + 0.5);
-    if (t >= 3600) snprintf(text, 32, "%dh%02dm", t / 3600, t / 60 % 60);
-    else if (t >= 60) snprintf(text, 32, "%dm%02ds", t / 60, t % 60);
-    else snprintf(text, 32, "%ds", t);
+static double wall_time(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Removes the lines of steps after `step`, which a resumed run does again, and a last line that a crash has cut short.
+// ---- opening and closing
+
+// Removes the lines of steps after `step`, which a resumed run does again, and a last line that a crash has cut short. Without a
+// checkpoint (step 0) all lines go.
 static void log_rewind(const char* path, int64_t step) {
     static const char kOpening[] = "{\"step\": ";
     if (!path_exists(path)) return;
     char *text = file_read(path, NULL), *line = text;
-    for (char* end; (end = strchr(line, '\n')) != NULL; line = end + 1)
+    for (char* end; step && (end = strchr(line, '\n')) != NULL; line = end + 1)
         if (!strncmp(line, kOpening, strlen(kOpening)) && strtol(line + strlen(kOpening), NULL, 10) > step) break;
     if (truncate(path, line - text)) user_error("%s: cannot be written: %s", path, strerror(errno));
     free(text);
 }
 
-// If the log cannot be written, says so once, and the run goes on without a log: it is only a convenience.
-static void give_up_log(StepLog* log, const char* why) {
-    fprintf(stderr, "train_llama3: --log: log.jsonl cannot be written: %s; the run goes on without it\n", why);
-    fclose(log->file);
-    log->file = NULL;
+// If a part of the log cannot be written, says so once, and the run goes on without that part: the log is only a convenience.
+static void tell_given_up(const char* name, int fault) {
+    fprintf(stderr, "train_llama3: --log: %s cannot be written: %s; the run goes on without it\n", name, strerror(fault));
 }
 
-StepLog log_open(const Session* s, int steps, int64_t steps_done) {
+static void give_up_events(StepLog* log) {
+    tell_given_up("TensorBoard's events", errno);
+    events_close(&log->events);
+}
+
+// The last part of a path: "models/Llama-3.2-1B/" gives "Llama-3.2-1B".
+static void last_part(const char* path, char text[64]) {
+    int bytes = (int)strlen(path), start;
+    while (bytes > 1 && path[bytes - 1] == '/') bytes--;
+    for (start = bytes; start > 0 && path[start - 1] != '/';) start--;
+    snprintf(text, 64, "%.*s", bytes - start, path + start);
+}
+
+static char* title_of(const Session* s) {
+    char model[64], data[64], title[192];
+    last_part(s->source_path ? s->source_path : s->o.preset, model);
+    last_part(s->o.data, data);
+    snprintf(title, sizeof title, "%s on %s, %s", model, data, s->recipe->name);
+    return host_strdup(title);
+}
+
+static void open_folder(StepLog* log, const char* lines, int64_t steps_done) {
+    const Session* s = log->s;
+    log->picture = path_join(s->o.log, "loss.svg");
+    log->title = title_of(s);
+    if (s->o.resume) curves_read(&log->curves, lines);
+    if (s->o.overwrite && !s->o.resume) events_remove(s->o.log);
+    if (!events_open(&log->events, s->o.log, wall_time(), s->o.resume ? steps_done + 1 : 0)) give_up_events(log);
+}
+
+StepLog log_open(const Session* s, int steps, int64_t steps_done, double ceiling_tflops) {
     StepLog log;
     memset(&log, 0, sizeof log);
+    log.s = s;
     log.steps = steps;
-    if (!s->o.log || !leads(s)) return log;
-    dir_make(s->o.log);
-    char* path = path_join(s->o.log, "log.jsonl");
+    log.first_step = (int)steps_done + 1;
+    log.ceiling_tflops = ceiling_tflops;
+    log.events.fd = -1;
+    log.step_ended_at = log.pictured_at = seconds_now();
+    if (!leads(s)) return log;
+    StatusNumbers at_start = {(int)steps_done, steps, NAN, 0, 0, 0, 0, 0, 0};
+    status_set(&at_start);
+    if (!s->o.log) return log;
+    bool folder;
+    char* path = log_lines_path(s->o.log, &folder);
+    if (folder) dir_make(s->o.log);
     if (s->o.resume) log_rewind(path, steps_done);
     log.file = fopen(path, s->o.resume ? "a" : "w");
     if (!log.file) user_error("%s: cannot be written: %s", path, strerror(errno));
+    if (folder) open_folder(&log, path, steps_done);
     free(path);
     return log;
 }
 
-void log_close(StepLog* log) {
-    if (log->file) fclose(log->file);
+static void log_flush(StepLog* log) {
+    if (!fflush(log->file)) return;
+    tell_given_up("log.jsonl", errno);
+    fclose(log->file);
+    log->file = NULL;
 }
 
-static void log_flush(StepLog* log) {
-    if (fflush(log->file)) give_up_log(log, strerror(errno));
+static void log_events(StepLog* log, int step, const EventValue* values, int count) {
+    if (log->events.fd >= 0 && !events_write(&log->events, wall_time(), step, values, count)) give_up_events(log);
 }
+
+// ---- the picture
+
+static bool write_picture(const StepLog* log, const char* aside) {
+    size_t bytes;
+    char* svg = curves_svg(&log->curves, log->title, log->steps, &bytes);
+    FILE* f = fopen(aside, "w");
+    bool written = f && fwrite(svg, 1, bytes, f) == bytes;
+    if (f && fclose(f)) written = false;
+    free(svg);
+    return written && rename(aside, log->picture) == 0;
+}
+
+// Draws loss.svg into another file and renames that, so that a reader finds it whole.
+static void draw_picture(StepLog* log) {
+    if (!log->picture || !log->curves.count[CURVE_LOSS]) return;
+    double start = seconds_now();
+    char* aside = path_join(log->s->o.log, ".loss.svg.part");
+    if (!write_picture(log, aside)) {
+        tell_given_up("loss.svg", errno);
+        unlink(aside);
+        free(log->picture);
+        log->picture = NULL;
+    }
+    free(aside);
+    log->pictured_at = seconds_now();
+    log->picture_seconds = log->pictured_at - start;
+}
+
+// Draws the picture if the last drawing is five seconds old, or fifty times as old as it took: a long run spends at most 2% on drawing.
+static void draw_picture_in_time(StepLog* log) {
+    if (seconds_now() - log->pictured_at > fmax(5, 50 * log->picture_seconds)) draw_picture(log);
+}
+
+void log_close(StepLog* log) {
+    if (!log->s || !leads(log->s)) return;
+    draw_picture(log);
+    if (log->file) fclose(log->file);
+    events_close(&log->events);
+    curves_free(&log->curves);
+    free(log->picture);
+    free(log->title);
+}
+
+// ---- steps
 
 // JSON has no infinities and no NaN: null stands for them.
 static const char* json_number(double x, char text[32]) {
@@ -90,15 +182,76 @@ static void tell_spike(StepLog* log, int step, double loss) {
     log->recent[log->losses++ % kRecentLosses] = loss;
 }
 
+// Updates step_seconds, the time from step to step including evaluations and saves: the mean over the first fifty steps, later a moving mean
+// over about as many. The first step, in which much is set up, counts only until there is a second.
+static void note_time(StepLog* log, double seconds) {
+    const int most = 50;
+    double now = seconds_now(), whole = log->timed ? now - log->step_ended_at : seconds;
+    int among = log->timed < 2 ? 1 : min_int(log->timed, most);
+    log->step_seconds += (whole - log->step_seconds) / among;
+    log->step_ended_at = now;
+    log->timed++;
+}
+
+// Bytes in use: of the GPU's memory by everybody, or of the host's by this process.
+static double used_memory(const Session* s) {
+    long pages = 0, resident = 0;
+    if (!strcmp(s->ops->name, "cuda")) return (double)s->ops->total_bytes() - (double)s->ops->free_bytes();
+    FILE* f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%ld %ld", &pages, &resident) != 2) resident = 0;
+    if (f) fclose(f);
+    return (double)resident * (double)sysconf(_SC_PAGESIZE);
+}
+
+double log_ceiling(const Session* s) {
+    if (!leads(s) || !status_live() || strcmp(s->ops->name, "cuda")) return 0;
+    progress_work("measuring plain products", 0, 0);
+    double tflops = ceiling_tflops(s->ops, &s->config, s->o.batch * s->o.seq, s->ops->act);
+    progress_work(NULL, 0, 0);
+    return tflops;
+}
+
+static void show_step(StepLog* log, int step, StepResult r, float lr, double eta) {
+    const Session* s = log->s;
+    double now = seconds_now(), per_second = (double)r.tokens / log->step_seconds;
+    if (now - log->memory_at > 1) {
+        log->used_bytes = used_memory(s);
+        log->memory_at = now;
+    }
+    double tflops = per_second * train_flops_per_token(&s->config, s->o.seq) / 1e12 / s->comm->ranks;
+    StatusNumbers numbers = {step, log->steps, r.loss, (double)lr, per_second, eta, log->ceiling_tflops > 0 ? tflops / log->ceiling_tflops : 0,
+                             log->used_bytes, (double)s->ops->total_bytes()};
+    status_set(&numbers);
+}
+
+// Does this step get a line? Without a live line every step does; with one the first, the last, and one step every half a minute.
+static bool step_line_due(StepLog* log, int step) {
+    const double between = 30;
+    double now = seconds_now();
+    if (status_live() && step != log->first_step && step != log->steps && now - log->line_at < between) return false;
+    log->line_at = now;
+    return true;
+}
+
 void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, double seconds) {
-    log->mean_step_seconds = log->mean_step_seconds > 0 ? 0.9 * log->mean_step_seconds + 0.1 * seconds : seconds;
-    double eta = (log->steps - step) * log->mean_step_seconds, tokens_per_second = (double)r.tokens / seconds;
+    note_time(log, seconds);
+    double eta = (log->steps - step) * log->step_seconds, tokens_per_second = (double)r.tokens / seconds;
     char eta_text[32];
-    duration(eta, eta_text);
-    printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
-           log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
+    duration_text(eta, eta_text);
+    if (step_line_due(log, step))
+        printf("step %*d/%d  epoch %.2f  loss %.4f  norm %.4f  lr %.2e  %.0f tok/s  ETA %s\n", log->steps > 999 ? 5 : 3, step,
+               log->steps, epoch, r.loss, r.grad_norm, lr, tokens_per_second, eta_text);
+    if (status_live()) show_step(log, step, r, lr, eta);
     tell_spike(log, step, r.loss);
     stop_if_unheard();
+    const EventValue values[] = {{"train/loss", r.loss}, {"train/gradient_norm", (double)r.grad_norm}, {"train/learning_rate", (double)lr},
+                                 {"train/tokens_per_second", tokens_per_second}};
+    log_events(log, step, values, 4);
+    if (log->picture) {
+        const Curve curves[] = {CURVE_LOSS, CURVE_NORM, CURVE_LR, CURVE_SPEED};
+        for (int i = 0; i < 4; i++) curves_add(&log->curves, curves[i], step, values[i].value);
+        draw_picture_in_time(log);
+    }
     if (!log->file) return;
     char loss[32], norm[32], rate[32];
     fprintf(log->file, "{\"step\": %d, \"epoch\": %.6f, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, "
@@ -108,20 +261,36 @@ void log_step(StepLog* log, int step, double epoch, StepResult r, float lr, doub
     log_flush(log);
 }
 
+// ---- evaluations
+
 void log_quant_stats(StepLog* log, const Trainer* t, int step) {
-    quant_stats_report(model_quant_stats(t->model), step, log->file);
+    QuantHealth h = quant_stats_report(model_quant_stats(t->model), step, log->file);
     if (log->file) log_flush(log);
+    if (log->picture) curves_add_health(&log->curves, step, &h);
+    const EventValue values[] = {{"quantization/dw_cosine_mean", h.cosine_mean}, {"quantization/dw_cosine_least", h.cosine_least},
+                                 {"quantization/x_clipped_percent", h.clipped[0]}, {"quantization/w_clipped_percent", h.clipped[1]},
+                                 {"quantization/dy_clipped_percent", h.clipped[2]}, {"quantization/x_underflow_percent", h.underflow[0]},
+                                 {"quantization/w_underflow_percent", h.underflow[1]}, {"quantization/dy_underflow_percent", h.underflow[2]}};
+    log_events(log, step, values, 8);
 }
 
 void log_verdict(StepLog* log, const char* metric, int step, Verdict v) {
     puts(v.line);
+    char tag[64];
+    snprintf(tag, sizeof tag, "val/%s_percent", metric);
+    const EventValue value = {tag, v.percent};
+    log_events(log, step, &value, 1);
     if (!log->file) return;
     fprintf(log->file, "{\"step\": %d, \"val_metric\": \"%s\", \"val_percent\": %.6g, \"val_answers\": %d}\n", step, metric, v.percent, v.count);
     log_flush(log);
 }
 
 void log_evaluation(StepLog* log, const char* path, int step, Evaluation e) {
+    if (!step) printf("before the first step, ");
     print_evaluation(path, e);
+    const EventValue value = {"val/loss", e.loss};
+    log_events(log, step, &value, 1);
+    if (log->picture) curves_add(&log->curves, CURVE_VAL, step, e.loss);
     if (!log->file) return;
     fprintf(log->file, "{\"step\": %d, \"val_loss\": %.9g, \"val_tokens\": %zu}\n", step, e.loss, e.scored);
     log_flush(log);

@@ -75,13 +75,16 @@ void run_settings(const Session* s, RunSettings* r) {
     int flags = options_flags(&s->o, r->flags, false);
     for (int i = 0; i < flags; i++) {
         bool backend = !strcmp(r->flags[i].name, "backend");   // not "auto" but the chosen backend, since another one gives different bits
-        CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value};
+        CheckpointSetting setting = {r->flags[i].name, backend ? s->ops->name : r->flags[i].value, NULL};
         if (!is_place(setting.name)) r->list[r->count++] = setting;
     }
+    const char* other_weights = s->config.adapter.kind == ADAPTER_NONE
+                                    ? "resume with the --model that the run began with"
+                                    : "the adapter fits only the base model that it was begun on: name that one with --model";
     const CheckpointSetting contents[] = {
-        {"rows of a global batch (--batch x --accum x ranks)", r->global_rows}, {"content of --data (XXH3)", r->identity.data},
-        {WEIGHTS_SETTING, r->identity.weights}, {"config.json (XXH3)", r->identity.config},
-        {"tokenizer and chat template (XXH3)", r->identity.tokenizer}};
+        {"rows of a global batch (--batch x --accum x ranks)", r->global_rows, NULL}, {"content of --data (XXH3)", r->identity.data, NULL},
+        {WEIGHTS_SETTING, r->identity.weights, other_weights}, {"config.json (XXH3)", r->identity.config, NULL},
+        {"tokenizer and chat template (XXH3)", r->identity.tokenizer, NULL}};
     for (size_t i = 0; i < sizeof contents / sizeof contents[0]; i++) r->list[r->count++] = contents[i];
 }
 

@@ -11,11 +11,9 @@
 #include "../progress.h"
 #include "backend.h"
 
-// config.json and the tokenizer's files of the source; without config.json for a model cut by --layers, whose config.json is made anew.
-static ModelFiles* source_files(const Session* s) {
-    const Options* o = &s->o;
-    if (!o->model) return model_files_from_dirs(o->layers ? NULL : s->source_path, s->tokenizer_path);
-    ModelFiles* own = model_source_files(s->source);
+// config.json and the tokenizer's files, from the model's own (which this function frees) and --tokenizer's. A cut model's config.json is
+// made anew, so that the source's is left out.
+static ModelFiles* source_files(const Options* o, ModelFiles* own) {
     if (!o->tokenizer && !o->layers) return own;
     ModelFiles* files = o->tokenizer ? model_files_from_dirs(NULL, o->tokenizer) : model_files_new();
     for (int i = 0; i < model_files_count(own); i++) {
@@ -30,19 +28,23 @@ static ModelFiles* source_files(const Session* s) {
 // Reads the model's sizes from --model, --preset or --from-scratch, and its tokenizer's files.
 static void open_source(Session* s) {
     const Options* o = &s->o;
+    ModelFiles* own = NULL;
     if (o->model) {
         s->source = model_source_open(o->model, &s->config);
         s->source_path = o->model;
+        own = model_source_files(s->source);
     } else if (o->from_scratch) {
-        hf_config_read(o->from_scratch, &s->config);
+        own = model_files_from_dir(o->from_scratch);
+        hf_config_of_files(own, o->from_scratch, &s->config);
         s->source_path = o->from_scratch;
     } else {
+        own = model_files_new();
         check(config_preset(&s->config, o->preset), "--preset %s passed options_check", o->preset);
     }
     if (o->layers > s->config.L) user_error("--layers %d: the model has %d", o->layers, s->config.L);
     if (o->layers) s->config.L = o->layers;
     s->tokenizer_path = o->tokenizer ? o->tokenizer : s->source_path;
-    s->files = source_files(s);
+    s->files = source_files(o, own);
 }
 
 void open_chat(Session* s) {

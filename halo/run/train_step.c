@@ -74,7 +74,7 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
         cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
-    StepResult r = {0, NAN, 0, false, -1};
+    StepResult r = {0, NAN, 0, dataset_step_examples(d, step_in_epoch), false, -1};
     if (o->on_nan == ON_NAN_SKIP) {
         sum_losses(s, t, cells, scored, sums, &r);
         bool finite = gradient_is_finite(s, t);

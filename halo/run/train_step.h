@@ -18,6 +18,7 @@ typedef struct {
     double loss;
     float grad_norm;
     size_t tokens;   // of all ranks, without padding
+    int examples;    // of the global batch
     bool finite;     // all ranks' losses and the gradient norm are finite; else the step was skipped (--on-nan skip), or is the run's last
     int bad_rank;    // the first rank with losses that are not finite; -1: none (of a step that is not finite: its gradient is not)
 } StepResult;

@@ -16,6 +16,7 @@
 #include "../../data/record.h"
 #include "../../data/safetensors.h"
 #include "../../data/tokenizer/tokenizer.h"
+#include "../../data/toml.h"
 #include "../../halo/attempt.h"
 #include "../jinja_cases.h"
 
@@ -126,6 +127,14 @@ static void as_records(void* unused) {
     records_free(&records);
 }
 
+static void as_toml(void* unused) {
+    (void)unused;
+    Toml toml = toml_read(path);
+    for (int i = 0; i < toml.count; i++)
+        if (!*toml.entries[i].key || !toml.entries[i].value) abort();
+    toml_free(&toml);
+}
+
 static void as_gguf(void* unused) {
     (void)unused;
     Config config;
@@ -144,7 +153,7 @@ static void as_checkpoint(void* unused) {
     static int64_t step;
     Blob blob = host_blob("weights", weights, sizeof weights);
     CheckpointNumber number = {"step", &step};
-    CheckpointSetting setting = {"seed", "0"};
+    CheckpointSetting setting = {"seed", "0", NULL};
     CheckpointState state = {0, 1, &blob, 1, &number, 1, &setting, 1};
     free(checkpoint_verify(dir));
     checkpoint_load(dir, &state);
@@ -181,6 +190,7 @@ static const struct {
     {"fuzz_tokenizer", "tokenizer.json", as_tokenizer},
     {"fuzz_jsonl", "x.jsonl", as_records},
     {"fuzz_csv", "x.csv", as_records},
+    {"fuzz_toml", "x.toml", as_toml},
     {"fuzz_gguf", "x.gguf", as_gguf},
     {"fuzz_jinja", "x.jinja", as_template},
     {"fuzz_checkpoint", "rank-00000-of-00001.json", as_checkpoint},

@@ -37,6 +37,7 @@ seeds() {
             echo '{"text": "a\u00e9\ud83d\ude00"}' >"$2/text"
             echo '{"instruction": "a", "input": "", "output": "b"}' >"$2/alpaca" ;;
         fuzz_jinja) echo "{% for m in list %}{{ loop.index ~ m | trim }}{% if not loop.last %}, {% endif %}{% endfor %}{{ word[1:] | tojson }}" >"$2/seed" ;;
+        fuzz_toml) printf '# a\nlr = 1e-5\nmodel = "a\\u00e9"\nqfsdp = true\ntarget = ["q", '"'v'"',\n]\nsteps = 1_000 # b\n' >"$2/seed" ;;
         fuzz_csv) printf 'mr,ref\r\n"name[The ""Eagle""], food[x]",A place\n' >"$2/seed" ;;
         fuzz_gguf) printf 'GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\24\0\0\0\0\0\0\0general.architecture\10\0\0\0\5\0\0\0\0\0\0\0llama' >"$2/seed" ;;
         fuzz_checkpoint) echo ' "format": "train_llama3 checkpoint", "rank": 0, "ranks": 1, "numbers": {"step": 3}, "settings": {"seed": "0"},

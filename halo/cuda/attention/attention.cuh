@@ -119,7 +119,7 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
 
 // How many rows at a time have their chunks split into blocks of their own (attention/cached.cuh): with fewer than kCachedBusy blocks for
 // each SM, as many as the workspace has room for; else 0, no splitting. Either way gives the same bits.
-enum { kCachedBusy = 4 };
+enum { kCachedBusy = 3 };
 static int cached_split_rows(int rows, int NH, int NKV, int HD, int chunks) {
     size_t row_bytes = (size_t)NH * chunks * (HD + 2) * sizeof(float);
     int most = (int)(kWorkspaceBytes / row_bytes), tile = cached_tile_rows(NH / NKV);

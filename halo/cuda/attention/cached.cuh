@@ -225,8 +225,11 @@ __device__ __forceinline__ void cached_store(float (&sums)[kElements], const Att
     }
 }
 
+// Blocks of a multiprocessor: as many as their stages leave room for.
+constexpr int cached_resident(int HD) { return HD <= 64 ? 4 : 3; }
+
 template <int kHD>
-__global__ void __launch_bounds__(kCachedThreads) attention_cached_kernel(AttnCached a) {
+__global__ void __launch_bounds__(kCachedThreads, cached_resident(kHD)) attention_cached_kernel(AttnCached a) {
     constexpr int kStage = 2 * tile_values<kPieceKeys, kHD>(), kElements = kTileRows * kHD / kCachedThreads;
     static_assert(kStage * sizeof(bf16) >= kTileRows * kHD * sizeof(float), "a warp's sums lie in its second stage");
     SHARED(bf16, stages);   // kCachedWarps x 2 stages

@@ -169,8 +169,7 @@ __device__ __forceinline__ void take_turn(unsigned* turns, const DqTurn& turn, i
     while (load_acquire(turns + turn.block) != turn.turn) __nanosleep(20);
 }
 
-// A warp's rectangle of dQ begins at row and unit (of kUnit columns). The sum over earlier key blocks is loaded, this block's part is
-// added, and the new sum is stored, or dQ itself by the last block.
+// A warp's rectangle of dQ, which begins at row and unit (of kUnit columns): += dS K.
 template <typename S>
 using DqShare = float[S::kRowTiles][S::kColumns / 2];
 
@@ -207,6 +206,47 @@ __device__ __forceinline__ void backward_store(bf16* to, int keys, typename S::S
     __syncwarp();
     tile_store<kN, S::kHD, kRows>(to, a.ld_dqkv, shared->k, warp_key, keys, a.HD, a.vectors);
     tile_store<kN, S::kHD, kRows>(to + a.NKV * a.HD, a.ld_dqkv, shared->v, warp_key, keys, a.HD, a.vectors);
+}
+
+// ---- a step of the backward pass: one query block against the block's keys
+
+// Scores and the softmax's gradient: P^T and dS^T (kN, kM), dS also in shared memory.
+template <typename S>
+using BackwardScores = float[S::kKeyTiles][S::kM / 2];
+
+template <typename S>
+__device__ __forceinline__ void backward_scores(BackwardScores<S>& p, BackwardScores<S>& ds, typename S::Shared* shared, int stage, float scale_log2,
+                                                bool masked, int warp_key, int key_of_lane, int query, const int (&end_of)[S::kKeyTiles][2]) {
+    const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);   // {lse, D} of two queries
+    multiply_rows<S::kN, S::kM, S::kHD>(p, shared->k, warp_key, shared->q[stage]);
+    multiply_rows<S::kN, S::kM, S::kHD>(ds, shared->v, warp_key, shared->dy[stage]);   // dP^T
+#pragma unroll
+    for (int t = 0; t < S::kKeyTiles; t++) {
+        scores_to_p(p[t], row_pairs, scale_log2, masked, key_of_lane + 16 * t, query, end_of[t]);
+        dp_to_ds(ds[t], p[t], row_pairs);
+    }
+#pragma unroll
+    for (int t = 0; t < S::kKeyTiles; t++) accumulators_to_tile<S::kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
+}
+
+// dK += dS^T Q, and this block's share of dQ: the sum over the key blocks before comes from memory, dS K is added, the new sum goes back, or dQ
+// itself from the last block.
+template <typename S>
+__device__ __forceinline__ void backward_gradients(float (&dk)[S::kKeyTiles][S::kHD / 2], const BackwardScores<S>& ds, typename S::Shared* shared,
+                                                   const bf16* q_tile, const AttnBackward& a, const DqTurn& turn, int b, int h, int m, int warp) {
+    constexpr int kM = S::kM, kHD = S::kHD;
+    int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
+    DqShare<S> dq;
+#pragma unroll
+    for (int t = 0; t < S::kRowTiles; t++)
+        dq_load<S::kThreads>(dq[t], dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, turn.turn == 0);
+    multiply_accumulators<kM, kHD>(dk, ds, q_tile);   // while the sums come
+    multiply_dq<S>(dq, shared->ds, dq_row, shared->k, dq_unit);
+#pragma unroll
+    for (int t = 0; t < S::kRowTiles; t++) {
+        if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
+        else dq_store<S::kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, dq[t]);
+    }
 }
 
 template <typename S>
@@ -246,21 +286,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         int next_m = m + 1 < end_block ? m + 1 : first_block, next_h = m + 1 < end_block ? h : h + 1;
         if (steps > 1) backward_load<S>(shared, stage ^ 1, a, b, next_h, next_m * kM);
         const bf16 *q_tile = shared->q[stage], *dy_tile = shared->dy[stage];
-        const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);   // {lse, D} of two queries
-
-        // P^T and dP^T (kN, kM)
         float p[kKeyTiles][kM / 2] = {}, ds[kKeyTiles][kM / 2] = {};
-        multiply_rows<kN, kM, kHD>(p, shared->k, warp_key, q_tile);
-        multiply_rows<kN, kM, kHD>(ds, shared->v, warp_key, dy_tile);
         bool masked = m * kM < key + kN - 1 || m * kM + kM > smallest_end;
-#pragma unroll
-        for (int t = 0; t < kKeyTiles; t++) {
-            scores_to_p(p[t], row_pairs, a.scale_log2, masked, key + warp_key + 16 * t + lane / 4, m * kM, end_of[t]);
-            dp_to_ds(ds[t], p[t], row_pairs);
-        }
-#pragma unroll
-        for (int t = 0; t < kKeyTiles; t++) accumulators_to_tile<kN>(shared->ds, warp_key + 16 * t, ds[t], 1, 1);
-
+        backward_scores<S>(p, ds, shared, stage, a.scale_log2, masked, warp_key, key + warp_key + lane / 4, m * kM, end_of);
         multiply_accumulators<kM, kHD>(dv, p, dy_tile);   // dV += P^T dY
 
         // This block's turn at the query block comes after the turns of earlier key blocks. The last step's sums are released here, half a
@@ -270,18 +298,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 128 ? 2 : 1) atten
         __syncthreads();   // all of dS is in shared memory
         signal = turn.last ? -1 : turn.block;
         signal_turn = turn.turn + 1;
-        int dq_row = warp / S::kColumnGroups * 16 * S::kRowTiles, dq_unit = warp % S::kColumnGroups * S::kColumns / kUnit;
-        DqShare<S> dq;
-#pragma unroll
-        for (int t = 0; t < S::kRowTiles; t++)
-            dq_load<S::kThreads>(dq[t], dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, turn.turn == 0);
-        multiply_accumulators<kM, kHD>(dk, ds, q_tile);   // dK += dS^T Q, while the sums come
-        multiply_dq<S>(dq, shared->ds, dq_row, shared->k, dq_unit);   // dQ += dS K
-#pragma unroll
-        for (int t = 0; t < S::kRowTiles; t++) {
-            if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
-            else dq_store<S::kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, dq[t]);
-        }
+        backward_gradients<S>(dk, ds, shared, q_tile, a, turn, b, h, m, warp);
         m = next_m;
         h = next_h;
     }

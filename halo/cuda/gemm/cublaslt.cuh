@@ -6,7 +6,7 @@
 // A plan is made once per shape: an algorithm and its descriptors. For a large product the first few algorithms of cuBLASLt's heuristic
 // are timed, and the fastest is kept among those that sum each element in one sequence, so that the choice does not change a bit. A small
 // product, which may be faster split along K, takes the heuristic's first algorithm, which is the same in every run. A trial writes to the
-// product's own output, or to rotate's strip; there are none while a graph is captured.
+// product's own output, or to memory of its own for that time; there are none while a graph is captured.
 //
 // Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
 // milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. About 0.3 s a shape.
@@ -190,9 +190,17 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
     return (int)(std::min_element(ms, ms + count) - ms);
 }
 // The fastest candidate for g. With beta 0 trials write to c, which the product itself will overwrite. Else trials must not change c: they
-// compute only as many of c's rows as rotate's strip holds, and write them there. If these are too few, the heuristic's first is taken.
+// write to memory that is given back at once. Without room for that, they compute only as many of c's rows as rotate's strip holds, and write
+// them there. If these are too few, the heuristic's first is taken.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
+    void* aside = NULL;
+    if (cudaMalloc(&aside, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) == cudaSuccess) {
+        int fastest = lt_race(plan, g, aside, found, count);
+        cuda_ok(cudaFree(aside), "cudaFree");
+        return fastest;
+    }
+    (void)cudaGetLastError();   // the failure is dealt with
     Gemm first = g;
     LtPlan trial = *plan;
     first.M = first.a.rows = min_int(g.M, (int)(kRotateStripBytes / (g.ldc * fmt_bytes(g.c_fmt))));
