@@ -74,26 +74,36 @@ static void open_trainer(TrainingRun* r) {
     plan_epoch(r, (int)r->done.epoch);
 }
 
-enum { kExamplesBytes = 288 };
-// The numbers (from 1) of the examples in the current step, as many as `text` has room for.
-static void name_examples(const TrainingRun* r, char text[kExamplesBytes]) {
-    enum { kLongest = 16 };   // a number with its comma, or the dots at the end
-    int used = 0, micro_batches = r->s.o.accum * r->s.comm->ranks;
+enum { kExamplesBytes = 512 };
+// Adds "FILE line N", or "N" alone behind another line of the file; false when there is no room for more.
+static bool name_example(const TrainingRun* r, int index, const char** path, char text[kExamplesBytes]) {
+    const Example* e = dataset_example(r->data, index);
+    char more[kExamplesBytes / 2];
+    int used = (int)strlen(text);
+    bool first = e->path != *path;
+    int bytes = snprintf(more, sizeof more, "%s%.*s%s%d", used ? ", " : "", first ? 200 : 0, e->path, first ? " line " : "", e->line);
+    bool fits = used + bytes + 8 < kExamplesBytes;
+    snprintf(text + used, (size_t)(kExamplesBytes - used), "%s", fits ? more : ", ...");
+    *path = e->path;
+    return fits;
+}
+
+// The examples in the current step, as many as `text` has room for: those of one rank, or with -1 of all.
+static void name_examples(const TrainingRun* r, int of_rank, char text[kExamplesBytes]) {
+    int micro_batches = r->s.o.accum * r->s.comm->ranks;
+    const char* path = NULL;
     text[0] = 0;
     for (int m = 0; m < micro_batches; m++) {
+        if (of_rank >= 0 && m % r->s.comm->ranks != of_rank) continue;
         MicroBatch micro = dataset_micro_batch(r->data, (int)r->done.step_in_epoch, m);
         for (int row = micro.first; row < micro.first + micro.rows; row++) {
             const int* of_row;
             int count = dataset_row(r->data, row, &of_row);
-            for (int i = 0; i < count; i++) {
-                if (used >= kExamplesBytes - 2 * kLongest) {
-                    snprintf(text + used, kLongest, ", ...");
-                    return;
-                }
-                used += snprintf(text + used, kLongest, "%s%d", used ? ", " : "", of_row[i] + 1);
-            }
+            for (int i = 0; i < count; i++)
+                if (!name_example(r, of_row[i], &path, text)) return;
         }
     }
+    if (!*text && of_rank >= 0) name_examples(r, -1, text);   // a rank without a row in this step
 }
 
 enum { kMostLeftOut = 10 };   // steps skipped in a row after which the run ends: then not the data is at fault
@@ -106,15 +116,16 @@ static void report_not_finite(TrainingRun* r, StepResult result, int step) {
         if (!skip) s->comm->barrier();   // waits for rank 0 to end the job
         return;
     }
-    char examples[kExamplesBytes], rank[64] = "";
-    name_examples(r, examples);
-    if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " (first on rank %d)", result.bad_rank);
+    char examples[kExamplesBytes], rank[64] = "", tensor[kTensorNameBytes + 32] = "";
+    name_examples(r, result.bad_rank, examples);
+    if (result.bad_rank >= 0) snprintf(rank, sizeof rank, " on rank %d", result.bad_rank);
+    if (*result.bad_tensor) snprintf(tensor, sizeof tensor, ", first the gradient of %s", result.bad_tensor);
     if (!skip)
-        user_error("step %d: loss %g%s, gradient norm %g: not finite with recipe %s on examples %s of %s, and nothing of this step was "
+        user_error("step %d: loss %g, gradient norm %g: not finite%s%s, with recipe %s on %s, and nothing of this step was "
                    "saved; lower --lr, look at these examples, or leave such steps out with --on-nan skip (checkpoints up to step %d are "
-                   "whole)", step, result.loss, rank, (double)result.grad_norm, s->recipe->name, examples, s->o.data, step - 1);
-    fprintf(stderr, "train_llama3: step %d: not finite%s with recipe %s on examples %s of %s: left out (--on-nan skip)\n", step, rank,
-            s->recipe->name, examples, s->o.data);
+                   "whole)", step, result.loss, (double)result.grad_norm, rank, tensor, s->recipe->name, examples, step - 1);
+    fprintf(stderr, "train_llama3: step %d: not finite%s%s, with recipe %s on %s: left out (--on-nan skip)\n", step, rank, tensor,
+            s->recipe->name, examples);
 }
 
 static void take_step(TrainingRun* r) {
@@ -169,6 +180,7 @@ static void run_steps(TrainingRun* r) {
     Session* s = &r->s;
     const Options* o = &s->o;
     bool stopping = false;
+    if (o->out && (o->save_every || o->keep_best)) save_prepare(s);
     if (r->val && r->done.step == 0) r->tally.val_at_start = evaluate_now(r).loss;
     while (r->done.step < r->steps && !stopping) {
         take_step(r);

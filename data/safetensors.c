@@ -327,14 +327,16 @@ static bool any_not_finite(const void* values, size_t count, Fmt fmt) {
 
 size_t first_not_finite(const void* values, size_t count, Fmt fmt) {
     check(fmt == F32 || fmt == BF16, "first_not_finite: %s", fmt_name(fmt));
-    for (size_t at = 0; at < count; at += kBlockElements) {
-        size_t n = count - at < (size_t)kBlockElements ? count - at : (size_t)kBlockElements;
-        const char* block = (const char*)values + at * fmt_bytes(fmt);
-        if (!any_not_finite(block, n, fmt)) continue;
-        for (size_t i = 0; i < n; i++)
-            if (any_not_finite(block + i * fmt_bytes(fmt), 1, fmt)) return at + i;
+    long blocks = (long)((count + kBlockElements - 1) / kBlockElements), bad = blocks;
+    #pragma omp parallel for reduction(min : bad) if (blocks > 4)
+    for (long b = 0; b < blocks; b++) {
+        size_t at = (size_t)b * kBlockElements, n = count - at < (size_t)kBlockElements ? count - at : (size_t)kBlockElements;
+        if (b < bad && any_not_finite((const char*)values + at * fmt_bytes(fmt), n, fmt)) bad = b;
     }
-    return count;
+    if (bad == blocks) return count;
+    size_t i = (size_t)bad * kBlockElements;
+    while (!any_not_finite((const char*)values + i * fmt_bytes(fmt), 1, fmt)) i++;
+    return i;
 }
 
 void tensor_read_ints(const Tensor* tensor, size_t first, size_t count, int* dst) {

@@ -57,7 +57,7 @@ static const ShardOptions kStorage = {0, 0, false, BF16, BF16, true, 0, 1, 1, NU
 static Result bench(const Config* c, const Recipe* recipe, Shard* shard, RowBatch* batch, Mat* plain) {
     Result r;
     int BT = batch->B * batch->T;
-    ModelOptions options = {batch->B, batch->T, true, RECOMPUTE_NONE, (size_t)256 << 20, 0, recipe_find("bf16"), false, 0, 0};
+    ModelOptions options = {batch->B, batch->T, true, RECOMPUTE_NONE, (size_t)256 << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
     ShardBytes bytes = shard_bytes(c, &cuda_ops, comm_solo(), kStorage);
     size_t of_model = model_bytes_together(model_bytes(c, &cuda_ops, recipe, false, options));
     r.model_gib = (double)of_model / (1 << 30);

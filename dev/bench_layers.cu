@@ -232,6 +232,9 @@ static void bench_sums(int rows, int cols) {
                [](const Ops* ops, const Mats& m) { ops->convert(m[0], m[1]); }});
         bench({fmt == F32 ? "sum of squares f32" : "sum of squares bf16", rows, cols, bytes * values, {floats(1), Item(noise(rows, cols, fmt), true)},
                1, false, [](const Ops* ops, const Mats& m) { ops->sum_squares(as_floats(m[0]), m[1]); }});
+        bench({fmt == F32 ? "squares of rows f32" : "squares of rows bf16", rows, cols, bytes * values,
+               {floats(kWideDigits), Item(noise(rows, cols, fmt), true)}, 1, false,
+               [](const Ops* ops, const Mats& m) { ops->sum_row_squares((WideSum*)m[0].data, m[1]); }});
     }
 }
 

@@ -92,7 +92,8 @@ static void dry_count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd
 static void dry_add(Mat y, Mat x, const Noise* noise) { (void)y, (void)x, (void)noise; }
 static void dry_convert(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_sum_squares(float* total, Mat x) { (void)total, (void)x; }
-static void dry_clip_scale(float* scale, const float* sum_of_squares, float max_norm) { (void)scale, (void)sum_of_squares, (void)max_norm; }
+static void dry_sum_row_squares(WideSum* total, Mat x) { (void)total, (void)x; }
+static void dry_clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) { (void)scale, (void)sum_of_squares, (void)max_norm; }
 static void dry_adamw(const AdamW* args) { check_adamw_args(args); }
 static void dry_transpose_codes(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_pack_fp6(uint8_t* packed, Mat codes) { (void)packed, (void)codes; }
@@ -109,7 +110,7 @@ static const Ops kDryGpu = {
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
     dry_cross_entropy, dry_argmax, dry_gemm, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert, dry_sum_squares,
-    dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
+    dry_sum_row_squares, dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
 };
 
 const Ops* dry_ops(const Ops* like) {
@@ -156,14 +157,15 @@ static void dry_all_reduce_max(float* x, int n) {
 static Transfer dry_start(void) { return 0; }
 static void dry_wait(Transfer transfer) { (void)transfer; }
 static double dry_sent_bytes(void) { return sent; }
+static int dry_bad_rank(void) { return -1; }
 static void dry_host_sum(double* x, int n) { (void)x, (void)n; }
 static void dry_host_broadcast(void* x, size_t bytes) { (void)x, (void)bytes; }
 
 const Comm* dry_comm(int ranks, bool gpus) {
     sent = 0;
     Comm table = {ranks == 1 ? "solo" : gpus ? "nccl" : "mpi", 0, ranks, gpus && ranks > 1 ? kNcclStagingBytes : 0, dry_all_gather,
-                  dry_reduce_scatter, dry_all_reduce, dry_all_reduce_max, dry_start, dry_wait, dry_sent_bytes, dry_host_sum, dry_host_broadcast,
-                  dry_nothing, dry_nothing, _exit};
+                  dry_reduce_scatter, dry_all_reduce, dry_all_reduce_max, dry_start, dry_wait, dry_sent_bytes, dry_bad_rank, dry_host_sum,
+                  dry_host_broadcast, dry_nothing, dry_nothing, _exit};
     dry = table;
     return &dry;
 }

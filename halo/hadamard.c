@@ -110,29 +110,35 @@ const int8_t* hadamard_base(int K0) {
 }
 
 // ---- the transform of one tile (n): Lanes, a vector type of GCC and Clang, holds element i of kLanes vectors
-enum { kLanes = 16 };
+enum { kLanes = 16, kInRegisters = 8 };
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(16)));
 
-// Butterflies of stride 1, 2, 4, ... n/2. Two strides are taken in one pass over memory, and quarters that fit a cache are
+// Butterflies of stride 1, 2, 4, ... count/2 among `count` elements that are `apart` from each other, in registers.
+static inline __attribute__((always_inline)) void butterflies(Lanes* v, int count, int apart) {
+    Lanes x[kInRegisters];
+    for (int i = 0; i < count; i++) x[i] = v[i * apart];
+    for (int stride = 1; stride < count; stride *= 2)
+        for (int i = 0; i < count; i++) {
+            if (i & stride) continue;
+            Lanes a = x[i] + x[i + stride], b = x[i] - x[i + stride];
+            x[i] = a;
+            x[i + stride] = b;
+        }
+    for (int i = 0; i < count; i++) v[i * apart] = x[i];
+}
+
+// Butterflies of stride 1, 2, 4, ... n/2. Three strides are taken in one pass over memory, and eighths that fit a cache are
 // finished before they are combined; neither changes an operation or its order for any value.
 static void sylvester(Lanes* v, int n) {
-    if (n == 1) return;
-    if (n == 2) {
-        Lanes a = v[0] + v[1], b = v[0] - v[1];
-        v[0] = a;
-        v[1] = b;
-        return;
+    switch (n) {
+        case 1: return;
+        case 2: butterflies(v, 2, 1); return;
+        case 4: butterflies(v, 4, 1); return;
+        case 8: butterflies(v, 8, 1); return;
     }
-    int quarter = n / 4;
-    for (int q = 0; q < 4; q++) sylvester(v + q * quarter, quarter);
-    Lanes *v0 = v, *v1 = v0 + quarter, *v2 = v1 + quarter, *v3 = v2 + quarter;
-    for (int i = 0; i < quarter; i++) {
-        Lanes a = v0[i] + v1[i], b = v0[i] - v1[i], c = v2[i] + v3[i], d = v2[i] - v3[i];
-        v0[i] = a + c;
-        v1[i] = b + d;
-        v2[i] = a - c;
-        v3[i] = b - d;
-    }
+    int eighth = n / 8;
+    for (int q = 0; q < 8; q++) sylvester(v + q * eighth, eighth);
+    for (int i = 0; i < eighth; i++) butterflies(v + i, 8, eighth);
 }
 
 // y_i = sum_j signs[i][j] v_j over K0 runs of `run` elements each; column: scratch (K0). Four sums at a time (4 divides every
@@ -176,7 +182,56 @@ static Transform transform_begin(int n, bool transpose) {
 
 static void transform_end(Transform* t) { free(t->signs); }
 
-static Lanes* tile_alloc(const Transform* t) { return (Lanes*)host_alloc((size_t)(t->n + t->K0) * sizeof(Lanes)); }
+// A thread's tile: it grows to the largest transform and stays.
+static Lanes* thread_tile(const Transform* t) {
+    static __thread Lanes* tile;
+    static __thread size_t bytes;
+    size_t needed = (size_t)(t->n + t->K0) * sizeof(Lanes);
+    if (needed > bytes) {
+        free(tile);
+        bytes = round_up(needed, 4096);
+        tile = (Lanes*)aligned_alloc(64, bytes);
+        check(tile, "out of host memory: %zu bytes", bytes);
+    }
+    return tile;
+}
+
+// kLanes vectors of as many elements, transposed: four rounds, each of which interleaves the first half of them with the second.
+static inline void transpose_square(Lanes v[kLanes]) {
+    Lanes x[kLanes];
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < kLanes / 2; i++) {
+            Lanes a = v[i], b = v[i + kLanes / 2];
+            x[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            x[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        for (int i = 0; i < kLanes; i++) v[i] = x[i];
+    }
+}
+
+// tile (n) <- `lanes` rows of n elements from `first` on; and back, times `scale`
+static void rows_to_tile(Lanes* tile, const float* first, int lanes, int n, int ld) {
+    int done = 0;
+    for (; lanes == kLanes && done + kLanes <= n; done += kLanes) {
+        Lanes square[kLanes];
+        for (int l = 0; l < kLanes; l++) memcpy(&square[l], first + (size_t)l * ld + done, sizeof(Lanes));
+        transpose_square(square);
+        for (int c = 0; c < kLanes; c++) tile[done + c] = square[c];
+    }
+    for (int c = done; c < n; c++)
+        for (int l = 0; l < lanes; l++) tile[c][l] = first[(size_t)l * ld + c];
+}
+static void tile_to_rows(float* first, const Lanes* tile, int lanes, int n, int ld, float scale) {
+    int done = 0;
+    for (; lanes == kLanes && done + kLanes <= n; done += kLanes) {
+        Lanes square[kLanes];
+        for (int c = 0; c < kLanes; c++) square[c] = tile[done + c] * scale;
+        transpose_square(square);
+        for (int l = 0; l < kLanes; l++) memcpy(first + (size_t)l * ld + done, &square[l], sizeof(Lanes));
+    }
+    for (int l = 0; l < lanes; l++)
+        for (int c = done; c < n; c++) first[(size_t)l * ld + c] = tile[c][l] * scale;
+}
 
 // Most tiles are whole: their copies have a size that the compiler knows.
 static inline void copy_lanes(void* to, const void* from, int lanes) {
@@ -184,11 +239,11 @@ static inline void copy_lanes(void* to, const void* from, int lanes) {
     else memcpy(to, from, (size_t)lanes * sizeof(float));
 }
 
+// But for the scale, which whoever writes the tile multiplies by.
 static void transform_tile(const Transform* t, Lanes* tile) {
     int run = t->n / t->K0;
     for (int j = 0; j < t->K0; j++) sylvester(tile + j * run, run);
     if (t->K0 > 1) across(tile, tile + t->n, t->signs, t->K0, run);
-    for (int i = 0; i < t->n; i++) tile[i] *= t->scale;
 }
 
 void hadamard_rows_f32(float* x, int rows, int n, int ld, bool transpose) {
@@ -196,18 +251,15 @@ void hadamard_rows_f32(float* x, int rows, int n, int ld, bool transpose) {
     int tiles = ceil_div(rows, kLanes);
 #pragma omp parallel if (tiles > 1)
     {
-        Lanes* tile = tile_alloc(&t);
+        Lanes* tile = thread_tile(&t);
 #pragma omp for
         for (int i = 0; i < tiles; i++) {
             float* first = x + (size_t)i * kLanes * ld;
             int lanes = min_int(kLanes, rows - i * kLanes);
-            for (int c = 0; c < n; c++)
-                for (int l = 0; l < lanes; l++) tile[c][l] = first[(size_t)l * ld + c];
+            rows_to_tile(tile, first, lanes, n, ld);
             transform_tile(&t, tile);
-            for (int l = 0; l < lanes; l++)
-                for (int c = 0; c < n; c++) first[(size_t)l * ld + c] = tile[c][l];
+            tile_to_rows(first, tile, lanes, n, ld, t.scale);
         }
-        free(tile);
     }
     transform_end(&t);
 }
@@ -219,7 +271,7 @@ void hadamard_cols_f32(float* x, int rows, int cols, int ld, int block, bool tra
     int tiles_across = ceil_div(cols, kLanes), tiles = rows / n * tiles_across;
 #pragma omp parallel if (tiles > 1)
     {
-        Lanes* tile = tile_alloc(&t);
+        Lanes* tile = thread_tile(&t);
 #pragma omp for
         for (int i = 0; i < tiles; i++) {
             int col = i % tiles_across * kLanes;
@@ -227,9 +279,11 @@ void hadamard_cols_f32(float* x, int rows, int cols, int ld, int block, bool tra
             int lanes = min_int(kLanes, cols - col);
             for (int r = 0; r < n; r++) copy_lanes(&tile[r], first + (size_t)r * ld, lanes);
             transform_tile(&t, tile);
-            for (int r = 0; r < n; r++) copy_lanes(first + (size_t)r * ld, &tile[r], lanes);
+            for (int r = 0; r < n; r++) {
+                Lanes scaled = tile[r] * t.scale;
+                copy_lanes(first + (size_t)r * ld, &scaled, lanes);
+            }
         }
-        free(tile);
     }
     transform_end(&t);
 }

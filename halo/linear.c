@@ -105,6 +105,7 @@ void linear_place_grad(GradOperand* g, Arena* maxima, Mat dy) {
 }
 
 bool linear_reads_weight(const Recipe* r) { return is_plain(r->fw) || is_plain(r->ew); }
+bool linear_prepares_weight(const Recipe* r) { return !is_plain(r->fw) || !is_plain(r->ew); }
 
 Recipe linear_frozen(const Recipe* r) {
     const Opnd as_it_is = {BF16, NO_SCALE, false, 1};
@@ -176,6 +177,19 @@ void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearSha
         if (!is_plain(r->fw)) prepare(ln, wq->f[p], part, r->fw, ROTATE_COLS, wq->absmax + p, kPrepNone);
         if (!is_plain(r->ew) && !same_opnd(r->fw, r->ew))
             prepare(ln, wq->e[p], part, r->ew, ROTATE_COLS, wq->absmax + kMaxParts + p, kPrepNone);
+    }
+}
+
+void linear_remake_weight(const Linear* ln, const WeightOperand* wq, Mat w, LinearShape shape, bool for_e) {
+    const Recipe* r = ln->recipe;
+    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
+        Mat part = mat_rows(w, row, shape.N[p]);
+        Prep known_f = {false, wq->absmax + p}, known_e = {false, wq->absmax + kMaxParts + p};
+        QMat f = wq->f[p];
+        if (!for_e) memset(&f.codes_t, 0, sizeof f.codes_t);
+        if (!is_plain(r->fw)) prepare(ln, f, part, r->fw, ROTATE_COLS, wq->absmax + p, known_f);
+        if (for_e && !is_plain(r->ew) && !same_opnd(r->fw, r->ew))
+            prepare(ln, wq->e[p], part, r->ew, ROTATE_COLS, wq->absmax + kMaxParts + p, known_e);
     }
 }
 

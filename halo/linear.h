@@ -99,6 +99,11 @@ C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
 C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done);
 // Prepares the stacked weight w (N,K); once per optimizer step. The maxima must be zero.
 C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape);
+// The same operand of a weight that was prepared before and has not changed, in memory that has held another's since: its maxima are known.
+// What E alone reads is left out unless `for_e`.
+C_API void linear_remake_weight(const Linear* ln, const WeightOperand* wq, Mat w, LinearShape shape, bool for_e);
+// Is anything prepared of W?
+C_API bool linear_prepares_weight(const Recipe* r);
 
 // y (M,N) = X W^T + beta * y. For a plain recipe w is read itself.
 C_API void linear_forward(const Linear* ln, Mat y, float beta, const InputOperand* in, Mat w, const WeightOperand* wq, LinearShape shape);

@@ -32,7 +32,8 @@ typedef struct {
 
 typedef struct {
     WeightOperand w[kLinearCount];
-    bool prepared;
+    bool measured;   // the maxima are those of the weights' version ...
+    bool prepared;   // ... and so are the codes
 } BlockWeights;
 
 // What steps of generation that read the cache repeat.
@@ -182,12 +183,17 @@ static void place_blocks(Model* m, Arena* arena, Arena* maxima) {
     }
 }
 
+static bool is_remade(const Model* m, int layer) { return layer < m->opt.remade; }
+
 static void place_weights(Model* m, Arena* arena, Arena* maxima) {
     linear_place_weight(&m->head, &m->head_weight, arena, maxima, m->head_shape);
     if (m->gathers_codes) return;   // the layers' prepared weights come with the unit
-    for (int l = 0; l < m->c.L; l++)
+    size_t shared = arena->used;
+    for (int l = 0; l < m->c.L; l++) {
+        if (is_remade(m, l)) arena->used = shared;   // the same memory again
         for (int i = 0; i < kLinearCount; i++)
             linear_place_weight(&m->linear, &m->weights[l].w[i], arena, maxima, m->shape[i]);
+    }
 }
 
 static void place_cache(Model* m, Arena* arena) {
@@ -610,18 +616,27 @@ static void block_backward(Model* m, Block* b, const Block* below, const Unit* u
 
 // ---- whole model
 
+// A linear's prepared weight, where it lies.
+static void prepare_block_weight(Model* m, const Unit* u, int l, int linear, Pass pass) {
+    BlockWeights* w = &m->weights[l];
+    Mat weight = linear_weight(m, u, linear);
+    if (w->measured) linear_remake_weight(&m->linear, &w->w[linear], weight, m->shape[linear], pass == BACKWARD);
+    else linear_prepare_weight(&m->linear, &w->w[linear], weight, m->shape[linear]);
+}
+
 static const Unit* acquire_block(Model* m, int l, Pass pass) {
     const Unit* u = shard_acquire(m->shard, 1 + l, pass);
     BlockWeights* w = &m->weights[l];
     if (u->quantized) memcpy(w->w, u->q, sizeof w->w);
+    if (is_remade(m, l)) w->prepared = false;   // another layer's codes may lie there
     for (int i = 0; i < kLinearCount; i++) {
         const BlockLinear* line = &kLinears[i];
         if (m->hut_shape[i].parts && (!w->prepared || linear_reads_weight(m->linear.recipe)))
             hut_effective(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[i], m->effective[i], u->w[line->stack], u->w[line->a], u->w[line->b],
                           m->wide);
-        if (!u->quantized && !w->prepared) linear_prepare_weight(&m->linear, &w->w[i], linear_weight(m, u, i), m->shape[i]);
+        if (!u->quantized && !w->prepared) prepare_block_weight(m, u, l, i, pass);
     }
-    w->prepared = true;
+    w->measured = w->prepared = true;
     return u;
 }
 
@@ -632,7 +647,7 @@ static const Unit* acquire_first(Model* m) {
     m->version = u->version;
     m->ops->zero(m->weight_maxima, m->weight_maxima_bytes);
     m->head_prepared = false;
-    for (int l = 0; l < m->c.L; l++) m->weights[l].prepared = false;
+    for (int l = 0; l < m->c.L; l++) m->weights[l].measured = m->weights[l].prepared = false;
     return u;
 }
 

@@ -20,6 +20,7 @@ typedef struct {
     const Recipe* head;       // of lm_head's products: a row that rotates nothing
     bool observe;             // lay out memory for model_observe
     int slots, positions;     // generation: a KV cache of that many sequences of that many tokens; 0: none
+    int remade;               // so many layers, the first ones, have no prepared weights of their own: they are made again for each pass
 } ModelOptions;
 
 // One micro-batch, on the host; every array is (B, T). A model has one layout of its memory for each B, which it changes at no cost.
@@ -41,7 +42,7 @@ C_API void model_free(Model* m);
 // layout code as model_new.
 typedef struct {
     size_t activations;   // what the forward pass leaves for the backward pass
-    size_t codes;         // prepared weights
+    size_t codes;         // prepared weights; of the remade layers, those of one
     size_t cache;         // keys and values of generation
     size_t scratch;       // everything else
 } ModelBytes;

@@ -12,7 +12,7 @@
 #ifndef HALO_OPS_H
 #define HALO_OPS_H
 
-#include "numfmt.h"
+#include "wide_sum.h"
 
 typedef enum { PER_TENSOR, PER_ROW, PER_BLOCK32, NO_SCALE } Gran;
 
@@ -174,7 +174,7 @@ typedef struct {
     Noise noise;              // of param, m and v where they are rounded stochastically
     float* square_sums;       // NULL, or kSquareSums floats whose sum grows by the sum of squares of grad, in a fixed order; takes no grad_scale
 } AdamW;
-enum { kSquareSums = 16384 };
+enum { kSquareSums = 16384, kRowSums = 256 };
 
 // What every backend asks of the arguments of adamw.
 static inline void check_adamw_args(const AdamW* a) {
@@ -283,8 +283,11 @@ typedef struct Ops {
     void (*add)(Mat y, Mat x, const Noise* noise);                  // y += x; a BF16 y is rounded stochastically unless noise is NULL
     void (*convert)(Mat y, Mat x);                                  // between F32 and BF16
     void (*sum_squares)(float* total, Mat x);                       // *total += sum of squares, in a fixed order
+    // *total += each row's sum of squares. A row's sum is an FP32 whose bits are the row's alone, on every backend: value c of the row is added
+    // to sum c % kRowSums of kRowSums, which halve: within each octet (4, 2, 1), then the octets (16, 8, ... 1).
+    void (*sum_row_squares)(WideSum* total, Mat x);
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
-    void (*clip_scale)(float* scale, const float* sum_of_squares, float max_norm);
+    void (*clip_scale)(float* scale, const WideSum* sum_of_squares, float max_norm);
     void (*adamw)(const AdamW* args);
 
     // ---- codes on the wire (HQ-FSDP)

@@ -14,11 +14,13 @@ float optim_lr(const OptimConfig* c, int step) {
 }
 
 Optim optim_new(const Ops* ops, OptimConfig config) {
-    Optim o = {ops, config, (float*)ops->alloc(kSquareSums * sizeof(float)), (float*)ops->alloc(sizeof(float))};
+    Optim o = {ops, config, (WideSum*)ops->alloc(sizeof(WideSum)), (float*)ops->alloc(kSquareSums * sizeof(float)),
+               (float*)ops->alloc(sizeof(float))};
     return o;
 }
 
 void optim_free(Optim* o) {
+    o->ops->release(o->squares);
     o->ops->release(o->square_sums);
     o->ops->release(o->grad_scale);
 }
@@ -31,8 +33,8 @@ void optim_step(Optim* o, Shard* shard, int step) {
     AdamW a;
     memset(&a, 0, sizeof a);
     if (clips(c)) {
-        shard_sum_squares(shard, o->square_sums);
-        o->ops->clip_scale(o->grad_scale, o->square_sums, c->max_norm);
+        shard_sum_squares(shard, o->squares);
+        o->ops->clip_scale(o->grad_scale, o->squares, c->max_norm);
         a.grad_scale = o->grad_scale;
     } else {
         a.square_sums = o->square_sums;
@@ -48,10 +50,17 @@ void optim_step(Optim* o, Shard* shard, int step) {
     shard_update(shard, a);
 }
 
+static float clipped_norm(const Optim* o) {
+    WideSum squares;
+    o->ops->download(&squares, o->squares, sizeof squares);
+    return (float)sqrt(wide_value(squares));
+}
+
 float optim_grad_norm(const Optim* o, const Shard* shard) {
+    if (clips(&o->config)) return clipped_norm(o);
     float sums[kSquareSums];
     o->ops->download(sums, o->square_sums, sizeof sums);
     double sum = 0;
     for (int i = 0; i < kSquareSums; i++) sum += sums[i];
-    return (float)sqrt(clips(&o->config) ? sum : shard_sum_over_rows(shard, sum));
+    return (float)sqrt(shard_sum_over_rows(shard, sum));
 }

@@ -21,8 +21,8 @@ C_API float optim_lr(const OptimConfig* config, int step);
 typedef struct {
     const Ops* ops;
     OptimConfig config;
-    // On the backend, of the last step's gradient. With clipping, square_sums[0] is the sum of squares over all ranks and the others are 0;
-    // without, the sum of all kSquareSums is that of this rank's rows.
+    // On the backend, of the last step's gradient: with clipping the sum of squares, without (kSquareSums) sums of this rank's rows.
+    WideSum* squares;
     float* square_sums;
     float* grad_scale;
 } Optim;

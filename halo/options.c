@@ -61,6 +61,7 @@ static const Flag kFlags[] = {
     {"grad-dtype", CHOICE, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
     {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
     {"recompute", CHOICE, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
+    {"codes", CHOICE, AT(codes), TRAIN | BENCH, false, "auto", "auto|keep|remake", "quantized weights: kept from update to update, or made again for each pass over a layer; auto: as many are kept as fit"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "512", "N", "most logits held at once"},
     {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
@@ -495,6 +496,8 @@ static void check_recipe(const Options* o, int command, int ranks) {
     if (o->zero > 3) user_error("--zero %d: must be 0, 1, 2 or 3", o->zero);
     if (o->qfsdp && ranks > 1 && o->zero != 3 && o->zero != kAuto)
         user_error("--qfsdp --zero %d: codes are gathered with --zero 3 only", o->zero);
+    if (o->qfsdp && o->codes == CODES_REMAKE)
+        user_error("--codes remake --qfsdp: the codes are what ranks keep and gather; leave one of the two away");
     if (o->qfsdp && !linear_gathers_codes(r))
         user_error("--qfsdp: recipe %s does not quantize weights per tensor; choose a halo or switchback recipe", r->name);
 }

@@ -15,6 +15,7 @@ typedef enum { ADAPT_NONE, ADAPT_LORA, ADAPT_HUT } AdaptChoice;
 typedef enum { LONG_ROWS_TRUNCATE, LONG_ROWS_SKIP } LongChoice;
 typedef enum { PACK_ROWS_AUTO, PACK_ROWS_ON, PACK_ROWS_OFF } PackChoice;
 typedef enum { SPECIAL_TOKENS_AUTO, SPECIAL_TOKENS_TEMPLATE, SPECIAL_TOKENS_ANSWERS, SPECIAL_TOKENS_ALL } SpecialTokensChoice;
+typedef enum { CODES_AUTO, CODES_KEEP, CODES_REMAKE } CodesChoice;
 typedef enum { GGUF_BF16, GGUF_F16, GGUF_Q8_0 } GgufChoice;
 
 typedef struct {
@@ -30,6 +31,7 @@ typedef struct {
     PackChoice pack;
     SpecialTokensChoice special_tokens;
     GgufChoice gguf_type;
+    CodesChoice codes;
     NanChoice on_nan;
     Recompute recompute;
     Schedule schedule;

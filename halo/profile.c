@@ -181,7 +181,12 @@ static void sum_squares(float* total, Mat x) {
     inner->sum_squares(total, x);
     end("sum of squares", from, size_of(x));
 }
-static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
+static void sum_row_squares(WideSum* total, Mat x) {
+    int from = begin();
+    inner->sum_row_squares(total, x);
+    end("sum of squares", from, size_of(x));
+}
+static void clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) {
     int from = begin();
     inner->clip_scale(scale, sum_of_squares, max_norm);
     end("clip scale", from, 2.0 * sizeof(float));
@@ -251,6 +256,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;
+    table.sum_row_squares = sum_row_squares;
     table.clip_scale = clip_scale;
     table.count_codes = count_codes;
     table.adamw = adamw;

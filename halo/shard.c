@@ -364,16 +364,16 @@ void shard_finish_gradients(Shard* s) {
     s->unfinished = false;
 }
 
-void shard_sum_squares(Shard* s, float* total) {
+void shard_sum_squares(Shard* s, WideSum* total) {
     s = trained_part(s);
     shard_finish_gradients(s);
-    s->ops->zero(total, sizeof(float));
+    s->ops->zero(total, sizeof *total);
     for (int i = 0; i < s->count; i++) {
         const Piece* p = &s->pieces[i];
-        if (p->own > 0) s->ops->sum_squares(total, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt));
+        if (p->own > 0) s->ops->sum_row_squares(total, mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt));
     }
     if (s->owns_all) return;
-    s->comm->all_reduce(total, 1, F32);
+    s->comm->all_reduce(total->digit, kWideDigits, F32);
     s->comm->wait(s->comm->start());
 }
 

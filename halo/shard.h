@@ -132,12 +132,20 @@ C_API void shard_end_micro_step(Shard* s);         // from now on gradients accu
 // (linear_finish_grad): shard_update does so unit by unit, shard_finish_gradients for all units at once.
 C_API void shard_reduce_gradients(Shard* s);
 C_API void shard_finish_gradients(Shard* s);
-// *total on the backend <- sum of squares of all gradients, over all ranks.
-C_API void shard_sum_squares(Shard* s, float* total);
+// *total on the backend <- sum of squares of all gradients, over all ranks: the same bits however rows are dealt out to ranks.
+C_API void shard_sum_squares(Shard* s, WideSum* total);
 // One AdamW step over this rank's rows. The caller sets the fields of `hyper` that name no storage (lr ... seed), grad_scale and
 // square_sums, which this call zeroes and fills for this rank's rows. weight_decay applies to the pieces that decay. Then the new weights
 // go to the ranks that hold them whole, and the pieces that travel as codes are quantized.
 C_API void shard_update(Shard* s, AdamW hyper);
+// Where the gradients of this rank's rows, finished, are the first not to be finite, in the order in which the backward pass makes them.
+typedef struct {
+    int tensors_before;   // stacks of matrices in that order; -1: all are finite
+    int row;              // of the stack
+} BadGradient;
+C_API BadGradient shard_bad_gradient(Shard* s);
+enum { kTensorNameBytes = 160 };
+C_API void shard_bad_gradient_name(const Shard* s, BadGradient bad, char name[kTensorNameBytes]);   // of any rank's
 // The sum over all rows, from each rank's sum `own` over the rows it owns; all ranks call it together, and wait.
 C_API double shard_sum_over_rows(const Shard* s, double own);
 

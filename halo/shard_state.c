@@ -73,6 +73,50 @@ void shard_take(Shard* s, int index, int from_rank, int from_ranks, size_t offse
     shard_forget(&from);
 }
 
+// ---- which gradient is not finite
+
+static bool rows_are_finite(const Shard* s, const Piece* p, int first, int rows, WideSum* squares) {
+    WideSum sum;
+    s->ops->zero(squares, sizeof *squares);
+    s->ops->sum_row_squares(squares, mat_rows(mat(own_grads(s, p), p->own, p->cols, s->opt.grad_fmt), first, rows));
+    s->ops->download(&sum, squares, sizeof sum);
+    return isfinite(wide_value(sum));
+}
+
+BadGradient shard_bad_gradient(Shard* s) {
+    s = trained_part(s);
+    WideSum* squares = (WideSum*)s->ops->alloc(sizeof *squares);
+    BadGradient bad = {-1, 0};
+    for (int i = s->count - 1; i >= 0 && bad.tensors_before < 0; i--) {   // the order of the backward pass
+        const Piece* p = &s->pieces[i];
+        if (p->own == 0 || rows_are_finite(s, p, 0, p->own, squares)) continue;
+        int first = 0, rows = p->own;
+        while (rows > 1) {
+            int half = rows / 2;
+            if (rows_are_finite(s, p, first, half, squares)) first += half, rows -= half;
+            else rows = half;
+        }
+        bad.tensors_before = s->count - 1 - i;
+        bad.row = p->row0 + first;
+    }
+    s->ops->release(squares);
+    return bad;
+}
+
+void shard_bad_gradient_name(const Shard* s, BadGradient bad, char name[kTensorNameBytes]) {
+    if (s->adapter) s = s->adapter;
+    const Piece* p = &s->pieces[s->count - 1 - bad.tensors_before];
+    int end = 0;
+    for (int i = 0; i < s->spec_count; i++) {
+        if (s->specs[i].stack != p->stack) continue;
+        end += p->norm ? p->rows : s->specs[i].rows;
+        if (bad.row >= end) continue;
+        param_name(&s->specs[i], p->unit - 1, name, kTensorNameBytes);
+        return;
+    }
+    die("shard: row %d of a stack of %d", bad.row, end);
+}
+
 // ---- weights in and out
 
 // The piece that holds a parameter, and the row at which the parameter starts in it.

@@ -79,7 +79,7 @@ static TestModel test_model_stored(ShardOptions shard, const Config* config, con
     shard_load(t.shard, read, self);
     // Logits in pieces of a third of the batch, so that piecewise accumulation is always part of the test.
     size_t piece = (size_t)(B * T / 3) * (size_t)config->V * fmt_bytes(ops->act);
-    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true, 0, 0};
+    ModelOptions options = {B, T, true, recompute, piece, 0, recipe_find(head), true, 0, 0, 0};
     t.model = model_new(config, ops, recipe, t.shard, options);
     t.losses = (float*)ops->alloc(sizeof(float) * (size_t)t.BT);
     return t;

@@ -325,7 +325,7 @@ static void memory_case(void) {
         ShardOptions options = {0, 0, true, F32, F32, true, 0, 1, 1, recipe_find(rows[i].recipe), false};
         ShardBytes bytes = shard_bytes(&wide, &cpu_bf16_ops, comm_solo(), options);
         double weights = (double)bytes.weights / (1 << 30), rest = (double)(bytes.gradients + bytes.optimizer) / (1 << 30);
-        ModelOptions at = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0};
+        ModelOptions at = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
         bool codes = shard_gives_codes(&wide, comm_solo(), options);
         size_t model = model_bytes_together(model_bytes(&wide, &cpu_bf16_ops, options.recipe, codes, at));
         double run = weights + rest + (double)(bytes.gathered + model) / (1 << 30);

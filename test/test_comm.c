@@ -145,6 +145,24 @@ static void maximum_case(void) {
     ops->release(x);
 }
 
+// A rank whose values are not finite is known to the rank that adds them up, once, and to no other.
+static void bad_rank_case(Fmt fmt) {
+    size_t count = 1000, ranks = (size_t)comm->ranks, bytes = count * ranks * fmt_bytes(fmt), wrong = comm->bad_rank() != -1;
+    for (int bad = 0; bad < comm->ranks; bad++) {
+        void* host = contribution(comm->rank, 0, count * ranks, fmt);
+        int owner = (bad + 1) % comm->ranks;
+        if (comm->rank >= bad) put(host, (size_t)owner * count + 17, fmt, bad % 2 ? NAN : INFINITY);
+        void *x = on_backend(host, bytes), *out = ops->alloc(count * fmt_bytes(fmt));
+        comm->reduce_scatter(out, x, count, fmt, false, NULL);
+        comm->wait(comm->start());
+        wrong += comm->bad_rank() != (comm->rank == owner ? bad : -1);
+        wrong += comm->bad_rank() != -1;
+        ops->release(x);
+        ops->release(out);
+    }
+    report(wrong, fmt == F32 ? "bad_rank of F32 sums" : "bad_rank of BF16 sums");
+}
+
 // Transfers beside each other and beside the backend's work, each waited for late: what is copied out is whole.
 static void order_case(void) {
     enum { kTransfers = 40 };
@@ -198,6 +216,8 @@ static int on_a_rank(const char* backend) {
         all_reduce_case(counts[i] * 3 + 1, i % 2 ? BF16 : F32);
     }
     maximum_case();
+    bad_rank_case(F32);
+    bad_rank_case(BF16);
     order_case();
     progress_stop_watching();
     int failed = test_failed;

@@ -7,9 +7,11 @@
 #include <limits.h>
 #include <sys/stat.h>
 
+#include "backends.h"
+
 static char* shim;         // faults_shim.so beside this binary
 static char* whole_dir;    // a run that nothing disturbed
-static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD"};
+static const char* const kInjected[] = {"FAULT_CALL", "FAULT_KIND", "FAULT_PATH", "FAULT_MARK", "FAULT_FREE", "LD_PRELOAD", "FAULT_NO_MEMORY", "FAULT_RANK"};
 
 static char* flags_for(const char* out, const char* more) {
     return with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 5 --lr 1e-2 --save-every 2 "
@@ -27,7 +29,7 @@ static void make_whole(void) {
 
 static void inject(const char* out, const char* kind, int call, const char* mark) {
     char* number = text_of("%d", call);
-    const char* const values[] = {number, kind, out, mark, "", shim};
+    const char* const values[] = {number, kind, out, mark, "", shim, "", ""};
     for (int i = 0; i < COUNT(kInjected); i++) setenv(kInjected[i], values[i], 1);
     free(number);
 }
@@ -156,6 +158,37 @@ static void hang_case(void) {
     free(below);
     free(flags);
     free(mark);
+    free(out);
+}
+
+// On a slow disk: the milliseconds that training waits for the save of step 1000, as the run says.
+static double save_stall_ms(const char* out, bool in_background) {
+    char *checkpoints = path_join(out, "checkpoints"), *flags = flags_for(out, "--steps 2000 --save-every 1000 --batch 4 --pack off");
+    empty_dir(out);
+    inject(checkpoints, "slow", 0, "");
+    setenv("FAULT_NO_MEMORY", in_background ? "" : "1", 1);
+    char* text = run_well(flags, in_background ? "saves while training goes on" : "saves while training waits");
+    inject_nothing();
+    ok(!strstr(text, "too little memory for a copy of the state: training waits") == in_background, "too little memory for a copy is said");
+    const char *line = strstr(text, "\nsaved step 1000 in "), *waited = line ? strstr(line, ": training waited ") : NULL;
+    double ms = NAN, seconds = NAN;
+    ok(waited && sscanf(waited, ": training waited %lf ms, written in %lf s", &ms, &seconds) == 2 && seconds > 0.1 && ms <= 1000 * seconds + 10,
+       "%.*s", line ? (int)strcspn(line + 1, "\n") : 0, line ? line + 1 : "");
+    free(text);
+    free(flags);
+    free(checkpoints);
+    return ms;
+}
+
+static void stall_case(void) {
+    make_whole();
+    char *out = scratch_path("stall"), *other = scratch_path("no-stall");
+    double waiting = save_stall_ms(out, false), going_on = save_stall_ms(other, true);
+    ok(going_on <= waiting / 4, "a save holds up training for %.1f ms, and for %.1f without room for a copy", going_on, waiting);   // a busy machine is allowed more than a tenth
+    ok(same_files(out, other, "model.safetensors"), "and the bits are the same");
+    empty_dir(out);
+    empty_dir(other);
+    free(other);
     free(out);
 }
 
@@ -445,6 +478,160 @@ static void changed_case(void) {
     free(out);
 }
 
+// ---- ranks
+
+static void on_ranks(int ranks) {
+    static char line[128];
+    snprintf(line, sizeof line, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d ", ranks);
+    launcher = ranks > 1 ? line : "";
+}
+
+// What `ranks` of them make of the same global batches, undisturbed.
+static char* whole_on(int ranks) {
+    static char* dirs[4];
+    if (dirs[ranks]) return dirs[ranks];
+    char *name = text_of("whole-%d", ranks), *more = text_of("--pack off --batch %d", 6 / ranks);
+    dirs[ranks] = scratch_path(name);
+    char* flags = flags_for(dirs[ranks], more);
+    on_ranks(ranks);
+    free(run_well(flags, "undisturbed ranks"));
+    on_ranks(1);
+    free(flags);
+    free(more);
+    free(name);
+    return dirs[ranks];
+}
+
+// A NaN in what one rank adds to the fourth step's gradient of one tensor. A step sends 15 parts: norm and head, then in either layer
+// norm, qkv, o, norm, gate and up, down, then the embedding.
+static void nan_case(void) {
+    make_whole();
+    if (!has_mpi()) {
+        skip("a NaN in one rank's gradient: no MPI on this machine");
+        return;
+    }
+    const struct {
+        int ranks, rank, part;
+        const char *tensor, *lines;   // the step's four examples, in the order that the seed makes
+    } faults[] = {{2, 1, 8, "model.layers.1.mlp.down_proj.weight", "15"}, {3, 0, 2, "lm_head.weight", "7, 13"},
+                  {3, 1, 10, "model.layers.0.self_attn.q_proj.weight", "3, 15"}};
+    char* out = scratch_path("nan");
+    for (int i = 0; i < COUNT(faults); i++) {
+        char *whole = whole_on(faults[i].ranks), *rank = text_of("%d", faults[i].rank);
+        for (int skips = 0; skips < 2; skips++) {
+            char *more = text_of("--pack off --batch %d %s", 6 / faults[i].ranks, skips ? "--on-nan skip" : ""), *flags = flags_for(out, more);
+            empty_dir(out);
+            on_ranks(faults[i].ranks);
+            inject("/nowhere", "nan", 3 * 15 + faults[i].part, "");
+            setenv("FAULT_RANK", rank, 1);
+            Run r = run(flags);
+            inject_nothing();
+            char* words = text_of("not finite on rank %d, first the gradient of %s, with recipe bf16 on %s line %s%s", faults[i].rank,
+                                  faults[i].tensor, data_path, faults[i].lines, skips ? ": left out" : ", and nothing of this step was saved");
+            ok(r.code == (skips ? 0 : 2) && strstr(r.err, "step 4: ") && strstr(r.err, words),
+               "%d ranks, %s: exit %d, %s", faults[i].ranks, skips ? "--on-nan skip" : "stop", r.code, r.err);
+            free(words);
+            free_run(r);
+            bool same = same_files(whole, out, "model.safetensors");
+            free(flags);
+            flags = text_of("verify %s", out);
+            on_ranks(1);
+            if (skips) free(run_well(flags, "what was trained without the step is whole"));
+            ok(!same, "the step was not taken");
+            free(flags);
+            free(more);
+            if (skips) continue;
+            more = text_of("--pack off --batch %d --resume", 6 / faults[i].ranks);
+            flags = flags_for(out, more);
+            on_ranks(faults[i].ranks);
+            free(run_well(flags, "and --resume"));
+            on_ranks(1);
+            ok(same_files(whole, out, "model.safetensors"), "goes on to the bits of an undisturbed run");
+            free(flags);
+            free(more);
+        }
+        free(rank);
+    }
+    empty_dir(out);
+    free(out);
+}
+
+// A signal to one rank at the `call`-th call of some kind: where the run is then is what the other ranks, or its lines, say.
+typedef enum { LOADING, FIRST_STEP, EVALUATING, SAVING, WRITING, kPhases } Phase;
+static const struct {
+    const char *name, *calls;   // calls: MPI's, or those that change files below this part of --out
+    int call;
+    bool first_rank;            // only rank 0 makes such calls
+} kPhaseAt[kPhases] = {{"loading", "MPI_", 3, false}, {"the first step", "MPI_Alltoall", 4, false}, {"evaluating", "MPI_Allgather", 51, false},
+                       {"saving", "checkpoints", 4, false}, {"writing the model", ".model-being-written", 3, true}};
+
+static bool is_at(Phase phase, Run r) {
+    switch (phase) {
+        case LOADING: return !strstr(r.out, "\nstep ") && !strstr(r.err, ": step 1, ");
+        case FIRST_STEP: return !strstr(r.out, "\nstep ") && strstr(r.err, ": step 1, ");
+        case EVALUATING: return strstr(r.out, "\nstep   2/5 ") && (strstr(r.err, ": step 2, embedding") || strstr(r.err, ": step 2, forward"));
+        case SAVING: return strstr(r.out, "\nstep   2/5 ") && !strstr(r.out, "\nsaved step 4 ");
+        case WRITING: return strstr(r.out, "\nstep   5/5 ") && !strstr(r.out, "\nwrote ");
+        default: return false;
+    }
+}
+
+// Whether the run ended as the signal wants it.
+static bool ended_by(int signal_number, Phase phase, Run r) {
+    if (signal_number == SIGKILL) return r.code != 0 && is_at(phase, r);
+    if (signal_number == SIGSTOP) return r.code == 3 && is_at(phase, r) && strstr(r.err, "no progress for 2 s");
+    if (phase == LOADING) return r.code != 0;                                      // nothing to save yet
+    if (signal_number == SIGTERM) return r.code == 3;                              // a rank that is ended ends the others
+    if (phase == WRITING) return r.code == 0 && strstr(r.out, "\nwrote ");         // too late to stop
+    return r.code == 4 && strstr(r.out, "saved step") && strstr(r.out, "--resume goes on");
+}
+
+static void signal_at(int signal_number, Phase phase, int ranks, int rank) {
+    char *out = scratch_path("signalled-ranks"), *mark = scratch_path("mark"), *whole = whole_on(ranks);
+    char* calls = *kPhaseAt[phase].calls == 'M' ? host_strdup(kPhaseAt[phase].calls) : path_join(out, kPhaseAt[phase].calls);
+    char* more = text_of("--pack off --batch %d --val %s --eval-every 2 --timeout %d", 6 / ranks, val_path, signal_number == SIGSTOP ? 2 : 60);
+    char *flags = flags_for(out, more), *number = text_of("%d", signal_number), *which = text_of("%d", kPhaseAt[phase].first_rank ? 0 : rank);
+    empty_dir(out);
+    shell("rm -f", mark);
+    on_ranks(ranks);
+    inject(calls, "signal", kPhaseAt[phase].call, mark);
+    setenv("FAULT_SIGNAL", number, 1);
+    setenv("FAULT_RANK", which, 1);
+    Run r = run(flags);
+    inject_nothing();
+    bool well = path_exists(mark) && ended_by(signal_number, phase, r);
+    ok(well, "%s to rank %s of %d, %s: exit %d", strsignal(signal_number), which, ranks, kPhaseAt[phase].name, r.code);
+    if (!well) printf("%s%s\n", r.out, r.err);
+    free_run(r);
+    char* again = text_of("%s --resume", flags);
+    r = run(again);
+    well = r.code == 0 && same_files(whole, out, "model.safetensors");
+    ok(well, "and --resume ends with the bits of an undisturbed run");
+    if (!well) printf("exit %d, %s%s\n", r.code, r.out, r.err);
+    free_run(r);
+    on_ranks(1);
+    free(again);
+    free(which);
+    free(number);
+    free(flags);
+    free(more);
+    free(calls);
+    free(mark);
+    free(out);
+}
+
+static void ranks_case(void) {
+    make_whole();
+    if (!has_mpi()) {
+        skip("signals to ranks: no MPI on this machine");
+        return;
+    }
+    const int everywhere[] = {SIGKILL, SIGSTOP, SIGUSR1, SIGTERM}, like_usr1[] = {SIGINT, SIGHUP};
+    for (int i = 0; i < COUNT(everywhere); i++)
+        for (int phase = 0; phase < kPhases; phase++) signal_at(everywhere[i], (Phase)phase, 2 + (i + phase) % 2, phase % 2);
+    for (int i = 0; i < COUNT(like_usr1); i++) signal_at(like_usr1[i], i ? SAVING : FIRST_STEP, 2 + i, 1);
+}
+
 static void infinite_case(void) {
     make_whole();
     char *model = scratch_path("infinite"), *copy = text_of("cp -r %s", whole_dir), *path = path_join(model, "model.safetensors");
@@ -470,8 +657,8 @@ static void infinite_case(void) {
 
 static const Case kCases[] = {
     {"enospc", enospc_case}, {"eio", eio_case}, {"short", short_case}, {"kill", kill_case}, {"in_place", in_place_case},
-    {"hang", hang_case}, {"full_at_the_end", full_at_the_end_case},
-    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case},
+    {"hang", hang_case}, {"stall", stall_case}, {"full_at_the_end", full_at_the_end_case},
+    {"lost_side_files", lost_side_files_case}, {"log_and_locks", log_and_locks_case}, {"signals", signals_case}, {"damage", damage_case}, {"changed", changed_case}, {"infinite", infinite_case}, {"nan", nan_case}, {"ranks", ranks_case},
 };
 
 int main(int argc, char** argv) {

@@ -69,7 +69,7 @@ static int differing(const Answers* a, const Answers* b) {
 
 // By the definition: for every token, a forward pass without a cache over the whole text so far.
 static int next_by_hand(World* w, const int* text, int n) {
-    ModelOptions options = {1, n, false, RECOMPUTE_NONE, 1 << 20, 0, recipe_find("bf16"), false, 0, 0};
+    ModelOptions options = {1, n, false, RECOMPUTE_NONE, 1 << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
     Model* m = model_new(&w->config, w->ops, w->recipe, w->shard, options);
     TestBatch b = test_batch(text, text, 1, n);
     float* logits = (float*)host_alloc(sizeof(float) * (size_t)n * kVocabulary);

@@ -5,6 +5,7 @@
 #include "../data/json.h"
 #include "../data/safetensors.h"
 #include "../halo/generate.h"
+#include "../halo/memory_plan.h"
 #include "backends.h"
 #include "model_fixture.h"
 
@@ -373,6 +374,85 @@ static void recompute_case(void) {
     free(b.storage);
 }
 
+// Two steps of two micro-steps each, and then the loss alone; the gradients of the second step stay in the shard.
+static void two_steps(TestModel* t, const TestBatch* b, double losses[3]) {
+    OptimConfig config = {1e-2f, 0, 2, SCHEDULE_CONSTANT, 0.9f, 0.999f, 1e-8f, 0, 0, 1};
+    Optim optim = optim_new(t->ops, config);
+    for (int step = 1; step <= 2; step++) {
+        shard_begin_step(t->shard, step);
+        for (int micro = 0; micro < 2; micro++) {
+            model_train_step(t->model, &b->arrays, 0.5f / (float)b->scored, t->losses);
+            shard_end_micro_step(t->shard);
+        }
+        losses[step - 1] = mean_loss(t, b->scored);
+        shard_reduce_gradients(t->shard);
+        if (step == 1) optim_step(&optim, t->shard, step);
+        else shard_finish_gradients(t->shard);
+    }
+    losses[2] = test_loss(t, b);
+    optim_free(&optim);
+}
+
+// The same model with so many layers' prepared weights made again for each pass.
+static TestModel remade_model(const Config* c, const Ops* ops, const Recipe* recipe, Recompute recompute, const TestBatch* b, int remade) {
+    TestModel t = random_model(c, ops, recipe->name, recompute, b->B, b->T);
+    model_free(t.model);
+    ModelOptions options = {b->B, b->T, true, recompute, (size_t)1 << 12, 0, recipe_find("bf16"), false, 0, 0, remade};
+    t.model = model_new(c, ops, recipe, t.shard, options);
+    return t;
+}
+
+static void codes_case(void) {
+    Config c = small_config(true);
+    c.L = 3;
+    TestBatch b = random_batch(2, 24, c.V);
+    const struct {
+        Recompute recompute;
+        int remade;
+    } ways[] = {{RECOMPUTE_NONE, 2}, {RECOMPUTE_NORM_ACT, 3}, {RECOMPUTE_BLOCK, 3}};
+    const Ops* backends[kMaxBackends];
+    int backend_count = test_backends(backends), recipe_count;
+    const Recipe* recipes = recipe_table(&recipe_count);
+    for (int k = 0; k < backend_count; k++)
+        for (int r = 0; r < recipe_count; r++) {
+            if (!linear_prepares_weight(&recipes[r]) || !strncmp(recipes[r].name, "haloi", 5)) continue;
+            TestModel kept = remade_model(&c, backends[k], &recipes[r], RECOMPUTE_NONE, &b, 0);
+            double losses[3], again[3];
+            two_steps(&kept, &b, losses);
+            ok(losses[1] != losses[0] && losses[2] == losses[1], "%s %s: another loss after an update, %.6f and %.6f", backends[k]->name,
+               recipes[r].name, losses[0], losses[1]);
+            for (int w = 0; w < COUNT(ways); w++) {
+                TestModel remade = remade_model(&c, backends[k], &recipes[r], ways[w].recompute, &b, ways[w].remade);
+                two_steps(&remade, &b, again);
+                ok(!memcmp(losses, again, sizeof losses) && same_gradients(&kept, &remade), "codes of %d of %d layers remade, recompute %d, %s %s: "
+                   "the bits of kept ones", ways[w].remade, c.L, ways[w].recompute, backends[k]->name, recipes[r].name);
+                test_model_free(&remade);
+            }
+            test_model_free(&kept);
+        }
+    free(b.storage);
+}
+
+// What an 8B full fine-tune with BF16 states takes on a GPU of 80 GB, beside what the backend holds for itself.
+static void codes_plan_case(void) {
+    static const char* const kRecipes[] = {"halo0-fp8", "halo2-int8"};
+    const double most_gib = 74.5;   // of 76, with a workspace of 1.5
+    Config c;
+    check(config_preset(&c, "llama3-8b"), "no preset llama3-8b");
+    for (int r = 0; r < COUNT(kRecipes); r++) {
+        const Recipe* recipe = recipe_find(kRecipes[r]);
+        ShardOptions shard = {3, 0, false, BF16, BF16, true, 1, 1, 1, recipe, false};
+        ModelOptions keep = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0, 0}, remake = keep;
+        remake.remade = c.L;
+        MemoryPlan kept = memory_plan(&c, &cpu_bf16_ops, comm_solo(), recipe, shard, keep),
+                   remade = memory_plan(&c, &cpu_bf16_ops, comm_solo(), recipe, shard, remake);
+        double gib = (double)remade.together / (1 << 30), saved = (double)(kept.together - remade.together) / (1 << 30);
+        ok(gib < most_gib, "8B, 4 x 1024 tokens, blocks recomputed, %s, codes remade: %.2f GiB", kRecipes[r], gib);
+        ok(fabs(saved - 12.6) < 0.1 && kept.model.codes - remade.model.codes == kept.together - remade.together,
+           "of %d layers' codes one layer's are left: %.2f GiB less", c.L, saved);
+    }
+}
+
 // Two documents in one row see nothing of each other: the loss of each position is what it is when each has a row.
 static void packing_case(void) {
     Config c = small_config(false);
@@ -457,7 +537,7 @@ static void fp8_head_case(void) {
             fp8_head_on(backends[k], &c, "bf16", &b);
             fp8_head_on(backends[k], &c, "halo2-int8", &b);
         }
-        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false, 0, 0}, coded = options;
+        ModelOptions options = {b.B, b.T, true, RECOMPUTE_NONE, (size_t)1 << 20, 0, recipe_find("bf16"), false, 0, 0, 0}, coded = options;
         coded.head = recipe_find("halo0-fp8");
         const Recipe* layers = recipe_find("bf16");
         size_t plain = model_bytes_together(model_bytes(&c, &cpu_bf16_ops, layers, false, options)),
@@ -664,6 +744,8 @@ static const Case cases[] = {{"model.logits", logits_case},
                              {"model.finite_differences", finite_differences_case},
                              {"model.recompute", recompute_case},
                              {"model.quant_stats", quant_stats_case},
+                             {"model.codes", codes_case},
+                             {"model.codes_plan", codes_plan_case},
                              {"model.packing", packing_case},
                              {"model.fp8_head", fp8_head_case},
                              {"model.accumulation", accumulation_case}, {"model.fewer_rows", fewer_rows_case},

@@ -972,6 +972,28 @@ static void gemm_case(void) {
 }
 
 // ---- sums
+
+// Rows' sums of squares have the CPU's bits, whichever rows come with which.
+static void row_sums_bits(Mat x, WideSum got) {
+    WideSum* whole = (WideSum*)ops->alloc(sizeof(WideSum));
+    ops->sum_row_squares(whole, x);
+    WideSum all;
+    ops->download(&all, whole, sizeof all);
+    ok(!memcmp(&all, &got, sizeof got), "sum_row_squares %s (%d, %d): all rows at once and row by row, from the last: the same bits", ops->name,
+       x.rows, x.cols);
+    float* values = fetched(x);
+    WideSum want;
+    memset(&want, 0, sizeof want);
+    cpu_f32_ops.sum_row_squares(&want, mat(values, x.rows, x.cols, F32));
+    ok(!memcmp(&all, &want, sizeof want), "sum_row_squares %s (%d, %d): the CPU's bits", ops->name, x.rows, x.cols);
+    values[x.rows * x.cols - 1] += 10;
+    memset(&want, 0, sizeof want);
+    cpu_f32_ops.sum_row_squares(&want, mat(values, x.rows, x.cols, F32));
+    ok(memcmp(&all, &want, sizeof want), "sum_row_squares %s (%d, %d): another value, other bits", ops->name, x.rows, x.cols);
+    free(values);
+    ops->release(whole);
+}
+
 static void sums_shape(int ROWS, int COLS) {
     size_t N = (size_t)ROWS * COLS;
     float *x = test_normals(N, 1), *y = test_normals(N, 1), *want = (float*)host_alloc(N * sizeof(float));
@@ -991,18 +1013,28 @@ static void sums_shape(int ROWS, int COLS) {
     ops->sum_squares(total, X);
     float got = fetch_float(total), wanted = (float)squares;
     close_case("sum_squares", &got, &wanted, 1, 1e-6, 1e-6);
-    ops->clip_scale(scale, total, 10);
+    WideSum *row_total = (WideSum*)ops->alloc(sizeof(WideSum)), row_sums;
+    for (int first = ROWS; first-- > 0;) ops->sum_row_squares(row_total, mat_rows(X, first, 1));
+    ops->download(&row_sums, row_total, sizeof row_sums);
+    got = (float)wide_value(row_sums) + 3;
+    close_case("sum_row_squares", &got, &wanted, 1, 1e-5, 1e-5);
+    row_sums_bits(X, row_sums);
+    ops->clip_scale(scale, row_total, 10);
     got = fetch_float(scale);
-    wanted = (float)(10 / sqrt(squares));
-    close_case("clip_scale", &got, &wanted, 1, 1e-6, 1e-6);
-    ops->clip_scale(scale, total, 1e9f);
+    wanted = (float)(10 / sqrt(squares - 3));
+    close_case("clip_scale", &got, &wanted, 1, 1e-5, 1e-5);
+    ops->clip_scale(scale, row_total, 1e9f);
     ok(fetch_float(scale) == 1, "clip_scale %s below the limit is 1", ops->name);
-    ops->clip_scale(scale, total, 0);
+    ops->clip_scale(scale, row_total, 0);
     ok(fetch_float(scale) == 1, "clip_scale %s without a limit is 1", ops->name);
     ops->absmax(largest, X);
     ok(fetch_float(largest) == most, "absmax %s is raised", ops->name);
     *x = NAN;
     Mat WithNan = put(x, ROWS, COLS, ops->act);
+    ops->sum_row_squares(row_total, WithNan);
+    ops->clip_scale(scale, row_total, 0);
+    ok(fetch_float(scale) == 0, "clip_scale %s of a gradient with a NaN is 0", ops->name);
+    ops->release(row_total);
     ops->absmax(largest, WithNan);
     ok(isnan(fetch_float(largest)), "absmax %s keeps a NaN", ops->name);
     ops->convert(Wide, X);

@@ -48,9 +48,10 @@ static void memory_of(const char* start_launcher, const char* flags, int ranks) 
 
 static const char* const kMemoryFlags[] = {
     "--recipe bf16 --seq 2048",
-    "--recipe halo2-int8 --seq 1024 --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --recompute block",
+    "--recipe halo2-int8 --codes keep --seq 1024 --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --recompute block",
+    "--recipe halo2-int8 --codes remake --seq 1024 --master bf16-sr --grad-dtype bf16 --state-dtype bf16 --recompute block",
     "--recipe halo1-fp6 --adapter lora --rank 8 --recompute norm-act --zero 3",
-    "--recipe halo0-fp8 --qfsdp --accum 4 --head-dtype fp8 --prefetch 2",
+    "--recipe halo0-fp8 --codes keep --qfsdp --accum 4 --head-dtype fp8 --prefetch 2",
 };
 static void memory_on(const char* backend) {
     for (int i = 0; i < COUNT(kMemoryFlags); i++) {

@@ -684,6 +684,40 @@ static void bench_and_export_case(void) {
     free(ten);
 }
 
+// One example unlike the others, met again when these are known: the step is told, and none of a run without it.
+static void spike_case(void) {
+    make_inputs();
+    char* path = scratch_path("spike.jsonl");
+    for (int odd = 0; odd < 2; odd++) {
+        FILE* f = fopen(path, "wb");
+        check(f, "%s: not written", path);
+        for (int i = 0; i < 30; i++) fputs("{\"prompt\": \"abcd\", \"completion\": \"efgh\"}\n", f);
+        if (odd) fputs("{\"prompt\": \"xyz\", \"completion\": \"7654321098\"}\n", f);
+        check(fclose(f) == 0, "%s: not written", path);
+        char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --pack off --steps 90 --lr 1e-2 --schedule constant",
+                              model_dir, path);
+        char* text = run_well(flags, "a run with a loss that stands out");
+        const char* spike = strstr(text, " is a spike: ");
+        ok(odd ? spike && strstr(text, " robust deviations above the last 32's median ") : !spike, "%s", spike ? "told" : "not told");
+        free(text);
+        free(flags);
+    }
+    free(path);
+}
+
+// However short the run is, its rate comes to --lr.
+static void short_warmup_case(void) {
+    make_inputs();
+    const int steps[] = {1, 2, 5, 9};   // --warmup auto: a tenth of the steps, at least 1
+    for (int i = 0; i < COUNT(steps); i++) {
+        char *more = text_of("--steps %d --overwrite", steps[i]), *out = trained("short", more), *log = text_at(out, "log.jsonl");
+        ok(strstr(log, "\"lr\": 0.00999999978,"), "--warmup auto: %d steps come to --lr", steps[i]);
+        free(log);
+        free(out);
+        free(more);
+    }
+}
+
 static void help_case(void) {
     const struct {
         const char *command, *flags;
@@ -890,6 +924,8 @@ static const Case kCases[] = {
     {"bad_flags", bad_flags_case},
     {"bad_inputs", bad_inputs_case},
     {"train", train_case},
+    {"short_warmup", short_warmup_case},
+    {"spike", spike_case},
     {"resume", resume_case},
     {"interrupt", interrupt_case},
     {"keep_best", keep_best_case},

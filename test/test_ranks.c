@@ -79,12 +79,14 @@ static char* mpirun(int ranks) {
                      : host_strdup("");
 }
 
-// Trains a tiny model in micro-batches of one row, dealt out to `ranks`, and returns the run's folder.
+// Trains a tiny model, with random weights unless --model is among the flags, in micro-batches of one row, dealt out to `ranks`, and
+// returns the run's folder.
 static char* train(const char* model, int ranks, const char* name, const char* more) {
     char *prefix = mpirun(ranks), *out = scratch_path(name);
-    char* flags = with_flags(text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 "
-                                     "--backend %s --out %s --log %s", model, data_path, machine.rows / ranks, machine.steps,
-                                     machine.backend, out, out), more);
+    char* flags = with_flags(text_of("train %s %s --data %s --chat none --seq 32 --batch 1 --accum %d --steps %d --lr 1e-2 --backend %s "
+                                     "--out %s --log %s", names_flag(more, "--model") ? "" : "--from-scratch",
+                                     names_flag(more, "--model") ? "" : model, data_path, machine.rows / ranks, machine.steps, machine.backend,
+                                     out, out), more);
     launcher = prefix;
     Run r = run(flags);
     ok(r.code == 0, "%s %s: exit %d %s", machine.name, name, r.code, r.code ? r.err : "");
@@ -127,18 +129,24 @@ typedef struct {
 } RankRun;
 static void same_bits(const char* model, const char* recipe, const RankRun* runs, int count) {
     char* flags = text_of("%s --zero 3", recipe);
-    char *alone = train(model, 1, "alone", flags), *want = losses_of(alone);
+    char *alone = train(model, 1, "alone", flags), *want = losses_of(alone), *want_norms = logged(alone, "grad_norm");
+    const char* weights = strstr(recipe, "--adapter") ? "adapter_model.safetensors" : "model.safetensors";
+    bool clips = strstr(recipe, "--clip") != NULL;
     free(flags);
+    if (clips) ok(strtod(want_norms, NULL) > strtod(strstr(recipe, "--clip ") + 7, NULL), "%s: gradients are clipped", recipe);
     for (int i = 0; i < count; i++) {
         if (runs[i].ranks > machine.most_ranks) continue;
         flags = text_of("%s %s", recipe, runs[i].flags);
         setenv("SIMT_SLOW", runs[i].slow ? runs[i].slow : "none", 1);
         char *out = train(model, runs[i].ranks, "several", flags), *got = losses_of(out);
-        ok(*got && !strcmp(got, want) && same_files(alone, out, "model.safetensors"),
+        ok(*got && !strcmp(got, want) && same_files(alone, out, weights),
            "%s %d rank%s, %s%s%s: losses and weights of one rank, bit for bit", machine.name, runs[i].ranks,
            runs[i].ranks > 1 ? "s" : "", flags, runs[i].slow ? ", slow stream " : "", runs[i].slow ? runs[i].slow : "");
-        double norms = logged_difference(alone, out, "grad_norm");   // summed in another order
-        ok(norms < 1e-5, "%s and its gradient norms to %.1e", machine.name, norms);
+        double norms = logged_difference(alone, out, "grad_norm");   // without --clip summed in another order
+        char* got_norms = logged(out, "grad_norm");
+        ok(clips ? !strcmp(got_norms, want_norms) : norms < 1e-5, "%s and its gradient norms%s: %.1e", machine.name,
+           clips ? " to the last digit" : "", norms);
+        free(got_norms);
         char* log = log_of(out);
         bool seen = strstr(log, "quant_stats") != NULL, weights_seen = strstr(log, "\"w\": {") != NULL;
         bool codes = strstr(runs[i].flags, "--qfsdp") != NULL;
@@ -150,6 +158,7 @@ static void same_bits(const char* model, const char* recipe, const RankRun* runs
         free(flags);
     }
     empty_dir(alone);
+    free(want_norms);
     free(want);
     free(alone);
 }
@@ -162,6 +171,8 @@ static const RankRun kPlainRuns[] = {{1, "--zero 2", NULL},
                                      {4, "--zero 3", NULL},
                                      {4, "--zero 2 --prefetch 0", NULL}};
 static const RankRun kCodedRuns[] = {{2, "--zero 3", NULL},
+                                     {1, "--zero 0 --codes remake", NULL},
+                                     {2, "--zero 3 --codes remake --recompute block", NULL},
                                      {2, "--qfsdp --prefetch 4", NULL},
                                      {3, "--qfsdp --quant-stats 3", NULL},
                                      {4, "--zero 3 --prefetch 0 --quant-stats 4", NULL},
@@ -185,6 +196,30 @@ static void gpu_packed_case(void) {
     if (on_gpus()) packed_bits();
 }
 
+// The norm that clips is one sum, however rows are dealt out: 264 rows of 32 on 6 ranks, 32 norms, adapters' rows of 16.
+static const RankRun kClippedRuns[] = {{1, "--zero 2", NULL}, {2, "--zero 3", NULL}, {2, "--zero 2", NULL}, {3, "--zero 3", NULL}, {6, "--zero 3", NULL}};
+static void clipped_bits(void) {
+    make_models();
+    char* adapter = text_of("--model %s --adapter lora --target q,v,down --level halo0 --dtype int8 --clip 0.001", train_on(1, "base", ""));
+    same_bits(deep_dir, "--level bf16 --clip 0.1", kClippedRuns, COUNT(kClippedRuns));
+    same_bits(tied_dir, "--level halo2 --dtype int8 --clip 0.1", kClippedRuns + 3, 2);
+    same_bits(deep_dir, adapter, kClippedRuns, COUNT(kClippedRuns));
+    free(adapter);
+}
+static void cpu_clip_case(void) {
+    on_cpu();
+    machine.most_ranks = 6;
+    clipped_bits();
+}
+static void emulated_clip_case(void) {
+    if (!on_emulated_gpus()) return;
+    make_models();
+    same_bits(deep_dir, "--level bf16 --clip 0.1", kClippedRuns + 1, 3);
+}
+static void gpu_clip_case(void) {
+    if (on_gpus()) clipped_bits();
+}
+
 static void bits(void) {
     make_models();
     same_bits(deep_dir, "--level bf16", kPlainRuns, COUNT(kPlainRuns));
@@ -203,7 +238,8 @@ static void gpu_bits_case(void) {
 // The streams in the order of their creation: NCCL's, that of the sums, the backend's.
 static const RankRun kEmulatedPlainRuns[] = {{2, "--zero 3", "0"}, {2, "--zero 3", "1"}, {2, "--zero 3 --prefetch 2", "2"},
                                              {2, "--zero 2", "0"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "0"}};
-static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL}};
+static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL},
+                                             {2, "--zero 3 --codes remake --recompute block", NULL}};
 static void emulated_bits_case(void) {
     if (!on_emulated_gpus()) return;
     make_models();
@@ -283,7 +319,7 @@ static void cpu_answers_case(void) {
     free(few);
 }
 
-// Stages that sum whole gradients once a step take another order, and so does the norm that they are clipped by: the same to rounding.
+// Stages that sum whole gradients once a step take another order, and so do their gradients' norms: the same to rounding.
 static void stages_with(const char* flags, int from_stage, int to_stage, double tolerance) {
     char *alone_flags = text_of("--zero 3 %s", flags), *alone = train_on(1, "alone", alone_flags);
     for (int zero = from_stage; zero <= to_stage; zero++)
@@ -486,7 +522,8 @@ static void emulated_refused_case(void) {
 
 static const Case cases[] = {{"cpu.bits", cpu_bits_case},         {"cpu.stages", cpu_stages_case},
                              {"cpu.packed", cpu_packed_case},     {"gpu.packed", gpu_packed_case},
-                             {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
+                             {"cpu.clip", cpu_clip_case},         {"emulated.clip", emulated_clip_case},
+                             {"gpu.clip", gpu_clip_case},         {"cpu.resume", cpu_resume_case},     {"cpu.lost", cpu_lost_case},
                              {"cpu.refused", cpu_refused_case},   {"cpu.answers", cpu_answers_case},
                              {"emulated.bits", emulated_bits_case},
                              {"emulated.evaluation", emulated_evaluation_case},

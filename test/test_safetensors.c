@@ -270,6 +270,21 @@ static void hostile_case(void) {
     free(path);
 }
 
+// A mapped file from which its bytes are taken away: a signal, unless somebody catches it.
+static void read_cut_file(void* path) {
+    enum { kValues = 1 << 14 };   // in pages that nobody has touched
+    float* values = (float*)host_alloc(kValues * sizeof(float));
+    SafeTensors* file = safetensors_open((const char*)path);
+    check(truncate((const char*)path, 128) == 0, "not truncated");
+    tensor_read(safetensors_at(file, 0), 0, kValues, F32, values);
+    printf("%g\n", (double)values[kValues - 1]);
+}
+static void cut_case(void) {
+    char* path = make_file("cut.safetensors", "{\"a\": {\"dtype\": \"F32\", \"shape\": [16384], \"data_offsets\": [0, 65536]}}", 65536, -1);
+    expect_exit(read_cut_file, path, kExitUser, "cut.safetensors: became shorter while it was being read", "a file that is truncated while it is mapped");
+    free(path);
+}
+
 // ---- the reference pack
 
 static void read_pack_file(const char* path) {
@@ -321,7 +336,7 @@ static const Case cases[] = {
     {"safetensors.f16", f16_case},           {"safetensors.dtypes", dtypes_case},
     {"safetensors.refusals", refusals_case}, {"safetensors.round_trip", round_trip_case},
     {"safetensors.write_errors", write_errors_case}, {"safetensors.hostile", hostile_case},
-    {"safetensors.pack", pack_case},
+    {"safetensors.pack", pack_case},         {"safetensors.cut", cut_case},
 };
 
 int main(int argc, char** argv) { return scratch_main("test_safetensors", cases, COUNT(cases), argc, argv); }

@@ -34,6 +34,8 @@ typedef struct {
     Transfer (*start)(void);
     void (*wait)(Transfer transfer);
     double (*sent_bytes)(void);   // by this rank to others, in transfers so far
+    // The lowest rank whose values made a sum of this rank's not finite since it was asked last; -1: none. For when all sums have been waited for.
+    int (*bad_rank)(void);
     // ---- on host memory; these block until all ranks have called them
     void (*host_sum)(double* x, int n);
     void (*host_broadcast)(void* x, size_t bytes);   // from rank 0

@@ -1,5 +1,6 @@
 // CPU ranks over MPI. For a sum every rank's values are gathered, added in rank order in FP32 and rounded once: slower than a ring, but
 // the same bits on every run. A collective has happened when it returns, so that start and wait have nothing to do.
+#include <math.h>
 #include <mpi.h>
 
 #include "comm.h"
@@ -45,10 +46,23 @@ static float value(const void* x, size_t i, Fmt fmt) {
     return fmt == F32 ? ((const float*)x)[i] : f32_from_bf16(((const uint16_t*)x)[i]);
 }
 
+static int bad_rank = -1;
+// Sum i is not finite: whose value is the first that is not?
+static void note_bad_rank(const void* pieces, size_t count, size_t i, Fmt fmt) {
+    for (int r = 0; r < mpi.ranks && (bad_rank < 0 || r < bad_rank); r++)
+        if (!isfinite(value(pieces, (size_t)r * count + i, fmt))) bad_rank = r;
+}
+static int mpi_bad_rank(void) {
+    int rank = bad_rank;
+    bad_rank = -1;
+    return rank;
+}
+
 static void sum_in_rank_order(void* out, const void* pieces, size_t count, Fmt fmt, bool add, const Noise* noise) {
     for (size_t i = 0; i < count; i++) {
         float sum = add ? value(out, i, fmt) : 0;
         for (int r = 0; r < mpi.ranks; r++) sum += value(pieces, (size_t)r * count + i, fmt);
+        if (!isfinite(sum)) note_bad_rank(pieces, count, i, fmt);
         if (fmt == F32) ((float*)out)[i] = sum;
         else if (!noise) ((uint16_t*)out)[i] = bf16_from_f32(sum);
         else ((uint16_t*)out)[i] = bf16_from_f32_stochastic(sum, noise_of_value(noise->seed, noise->offset + i, kGradNoise, noise->stream));
@@ -126,6 +140,7 @@ const Comm* comm_mpi(void) {
     mpi.start = mpi_start;
     mpi.wait = mpi_wait;
     mpi.sent_bytes = mpi_sent_bytes;
+    mpi.bad_rank = mpi_bad_rank;
     mpi.host_sum = mpi_host_sum;
     mpi.host_broadcast = mpi_host_broadcast;
     mpi.barrier = mpi_barrier;

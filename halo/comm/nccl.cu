@@ -78,6 +78,7 @@ static struct {
     size_t lane_bytes;
     cudaEvent_t arrived[2], summed[2];   // of each half: its last slice has arrived, has been added up
     int half;                 // the half to be filled next
+    unsigned* bad;            // of RankValues, on the GPU; 0: every sum has been finite
     double sent;              // bytes
 
     // collected for the next transfer
@@ -173,10 +174,10 @@ static void run_slice(const Segment* segments, int count) {
         char* out = g->sum->out + g->first * value;
         const char *own = g->sum->in + (g->sum->step * (size_t)rank + g->first) * value, *others = staging + g->lane_offset;
         if (g->sum->fmt == F32) {
-            RankValues<float> in = {(const float*)own, (const float*)others, gpu.lane_bytes / value, rank, ranks};
+            RankValues<float> in = {(const float*)own, (const float*)others, gpu.lane_bytes / value, rank, ranks, gpu.bad};
             add_ranks(gpu.sums, (float*)out, in, g->count, g->sum->add, NULL);
         } else {
-            RankValues<bf16> in = {(const bf16*)own, (const bf16*)others, gpu.lane_bytes / value, rank, ranks};
+            RankValues<bf16> in = {(const bf16*)own, (const bf16*)others, gpu.lane_bytes / value, rank, ranks, gpu.bad};
             Noise noise = g->sum->noise;
             noise.offset += g->first;
             add_ranks(gpu.sums, (bf16*)out, in, g->count, g->sum->add, g->sum->stochastic ? &noise : NULL);
@@ -299,6 +300,13 @@ static void gpu_wait(Transfer transfer) {
 
 static double gpu_sent_bytes() { return gpu.sent; }
 
+static int gpu_bad_rank() {
+    unsigned bad;
+    cuda_ops.download(&bad, gpu.bad, sizeof bad);
+    cuda_ops.zero(gpu.bad, sizeof bad);
+    return bad ? gpu.table.ranks - (int)bad : -1;
+}
+
 // ---- start and end
 
 // Picks this rank's GPU by the rank's number on its host, or takes the only one if the launcher leaves one visible.
@@ -374,6 +382,7 @@ const Comm* comm_nccl(const Comm* mpi) {
         cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].done, cudaEventDisableTiming), "an event");
     }
     gpu.staging = (char*)cuda_ops.alloc(2 * (size_t)kHalfBytes);
+    gpu.bad = (unsigned*)cuda_ops.alloc(sizeof *gpu.bad);
     gpu.lane_bytes = (size_t)kHalfBytes / (size_t)(mpi->ranks - 1) / kArenaAlign * kArenaAlign;
 
     ncclUniqueId id;
@@ -392,6 +401,7 @@ const Comm* comm_nccl(const Comm* mpi) {
     gpu.table.start = gpu_start;
     gpu.table.wait = gpu_wait;
     gpu.table.sent_bytes = gpu_sent_bytes;
+    gpu.table.bad_rank = gpu_bad_rank;
     gpu.table.finish = gpu_finish;
     progress_watch_device(look, give_up);
     greet();

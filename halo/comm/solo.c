@@ -13,13 +13,14 @@ static void solo_all_reduce_max(float* x, int n) { (void)x, (void)n; }
 static Transfer solo_start(void) { return 0; }
 static void solo_wait(Transfer transfer) { (void)transfer; }
 static double solo_sent_bytes(void) { return 0; }
+static int solo_bad_rank(void) { return -1; }
 static void solo_host_sum(double* x, int n) { (void)x, (void)n; }
 static void solo_host_broadcast(void* x, size_t bytes) { (void)x, (void)bytes; }
 static void solo_nothing(void) {}
 
 const Comm* comm_solo(void) {
     static const Comm solo = {"solo", 0, 1, 0, solo_all_gather, solo_reduce_scatter, solo_all_reduce, solo_all_reduce_max,
-                              solo_start, solo_wait, solo_sent_bytes, solo_host_sum, solo_host_broadcast, solo_nothing,
+                              solo_start, solo_wait, solo_sent_bytes, solo_bad_rank, solo_host_sum, solo_host_broadcast, solo_nothing,
                               solo_nothing, _exit};
     return &solo;
 }

@@ -117,6 +117,7 @@ const Ops CPU_OPS = {
     add,
     convert,
     sum_squares,
+    sum_row_squares,
     clip_scale,
     adamw,
     transpose_codes,

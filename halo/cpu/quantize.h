@@ -27,18 +27,33 @@ static void encode(void* codes, const float* x, const float* inverse, int n, Fmt
     }
 }
 
+// 16 rows of 16 codes, transposed: four rounds, each of which interleaves the first half of the rows with the second.
+enum { kCodeSquare = 16 };
+typedef uint8_t CodeRow __attribute__((vector_size(kCodeSquare)));
+static inline void transpose_codes_square(CodeRow v[kCodeSquare]) {
+    CodeRow x[kCodeSquare];
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < kCodeSquare / 2; i++) {
+            CodeRow a = v[i], b = v[i + kCodeSquare / 2];
+            x[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            x[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        for (int i = 0; i < kCodeSquare; i++) v[i] = x[i];
+    }
+}
+
 // The band's columns of codes_t from its rows of codes.
 static inline void transpose_band(Mat codes_t, const char* codes, int first, int rows, size_t code_bytes) {
-    int cols = codes_t.rows;
-    if (code_bytes == 1 && rows == kQuantBlock) {   // a whole band: loops of a constant length
-        for (int j = 0; j < cols; j++) {
-            char column[kQuantBlock];
-            for (int i = 0; i < kQuantBlock; i++) column[i] = codes[(size_t)i * cols + j];
-            memcpy((char*)row_data(codes_t, j) + first, column, kQuantBlock);
+    int cols = codes_t.rows, done = 0;
+    for (; code_bytes == 1 && rows == kQuantBlock && done + kCodeSquare <= cols; done += kCodeSquare) {
+        for (int half = 0; half < kQuantBlock; half += kCodeSquare) {
+            CodeRow square[kCodeSquare];
+            for (int i = 0; i < kCodeSquare; i++) memcpy(&square[i], codes + (size_t)(half + i) * cols + done, kCodeSquare);
+            transpose_codes_square(square);
+            for (int j = 0; j < kCodeSquare; j++) memcpy((char*)row_data(codes_t, done + j) + first + half, &square[j], kCodeSquare);
         }
-        return;
     }
-    for (int j = 0; j < cols; j++) {
+    for (int j = done; j < cols; j++) {
         char* to = (char*)row_data(codes_t, j) + (size_t)first * code_bytes;
         for (int i = 0; i < rows; i++) memcpy(to + i * code_bytes, codes + ((size_t)i * cols + j) * code_bytes, code_bytes);
     }

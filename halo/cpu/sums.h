@@ -48,8 +48,38 @@ static void sum_squares(float* total, Mat x) {
     *total = (float)(*total + rows);
 }
 
-static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
-    float norm = sqrtf(*sum_of_squares);
+static float row_squares(const float* x, int n) {
+    float sums[kRowSums] = {0};
+    int c = 0;
+    for (; c + kRowSums <= n; c += kRowSums)
+        for (int l = 0; l < kRowSums; l++) sums[l] += x[c + l] * x[c + l];
+    for (int l = 0; c + l < n; l++) sums[l] += x[c + l] * x[c + l];
+    if (n == 1) return sums[0];
+    for (int step = 4; step > 0; step /= 2)
+        for (int octet = 0; octet < kRowSums; octet += 8)
+            for (int i = octet; i < octet + step; i++) sums[i] += sums[i + step];
+    for (int step = kRowSums / 2; step >= 8; step /= 2)
+        for (int octet = 0; octet < step; octet += 8) sums[octet] += sums[octet + step];
+    return sums[0];
+}
+
+static void sum_row_squares(WideSum* total, Mat x) {
+    check_shape(x, x.rows, x.cols, "sum_row_squares");
+    static __thread WorkBuffer work, row_sums;
+    float* of_row = work_floats(&row_sums, (size_t)x.rows);
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < x.rows; t++) of_row[t] = row_squares(row_read(x, t, work_floats(&work, (size_t)x.cols)), x.cols);
+    uint64_t digits[kWideDigits] = {0};
+    for (int t = 0; t < x.rows; t++) {
+        uint32_t parts[kWideParts];
+        int first = wide_parts(of_row[t], parts);
+        for (int i = 0; i < kWideParts && first + i < kWideDigits; i++) digits[first + i] += parts[i];
+    }
+    wide_add(total, digits);
+}
+
+static void clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) {
+    float norm = (float)sqrt(wide_value(*sum_of_squares));
     *scale = !isfinite(norm) ? 0.0f : max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
 }
 

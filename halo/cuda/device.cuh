@@ -43,6 +43,7 @@ typedef struct {
     float* strip;          // kRotateStripBytes, rotate's own workspace: an op may call rotate while it uses `workspace`
     char* signs;           // kSignsBytes, written once (rotate/hadamard_signs.cuh)
     float* partial_sums;   // (kSumBlocksMax)
+    struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();

@@ -14,7 +14,17 @@ struct RankValues {
     const T *own, *others;
     size_t lane;
     int rank, ranks;
+    unsigned* bad;   // raised to `ranks` - r where a sum is not finite and rank r's value is the first that is not
+    __device__ const T* of(int r) const { return r == rank ? own : others + (size_t)(r - (r > rank)) * lane; }
 };
+
+template <int kWidth>
+__device__ inline bool all_finite(Values<kWidth> x) {
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) finite = finite & ((f32_bits(x.v[i]) & 0x7f800000u) != 0x7f800000u);
+    return finite;
+}
 
 template <int kWidth, bool kStochastic, typename T>
 __global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, RankValues<T> in, size_t groups, bool add, Noise noise) {
@@ -24,10 +34,14 @@ __global__ void __launch_bounds__(kRankSumThreads) add_ranks_kernel(T* out, Rank
     if (add) sum = load_values<kWidth>(out + n * kWidth);
 #pragma unroll 4
     for (int r = 0; r < in.ranks; r++) {
-        const T* from = r == in.rank ? in.own : in.others + (size_t)(r - (r > in.rank)) * in.lane;
-        Values<kWidth> x = load_values<kWidth>(from + n * kWidth);
+        Values<kWidth> x = load_values<kWidth>(in.of(r) + n * kWidth);
 #pragma unroll
         for (int i = 0; i < kWidth; i++) sum.v[i] += x.v[i];
+    }
+    if (!all_finite(sum)) {
+        int r = 0;
+        while (r < in.ranks && all_finite(load_values<kWidth>(in.of(r) + n * kWidth))) r++;
+        if (r < in.ranks) atomicMax(in.bad, (unsigned)(in.ranks - r));
     }
     if (kStochastic) store_stochastic(out + n * kWidth, sum, noise, n * kWidth, kGradNoise);
     else store_values(out + n * kWidth, sum);

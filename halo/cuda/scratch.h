@@ -11,10 +11,11 @@ enum {
     kRotateStripBytes = 32 << 20,    // values between the two passes of long rotations (rotate/exact.cuh)
     kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
+    kWideTallyBytes = 256,           // digits that blocks of sum_row_squares add to (sums.cuh)
     kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
 };
 static inline size_t cuda_held_bytes(void) {
-    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + 2 * sizeof(float) * kLtVectorRows;
+    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes + 2 * sizeof(float) * kLtVectorRows;
 }
 
 // ---- scratch that the caller gives an op for one call

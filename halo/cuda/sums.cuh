@@ -76,8 +76,53 @@ __global__ void __launch_bounds__(kSumThreads) add_partial_sums_kernel(float* to
     if (threadIdx.x == 0) *total = (float)(*total + sum[0]);
 }
 
-__global__ void clip_scale_kernel(float* scale, const float* sum_of_squares, float max_norm) {
-    float norm = sqrtf(*sum_of_squares);
+// ---- the sums of squares of rows, a warp a row: lane l has octets l, l + 32, ... Each row's sum goes into the digits of its block,
+// those into the tally, and the last block adds that to the total: integers, whose order does not matter.
+struct WideTally {
+    unsigned long long digit[kWideDigits];
+    unsigned blocks_done;
+};
+static_assert(sizeof(WideTally) <= kWideTallyBytes && kRowSums == 8 * kWarp, "");
+
+template <bool kOctets, typename X>
+__global__ void __launch_bounds__(kSumThreads) sum_row_squares_kernel(WideSum* total, WideTally* tally, Rows<const X> x, int rows, int cols) {
+    __shared__ unsigned digits[kWideDigits];   // of at most 2^20 rows
+    if (threadIdx.x < kWideDigits) digits[threadIdx.x] = 0;
+    __syncthreads();
+    int lane = threadIdx.x % kWarp, warps = kSumThreads / kWarp;
+    for (size_t row = (size_t)blockIdx.x * warps + threadIdx.x / kWarp; row < (size_t)rows; row += (size_t)gridDim.x * warps) {
+        const X* from = x[row];
+        float s[8] = {};
+#pragma unroll 4
+        for (int c = lane * 8; c < cols; c += kRowSums) {
+            Values<8> v = {};
+            if (kOctets) v = load_values<8>(from + c);
+            else
+                for (int i = 0; i < 8 && c + i < cols; i++) v.v[i] = load_values<1>(from + c + i).v[0];
+#pragma unroll
+            for (int i = 0; i < 8; i++) s[i] = __fadd_rn(s[i], __fmul_rn(v.v[i], v.v[i]));
+        }
+        float sum = warp_sum(((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])));
+        if (lane != 0) continue;
+        uint32_t parts[kWideParts];
+        int first = wide_parts(sum, parts);
+        for (int i = 0; i < kWideParts; i++)
+            if (parts[i]) atomicAdd(&digits[first + i], parts[i]);
+    }
+    __syncthreads();
+    if (threadIdx.x < kWideDigits && digits[threadIdx.x]) atomicAdd(&tally->digit[threadIdx.x], (unsigned long long)digits[threadIdx.x]);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x != 0 || atomicAdd(&tally->blocks_done, 1u) != gridDim.x - 1) return;
+    __threadfence();
+    uint64_t sums[kWideDigits];
+    for (int i = 0; i < kWideDigits; i++) sums[i] = atomicExch(&tally->digit[i], 0ull);
+    tally->blocks_done = 0;
+    wide_add(total, sums);
+}
+
+__global__ void clip_scale_kernel(float* scale, const WideSum* sum_of_squares, float max_norm) {
+    float norm = (float)sqrt(wide_value(*sum_of_squares));
     *scale = !isfinite(norm) ? 0.0f : max_norm > 0 && norm > max_norm ? max_norm / norm : 1.0f;
 }
 
@@ -129,7 +174,20 @@ static void sum_squares(float* total, Mat x) {
     else is_octets(x) ? launch_sum_squares<8, bf16>(total, x) : launch_sum_squares<1, bf16>(total, x);
 }
 
-static void clip_scale(float* scale, const float* sum_of_squares, float max_norm) {
+template <typename X>
+static void launch_sum_row_squares(WideSum* total, Mat x, bool octets) {
+    int blocks = min_int(ceil_div(x.rows, kSumThreads / kWarp), kSumBlocksMax);
+    WideTally* tally = cuda_held().wide_tally;
+    if (octets) LAUNCH((sum_row_squares_kernel<true, X>), blocks, kSumThreads, 0, total, tally, rows_of<const X>(x), x.rows, x.cols);
+    else LAUNCH((sum_row_squares_kernel<false, X>), blocks, kSumThreads, 0, total, tally, rows_of<const X>(x), x.rows, x.cols);
+}
+static void sum_row_squares(WideSum* total, Mat x) {
+    check_mat(x, x.rows, x.cols, "sum_row_squares");
+    if (x.fmt == F32) launch_sum_row_squares<float>(total, x, is_octets(x));
+    else launch_sum_row_squares<bf16>(total, x, is_octets(x));
+}
+
+static void clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) {
     LAUNCH(clip_scale_kernel, 1, 1, 0, scale, sum_of_squares, max_norm);
 }
 

@@ -32,7 +32,7 @@ static double time_answers(Session* s, Model* model, int positions, int tokens, 
 // Tokens per second of a forward pass of training, over about as many rows as generation reads of prompts in one step.
 static double forward_rate(Session* s) {
     int B = max_int(kPromptRows / s->o.seq, 1), BT = B * s->o.seq;
-    ModelOptions options = {B, s->o.seq, false, RECOMPUTE_NONE, (size_t)s->o.logits_mb << 20, 0, recipe_find("bf16"), false, 0, 0};
+    ModelOptions options = {B, s->o.seq, false, RECOMPUTE_NONE, (size_t)s->o.logits_mb << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
     Model* model = model_new(&s->config, s->ops, s->recipe, s->shard, options);
     RowBatch batch = batch_new(B, s->o.seq);
     float* losses = (float*)s->ops->alloc(sizeof(float) * (size_t)BT);

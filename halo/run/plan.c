@@ -151,6 +151,7 @@ static void print_line(const Plan* p, const Options* fitting, int gpus) {
     Options o = p->given;
     const Options* f = fitting;   // the flags of the ladder (plan_search.c)
     o.recompute = f->recompute;
+    o.codes = f->codes;
     o.state_dtype = f->state_dtype;
     o.grad_dtype = f->grad_dtype;
     o.master = f->master;
@@ -203,6 +204,7 @@ int command_plan(Options o) {
     p.given = o;
     open_plan(&p);
     const Session* s = &p.s;
+    p.s.remade = remade_by_flag(s, &o);
     model_options(s, true);   // flags that contradict the model
     print_what(&p);
     p.steps = o.steps;

@@ -8,6 +8,8 @@
 
 C_API int command_plan(Options o);   // the exit code
 
+// The layers whose quantized weights are remade with these flags; --codes auto counts as keep.
+C_API int remade_by_flag(const Session* s, const Options* o);
 // The same options with a model directory's config.json alone: planning reads no weights.
 C_API Options planned_options(Options o);
 // "   12 s", "  1.5 h ", "  3.0 d " to standard output.

@@ -1,11 +1,14 @@
 // Which flags make training fit; see plan.h.
 #include "plan.h"
 
+int remade_by_flag(const Session* s, const Options* o) { return o->codes == CODES_REMAKE ? s->config.L : 0; }
+
 PlannedMemory planned_memory(const Session* session, const Options* o, size_t tables) {
     Session s = *session;
     s.o = *o;
     s.recipe = options_recipe(o);
     if (!s.peft) s.config.adapter = options_adapter(o);   // else it is that of the file
+    s.remade = remade_by_flag(&s, o);
     PlannedMemory m;
     memset(&m, 0, sizeof m);
     m.plan = memory_plan(&s.config, s.ops, s.comm, s.recipe, shard_options(&s, true), model_options(&s, true));
@@ -62,6 +65,7 @@ static void make_ladder(Ladder* l, const Session* s, const Options* o) {
     bool ranks = s->comm->ranks > 1, full = o->adapter == ADAPT_NONE && !o->adapter_dir, zero_3 = o->zero == kAuto || o->zero == 3;
     memset(l, 0, sizeof *l);
     add_rung(l, o->recompute == RECOMPUTE_NONE, "recompute", "norm-act", 0);
+    add_rung(l, full && !o->qfsdp && o->codes == CODES_AUTO && linear_prepares_weight(options_recipe(o)), "codes", "remake", 0);
     add_rung(l, full && o->state_dtype == F32, "state-dtype", "bf16", 0);
     add_rung(l, full && o->grad_dtype == F32, "grad-dtype", "bf16", 0);
     add_rung(l, full && o->master == MASTER_FP32, "master", "bf16-sr", 0);
@@ -91,6 +95,7 @@ static Options climbed(const Ladder* l, const Options* given) {
         o.batch = r->batch;
         o.accum = given->accum * (given->batch / r->batch);
     }
+    if (o.qfsdp) o.codes = given->codes;   // gathered codes are not remade
     bool adapted = o.adapter == ADAPT_LORA && given->adapter == ADAPT_NONE;
     if (adapted) {
         o.qfsdp = given->qfsdp;

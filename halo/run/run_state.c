@@ -122,8 +122,8 @@ size_t state_bytes(Session* s) {
     return bytes;
 }
 
-// ---- saving: a copy of the state, which a thread writes while training goes on. All ranks have the same save under way; a save is
-// committed once every rank has written its part.
+// ---- saving: a copy of the state, which a thread writes while training goes on. All ranks have the same save under way. Once every rank
+// has written its part, rank 0 makes the whole the newest, on a thread too: renaming and deleting may take a disk a while.
 
 struct Saving {
     RunState run;
@@ -131,13 +131,23 @@ struct Saving {
     char* dir;
     bool on_thread;
     pthread_t thread;
-    volatile bool written;
+    volatile bool done;     // this rank's share of the stage: that its part is written; then, that rank 0 has made the whole the newest
+    bool committing;        // the second stage
+    int keep, best;         // of checkpoint_commit
+    double start, waited;   // seconds: when it began, and how long training has stood still for it
 };
 
 static void* write_part(void* self) {
     struct Saving* w = (struct Saving*)self;
     checkpoint_write(w->dir, (int)w->progress.step, &w->run.state);
-    __atomic_store_n(&w->written, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&w->done, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+static void* commit(void* self) {
+    struct Saving* w = (struct Saving*)self;
+    checkpoint_commit(w->dir, (int)w->progress.step, w->run.state.ranks, w->keep, w->best);
+    __atomic_store_n(&w->done, true, __ATOMIC_RELEASE);
     return NULL;
 }
 
@@ -152,22 +162,42 @@ static bool copy_fits(const Session* s, size_t bytes) {
     return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->ranks;
 }
 
-// The copies' memory is kept for the next save: copying to memory that has been used before takes a fraction of the time.
-static bool copy_state(Session* s, struct Saving* w) {
-    static char* copies[kMaxStateArrays];
-    size_t bytes = 0;
-    for (int i = 0; i < w->run.state.blob_count; i++) bytes += w->run.places[i].array.bytes;
-    static bool said;
-    if (!copies[0] && !copy_fits(s, bytes)) {
-        if (leads(s) && !said) printf("too little memory for a copy of the state: training waits while a checkpoint is written\n");
-        said = true;
-        return false;
+// Memory for the copy. It stays for the next save, and a thread lets the system hand out its pages while the first steps are made: pages
+// that are there already take a copy in a fraction of the time.
+static struct {
+    StateArray arrays[kMaxStateArrays];   // `data` on the host
+    int count;
+    bool asked, touching;
+    pthread_t thread;
+} copies;
+
+static void* touch_copies(void* unused) {
+    (void)unused;
+    for (int i = 0; i < copies.count; i++) memset(copies.arrays[i].data, 0, copies.arrays[i].bytes);
+    return NULL;
+}
+
+void save_prepare(Session* s) {
+    if (copies.asked) return;
+    copies.asked = true;
+    if (!copy_fits(s, state_bytes(s))) {
+        if (leads(s)) printf("too little memory for a copy of the state: training waits while a checkpoint is written\n");
+        return;
     }
+    copies.count = shard_state(s->shard, copies.arrays);
+    for (int i = 0; i < copies.count; i++) copies.arrays[i].data = host_alloc(copies.arrays[i].bytes);
+    copies.touching = pthread_create(&copies.thread, NULL, touch_copies, NULL) == 0;
+}
+
+static bool copy_state(Session* s, struct Saving* w) {
+    save_prepare(s);
+    if (copies.touching) pthread_join(copies.thread, NULL);
+    copies.touching = false;
+    if (!copies.count) return false;
     for (int i = 0; i < w->run.state.blob_count; i++) {
         StateBlob* b = &w->run.places[i];
         progress_phase("saving", -1);
-        if (!copies[i]) copies[i] = (char*)host_alloc(b->array.bytes);
-        b->copy = copies[i];
+        b->copy = (char*)copies.arrays[i].data;
         s->ops->download(b->copy, b->array.data, b->array.bytes);
     }
     return true;
@@ -175,31 +205,53 @@ static bool copy_state(Session* s, struct Saving* w) {
 
 Saving* save_start(Session* s, const RunSettings* settings, const Progress* progress) {
     Saving* w = (Saving*)host_alloc(sizeof *w);
+    w->start = seconds_now();
     w->progress = *progress;
     w->dir = checkpoint_dir(s);
     describe_state(s, settings, &w->progress, s->comm->rank, s->comm->ranks, &w->run);
     w->on_thread = copy_state(s, w) && pthread_create(&w->thread, NULL, write_part, w) == 0;
     if (!w->on_thread) write_part(w);
+    w->keep = max_int(s->o.keep, 1);
+    w->best = s->o.keep_best && progress->best_step ? (int)progress->best_step : -1;
+    w->waited = seconds_now() - w->start;
     return w;
 }
 
-Saving* save_finish(Session* s, Saving* w, bool wait) {
-    if (!w) return NULL;
-    double left = !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE);
-    if (!wait) s->comm->host_sum(&left, 1);
-    if (!wait && left > 0) return w;
-    for (unsigned long seen = 0; w->on_thread && !__atomic_load_n(&w->written, __ATOMIC_ACQUIRE); usleep(1000)) {
+static void wait_for_disk(struct Saving* w) {
+    for (unsigned long seen = 0; !__atomic_load_n(&w->done, __ATOMIC_ACQUIRE); usleep(1000)) {
         unsigned long pieces = 0;
         for (int i = 0; i < w->run.state.blob_count; i++) pieces += __atomic_load_n(&w->run.places[i].pieces, __ATOMIC_RELAXED);
         if (pieces != seen) progress_phase("waiting for the disk", -1);   // only written parts are progress: a hanging disk is not
         seen = pieces;
     }
+}
+
+// Ends the stage at work if all ranks are done with it, or with `wait` when they are; false: they are not.
+static bool end_stage(Session* s, struct Saving* w, bool wait) {
+    double left = !__atomic_load_n(&w->done, __ATOMIC_ACQUIRE);
+    if (!wait) s->comm->host_sum(&left, 1);
+    if (!wait && left > 0) return false;
+    if (wait) wait_for_disk(w);
     if (w->on_thread) pthread_join(w->thread, NULL);
-    s->comm->barrier();
-    int step = (int)w->progress.step, best = s->o.keep_best && w->progress.best_step ? (int)w->progress.best_step : -1;
-    if (leads(s)) checkpoint_commit(w->dir, step, s->comm->ranks, max_int(s->o.keep, 1), best);
-    s->comm->barrier();
-    if (leads(s)) printf("saved step %d in %s\n", step, w->dir);
+    if (wait) s->comm->barrier();
+    return true;
+}
+
+Saving* save_finish(Session* s, Saving* w, bool wait) {
+    if (!w) return NULL;
+    double begin = seconds_now();
+    if (!w->committing) {
+        if (!end_stage(s, w, wait)) return w;
+        w->committing = true;
+        w->done = !leads(s);
+        w->on_thread = leads(s) && pthread_create(&w->thread, NULL, commit, w) == 0;
+        if (leads(s) && !w->on_thread) commit(w);
+    }
+    if (!end_stage(s, w, wait)) return w;
+    double end = seconds_now();
+    w->waited += end - begin;
+    if (leads(s))
+        printf("saved step %d in %s: training waited %.1f ms, written in %.2f s\n", (int)w->progress.step, w->dir, 1e3 * w->waited, end - w->start);
     free(w->dir);
     free(w);
     return NULL;

@@ -28,6 +28,8 @@ C_API void run_settings(const Session* s, RunSettings* r);   // all ranks call i
 // A checkpoint's state is copied, and a thread writes the copy while training goes on; without memory for a copy the state is written at
 // once, with a message. Values that are not finite are a user_error. `settings` must last until save_finish.
 typedef struct Saving Saving;
+// Begins to make room for the copies, which the first save does otherwise.
+C_API void save_prepare(Session* s);
 C_API Saving* save_start(Session* s, const RunSettings* settings, const Progress* progress);
 // Once every rank has written its part, makes the checkpoint the newest and returns NULL. Before that it waits, or, with `wait` false,
 // returns `saving`. A `saving` of NULL is none under way.

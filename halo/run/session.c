@@ -110,11 +110,21 @@ static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, 
     peft_rows((const Peft*)self, spec, layer, row0, rows, dst);
 }
 
+// Since `start`, by this rank; its own rows alone where weights are cut.
+static void print_loading(const Session* s, double start) {
+    s->ops->sync();
+    double seconds = seconds_now() - start;
+    double gb = 1e-9 * (double)param_count(&s->config) * (double)fmt_bytes(model_source_fmt(s->source));
+    if (leads(s)) printf("%s: %.2f GB of weights loaded in %.1f s (%.2f GB/s)\n", s->source_path, gb, seconds, gb / seconds);
+}
+
 void load_weights(Session* s, bool train) {
     s->shard = shard_new(&s->config, s->ops, s->comm, shard_options(s, train));
     RandomWeights random = {&s->config, (uint64_t)s->o.seed, s->config.init_std};
+    double start = seconds_now();
     if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
+    if (s->source && train) print_loading(s, start);
     if (s->peft) shard_load_adapter(s->shard, read_peft_rows, s->peft);
     else if (adapts(s)) shard_load_adapter(s->shard, lora_start_read, &random);
 }
@@ -178,7 +188,8 @@ ModelOptions model_options(const Session* s, bool train) {
     if (o->seq > s->config.max_T)
         user_error("--seq %d: the model's max_position_embeddings is %d", o->seq, s->config.max_T);
     ModelOptions m = {o->batch, o->seq, train, train ? o->recompute : RECOMPUTE_NONE, (size_t)max_int(o->logits_mb, 1) << 20, o->token_block,
-                      recipe_find(train && o->head_dtype == HEAD_FP8 ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s), 0, 0};
+                      recipe_find(train && o->head_dtype == HEAD_FP8 ? "halo0-fp8" : "bf16"), train && o->quant_stats && leads(s), 0, 0,
+                      train ? s->remade : 0};
     return m;
 }
 

@@ -22,6 +22,7 @@ typedef struct {
     ModelFiles* files;        // config.json and the tokenizer's files as they were at the start; written beside the output's weights
     ChatFormat chat;
     Shard* shard;
+    int remade;               // layers whose quantized weights are made again for each pass (--codes); print_start decides it
 } Session;
 
 static inline bool adapts(const Session* s) { return s->config.adapter.kind != ADAPTER_NONE; }

@@ -56,9 +56,57 @@ static void check_fit(const Session* s, size_t needed, size_t left) {
     s->comm->barrier();   // waits for rank 0 to end the job
 }
 
-void print_start(const Session* s) {
-    MemoryPlan plan = plan_memory(s);
+// Are there codes of this run that could be made again, or are they what the weights travel or are held as?
+static bool prepares_weights(const Session* s) {
+    return linear_prepares_weight(s->recipe) && !shard_gives_codes(&s->config, s->comm, shard_options(s, true));
+}
+
+static size_t planned_with(Session* s, int remade) {
+    s->remade = remade;
+    return plan_memory(s).together;
+}
+
+// The fewest layers that have to be remade for the plan to fit into `left`, all of them if it fits with none. Something is left for what a
+// plan does not know: libraries, and answers during training.
+static int fewest_remade(Session* s, size_t left) {
+    const double share_to_use = 0.95;
+    size_t room = (size_t)(share_to_use * (double)left);
+    if (planned_with(s, 0) <= room) return 0;
+    int low = 1, high = s->config.L;
+    while (low < high) {   // more remade layers never take more
+        int middle = (low + high) / 2;
+        if (planned_with(s, middle) <= room) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
+// All ranks remake as many layers as the one that has to remake most.
+static void decide_codes(Session* s, size_t left) {
+    static const char* const kWords[] = {"auto", "keep", "remake"};   // in the order of CodesChoice
+    const Options* o = &s->o;
+    s->remade = 0;
+    if (!prepares_weights(s)) {
+        if (o->codes == CODES_REMAKE && leads(s)) puts("--codes remake: no quantized weights are made of 16-bit ones in this run");
+        return;
+    }
+    int ranks = s->comm->ranks, most = o->codes == CODES_REMAKE ? s->config.L : 0;
+    if (o->codes == CODES_AUTO) {
+        double* told = (double*)host_alloc(sizeof(double) * (size_t)ranks);
+        told[s->comm->rank] = fewest_remade(s, left);
+        s->comm->host_sum(told, ranks);
+        for (int i = 0; i < ranks; i++) most = max_int(most, (int)told[i]);
+        free(told);
+    }
+    s->remade = most;
+    if (most && leads(s))
+        printf("--codes %s: the quantized weights of %d of %d layers are made again for each pass\n", kWords[o->codes], most, s->config.L);
+}
+
+void print_start(Session* s) {
     size_t left = s->ops->free_bytes() + held_bytes(s);   // the plan counts held bytes too, so they count as free here
+    decide_codes(s, left);
+    MemoryPlan plan = plan_memory(s);
     if (leads(s)) {
         print_model(s);
         print_memory(plan, left);

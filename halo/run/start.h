@@ -7,7 +7,8 @@
 
 // The memory that training or bench with these flags needs on this rank.
 C_API MemoryPlan plan_memory(const Session* s);
-// Rank 0 prints what is run. If a rank lacks the memory for it, a user_error names the rank that lacks most. All ranks call it together.
-C_API void print_start(const Session* s);
+// Decides how many layers keep their quantized weights (--codes), and rank 0 prints what is run. If a rank lacks the memory for it, a
+// user_error names the rank that lacks most. All ranks call it together, before any weights are loaded.
+C_API void print_start(Session* s);
 
 #endif

@@ -50,11 +50,33 @@ static void sum_losses(Session* s, Trainer* t, size_t cells, size_t scored, doub
 
 // For --on-nan skip: checks before the weights change, at the cost of a pass over the gradients.
 static bool gradient_is_finite(Session* s, Trainer* t) {
-    float total;
+    WideSum squares;
     shard_reduce_gradients(s->shard);
-    shard_sum_squares(s->shard, t->optim.square_sums);
-    s->ops->download(&total, t->optim.square_sums, sizeof total);
-    return isfinite(total);
+    shard_sum_squares(s->shard, t->optim.squares);
+    s->ops->download(&squares, t->optim.squares, sizeof squares);
+    return isfinite(wide_value(squares));
+}
+
+// What the ranks know of gradients that are not finite: all of them find the same.
+static void find_bad_gradient(Session* s, StepResult* r) {
+    enum { kTensors, kRow, kRank, kKnown };
+    int ranks = s->comm->ranks;
+    BadGradient own = shard_bad_gradient(s->shard), first = {-1, 0};
+    double* known = (double*)host_alloc(sizeof(double) * (size_t)(kKnown * ranks));
+    double* mine = known + (size_t)(kKnown * s->comm->rank);
+    mine[kTensors] = own.tensors_before;
+    mine[kRow] = own.row;
+    mine[kRank] = s->comm->bad_rank();
+    s->comm->host_sum(known, kKnown * ranks);
+    int bad_rank = -1;
+    for (const double* of = known; of < known + (size_t)(kKnown * ranks); of += kKnown) {
+        BadGradient other = {(int)of[kTensors], (int)of[kRow]};
+        if (other.tensors_before >= 0 && (first.tensors_before < 0 || other.tensors_before < first.tensors_before)) first = other;
+        if (of[kRank] >= 0 && (bad_rank < 0 || of[kRank] < bad_rank)) bad_rank = (int)of[kRank];
+    }
+    free(known);
+    if (r->bad_rank < 0) r->bad_rank = bad_rank;
+    if (first.tensors_before >= 0) shard_bad_gradient_name(s->shard, first, r->bad_tensor);
 }
 
 StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoch, int step) {
@@ -74,11 +96,14 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
         cells += (size_t)t->batch.arrays.B * (size_t)t->batch.T;
         sums[1] += t->batch.used;
     }
-    StepResult r = {0, NAN, 0, dataset_step_examples(d, step_in_epoch), false, -1};
+    StepResult r = {0, NAN, 0, dataset_step_examples(d, step_in_epoch), false, -1, ""};
     if (o->on_nan == ON_NAN_SKIP) {
         sum_losses(s, t, cells, scored, sums, &r);
         bool finite = gradient_is_finite(s, t);
-        if (!finite || !isfinite(r.loss)) return r;
+        if (!finite || !isfinite(r.loss)) {
+            find_bad_gradient(s, &r);
+            return r;
+        }
         optim_step(&t->optim, s->shard, step);
     } else {
         update_weights(s, t, step);
@@ -86,5 +111,6 @@ StepResult train_step(Session* s, Trainer* t, const Dataset* d, int step_in_epoc
     }
     r.grad_norm = optim_grad_norm(&t->optim, s->shard);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
+    if (!r.finite) find_bad_gradient(s, &r);
     return r;
 }

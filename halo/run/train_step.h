@@ -20,7 +20,8 @@ typedef struct {
     size_t tokens;   // of all ranks, without padding
     int examples;    // of the global batch
     bool finite;     // all ranks' losses and the gradient norm are finite; else the step was skipped (--on-nan skip), or is the run's last
-    int bad_rank;    // the first rank with losses that are not finite; -1: none (of a step that is not finite: its gradient is not)
+    int bad_rank;    // the first rank with losses that are not finite, or else with such a part of a gradient's sum; -1: none is known
+    char bad_tensor[kTensorNameBytes];   // the first with a gradient that is not finite, in the order of the backward pass; or ""
 } StepResult;
 
 // steps: optimizer steps of the whole run, over which the learning rate falls. The session's shard must be loaded.

@@ -9,13 +9,16 @@
 // product's own output, or to memory of its own for that time; there are none while a graph is captured.
 //
 // Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
-// milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. About 0.3 s a shape.
+// milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. That takes about 0.3 s a
+// shape, once on a machine: the winner is kept in the user's cache directory (trial_cache.h) under GPU, driver and library, and counts in later
+// runs where the heuristic still offers it and cuBLASLt still takes it for the product.
 #ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
 #define HALO_CUDA_GEMM_CUBLASLT_CUH
 
 #include <algorithm>
 #include <cublasLt.h>
 
+#include "../../trial_cache.h"
 #include "tile.cuh"
 
 enum {
@@ -25,6 +28,7 @@ enum {
     kLtRounds = 4                     // in each every candidate is timed once; the first round drops hopeless ones
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
+enum { kLtTrialRules = 1 };                // changes with what is tried and how, so that older trials do not count
 static const float kLtHopeless = 1.08f;   // a candidate slower than this times the fastest of the first round is dropped
 
 static void lt_ok(cublasStatus_t status, const char* what) {
@@ -46,11 +50,30 @@ struct LtPlan {
 
 static struct {
     cublasLtHandle_t handle;
+    TrialCache* trials;               // LtKey -> cublasLtMatmulAlgo_t
     LtPlan plans[kLtPlans];
 } lt;
 
+// GPU, driver and library, which trials hold for.
+static TrialCache* lt_open_trials() {
+    char driver[160] = "", identity[400];
+    int device = 0;
+    cudaDeviceProp gpu;
+    cuda_ok(cudaGetDevice(&device), "the current device");
+    cuda_ok(cudaGetDeviceProperties(&gpu, device), "its properties");
+    FILE* file = fopen("/proc/driver/nvidia/version", "r");
+    if (file && !fgets(driver, sizeof driver, file)) driver[0] = 0;
+    if (file) fclose(file);
+    driver[strcspn(driver, "\n")] = 0;
+    snprintf(identity, sizeof identity, "%s, sm_%d, %d multiprocessors, %zu bytes; cuBLASLt %zu; rules %d; %s", gpu.name, gpu_device().capability,
+             gpu.multiProcessorCount, gpu.totalGlobalMem, cublasLtGetVersion(), (int)kLtTrialRules, driver);
+    return trial_cache_open(identity, sizeof(LtKey), sizeof(cublasLtMatmulAlgo_t));
+}
+
 static void lt_start() {
-    if (!lt.handle) lt_ok(cublasLtCreate(&lt.handle), "start");
+    if (lt.handle) return;
+    lt_ok(cublasLtCreate(&lt.handle), "start");
+    lt.trials = lt_open_trials();
 }
 
 static cudaDataType_t lt_type(Fmt fmt) {
@@ -191,7 +214,7 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
 }
 // The fastest candidate for g. With beta 0 trials write to c, which the product itself will overwrite. Else trials must not change c: they
 // write to memory that is given back at once. Without room for that, they compute only as many of c's rows as rotate's strip holds, and write
-// them there. If these are too few, the heuristic's first is taken.
+// them there. -1 if these are too few to tell.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
     void* aside = NULL;
@@ -204,7 +227,7 @@ static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeu
     Gemm first = g;
     LtPlan trial = *plan;
     first.M = first.a.rows = min_int(g.M, (int)(kRotateStripBytes / (g.ldc * fmt_bytes(g.c_fmt))));
-    if (first.M < kLtWorthTrying) return 0;
+    if (first.M < kLtWorthTrying) return -1;
     trial.a = lt_side_layout(first.a, first.K);
     trial.c = lt_layout(first.c_fmt, first.M, first.N, first.ldc);
     int fastest = lt_race(&trial, first, cuda_held().strip, found, count);
@@ -213,12 +236,37 @@ static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeu
     return fastest;
 }
 
+// The candidate that won in an earlier run; -1: none, or cuBLASLt no longer offers it, or does not take it for this product.
+static int lt_known(const LtPlan* plan, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    cublasLtMatmulAlgo_t algo;
+    cublasLtMatmulHeuristicResult_t result;
+    memset(&result, 0, sizeof result);
+    if (!trial_cache_find(lt.trials, &plan->key, &algo)) return -1;
+    for (int i = 0; i < count; i++) {
+        if (memcmp(&found[i].algo, &algo, sizeof algo)) continue;
+        cublasStatus_t status = cublasLtMatmulAlgoCheck(lt.handle, plan->product, plan->b, plan->a, plan->c, plan->c, &found[i].algo, &result);
+        bool fits = status == CUBLAS_STATUS_SUCCESS && result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= (size_t)kWorkspaceBytes;
+        return fits ? i : -1;
+    }
+    return -1;
+}
+
+// Which of the candidates a large product takes: the winner of an earlier run's trials, or of trials now, which are noted.
+static int lt_choose(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    int known = lt_known(plan, found, count);
+    if (known >= 0) return known;
+    cudaStreamCaptureStatus capture;
+    cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
+    int fastest = capture == cudaStreamCaptureStatusNone ? lt_fastest(plan, g, found, count) : -1;
+    if (fastest < 0) return 0;
+    trial_cache_add(lt.trials, &plan->key, &found[fastest].algo);
+    return fastest;
+}
+
 static void lt_make(LtPlan* plan, const Gemm& g) {
     lt_describe(plan, g);
     if (lt_is_fp8(g.a.fmt)) lt_set_scales(plan, g);
     bool large = (size_t)tiles_over(g.M, 128) * tiles_over(g.N, 128) >= (size_t)gpu_device().multiprocessors;
-    cudaStreamCaptureStatus capture;
-    cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
     uint32_t reductions = large ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 
     cublasLtMatmulPreference_t preference;
@@ -237,8 +285,8 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
     plan->made = true;
     plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && found[0].state == CUBLAS_STATUS_SUCCESS;
     if (!plan->works) return;
-    bool choose = large && min_int(g.M, min_int(g.N, g.K)) >= kLtWorthTrying && count > 1 && capture == cudaStreamCaptureStatusNone;
-    plan->algo = found[choose ? lt_fastest(plan, g, found, count) : 0].algo;
+    bool choose = large && min_int(g.M, min_int(g.N, g.K)) >= kLtWorthTrying && count > 1;
+    plan->algo = found[choose ? lt_choose(plan, g, found, count) : 0].algo;
 }
 
 static LtPlan* lt_plan(const Gemm& g) {

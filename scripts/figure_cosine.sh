@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The paper's figure of gradients: the cosine of every dW with that of BF16 products when products are quantized in the forward pass alone,
+# in the backward pass alone, or in both, with and without rotation, for the first batch of a fine-tuning (dev/gradient_cosine.c). Prints
+# Markdown, mean and least over layers and matrices; the cosines are lines of JSON in $TABLES/runs/cosine-*/cosines.jsonl.
+#
+#   [MODEL=DIR] [DATASETS=viggo] [SEEDS=1] scripts/figure_cosine.sh      (more in scripts/cells.sh; GRADIENT_COSINE names the binary)
+DATASETS=${DATASETS:-viggo} SEEDS=${SEEDS:-1} RECIPES=all LR=0
+. "$(dirname "$0")/cells.sh"
+GRADIENT_COSINE=${GRADIENT_COSINE:-build/release/dev/gradient_cosine}
+[ -x "$GRADIENT_COSINE" ] || fail "$GRADIENT_COSINE: not there; run make $GRADIENT_COSINE first"
+TRAIN_LLAMA3=$GRADIENT_COSINE
+
+cosine_cell() {   # dataset, recipe, seed
+    local head dir
+    head=$(opening cosine "$@" "$LR")
+    ! is_done "$head" || return 0
+    dir=$(run_folder "$head" "cosine-$1" "$2" "$3")
+    data_of "$1"
+    mkdir -p "$dir"
+    logged "$dir/train.txt" --model "$MODEL" --data "$train" --seed "$3" --batch "$BATCH" --seq "$SEQ" --limit "$LIMIT" --log "$dir" "${MORE_FLAGS[@]}" || return
+    record "$head" "\"cosines\": $(wc -l <"$dir/cosines.jsonl")"
+}
+
+every_cell | run_cells cosine_cell
+for dataset in $DATASETS; do
+    printf '\nCosine of dW with BF16 products'"'"', mean (least) over layers and matrices: %s on %s.\n\n' "$MODEL" "$dataset"
+    printf '| format | rotated | forward quantized | backward quantized | both |\n|---|---|---|---|---|\n'
+    for seed in $SEEDS; do cat "$(run_folder "$(opening cosine "$dataset" all "$seed" 0)" "cosine-$dataset" all "$seed")/cosines.jsonl"; done |
+        sed -E 's/.*"format": "([^"]+)", "rotated": ([a-z]+), "quantized": "([a-z]+)".*"cosine": (-?[0-9.]+|-?nan).*/\1 \2 \3 \4/' | awk '
+            { row = $1 " " $2; if (!(row in seen)) { seen[row] = 1; rows[++count] = row }
+              key = row " " $3; sum[key] += $4; if (!n[key]++ || $4 < least[key]) least[key] = $4 }
+            END { parts = split("forward backward both", part, " ")
+                  for (i = 1; i <= count; i++) {
+                      split(rows[i], of, " ")
+                      printf "| %s | %s |", of[1], of[2] == "true" ? "yes" : "no"
+                      for (p = 1; p <= parts; p++) { key = rows[i] " " part[p]; printf " %.4f (%.4f) |", sum[key] / n[key], least[key] }
+                      print ""
+                  } }'
+done

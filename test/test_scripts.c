@@ -1,0 +1,137 @@
+// The scripts that make the paper's tables, each on the demo's model and data with one step: what they print, and that a cell which is
+// there is not made again, a run which was cut off goes on, and a budget is kept.
+#include "program.h"
+
+#include <sys/stat.h>
+
+// What a table is made with, so that it takes a second.
+static const char kSmall[] = "MODEL=data/demo/model DATASETS=demo STEPS=1 LIMIT=40 BATCH=4 SEQ=128 RECIPES='bf16 halo2-int8' SEEDS='1 2' REFPACK=/nowhere";
+
+static const char* build_dir(void) {
+    const char* build = getenv("BUILD");
+    return build && *build ? build : "build/release";
+}
+
+// Runs a script under these settings ("NAME=VALUE ...") with its results in the folder `tables`.
+static Run run_script(const char* name, const char* settings, const char* tables) {
+    char *out = scratch_path("stdout"), *err = scratch_path("stderr");
+    char* line = text_of("exec env %s TRAIN_LLAMA3='%s' TABLES='%s' GRADIENT_COSINE=%s/dev/gradient_cosine %s scripts/%s.sh", kSmall, binary,
+                         tables, build_dir(), settings, name);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (!freopen(out, "w", stdout) || !freopen(err, "w", stderr)) _exit(99);
+        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
+        _exit(99);
+    }
+    free(out);
+    free(err);
+    free(line);
+    return finish(child);
+}
+
+// A script in place of the program; the caller frees its name.
+static char* stand_in(const char* name, const char* body) {
+    char *path = scratch_path(name), *text = text_of("#!/bin/sh\n%s\n", body);
+    put_file(path, text, strlen(text));
+    check(chmod(path, 0755) == 0, "%s: chmod", path);
+    free(text);
+    return path;
+}
+
+static int count_of(const char* text, const char* words) {
+    int count = 0;
+    for (const char* p = text; (p = strstr(p, words)) != NULL; p += strlen(words)) count++;
+    return count;
+}
+
+// ---- cases
+
+typedef struct {
+    const char* name;
+    const char* rows[3];   // words of what it prints
+    int cells;             // lines of results.jsonl
+} TableScript;
+
+// Each prints its table; a second time it prints the same without having run the program.
+static void tables_case(void) {
+    static const TableScript scripts[] = {
+        {"choose_lr", {"| dataset | learning rate | loss |", "| demo | 1e-4 | ", "| chosen |"}, 3},
+        {"table_finetune", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 7},
+        {"table_peft", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 14},
+        {"table_pretrain", {"| recipe | demo |", "| bf16 | ", " (2) |"}, 18},
+        {"figure_outliers", {"| seed | layer | X | rotated |", "\n| 1 | 0 | ", "\n| 2 | 3 | "}, 20},
+        {"figure_cosine", {"| format | rotated |", "\n| int8 | no | 0.", "\n| fp8 | yes | 0."}, 22},
+    };
+    char *tables = scratch_path("tables"), *none = stand_in("none", "exit 7"), *no_program = text_of("TRAIN_LLAMA3='%s'", none);
+    for (int i = 0; i < COUNT(scripts); i++) {
+        const TableScript* s = &scripts[i];
+        Run first = run_script(s->name, "", tables);
+        bool rows = strstr(first.out, s->rows[0]) && strstr(first.out, s->rows[1]) && strstr(first.out, s->rows[2]);
+        ok(first.code == 0 && rows, "%s prints its table: exit %d", s->name, first.code);
+        if (first.code || !rows) printf("%s%s\n", first.out, first.err);
+        char* results = text_at(tables, "results.jsonl");
+        ok(lines_in(results) == s->cells, "%s: %d cells in results.jsonl, %d are expected", s->name, lines_in(results), s->cells);
+        json_t* cell = json_loads(strrchr(results, '{'), 0, NULL);
+        ok(json_object_get(cell, "table") && json_object_get(cell, "seed"), "%s: a cell is a line of JSON", s->name);
+        json_decref(cell);
+        Run again = run_script(s->name, no_program, tables);
+        ok(again.code == 0 && !strcmp(again.out, first.out), "%s: done already, it prints the same without the program", s->name);
+        free(results);
+        free_run(first);
+        free_run(again);
+    }
+    Run more = run_script("table_finetune", "SEEDS='1 2 3'", tables);
+    ok(more.code == 0 && count_of(more.err, "{\"table\"") == 2, "another seed is two more cells: %d", count_of(more.err, "{\"table\""));
+    Run refused = run_script("table_finetune", "SEEDS=4 TRAIN_LLAMA3=/nowhere/train", tables);
+    ok(refused.code == 2 && strstr(refused.err, "/nowhere/train: not there"), "without the program: exit %d", refused.code);
+    free_run(more);
+    free_run(refused);
+    free(no_program);
+    free(none);
+    free(tables);
+}
+
+// A run that trained and whose answers failed is not trained again.
+static void cut_off_case(void) {
+    char *tables = scratch_path("cut_off"), *body = text_of("[ \"$1\" = train ] && exec '%s' \"$@\"\nexit 7", binary);
+    char *dies = stand_in("dies", body), *settings = text_of("RECIPES=bf16 SEEDS=1 LR=1e-3 TRAIN_LLAMA3='%s'", dies);
+    Run first = run_script("table_finetune", settings, tables);
+    ok(first.code == 2 && strstr(first.err, "eval"), "a cell whose answers fail ends the table: exit %d", first.code);
+    Run second = run_script("table_finetune", "RECIPES=bf16 SEEDS=1 LR=1e-3", tables);
+    ok(second.code == 0 && strstr(second.out, "| bf16 | "), "it goes on: exit %d", second.code);
+    char* find = text_of("cat '%s'/runs/*/train.txt", tables);
+    FILE* f = popen(find, "r");
+    char text[16384];
+    size_t bytes = fread(text, 1, sizeof text - 1, f);
+    text[bytes] = 0;
+    pclose(f);
+    ok(count_of(text, "step   1/1") == 1 && strstr(text, "finished: "), "its training was not made again");
+    free(find);
+    free_run(first);
+    free_run(second);
+    free(settings);
+    free(dies);
+    free(body);
+    free(tables);
+}
+
+static void budget_case(void) {
+    char *tables = scratch_path("budget"), *slow = stand_in("slow", "exec sleep 60");
+    char* settings = text_of("RECIPES=bf16 SEEDS='1 2' LR=1e-3 BUDGET=1 TRAIN_LLAMA3='%s'", slow);
+    Run r = run_script("table_finetune", settings, tables);
+    ok(r.code == 4 && strstr(r.err, "stopped early"), "a budget of a second: exit %d, %s", r.code, r.err);
+    ok(!*r.out, "and no table is printed");
+    free_run(r);
+    free(settings);
+    free(slow);
+    free(tables);
+}
+
+static const Case kCases[] = {
+    {"tables", tables_case},
+    {"cut_off", cut_off_case},
+    {"budget", budget_case},
+};
+
+int main(int argc, char** argv) { return program_main("test_scripts", kCases, COUNT(kCases), argc, argv); }
