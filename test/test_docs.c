@@ -162,13 +162,20 @@ static const char* value_here(Rewriting* w, const char* flag, const char* value)
     return value;
 }
 
+static bool is_one_of(const char* word, const char* const words[], int count) {
+    for (int i = 0; i < count; i++)
+        if (!strcmp(word, words[i])) return true;
+    return false;
+}
+
 static void rewrite(Rewriting* w, char* const words[], int count) {
+    static const char* const kReplaced[] = {"--epochs", "--steps", "--warmup", "--profile"};
     bool named = count && words[0][0] != '-';
     w->training = !named || !strcmp(words[0], "train");
     w->has_prompt = !named || strcmp(words[0], "generate");
     for (int i = 0; i < count; i++) {
         bool flag = !strncmp(words[i], "--", 2), value = flag && i + 1 < count && strncmp(words[i + 1], "--", 2);
-        bool dropped = !strcmp(words[i], "--epochs") || !strcmp(words[i], "--steps") || !strcmp(words[i], "--warmup") || !strcmp(words[i], "--profile");
+        bool dropped = is_one_of(words[i], kReplaced, COUNT(kReplaced));
         w->resumes = w->resumes || !strcmp(words[i], "--resume");
         w->has_prompt = w->has_prompt || !strcmp(words[i], "--prompt") || !strcmp(words[i], "--data");
         if (!dropped) add_word(w, words[i]);
@@ -184,9 +191,9 @@ static void rewrite(Rewriting* w, char* const words[], int count) {
 
 // Commands that the demo's model cannot stand in for, by a word of theirs.
 static bool needs_more(const char* command) {
-    static const char* const kWords[] = {"--preset", "--from-scratch", "inspect", "help", "--help", "--version", "plan", "doctor"};
+    static const char* const kWords[] = {"--preset", "--from-scratch", "help", "--version", "plan", "doctor"};
     for (int i = 0; i < COUNT(kWords); i++)
-        if (strstr(command, kWords[i]) && strcmp(kWords[i], "inspect")) return true;
+        if (strstr(command, kWords[i])) return true;
     return !*command;
 }
 
@@ -208,8 +215,8 @@ static void run_command(const char* document, const char* folder, const char* mo
 
 // Each document's commands run in their order, in a folder where `tuned` and `my-adapter` are there already.
 static void run_case(void) {
-    char *model = realpath("data/demo/model", NULL), *own = realpath(binary, NULL), *data = scratch_path("mine.jsonl"), *all = file_read("data/demo/test.jsonl", NULL);
-    char *half = all, *base = scratch_path("base"), *paths[kMostDocs];
+    char *model = realpath("data/demo/model", NULL), *own = realpath(binary, NULL), *data = scratch_path("mine.jsonl");
+    char *all = file_read("data/demo/test.jsonl", NULL), *half = all, *base = scratch_path("base"), *paths[kMostDocs];
     for (int i = 0; i < 24; i++) half += strcspn(half, "\n") + 1;
     put_file(data, all, (size_t)(half - all));
     const char* before = binary;

@@ -155,7 +155,8 @@ static void hub_case(void) {
     fill_cache(hub);
     const struct {
         const char *unset, *variable, *below;   // below: of the cache's folder
-    } places[] = {{"HF_HOME", "HF_HUB_CACHE", ""}, {"HF_HUB_CACHE", "HF_HOME", "/.."}, {"HF_HOME", "XDG_CACHE_HOME", "/../.."}, {"XDG_CACHE_HOME", "HOME", "/../../.."}};
+    } places[] = {{"HF_HOME", "HF_HUB_CACHE", ""}, {"HF_HUB_CACHE", "HF_HOME", "/.."},
+                {"HF_HOME", "XDG_CACHE_HOME", "/../.."}, {"XDG_CACHE_HOME", "HOME", "/../../.."}};
     const char* own_home = getenv("HOME");
     char *saved = host_strdup(own_home ? own_home : "/"), *nowhere = scratch_path("nowhere");
     setenv("HOME", nowhere, 1);
@@ -313,8 +314,8 @@ static void plain_case(void) {
     make_inputs();
     char *bare = scratch_path("bare"), *out = scratch_path("bare-out");
     empty_dir(bare);
-    char *copy = text_of("cp -r %s/.", model_dir), *flags = text_of("train --backend cpu --from-scratch %s --data %s --chat none --seq 32 --steps 1 --out %s", bare,
-                                                                    data_path, out);
+    char *copy = text_of("cp -r %s/.", model_dir);
+    char* flags = text_of("train --backend cpu --from-scratch %s --data %s --chat none --seq 32 --steps 1 --out %s", bare, data_path, out);
     shell(copy, bare);
     put_text(bare, "tokenizer_config.json", "{\"eos_token\": \"<|end|>\"}\n");
     free(run_well(flags, "a model without a template"));
