@@ -6,6 +6,9 @@
 # make valgrind       the loaders' tests under valgrind
 # make fuzz SECONDS=60  every reader of files under libFuzzer, so long each; JOBS at a time (default: one a core), TARGETS="..." only these
 # make sanitize       the GPU kernels under compute-sanitizer
+# make man            the manual page, build/train_llama3.1, from the table of flags
+# make install PREFIX=/usr/local DESTDIR=  program, demo, manual page and docs
+# make deb            a Debian package in build/; make dist: a tarball with the list of run-time libraries (both: say MARCH=x86-64-v3)
 # make help           this text and what was found
 #
 # V=1                 show whole commands
@@ -219,6 +222,39 @@ fuzz:
 
 sanitize: $(patsubst %,$(BUILD)/test/test_%,ops quantize gemm adapter)
 	@BUILD=$(BUILD) test/sanitize.sh
+
+# ---- what is taken elsewhere
+PREFIX  ?= /usr/local
+VERSION  = $(shell sed -n 's/.*HALO_VERSION "\(.*\)"/\1/p' halo/version.h)
+NAME     = train_llama3-$(VERSION)
+STAGE    = build/stage
+MAN_PAGE = build/train_llama3.1
+.PHONY: man install deb dist
+man: $(MAN_PAGE)
+$(MAN_PAGE): $(BUILD)/train_llama3
+	@$< help man >$@
+
+install: $(BUILD)/train_llama3 $(MAN_PAGE)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/train_llama3/demo/model \
+	  $(DESTDIR)$(PREFIX)/share/doc/train_llama3/docs
+	install -m 755 $(BUILD)/train_llama3 $(DESTDIR)$(PREFIX)/bin/train_llama3
+	install -m 644 data/demo/model/* $(DESTDIR)$(PREFIX)/share/train_llama3/demo/model/
+	install -m 644 data/demo/train.jsonl data/demo/test.jsonl $(DESTDIR)$(PREFIX)/share/train_llama3/demo/
+	install -m 644 $(MAN_PAGE) $(DESTDIR)$(PREFIX)/share/man/man1/train_llama3.1
+	install -m 644 README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/train_llama3/
+	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/train_llama3/docs/
+
+deb: $(BUILD)/train_llama3
+	@rm -rf $(STAGE)
+	$(Q)$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR=$(STAGE) >/dev/null
+	$(Q)packaging/deb.sh $(STAGE) $(BUILD)/train_llama3 $(VERSION) build/train-llama3_$(VERSION).deb
+
+dist: $(BUILD)/train_llama3
+	@rm -rf $(STAGE)
+	$(Q)$(MAKE) --no-print-directory install PREFIX= DESTDIR=$(STAGE)/$(NAME) >/dev/null
+	$(Q)packaging/libraries.sh $(BUILD)/train_llama3 >$(STAGE)/$(NAME)/LIBRARIES
+	$(Q)tar -C $(STAGE) -czf build/$(NAME)-linux-$(shell uname -m).tar.gz $(NAME)
+	@echo build/$(NAME)-linux-$(shell uname -m).tar.gz
 
 # Installs what is missing; quick when nothing is.
 .PHONY: fuzz sanitize setup run-tests run-benches valgrind run-valgrind

@@ -12,7 +12,9 @@
 #include "halo/run/eval.h"
 #include "halo/run/export.h"
 #include "halo/run/generate.h"
+#include "halo/run/help.h"
 #include "halo/run/inspect.h"
+#include "halo/run/locate.h"
 #include "halo/run/out_dir.h"
 #include "halo/run/plan.h"
 #include "halo/run/run_log.h"
@@ -228,7 +230,10 @@ static int command_train(Options o) {
     r.s = session_open(o, TRAIN);
     Session* s = &r.s;
     if (leads(s)) status_open();
-    if (leads(s)) options_print(&o, TRAIN);
+    if (leads(s) && o.demo)
+        printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
+               o.data);
+    if (leads(s)) options_print(&s->o, TRAIN);
     model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
     open_training_data(&r);
     print_start(s);
@@ -256,7 +261,7 @@ static int command_train(Options o) {
 static const Command kCommands[] = {
     {"train", TRAIN, "fine-tune (the default)", command_train},
     {"eval", EVAL, "the loss on a data file, or the share of its prompts that are answered right", command_eval},
-    {"generate", GENERATE, "answer a prompt, or every prompt of a data file", command_generate},
+    {"generate", GENERATE, "answer a prompt, every prompt of a data file, or you, at the terminal", command_generate},
     {"bench", BENCH, "time optimizer steps on random tokens", command_bench},
     {"plan", PLAN, "what training with these flags would take: memory, largest batch, time; needs no GPU", command_plan},
     {"doctor", DOCTOR, "whether this machine has what training needs, and what to do where it has not", command_doctor},
@@ -270,6 +275,8 @@ int main(int argc, char** argv) {
     const Command* command;
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
+    if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;
     Options o = options_parse(argc, argv, kCommands, kCommandCount, read_config, &command);
+    locate_inputs(&o, command->bit);
     return command->run(o);
 }

@@ -472,19 +472,25 @@ int chat_used_tokens(const ChatTokens* chat) {
     return chat->answer_count ? chat->answers[chat->answer_count - 1].last : chat->tokens.count;
 }
 
-void chat_prompt(const ChatFormat* f, const Tokenizer* tokenizer, const char* text, TokenList* out) {
-    Conversation c = {json_pack("[{s:s, s:s}]", "role", "user", "content", text), NULL, NULL, ""};
+bool chat_prompt_after(const ChatFormat* f, const Tokenizer* tokenizer, json_t* messages, TokenList* out, JinjaError* error) {
+    Conversation c = {messages, NULL, NULL, ""};
     JinjaOutput rendered;
-    JinjaError error;
     memset(&rendered, 0, sizeof rendered);
-    if (!c.messages) user_error("the prompt is not valid UTF-8");
-    if (!render(f, &c, 1, true, &rendered, &error))
-        user_error("%s: line %d of the chat template: %s", f->name, error.line, printable(error.text));
-    if (f->plain && f->text_bos >= 0) token_list_push(out, f->text_bos);
+    bool fine = render(f, &c, (int)json_array_size(messages), true, &rendered, error);
+    if (fine && f->plain && f->text_bos >= 0) token_list_push(out, f->text_bos);
     MarkedText marked = {rendered.text, rendered.bytes, f->specials == SPECIALS_ALL ? NULL : rendered.from_data, NULL, 0};
-    tokenizer_encode_marked(tokenizer, &marked, NULL, out);
+    if (fine) tokenizer_encode_marked(tokenizer, &marked, NULL, out);
     jinja_output_free(&rendered);
-    json_decref(c.messages);
+    return fine;
+}
+
+void chat_prompt(const ChatFormat* f, const Tokenizer* tokenizer, const char* text, TokenList* out) {
+    json_t* messages = json_pack("[{s:s, s:s}]", "role", "user", "content", text);
+    JinjaError error;
+    if (!messages) user_error("the prompt is not valid UTF-8");
+    if (!chat_prompt_after(f, tokenizer, messages, out, &error))
+        user_error("%s: line %d of the chat template: %s", f->name, error.line, printable(error.text));
+    json_decref(messages);
 }
 
 // ---- shortening

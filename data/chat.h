@@ -93,6 +93,8 @@ C_API bool chat_encode(const ChatFormat* format, const Tokenizer* tokenizer, con
 // within the limit; *shortened: something was removed.
 C_API bool chat_encode_within(const ChatFormat* format, const Tokenizer* tokenizer, const Conversation* conversation, int limit,
                               ChatTokens* out, bool* fits, bool* shortened);
+// The prompt to generate the next answer of a conversation from; false and *error if the template fails. The list is appended to.
+C_API bool chat_prompt_after(const ChatFormat* format, const Tokenizer* tokenizer, json_t* messages, TokenList* out, JinjaError* error);
 // The prompt from which an answer to one user message `text` is generated. A template that fails is a user_error.
 C_API void chat_prompt(const ChatFormat* format, const Tokenizer* tokenizer, const char* text, TokenList* out);
 // The number of tokens up to the end of the last answer; tokens after it are not trained.

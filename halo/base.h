@@ -95,7 +95,6 @@ static inline void* host_grow(void* p, size_t bytes) {
     return p;
 }
 
-
 static inline char* host_strdup(const char* s) {
     char* copy = (char*)host_alloc(strlen(s) + 1);
     return strcpy(copy, s);

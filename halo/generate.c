@@ -116,6 +116,11 @@ static bool is_stop(const Decoding* d, int token) {
     return false;
 }
 
+static void end_all(Scheduler* s) {
+    for (int i = 0; i < s->d->slots; i++)
+        if (s->slots[i].prompt != kNoPrompt) s->d->end(s->d->context, s->slots[i].prompt);
+}
+
 static void take_tokens(Scheduler* s) {
     const Decoding* d = s->d;
     for (int i = 0; i < s->step.wanted_count; i++) {
@@ -174,6 +179,9 @@ void generate_answers(Model* model, const Config* config, const Decoding* d, con
         run_step(&s);
         if (d->share && s.step.wanted_count) d->share(d->share_context, s.step.best, s.step.wanted_count);
         take_tokens(&s);
+        if (!d->interrupted || !*d->interrupted) continue;
+        end_all(&s);
+        break;
     }
     int* const all[] = {step.tokens, step.slot, step.pos, step.wanted, step.owner, step.best};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);

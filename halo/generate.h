@@ -7,6 +7,8 @@
 #ifndef HALO_GENERATE_H
 #define HALO_GENERATE_H
 
+#include <signal.h>
+
 #include "llama3.h"
 #include "sampler.h"
 
@@ -32,6 +34,8 @@ typedef struct {
     void (*token)(void* context, int prompt, int token);
     void (*end)(void* context, int prompt);
     void* context;
+    // NULL, or a flag that a signal handler may set: then the answers under way end where they are, and no other is begun
+    const volatile sig_atomic_t* interrupted;
     // Prompt n is number first_number + n * number_step among all ranks' (0 and 0: n itself), which names its draws.
     int first_number, number_step;
     // NULL, or, where ranks answer prompts of their own over weights that they gather together: called by all before each step, with whether

@@ -97,7 +97,7 @@ static const Flag kFlags[] = {
     {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
     {"answers", TEXT, AT(answers), EVAL, false, NULL, "FILE", "write prompts, answers and verdicts here, a JSON line each"},
     {"score", TEXT, AT(score), EVAL, false, NULL, "FILE", "judge the answers in such a file again; no model is needed"},
-    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt"},
+    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt; without both, on a terminal: a conversation"},
     {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
     {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
@@ -303,6 +303,16 @@ bool options_set(Options* o, int command, const char* name, const char* value) {
     return f != NULL;
 }
 
+bool options_flag_info(int row, FlagInfo* info) {
+    if (row < 0 || row >= kFlagCount) return false;
+    const Flag* f = &kFlags[row];
+    FlagInfo of = {f->name, f->choices, f->fallback, f->help, 0};
+    for (int bit = TRAIN; bit <= DOCTOR; bit <<= 1)
+        if (takes(f, bit)) of.commands |= bit;
+    *info = of;
+    return true;
+}
+
 // ---- where values come from: the defaults, a file, the command line
 
 typedef struct {
@@ -392,6 +402,26 @@ static void check_recipe_alone(const FlagSources* from) {
     }
 }
 
+// Does the command line or a file give a flag of this name a value?
+static bool is_named(const FlagSources* from, const char* name) {
+    const Flag* f = flag_named(name, from->command->bit);
+    return f && (from->given[f - kFlags] || from->in_file[f - kFlags]);
+}
+
+// What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
+static void take_demo_flags(FlagSources* from) {
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
+                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
+    Options* o = from->o;
+    if (from->command->bit != TRAIN || o->model || o->preset || o->from_scratch || o->data) return;
+    o->demo = true;
+    o->share_batch = !is_named(from, "batch");
+    for (size_t i = 0; i < sizeof kDemo / sizeof kDemo[0]; i++) {
+        const Flag* f = flag_named(kDemo[i][0], TRAIN);
+        if (!is_named(from, f->name) && !(f->at == AT(steps) && is_named(from, "epochs"))) set_flag(o, f, kDemo[i][1], NULL);
+    }
+}
+
 static void set_all(FlagSources* from, ReadSettings read) {
     const Flag* config = flag_named("config", from->command->bit);
     const char* path = config ? from->given[config - kFlags] : NULL;
@@ -401,6 +431,7 @@ static void set_all(FlagSources* from, ReadSettings read) {
     drop_outvoted(from);
     check_recipe_alone(from);
     if (from->o->resume_from) from->o->resume = true;
+    take_demo_flags(from);
 }
 
 Options options_parse(int argc, char** argv, const Command* commands, int command_count, ReadSettings read, const Command** command) {
@@ -560,8 +591,8 @@ void options_check(const Options* o, int command, int ranks) {
         user_error("--preset %s: must be one of %s", o->preset, config_preset_names());
     if (command == TRAIN) check_train(o, plans);
     if (command == EVAL && !o->data) user_error("eval: name the data with --data FILE");
-    if (command == GENERATE && o->prompt && ranks > 1) user_error("generate --prompt: runs on one rank; start it without mpirun");
-    if (command == GENERATE && !!o->prompt + !!o->data != 1) user_error("generate: name one of --prompt TEXT and --data FILE");
+    if (command == GENERATE && !o->data && ranks > 1) user_error("generate: without --data runs on one rank; start it without mpirun");
+    if (command == GENERATE && o->prompt && o->data) user_error("generate: name one of --prompt TEXT and --data FILE");
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
     if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");

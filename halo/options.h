@@ -41,6 +41,8 @@ typedef struct {
     int layers, batch, seq, accum, steps, warmup, logits_mb, token_block, zero, prefetch, save_every, keep, eval_every, quant_stats, max_tokens, seed, timeout, limit, examples, rank;
     int slots, generate, gpus;
     double lr, epochs, weight_decay, clip, beta1, beta2, eps, shard_gb, temperature, top_p, val_split, alpha, dropout, gpu_gb;
+    bool demo;         // train without a model and data: the demo is meant, with flags of its own where none are given
+    bool share_batch;  // of the demo: --batch is what all ranks have together
     bool train_on_prompt, qfsdp, resume, keep_best, overwrite, profile, rslora, merge, json, print_config, help;
 } Options;
 
@@ -65,6 +67,13 @@ typedef struct {
     char text[64];
 } RunFlag;
 C_API int options_flags(const Options* o, RunFlag flags[kMaxRunFlags], bool all);
+
+// The table of flags, a row at a time; false: there is no such row.
+typedef struct {
+    const char *name, *values, *fallback, *help;   // values: "a|b|c", what the value is, or NULL for a switch; fallback: or NULL
+    int commands;                                  // that take it
+} FlagInfo;
+C_API bool options_flag_info(int row, FlagInfo* info);
 
 // Sets a flag of a command by its name. A switch takes "yes" or "no". Returns false if the command has no such flag; a value that the flag
 // cannot have is a user_error that names the flag as the command line does.

@@ -47,7 +47,7 @@ static void world_open(World* w, const Ops* ops, const char* recipe) {
 }
 
 static Decoding decoding_of(Answers* a, int slots, const int* stop, int stop_count, float temperature) {
-    Decoding d = {slots, kPositions, kAnswer, stop, stop_count, {temperature, 0.9f, 5}, take_token, take_end, a, 0, 0, NULL, NULL, NULL, NULL};
+    Decoding d = {slots, kPositions, kAnswer, stop, stop_count, {temperature, 0.9f, 5}, take_token, take_end, a, NULL, 0, 0, NULL, NULL, NULL, NULL};
     memset(a, 0, sizeof *a);
     return d;
 }

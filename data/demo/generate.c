@@ -16,7 +16,7 @@
 enum {
     kTestPerTask = 50,
     kTrainPerTask = 2000,
-    kCorpusDocuments = 120000,
+    kCorpusDocuments = 160000,
 };
 
 // ---- random numbers and text
@@ -66,14 +66,13 @@ static void add(Line* line, const char* format, ...) {
 // ---- word problems: one or two sums, each with the words around it
 
 typedef struct {
-    Line who;                // subject and verb: "Ada has"
+    const char* label;   // of the result: "Bought"
     int left, right, result;
     char op;
 } Step;
 
 typedef struct {
     Line story, question;
-    const char* things;      // the counted things: "apples"
     Step steps[2];
     int step_count;
 } Problem;
@@ -85,22 +84,13 @@ static const char* const kThings[] = {"apples", "shells", "coins", "stamps", "bo
 static const char* const kContainers[] = {"boxes", "bags", "trays", "jars"};
 static const char* const kDays[] = {"Monday", "Tuesday", "Friday", "Sunday"};
 
-enum { kLargestTerm = 12, kLargestFactor = 6 };
+enum { kLargestTerm = 9, kLargestFactor = 5 };
 
 static int compute(int left, char op, int right) { return op == '+' ? left + right : op == '-' ? left - right : left * right; }
 
-// Appends a step; the format says who does what.
-__attribute__((format(printf, 5, 6)))
-static void solve(Problem* p, int left, char op, int right, const char* format, ...) {
-    Step* step = &p->steps[p->step_count++];
-    step->left = left;
-    step->op = op;
-    step->right = right;
-    step->result = compute(left, op, right);
-    va_list args;
-    va_start(args, format);
-    add_list(&step->who, format, args);
-    va_end(args);
+static void solve(Problem* p, int left, char op, int right, const char* label) {
+    Step step = {label, left, right, compute(left, op, right), op};
+    p->steps[p->step_count++] = step;
 }
 
 static void make_problem(Random* random, Problem* p) {
@@ -108,7 +98,7 @@ static void make_problem(Random* random, Problem* p) {
     const char* who = PICK(random, kPeople);
     const char* other = PICK(random, kPeople);
     while (other == who) other = PICK(random, kPeople);
-    const char* things = p->things = PICK(random, kThings);
+    const char* things = PICK(random, kThings);
     const char* containers = PICK(random, kContainers);
     const char* day = PICK(random, kDays);
     int a = between(random, 2, kLargestTerm), b = between(random, 2, kLargestTerm);
@@ -118,47 +108,47 @@ static void make_problem(Random* random, Problem* p) {
     case 0:
         add(&p->story, "%s has %d %s. %s gives %s %d more %s.", who, a, things, other, who, b, things);
         add(&p->question, "How many %s does %s have now?", things, who);
-        solve(p, a, '+', b, "%s has", who);
+        solve(p, a, '+', b, "Now");
         break;
     case 1:
         add(&p->story, "%s has %d %s. %s loses %d %s on %s.", who, sum, things, who, b, things, day);
         add(&p->question, "How many %s are left?", things);
-        solve(p, sum, '-', b, "%s keeps", who);
+        solve(p, sum, '-', b, "Left");
         break;
     case 2:
         add(&p->story, "%s fills %d %s with %d %s each.", who, rows, containers, each, things);
         add(&p->question, "How many %s does %s pack?", things, who);
-        solve(p, rows, '*', each, "%s packs", who);
+        solve(p, rows, '*', each, "Packed");
         break;
     case 3: {
         int given = between(random, 2, min_int(sum - 1, kLargestTerm));
         add(&p->story, "%s finds %d %s on %s and %d %s later.", who, a, things, day, b, things);
         add(&p->story, " %s gives %d %s to %s.", who, given, things, other);
         add(&p->question, "How many %s does %s keep?", things, who);
-        solve(p, a, '+', b, "%s finds", who);
-        solve(p, sum, '-', given, "%s keeps", who);
+        solve(p, a, '+', b, "Found");
+        solve(p, sum, '-', given, "Kept");
         break;
     }
     case 4:
         add(&p->story, "%s buys %d %s of %d %s and has %d %s at home.", who, rows, containers, each, things, a, things);
         add(&p->question, "How many %s does %s have in all?", things, who);
-        solve(p, rows, '*', each, "%s buys", who);
-        solve(p, product, '+', a, "%s has", who);
+        solve(p, rows, '*', each, "Bought");
+        solve(p, product, '+', a, "In all");
         break;
     case 5: {
         int taken = between(random, 2, min_int(product - 1, kLargestTerm));
         add(&p->story, "%s fills %d %s with %d %s each.", who, rows, containers, each, things);
         add(&p->story, " %s takes %d %s.", other, taken, things);
         add(&p->question, "How many %s are left?", things);
-        solve(p, rows, '*', each, "%s packs", who);
-        solve(p, product, '-', taken, "%s keeps", who);
+        solve(p, rows, '*', each, "Packed");
+        solve(p, product, '-', taken, "Left");
         break;
     }
     default:
         add(&p->story, "%s has %d %s. %s has %d more %s than %s.", who, a, things, other, b, things, who);
         add(&p->question, "How many %s do %s and %s have together?", things, who, other);
-        solve(p, a, '+', b, "%s has", other);
-        solve(p, sum, '+', a, "%s and %s have", who, other);
+        solve(p, a, '+', b, "The other");
+        solve(p, sum, '+', a, "Together");
         break;
     }
 }
@@ -169,8 +159,7 @@ static void problem_task(Random* random, Line* user, Line* assistant) {
     add(user, "%s %s", p.story.data, p.question.data);
     for (int i = 0; i < p.step_count; i++) {
         const Step* s = &p.steps[i];
-        add(assistant, "%d %c %d = <<%d%c%d=%d>>%d, so %s %d %s.\n", s->left, s->op, s->right, s->left, s->op, s->right,
-            s->result, s->result, s->who.data, s->result, p.things);
+        add(assistant, "%s: %d %c %d = <<%d%c%d=%d>>%d\n", s->label, s->left, s->op, s->right, s->left, s->op, s->right, s->result, s->result);
     }
     add(assistant, "#### %d", p.steps[p.step_count - 1].result);
 }
@@ -181,7 +170,7 @@ static void problem_prose(Random* random, Line* text) {
     add(text, "%s", p.story.data);
     for (int i = 0; i < p.step_count; i++) {
         const Step* s = &p.steps[i];
-        add(text, " %d %c %d = %d, so %s %d %s.", s->left, s->op, s->right, s->result, s->who.data, s->result, p.things);
+        add(text, " %s %d %c %d = %d.", s->label, s->left, s->op, s->right, s->result);
     }
 }
 
@@ -594,8 +583,8 @@ static void write_tasks(const char* dir) {
 
 typedef void (*ProseFn)(Random* random, Line* text);
 // The kinds of prose, picked at random: a kind that is listed three times comes three times as often.
-static const ProseFn kProse[] = {problem_prose,   problem_prose,   sums_prose,   query_prose,  query_prose,
-                                 statement_prose, statement_prose, recall_prose, recall_prose, recall_prose};
+static const ProseFn kProse[] = {problem_prose, problem_prose,   problem_prose,   sums_prose,   query_prose,  query_prose,
+                                 query_prose,   statement_prose, statement_prose, recall_prose, recall_prose, recall_prose};
 enum { kKinds = sizeof kProse / sizeof kProse[0] };
 
 static void write_corpus(const char* path) {

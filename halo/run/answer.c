@@ -2,8 +2,6 @@
 #include "answer.h"
 
 #include "../../data/files.h"
-#include "../../data/hf_config.h"
-#include "../generate.h"
 #include "../progress.h"
 
 enum { kMaxContext = 8192 };   // tokens of prompt and answer together, at most
@@ -157,23 +155,31 @@ static void answer_shared(const Session* s, Model* model, Decoding* d, const Pro
     free(mine);
 }
 
-static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
+static void set_decoding(const Session* s, Decoding* d, int stop[kMaxEos + 1], int slots, int positions) {
     const Options* o = &s->o;
+    memset(d, 0, sizeof *d);
+    d->slots = slots;
+    d->positions = positions;
+    d->max_tokens = o->max_tokens;
+    d->stop = stop;
+    d->stop_count = stop_tokens(s, stop);
+    d->sampler.temperature = (float)o->temperature;
+    d->sampler.top_p = (float)o->top_p;
+    d->sampler.seed = (uint64_t)o->seed;
+}
+
+static Model* new_generator(const Session* s, const Decoding* d) {
+    return model_new(&s->config, s->ops, s->recipe, s->shard, generation_options(d->slots, d->positions));
+}
+
+static void answer_tokens(const Session* s, const Prompt* prompts, int count, Listener listener) {
     int positions = slot_positions(s, prompts, count), stop[kMaxEos + 1];
     Decoding d;
-    memset(&d, 0, sizeof d);
-    d.slots = pick_slots(s, positions, prompts_of_a_rank(s, count));
-    d.positions = positions;
-    d.max_tokens = o->max_tokens;
-    d.stop = stop;
-    d.stop_count = stop_tokens(s, stop);
-    d.sampler.temperature = (float)o->temperature;
-    d.sampler.top_p = (float)o->top_p;
-    d.sampler.seed = (uint64_t)o->seed;
+    set_decoding(s, &d, stop, pick_slots(s, positions, prompts_of_a_rank(s, count)), positions);
     d.token = listener.token;
     d.end = listener.end;
     d.context = listener.context;
-    Model* model = model_new(&s->config, s->ops, s->recipe, s->shard, generation_options(d.slots, positions));
+    Model* model = new_generator(s, &d);
     if (shares_prompts(s) && count > 1) {
         answer_shared(s, model, &d, prompts, count, listener);
     } else {
@@ -181,6 +187,15 @@ static void answer_tokens(const Session* s, const Prompt* prompts, int count, Li
         generate_answers(model, &s->config, &d, prompts, count);
     }
     model_free(model);
+}
+
+Model* open_talker(const Session* s, Decoding* d, int stop[kMaxEos + 1]) {
+    enum { kFewest = 256 };   // positions that are worth a conversation
+    int positions = most_positions(s);
+    double room = 0.9 * (double)s->ops->free_bytes() - (double)s->ops->workspace_bytes();
+    while (positions > kFewest && generator_bytes(s, 1, positions) > room) positions /= 2;
+    set_decoding(s, d, stop, pick_slots(s, positions, 1), positions);
+    return new_generator(s, d);
 }
 
 // ---- one prompt

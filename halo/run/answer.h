@@ -2,7 +2,9 @@
 #ifndef HALO_RUN_ANSWER_H
 #define HALO_RUN_ANSWER_H
 
+#include "../../data/hf_config.h"
 #include "../../data/metric.h"
+#include "../generate.h"
 #include "session.h"
 
 // Opens a data file whose examples are to be answered; prompts may be as long as the model's positions allow. A file of plain texts is a
@@ -20,6 +22,10 @@ C_API void check_answers_fit(const Session* s, const Dataset* d);
 
 // Answers one prompt on stdout, character by character.
 C_API void answer_prompt(const Session* s, const char* prompt);
+
+// A model for one answer at a time, for as many positions as it has and memory allows, and what it decodes with; the caller sets d's token,
+// end and context, and frees the model. `stop` has to live as long as d.
+C_API Model* open_talker(const Session* s, Decoding* d, int stop[kMaxEos + 1]);
 
 // What `metric` says of all answers together.
 typedef struct {

@@ -3,6 +3,7 @@
 
 #include "../../data/json.h"
 #include "answer.h"
+#include "converse.h"
 
 typedef struct {
     bool prints;   // on rank 0
@@ -27,6 +28,12 @@ static void print_answer(void* context, const Answer* answer) {
 
 int command_generate(Options o) {
     Session s = session_open(o, GENERATE);
+    if (!o.prompt && !o.data) {
+        if (!isatty(STDIN_FILENO)) user_error("generate: name one of --prompt TEXT and --data FILE, or start it on a terminal to talk to the model");
+        converse(&s);
+        session_close(&s);
+        return 0;
+    }
     open_tokenizer(&s);
     load_weights(&s, false);
     if (o.prompt) {

@@ -1,4 +1,4 @@
-// The command generate: answers one prompt, or every prompt of a data file.
+// The command generate: answers one prompt, or every prompt of a data file, or talks to whoever sits at the terminal.
 #ifndef HALO_RUN_GENERATE_H
 #define HALO_RUN_GENERATE_H
 

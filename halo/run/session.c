@@ -154,6 +154,7 @@ Session session_on(Options o, int command, const Ops* ops, const Comm* comm) {
     s.ops = ops;
     s.comm = comm;
     if (command == EVAL) s.o.batch = o.batch = o.slots == kAuto ? kEvalRows : o.slots;
+    if (o.share_batch) s.o.batch = o.batch = max_int(1, o.batch / comm->ranks);
     options_check(&o, command, comm->ranks);
     open_source(&s);
     open_adapter(&s);

@@ -46,14 +46,14 @@ seeds() {
 }
 
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
-kRound=6   # seconds
+kRound=6 kRuns=30000   # a round: seconds, or inputs if those are done earlier: each refusal keeps some 80 KB
 
 # worker TARGET NUMBER: one process after the other until the time is over. A refusal leaves its memory behind: each runs for some seconds,
 # and the next goes on with the corpus.
 worker() {
     local left end=$((SECONDS + seconds))
     while left=$((end - SECONDS)) && [ $left -gt 0 ]; do
-        "$fuzz/$1" -max_total_time=$((left < kRound ? left : kRound)) -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=1024 -max_len=8192 \
+        "$fuzz/$1" -runs=$kRuns -max_total_time=$((left < kRound ? left : kRound)) -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=1024 -max_len=8192 \
             -artifact_prefix="$findings/$1-" "$fuzz/corpus/$1" >>"$fuzz/$1.$2.log" 2>&1 || return 1
     done
 }
