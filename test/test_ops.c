@@ -1138,7 +1138,7 @@ static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
     double *wd = doubles(w, N), m[N] = {0}, v[N] = {0};
     float* grad_scale = put_float(0.5f);
     AdamW a = {W.data, master ? (float*)Master.data : NULL, NULL, M.data, V.data, N, grad_fmt, state_fmt, grad_scale,
-               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7}, NULL};
+               0.01f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, {42, 0, 7, NULL}, NULL};
     for (int t = 1; t <= STEPS; t++) {
         float* g = test_normals(N, 1);
         Mat G = put(g, 1, N, grad_fmt);
@@ -1185,13 +1185,13 @@ static void adamw_stochastic(void) {
     size_t size = fmt_bytes(ops->act);
     for (int t = 1; t <= STEPS; t++) {
         AdamW a = {whole[0].data, NULL, G.data, whole[1].data, whole[2].data, N, F32, ops->act, grad_scale,
-                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000}, NULL};
+                   lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000, NULL}, NULL};
         ops->adamw(&a);
         for (int half = 0; half < 2; half++) {
             size_t first = half ? SPLIT : 0;
             AdamW part = {(char*)halves[0].data + first * size, NULL, (float*)G.data + first, (char*)halves[1].data + first * size,
                           (char*)halves[2].data + first * size, half ? N - SPLIT : SPLIT, F32, ops->act, grad_scale,
-                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first}, NULL};
+                          lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first, NULL}, NULL};
             ops->adamw(&part);
         }
     }
@@ -1246,7 +1246,7 @@ static void adamw_any_size(int way, bool master, Fmt fmt, float eps, float weigh
     float* grad_scale = put_float(1);
     for (int t = 3; t < 5; t++) {
         AdamW a = {W.data, master ? (float*)Master.data : NULL, G.data, M.data, V.data, N, fmt, fmt, grad_scale,
-                   0.01f, 0.9f, 0.999f, eps, weight_decay, t, {42, (uint64_t)t, 8}, NULL};
+                   0.01f, 0.9f, 0.999f, eps, weight_decay, t, {42, (uint64_t)t, 8, NULL}, NULL};
         ops->adamw(&a);
     }
     static uint64_t cpu_bits[kSizes];
@@ -1273,7 +1273,7 @@ static void adamw_sum_squares(Fmt fmt) {
     float *sums = (float*)ops->alloc(kSquareSums * sizeof(float)), *one = put_float(1), *w[2];
     for (int summed = 0; summed < 2; summed++) {
         Mat W = put(start[0], 1, N, ops->act), M = put(zeros, 1, N, fmt), V = put(zeros, 1, N, fmt), all[] = {W, M, V};
-        AdamW a = {W.data, NULL, G.data, M.data, V.data, N, fmt, fmt, summed ? NULL : one, 0.01f, 0.9f, 0.999f, 1e-8f, 0, 1, {42, 1, 8},
+        AdamW a = {W.data, NULL, G.data, M.data, V.data, N, fmt, fmt, summed ? NULL : one, 0.01f, 0.9f, 0.999f, 1e-8f, 0, 1, {42, 1, 8, NULL},
                    summed ? sums : NULL};
         ops->adamw(&a);
         w[summed] = fetched(W);
@@ -1418,7 +1418,7 @@ static int print_fingerprint(void) {
         ops->rmsnorm_backward(Y, DW, X, X, W, rstd, norm_scratch, NULL);
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
-        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0}, NULL};
+        AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0, NULL}, NULL};
         ops->adamw(&a);
         hash = fingerprint_add(hash, DQKV.data, mat_bytes(DQKV));
         hash = fingerprint_add(hash, Y.data, mat_bytes(Y));
