@@ -52,7 +52,7 @@ static Run* make_run(int rank, int ranks, bool large, int fill) {
     CheckpointNumber step = {"step", &r->step}, random = {"random", &r->random};
     r->numbers[0] = step;
     r->numbers[1] = random;
-    CheckpointSetting lr = {"--lr", "3e-5"}, data = {"--data", "a \"b\"\n.jsonl"};
+    CheckpointSetting lr = {"--lr", "3e-5", NULL}, data = {"--data", "a \"b\"\n.jsonl", NULL};
     r->settings[0] = lr;
     r->settings[1] = data;
     CheckpointState state = {rank, ranks, r->blobs, 4, r->numbers, 2, r->settings, 2};
