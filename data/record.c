@@ -53,7 +53,7 @@ static const char kFormNames[] =
     "question, answer | ref, mr | target, meaning_representation | text";
 
 // The state of reading one file.
-enum { kMaxIgnored = 32 };
+enum { kMaxIgnored = 32, kMaxFaultsShown = 20 };
 typedef struct {
     RecordList* list;
     const char* prompt_text;     // of --prompt-file, or NULL
@@ -62,6 +62,8 @@ typedef struct {
     char* ignored[kMaxIgnored];
     int ignored_count;
     int trailing;                // conversations that do not end with the assistant's turn
+    FILE* faults;                // where lines go that say what is wrong with a line; NULL: the first one ends the program
+    int fault_count;
 } Reading;
 
 // ---- building records
@@ -467,8 +469,14 @@ static void note_file(Reading* r, const char* path, int records, double share) {
     add_note(r->list, "\n");
 }
 
+// A FaultFn.
+static void count_fault(void* reading, const char* message) {
+    Reading* r = (Reading*)reading;
+    if (r->fault_count++ < kMaxFaultsShown) fprintf(r->faults, "%s\n", message);
+}
+
 // Reads one of the files, named as "FILE" or "FILE:SHARE".
-static void read_file(RecordList* list, const char* name, const char* prompt_file, const char* prompt) {
+static int read_file(RecordList* list, const char* name, const char* prompt_file, const char* prompt, FILE* faults) {
     char* path = host_strdup(name);
     char* colon = strrchr(path, ':');
     double share = 1;
@@ -486,27 +494,45 @@ static void read_file(RecordList* list, const char* name, const char* prompt_fil
     r.list = list;
     r.prompt_text = prompt;
     r.prompt_file = prompt_file;
+    r.faults = faults;
     int first = list->count;
-    source_read(path, read_object, &r);
+    source_read_on(path, read_object, faults ? count_fault : NULL, &r);
+    if (r.fault_count > kMaxFaultsShown) fprintf(faults, "%s: and %d more such lines\n", path, r.fault_count - kMaxFaultsShown);
+    if (r.fault_count) return r.fault_count;
     if (list->count == first) user_error("%s: no records in it", path);
     int count = list->count - first;
     if (share < 1) take_share(list, first, share);
     note_file(&r, path, count, share);
+    return 0;
 }
 
-RecordList records_read(const char* paths, const char* prompt_file) {
-    RecordList list;
-    memset(&list, 0, sizeof list);
+// Returns how many lines of the files are no records; faults: see Reading.
+static int read_files(RecordList* list, const char* paths, const char* prompt_file, FILE* faults) {
+    int count = 0;
+    memset(list, 0, sizeof *list);
     char* prompt = prompt_file && *prompt_file ? file_read(prompt_file, NULL) : NULL;
     char* names = host_strdup(paths);
     bool one = path_exists(names);   // then a comma in `paths` is part of the file's name
     for (char *name = names, *next; name; name = next) {
         next = one ? NULL : strchr(name, ',');
         if (next) *next++ = 0;
-        read_file(&list, name, prompt_file, prompt);
+        count += read_file(list, name, prompt_file, prompt, faults);
     }
     free(names);
     free(prompt);
-    list.selected = list.count;
+    list->selected = list->count;
+    return count;
+}
+
+RecordList records_read(const char* paths, const char* prompt_file) {
+    RecordList list;
+    read_files(&list, paths, prompt_file, NULL);
     return list;
+}
+
+int records_faults(const char* paths, const char* prompt_file, FILE* to) {
+    RecordList list;
+    int count = read_files(&list, paths, prompt_file, to);
+    records_free(&list);
+    return count;
 }

@@ -44,6 +44,10 @@ typedef struct {
 // for a column or key.
 C_API RecordList records_read(const char* paths, const char* prompt_file);
 C_API void records_free(RecordList* list);
+
+// Reads the files as records_read does, but goes on behind a line of JSON Lines that is no record: `to` gets a line for each of the first
+// twenty of them. Returns how many there are.
+C_API int records_faults(const char* paths, const char* prompt_file, FILE* to);
 // XXH3 of the record's contents, independent of its file and line.
 C_API uint64_t record_hash(const Record* record);
 // The content of the last assistant's message if it is a string, else "".

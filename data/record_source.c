@@ -1,6 +1,7 @@
 // The records of one data file as JSON objects: see record_source.h.
 #include "record_source.h"
 
+#include "../halo/attempt.h"
 #include "csv.h"
 #include "files.h"
 #include "json.h"
@@ -88,29 +89,56 @@ static size_t space_bytes(const Place* place) {
     return n;
 }
 
+static bool ends_with(const char* text, const char* ending) {
+    size_t n = strlen(text), m = strlen(ending);
+    return n >= m && !strcmp(text + n - m, ending);
+}
+
+// whole: the text is a line, which has to be one value; else what follows the value is left.
 static json_t* parse(const Place* place, size_t bytes, bool whole, size_t* used) {
     json_error_t error;
     size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | (whole ? 0 : JSON_DISABLE_EOF_CHECK);
     json_t* object = json_loadb(place->text, bytes, flags | JSON_DECODE_ANY, &error);
     if (!object) {
         size_t at = error.line > 1 || error.column < 1 ? (size_t)max_int(error.position, 0) : (size_t)error.column - 1;
-        user_error("%s: not valid JSON: %s", place_of_byte(place, at < bytes ? at : bytes), printable(error.text));
+        if (whole && (ends_with(error.text, "near end of file") || !strncmp(error.text, "premature end", strlen("premature end"))))
+            user_error("%s: not valid JSON: the line ends inside a value; a record is one whole line, or the file one JSON array of records",
+                       place_of_byte(place, bytes));
+        const char* where = place_of_byte(place, at < bytes ? at : bytes);
+        if (whole && !strncmp(error.text, "end of file expected", strlen("end of file expected")))
+            user_error("%s: not valid JSON: something follows the value; a record is one whole line, or the file one JSON array of records", where);
+        user_error("%s: not valid JSON: %s", where, printable(error.text));
     }
     if (used) *used = (size_t)error.position;
     return object;
 }
 
-static void read_lines(Place at, RecordFn fn, void* receiver) {
+typedef struct {
+    Place place;
+    RecordFn fn;
+    void* receiver;
+} Line;
+
+// Work of an attempt.
+static void read_line(void* self) {
+    const Line* line = (const Line*)self;
+    json_t* object = parse(&line->place, line->place.bytes, true, NULL);
+    line->fn(line->receiver, &line->place, object);
+    json_decref(object);
+}
+
+// fault: NULL, or who is told what is wrong with a line instead of the program's end.
+static void read_lines(Place at, RecordFn fn, FaultFn fault, void* receiver) {
     while (at.bytes) {
         const char* newline = (const char*)memchr(at.text, '\n', at.bytes);
-        Place line = at;
-        line.bytes = newline ? (size_t)(newline - at.text) : at.bytes;
-        if (space_bytes(&line) < line.bytes) {
-            json_t* object = parse(&line, line.bytes, true, NULL);
-            fn(receiver, &line, object);
-            json_decref(object);
+        Line line = {at, fn, receiver};
+        line.place.bytes = newline ? (size_t)(newline - at.text) : at.bytes;
+        if (space_bytes(&line.place) < line.place.bytes) {
+            char message[kAttemptBytes];
+            if (!fault) read_line(&line);
+            else if (!attempt(read_line, &line, message)) fault(receiver, message);
         }
-        size_t step = line.bytes + (newline != NULL);
+        size_t step = line.place.bytes + (newline != NULL);
         at.text += step;
         at.bytes -= step;
         at.line++;
@@ -179,12 +207,9 @@ static void refuse_other_kinds(const char* path, const char* text, size_t bytes)
         user_error("%s: a git-LFS pointer, not the data; fetch them with: git lfs pull --include '%s'", path, path);
 }
 
-static bool ends_with(const char* path, const char* ending) {
-    size_t n = strlen(path), m = strlen(ending);
-    return n >= m && !strcmp(path + n - m, ending);
-}
+void source_read(const char* path, RecordFn fn, void* receiver) { source_read_on(path, fn, NULL, receiver); }
 
-void source_read(const char* path, RecordFn fn, void* receiver) {
+void source_read_on(const char* path, RecordFn fn, FaultFn fault, void* receiver) {
     size_t bytes, mark = 0;
     char* text = file_read(path, &bytes);
     if (bytes >= 2 && !memcmp(text, "\x1f\x8b", 2)) {
@@ -201,7 +226,7 @@ void source_read(const char* path, RecordFn fn, void* receiver) {
         advance(&at, space_bytes(&at));
         read_array(at, fn, receiver);
     } else {
-        read_lines(at, fn, receiver);
+        read_lines(at, fn, fault, receiver);
     }
     free(text);
 }

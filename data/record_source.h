@@ -24,4 +24,11 @@ typedef void (*RecordFn)(void* receiver, const Place* place, json_t* object);
 // Calls fn for each record of the file. A broken line, or a file of another kind, is a user_error.
 C_API void source_read(const char* path, RecordFn fn, void* receiver);
 
+// Receives what is wrong with a line.
+typedef void (*FaultFn)(void* receiver, const char* message);
+
+// As source_read, but a user_error about a line of JSON Lines, from its JSON or from fn, goes to `fault`, and the next line is read. Not to be
+// called inside an attempt (halo/attempt.h).
+C_API void source_read_on(const char* path, RecordFn fn, FaultFn fault, void* receiver);
+
 #endif

@@ -157,6 +157,10 @@ static void errors_case(void) {
     static Refusal all[] = {
         {"a.jsonl", GOOD "{\"prompt\": \"Q\" \"completion\": \"A\"}\n", "a.jsonl:2:27: not valid JSON"},
         {"a.jsonl", GOOD "\n{\"prompt\": \"Q\", ", "a.jsonl:3:"},
+        {"a.jsonl", "{\n\"prompt\": \"Q\", \"completion\": \"A\"}\n", "a.jsonl:1:2: not valid JSON: the line ends inside a value"},
+        {"a.jsonl", GOOD "{\"prompt\": \"Q\", \"completion\": \"A\"\n", "a.jsonl:2:34: not valid JSON: the line ends inside a value"},
+        {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\n", "the line ends inside a value"},
+        {"a.jsonl", GOOD "{\"prompt\": \"Q\", \"completion\": \"A\"},\n", "a.jsonl:2:35: not valid JSON: something follows the value"},
         {"a.jsonl", "{\"prompt\": \"\xff\", \"completion\": \"A\"}", "a.jsonl:1:"},
         {"a.jsonl", "{\"prompt\": \"a\", \"prompt\": \"b\", \"completion\": \"A\"}", "duplicate object key"},
         {"a.jsonl", "{\"input\": \"Q\"}", "a.jsonl:1:1: no known form"},
@@ -202,6 +206,25 @@ static void errors_case(void) {
     expect_exit(load_without_column, (void*)temp_path("q.txt"), kExitUser, "the record has no \"gone\"",
         "--prompt-file with a column that is not there");
     expect_exit(load_absent, (void*)temp_path("absent.jsonl"), kExitUser, "absent.jsonl", "a file that is not there");
+}
+
+// Lines that are no records are all named.
+static void faults_case(void) {
+    char text[4096] = GOOD GOOD, said[4096];
+    temp_write("f.jsonl", text);
+    FILE* to = tmpfile();
+    check(to, "no temporary file");
+    ok(records_faults(temp_path("f.jsonl"), NULL, to) == 0 && ftell(to) == 0, "no faults");
+    strcpy(text, "{\n" GOOD "{\"prompt\": 1 2}\n\n{\"prompt\": \"Q\"}\n" GOOD);
+    for (int i = 0; i < 25; i++) strcat(text, "[]x\n");
+    temp_write("f.jsonl", text);
+    int count = records_faults(temp_path("f.jsonl"), NULL, to);
+    rewind(to);
+    said[fread(said, 1, sizeof said - 1, to)] = 0;
+    fclose(to);
+    ok(count == 28 && strstr(said, "f.jsonl:1:2: not valid JSON") && strstr(said, "f.jsonl:3:14: ") && strstr(said, "f.jsonl:5:1: the key") &&
+           !strstr(said, "f.jsonl:2:") && !strstr(said, "f.jsonl:6:") && strstr(said, "f.jsonl: and 8 more such lines\n"),
+       "%d faults: %s", count, said);
 }
 
 // ---- which records, and what is said of them
@@ -790,6 +813,7 @@ static void refpack_case(void) {
 
 static const Case cases[] = {
     {"dataset.errors", errors_case},   // first: a child of a process whose OpenMP threads are up may not start its own
+    {"dataset.faults", faults_case},
     {"dataset.forms", forms_case}, {"dataset.select", select_case}, {"dataset.gzip", gzip_case}, {"dataset.prompt_file", prompt_file_case},
     {"dataset.inspect", inspect_case}, {"dataset.summary", summary_case}, {"dataset.lengths", lengths_case}, {"dataset.batch", batch_case},
     {"dataset.pack", pack_case}, {"dataset.packing", packing_case}, {"dataset.auto", auto_case},   {"dataset.shuffle", shuffle_case}, {"dataset.refpack", refpack_case},

@@ -3,6 +3,7 @@
 
 #include "../../data/files.h"
 #include "../../data/inspect.h"
+#include "../../data/record.h"
 #include "../attempt.h"
 #include "../dry.h"
 #include "epochs.h"
@@ -76,6 +77,10 @@ int command_inspect(Options o) {
     s.files = tokenizer_files(s.tokenizer_path);
     load_tokenizer(&s);
     open_chat(&s);
+    int faults = records_faults(o.data, o.prompt_file, stderr);
+    if (faults)
+        user_error("%s: %d line%s no record%s, and training ends at the first one: mend or remove %s", o.data, faults,
+                   faults == 1 ? " is" : "s are", faults == 1 ? "" : "s", faults == 1 ? "it" : "them");
     DataOptions options = data_options(&s);
     options.inspect = true;
     options.texts = o.examples;
