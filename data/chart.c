@@ -101,7 +101,7 @@ static double nice_step(double span, int most) {
     return 10 * power;
 }
 
-enum { kMostTicks = 24, kTickBytes = 32 };
+enum { kMostTicks = 24 };
 
 // The values of an axis' ticks; at most `most`, which is below kMostTicks.
 static int ticks_of(const ChartAxis* a, int most, double ticks[kMostTicks]) {
@@ -136,6 +136,14 @@ static void tick_text(double v, double step, char text[kTickBytes]) {
     if (v == 0) strcpy(text, "0");
     else if (*unit == 0 && (size >= 1e6 || (size > 0 && size < 1e-3))) snprintf(text, kTickBytes, "%.3g", v);
     else snprintf(text, kTickBytes, "%.*f%s", max_int(0, min_int(digits, 6)), v, unit);
+}
+
+// The place of a value's fourth digit: 0.01 of 14.83.
+static double fourth_place(double v) { return pow(10, floor(log10(fabs(v)) + 1e-9) - 3); }
+
+void chart_value(double v, char text[kTickBytes]) {
+    if (v != 0) v = round(v / fourth_place(v)) * fourth_place(v);   // 99999 gets one digit more
+    tick_text(v, v == 0 ? 0 : fourth_place(v), text);
 }
 
 static void tick_texts(const ChartAxis* a, const double* ticks, int count, char texts[kMostTicks][kTickBytes]) {

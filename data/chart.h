@@ -9,7 +9,7 @@
 #include "../halo/base.h"
 
 typedef enum { CHART_LINE, CHART_FAINT, CHART_DASHED, CHART_DOTS } ChartLook;
-enum { kChartColors = 6 };
+enum { kChartColors = 6, kTickBytes = 32 };
 
 typedef struct {
     const char* label;          // beside the line's end, in its colour; NULL: none
@@ -32,6 +32,9 @@ typedef struct {
     const ChartPanel* panels;
     int count;
 } Chart;
+
+// A value to four digits, written as the axes' ticks are: 14.83k, 5313, 0.02941.
+C_API void chart_value(double v, char text[kTickBytes]);
 
 // The mean of each y (count) and of up to `over` neighbours on each side. Near the beginning, where fewer stand before a value, as few are
 // taken behind the value, so that a steep start is not flattened. Values that are not finite are left out, and stay gaps. The caller

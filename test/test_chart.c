@@ -143,6 +143,19 @@ static void labels_case(void) {
     free(svg);
 }
 
+static void values_case(void) {
+    const struct {
+        double v;
+        const char* text;
+    } cases[] = {{14830, "14.83k"}, {5313, "5313"}, {0.029412, "0.02941"}, {10.1, "10.10"}, {-3.14159, "-3.142"}, {0, "0"}, {1234567, "1.235M"},
+                 {99999, "100.0k"}, {0.00012345, "0.000123"}, {123.456, "123.5"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        char text[kTickBytes];
+        chart_value(cases[i].v, text);
+        ok(!strcmp(text, cases[i].text), "%g is written %s", cases[i].v, text);
+    }
+}
+
 // Whatever a run may hold: no NaN and no infinity reaches the picture.
 static void extremes_case(void) {
     const double x[] = {1, 2, 3}, huge[] = {-1e308, 1e308, INFINITY}, none[] = {NAN, NAN, NAN}, same[] = {7, 7, 7}, tiny[] = {1e-310, 2e-310, 0},
@@ -182,6 +195,6 @@ static void smooth_case(void) {
 }
 
 static const Case kCases[] = {{"places", places_case}, {"gaps", gaps_case},         {"many", many_case},
-                              {"labels", labels_case}, {"extremes", extremes_case}, {"smooth", smooth_case}};
+                              {"labels", labels_case}, {"values", values_case}, {"extremes", extremes_case}, {"smooth", smooth_case}};
 
 int main(int argc, char** argv) { return test_main(kCases, COUNT(kCases), argc, argv); }

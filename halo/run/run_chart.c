@@ -80,7 +80,9 @@ static void label_curve(PictureSeries* p, const char* name) {
     char* text = p->labels[p->count - 1];
     int last = s->count - 1;
     while (last >= 0 && !isfinite(s->y[last])) last--;
-    if (last >= 0) snprintf(text, kLabelBytes, "%s%s%.4g", name, *name ? " " : "", s->y[last]);
+    char value[kTickBytes] = "";
+    if (last >= 0) chart_value(s->y[last], value);
+    snprintf(text, kLabelBytes, "%s%s%s", name, *name ? " " : "", value);
     s->label = last >= 0 ? text : NULL;
 }
 
