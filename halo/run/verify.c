@@ -76,6 +76,27 @@ static void verify_model(void* dir_name) {
            (double)param_count(&c) / 1e6, sums, sums == 1 ? "" : "s", has_tokenizer ? ", and a tokenizer" : "; no tokenizer.json");
 }
 
+static void verify_adapter(void* dir_name) {
+    const char* dir = (const char*)dir_name;
+    char *config = path_join(dir, "adapter_config.json"), *path = path_join(dir, "adapter_model.safetensors");
+    json_decref(json_parse_file(config));
+    SafeTensors* file = safetensors_open(path);
+    size_t numbers = 0;
+    for (int i = 0; i < safetensors_count(file); i++) {
+        const Tensor* tensor = safetensors_at(file, i);
+        float* values = (float*)host_alloc((tensor->elements + 1) * sizeof *values);
+        tensor_read(tensor, 0, tensor->elements, F32, values);
+        size_t bad = first_not_finite(values, tensor->elements, F32);
+        if (bad < tensor->elements) user_error("%s: tensor \"%s\" is not finite at value %zu", path, printable(tensor->name), bad);
+        numbers += tensor->elements;
+        free(values);
+    }
+    printf("%s: a whole adapter: %d tensors, %.2fM parameters, all of them finite\n", dir, safetensors_count(file), (double)numbers / 1e6);
+    safetensors_close(file);
+    free(path);
+    free(config);
+}
+
 // Each of these prints what is damaged, and returns how many are.
 static int verify_checkpoint(const char* path) {
     char* fault = checkpoint_verify(path);
@@ -116,10 +137,11 @@ int command_verify(Options o) {
     char* checkpoints = path_join(o.model, "checkpoints");
     damaged += verify_checkpoints(o.model, &found) + verify_checkpoints(checkpoints, &found);
     free(checkpoints);
-    if (holds(o.model, "config.json") || !found) {
+    bool adapter = holds(o.model, "adapter_config.json") && !holds(o.model, "config.json");
+    if (adapter || holds(o.model, "config.json") || !found) {
         char fault[kAttemptBytes];
         found++;
-        bool whole = attempt(verify_model, (void*)o.model, fault);
+        bool whole = attempt(adapter ? verify_adapter : verify_model, (void*)o.model, fault);
         if (!whole) printf("%s: DAMAGED: %s\n", o.model, fault);
         damaged += !whole;
     }
