@@ -191,7 +191,8 @@ int command_doctor(Options o) {
     examine(&e);
     double problems = d.count[DOCTOR_PROBLEM];
     ranks->host_sum(&problems, 1);
-    if (!d.quiet && !d.json) printf("%d ok, %d warnings, %d problems\n", d.count[DOCTOR_OK], d.count[DOCTOR_WARNING], d.count[DOCTOR_PROBLEM]);
+    if (!d.quiet && !d.json) printf("%d ok, %d warning%s, %d problem%s\n", d.count[DOCTOR_OK], d.count[DOCTOR_WARNING],
+                                    d.count[DOCTOR_WARNING] == 1 ? "" : "s", d.count[DOCTOR_PROBLEM], d.count[DOCTOR_PROBLEM] == 1 ? "" : "s");
     if (!d.quiet && !d.count[DOCTOR_PROBLEM] && problems > 0)
         doctor_report(&d, "other ranks", DOCTOR_PROBLEM, "another rank found one", "doctor without mpirun there says which");
     progress_stop_watching();
