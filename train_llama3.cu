@@ -240,7 +240,7 @@ static int command_train(Options o) {
     claim_out(s);
     bool finished = o.resume && run_is_finished(s, r.settings.list, r.settings.count), all = true;
     if (finished) {
-        if (leads(s)) printf("finished: %s holds the model that all %d steps made\n", o.out, r.steps);
+        if (leads(s)) printf("finished: %s holds the %s that all %d steps made\n", o.out, s->config.adapter.kind == ADAPTER_LORA ? "adapter" : "model", r.steps);
     } else {
         open_trainer(&r);
         catch_signals(s->comm->ranks);

@@ -25,6 +25,7 @@ int file_open(const char* path, size_t* bytes) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_NONBLOCK);   // else opening a pipe would wait for a writer
     if (fd < 0 || fstat(fd, &info)) user_error("%s: cannot be read: %s", path, strerror(errno));
+    if (S_ISDIR(info.st_mode)) user_error("%s: cannot be read: a folder; name a file in it", path);
     if (!S_ISREG(info.st_mode)) user_error("%s: cannot be read: not a regular file; copy its contents into one", path);
     if (bytes) *bytes = (size_t)info.st_size;
     return fd;

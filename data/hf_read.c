@@ -137,8 +137,27 @@ static void check_extras(const HfModel* m, const Config* config) {
     }
 }
 
+static bool holds(const char* dir, const char* name) {
+    char* path = path_join(dir, name);
+    bool there = path_exists(path);
+    free(path);
+    return there;
+}
+
+// A folder without config.json is a user_error that says what it is instead.
+static void refuse_other_folders(const char* dir) {
+    if (holds(dir, "config.json") || !dir_exists(dir)) return;
+    if (holds(dir, "adapter_config.json"))
+        user_error("%s: an adapter, not a model: name it with --adapter-dir, and the model that it was trained on with --model", dir);
+    if (holds(dir, "checkpoints"))
+        user_error("%s: the checkpoints of a run that has not finished, and no model yet: go on with the run's own command and --resume, or "
+                   "write the newest checkpoint's model with that command as export ... --resume", dir);
+    user_error("%s/config.json: not there; a model's folder has config.json, *.safetensors and tokenizer.json", dir);
+}
+
 HfModel* hf_model_open(const char* dir, Config* config) {
     hf_model_recover(dir);
+    refuse_other_folders(dir);
     HfModel* m = (HfModel*)host_alloc(sizeof *m);
     m->files = model_files_from_dir(dir);
     hf_config_of_files(m->files, dir, config);
@@ -148,7 +167,8 @@ HfModel* hf_model_open(const char* dir, Config* config) {
     char *single = path_join(dir, HF_SINGLE_NAME), *index = path_join(dir, HF_INDEX_NAME);
     if (path_exists(single)) open_shard(m, single);   // preferred to an index if both exist, as in transformers
     else if (path_exists(index)) open_index(m, index);
-    else user_error("%s: neither %s nor %s is there", dir, HF_SINGLE_NAME, HF_INDEX_NAME);
+    else user_error("%s: neither %s nor %s is there; finish the download (hf download resumes one), or save a model that has only "
+                    "pytorch_model.bin anew with transformers' save_pretrained", dir, HF_SINGLE_NAME, HF_INDEX_NAME);
     free(single);
     free(index);
     find_parameters(m);

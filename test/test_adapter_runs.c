@@ -88,8 +88,12 @@ static void resume_case(void) {
         shell("rmdir", part);
         shell(copy, part);
         char* weights = path_join(part, "adapter_model.safetensors");
+        char *more = text_of("%s --resume", kinds[i]), *flags = adapter_flags(part, more), *text = run_well(flags, "resume of a finished run");
+        ok(strstr(text, "finished: ") && strstr(text, "holds the adapter that all 12 steps made") && !strstr(text, "\nstep "),
+           "%s: --resume of a finished run says so and does nothing", kinds[i]);
+        free(text);
         shell("rm", weights);
-        char *more = text_of("%s --resume", kinds[i]), *flags = adapter_flags(part, more), *text = run_well(flags, "resume");
+        text = run_well(flags, "resume");
         ok(strstr(text, "resumed from") && strstr(text, "step  11/12") && !strstr(text, "step  10/12") &&
                same_files(whole, part, "adapter_model.safetensors"), "%s: resumed bit for bit", kinds[i]);
         char* merge = text_of("export%s", strchr(flags, ' '));   // the run's own flags, but those of its progress
@@ -105,6 +109,31 @@ static void resume_case(void) {
         char* const texts[] = {whole, part, copy, weights, more, flags, merge};
         for (int k = 0; k < COUNT(texts); k++) free(texts[k]);
     }
+}
+
+// Each folder is known for what it holds.
+static void folders_case(void) {
+    make_base();
+    char *dir = trained_adapter("folder", ""), *verify = text_of("verify %s", dir), *text = run_well(verify, "verify an adapter");
+    ok(strstr(text, "folder: a whole adapter: ") && strstr(text, "all of them finite"), "verify an adapter: %s", text);
+    free(text);
+    char* eval = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu", dir, val_path);
+    run_refused(eval, "folder: an adapter, not a model|--adapter-dir", "an adapter as --model");
+    char* weights = path_join(dir, "adapter_model.safetensors");
+    size_t bytes;
+    text = file_read(weights, &bytes);
+    const uint32_t infinity = 0x7f800000;
+    memcpy(text + bytes - sizeof infinity, &infinity, sizeof infinity);
+    put_file(weights, text, bytes);
+    Run r = run(verify);
+    ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: ") && strstr(r.out, "is not finite at value"), "verify finds an infinity: %s", r.out);
+    free_run(r);
+    put_file(weights, text, bytes / 2);
+    r = run(verify);
+    ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: "), "verify finds a file that is cut off: %s", r.out);
+    free_run(r);
+    char* const texts[] = {dir, verify, text, eval, weights};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 // A run goes on only with the base that it was begun on, wherever that lies now.
@@ -240,6 +269,7 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"other_base", other_base_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
+                              {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

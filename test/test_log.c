@@ -245,6 +245,19 @@ static void file_case(void) {
     shell(again, out);
     flags = log_flags(out, file, "");
     run_refused(flags, "--log|holds the lines of another run|--overwrite", "another run's lines");
+    char *data = scratch_path("data.jsonl"), *kept = file_read(data_path, NULL);
+    put_file(data, kept, strlen(kept));
+    const char* const claims[] = {"", "--resume", "--overwrite"};
+    for (int i = 0; i < COUNT(claims); i++) {
+        char *claim = log_flags(out, data, claims[i]), *after;
+        run_refused(claim, "data.jsonl is not a log", "a data file as --log");
+        after = file_read(data, NULL);
+        ok(!strcmp(kept, after), "and it is left as it is: %s", claims[i]);
+        free(after);
+        free(claim);
+    }
+    free(kept);
+    free(data);
     free(again);
     free(text);
     free(flags);

@@ -629,7 +629,9 @@ static void gguf_case(void) {
     free(run_well(flags, "generate from what was trained"));
     free(flags);
     flags = text_of("export --model %s --gguf %s --gguf-type q8_0", out, file);
-    free(run_well(flags, "export --gguf-type q8_0"));
+    char* exported = run_well(flags, "export --gguf-type q8_0");
+    ok(!strstr(exported, "will not be saved"), "export --gguf without --out says nothing of a model that is lost: %s", exported);
+    free(exported);
     free(flags);
     flags = text_of("eval --model %s --data %s --chat none --seq 32", file, val_path);
     free(run_well(flags, "eval of a q8_0 file"));
@@ -790,7 +792,7 @@ static void bad_flags_case(void) {
         {"generate", "--model"},
         {"--model a --preset llama3-8b", "one of --model"},
         {"--preset llama9", "--preset llama9|llama3.2-1b"},
-        {"--model /nonexistent --data x", "/nonexistent/config.json"},
+        {"--model /nonexistent --data x", "--model /nonexistent: no such folder"},
     };
     for (int i = 0; i < COUNT(bad); i++) run_refused(bad[i].arguments, bad[i].words, bad[i].arguments);
 
@@ -818,7 +820,7 @@ static void bad_flags_case(void) {
         {"--chat llama3", "tokenizer.json|llama3|--chat"},
         {"--data /nonexistent.jsonl", "/nonexistent.jsonl|No such file"},
         {"--eval-every 2", "--eval-every 2|--val"},
-        {"--tokenizer /nonexistent", "/nonexistent/tokenizer"},
+        {"--tokenizer /nonexistent", "--tokenizer /nonexistent: no such folder"},
 #ifndef HALO_CUDA
         {"--backend cuda", "--backend cuda|without CUDA"},
 #endif
@@ -878,6 +880,30 @@ static void bad_inputs_case(void) {
         run_refused(flags, files[i].words, files[i].words);
         ok(!path_exists(out), "%s: makes no folder", files[i].words);
         free(more);
+        free(flags);
+    }
+
+    // inspect names all lines that are no records
+    static const char kFaulty[] = "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": \"b\"\n{\"prompt\": \"a\"}\n\n"
+                                  "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": {}}\n";
+    put_file(bad, kFaulty, strlen(kFaulty));
+    char* inspect = text_of("inspect --model %s --chat none --seq 32 --data %s", model_dir, bad);
+    Run faulty = run(inspect);
+    ok(faulty.code == 2 && strstr(faulty.err, "bad.jsonl:2:") && strstr(faulty.err, "bad.jsonl:3:") && strstr(faulty.err, "bad.jsonl:6:") &&
+           strstr(faulty.err, "3 lines are no records"), "inspect names all broken lines: exit %d %s", faulty.code, faulty.err);
+    free_run(faulty);
+    free(inspect);
+
+    // a folder in a file's place, a folder without a model, a name that is no path
+    const struct {
+        const char *flags, *words;
+    } places[] = {{"--data .", "a folder; name a file in it"}, {"--model nosuch", "--model nosuch: no such folder or file|org/name"},
+                  {"--model llama3.1-8b", "--preset llama3.1-8b"}, {"--model .", "config.json: not there|tokenizer.json"}};
+    for (int i = 0; i < COUNT(places); i++) {
+        bool model = !strncmp(places[i].flags, "--model", 7);
+        char* flags = text_of("train %s %s %s --chat none --seq 32 --out %s", places[i].flags, model ? "--data" : "--from-scratch", model ? data_path : model_dir,
+                              out);
+        run_refused(flags, places[i].words, places[i].flags);
         free(flags);
     }
 

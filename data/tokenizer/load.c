@@ -467,6 +467,8 @@ static void require_file(const char* dir, const char* path) {
     if (!path_exists(path) && path_exists(model))
         user_error("%s: not there, and tokenizer.model is not read; make it once with: python3 -c \"from transformers import AutoTokenizer "
                    "as T; T.from_pretrained('%s').save_pretrained('%s')\"", path, dir, dir);
+    if (!path_exists(path) && dir_exists(dir))
+        user_error("%s: not there; copy it from the original model's folder, or name that folder with --tokenizer", path);
     free(model);
 }
 

@@ -82,9 +82,17 @@ static char* snapshot_of(const char* repository) {
     return found;
 }
 
+static void refuse_missing(const char* flag, const char* name) {
+    Config config;
+    if (!strcmp(flag, "model") && config_preset(&config, name))
+        user_error("--model %s: no such folder; --preset %s has this model's sizes without its weights, for plan and bench", name, name);
+    user_error("--%s %s: no such folder or file (a name in the Hugging Face cache has the form org/name)", flag, name);
+}
+
 // The path of `name`, which is a path already or the name of a repository in the cache; `flag` for messages.
 static const char* in_cache(const char* flag, const char* name) {
-    if (path_exists(name) || !is_hub_name(name)) return name;
+    if (path_exists(name)) return name;
+    if (!is_hub_name(name)) refuse_missing(flag, name);
     const char* slash = strchr(name, '/');
     int org = (int)(slash - name), rest = (int)strcspn(slash + 1, "/");
     char *cache = cache_dir(), *folder = (char*)host_alloc(strlen(name) + 16);
@@ -102,6 +110,7 @@ static const char* in_cache(const char* flag, const char* name) {
 void locate_inputs(Options* o, int command) {
     if (command == VERIFY) return;   // what it looks at are folders of runs
     if (o->demo) locate_demo(o);
+    if (o->model && (o->preset || o->from_scratch)) return;   // which options_check refuses
     const struct {
         const char *flag, **value;
     } named[] = {{"model", &o->model}, {"from-scratch", &o->from_scratch}, {"tokenizer", &o->tokenizer}, {"adapter-dir", &o->adapter_dir}};

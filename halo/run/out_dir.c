@@ -45,6 +45,14 @@ char* log_lines_path(const char* log, bool* folder) {
     return *folder ? path_join(log, "log.jsonl") : host_strdup(log);
 }
 
+// A file that is no log is never replaced: --log may have been meant for --data.
+static void refuse_other_file(int fd, const char* path) {
+    static const char kOpening[] = "{\"step\": ";
+    char start[sizeof kOpening];
+    ssize_t n = pread(fd, start, sizeof kOpening - 1, 0);
+    if (n > 0 && memcmp(start, kOpening, (size_t)n)) user_error("--log: %s is not a log of this program; choose another place for it", path);
+}
+
 static void claim_log(const Session* s) {
     const Options* o = &s->o;
     if (!o->log) return;
@@ -54,6 +62,7 @@ static void claim_log(const Session* s) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) user_error("%s: cannot be written: %s", path, strerror(errno));
     lock(fd, "log", path);
+    refuse_other_file(fd, path);
     if (lseek(fd, 0, SEEK_END) > 0 && !o->resume && !o->overwrite)
         user_error("--log %s: holds the lines of another run; go on with it (--resume), replace them (--overwrite), or choose another --log",
                    o->log);
@@ -83,7 +92,7 @@ void claim_out(const Session* s) {
     const Options* o = &s->o;
     if (!leads(s)) return;
     if (o->out) claim_model_dir(s);
-    else printf("no --out DIR: the trained model will not be saved\n");
+    else if (!o->gguf) printf("no --out DIR: the trained model will not be saved\n");
     claim_log(s);
 }
 
@@ -107,8 +116,10 @@ static bool same_folder(const char* a, const char* b) {
 static bool finished_here(const Session* s, const CheckpointSetting* settings, int count) {
     const char* dir = s->o.out;
     bool replaced = same_folder(dir, s->source_path);   // the trained model has replaced the one that the run started from
-    const char* model = model_in(dir);
-    if (!model || strncmp(model, "model.safetensors", strlen("model.safetensors")) || !holds(dir, kNoteName)) return false;
+    bool adapter = s->config.adapter.kind == ADAPTER_LORA, whole = adapter ? holds(dir, "adapter_model.safetensors")
+                                                                           : holds(dir, "model.safetensors") ||
+                                                                                 holds(dir, "model.safetensors.index.json");
+    if (!whole || !holds(dir, kNoteName)) return false;
     char* path = path_join(dir, kNoteName);
     json_t* note = json_parse_file(path);
     for (int i = 0; i < count; i++) {
