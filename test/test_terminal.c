@@ -134,7 +134,8 @@ typedef struct {
     int code;
 } TerminalRun;
 
-static TerminalRun run_in_terminal(const char* arguments, int columns, const char* environment) {
+// stop_after: when these words have come, Ctrl-C is typed once; NULL: it is not.
+static TerminalRun run_in_terminal(const char* arguments, int columns, const char* environment, const char* stop_after) {
     TerminalRun t = {(Screen*)host_alloc(sizeof(Screen)), NULL, 0, -1};
     t.screen->columns = columns;
     char* line = text_of("exec env %s '%s' %s", environment, binary, arguments);
@@ -155,6 +156,10 @@ static TerminalRun run_in_terminal(const char* arguments, int columns, const cha
         t.bytes += (size_t)got;
         t.raw[t.bytes] = 0;
         screen_feed(t.screen, piece, (size_t)got);
+        if (stop_after && strstr(t.raw, stop_after)) {
+            check(write(fd, "\x03", 1) == 1, "the terminal takes no input");
+            stop_after = NULL;
+        }
     }
     close(fd);
     waitpid(child, &status, 0);
@@ -178,7 +183,7 @@ static void live_case(void) {
     const int widths[] = {80, 200};
     for (int i = 0; i < COUNT(widths); i++) {
         char* flags = terminal_flags("");
-        TerminalRun t = run_in_terminal(flags, widths[i], "-u NO_COLOR -u LC_ALL -u LC_CTYPE TERM=xterm LANG=C.UTF-8");
+        TerminalRun t = run_in_terminal(flags, widths[i], "-u NO_COLOR -u LC_ALL -u LC_CTYPE TERM=xterm LANG=C.UTF-8", NULL);
         ok(t.code == 0 && strstr(t.raw, "\033[K") && t.screen->others > 0 && t.screen->colors > 0, "%d columns: a live line with blocks and colour", widths[i]);
         ok(strstr(t.raw, "  4/8  loss ") && strstr(t.raw, "ETA "), "%d columns: it tells step, loss and ETA", widths[i]);
         ok(lines_with(t.screen, "step   1/8  ") == 1 && lines_with(t.screen, "step   8/8  ") == 1 && lines_with(t.screen, "step   4/8  ") == 0,
@@ -193,15 +198,15 @@ static void live_case(void) {
 static void plain_case(void) {
     make_inputs();
     char* flags = terminal_flags("");
-    TerminalRun t = run_in_terminal(flags, 80, "TERM=dumb");
+    TerminalRun t = run_in_terminal(flags, 80, "TERM=dumb", NULL);
     ok(t.code == 0 && !strchr(t.raw, 033) && lines_with(t.screen, "step   4/8  ") == 1, "TERM=dumb: plain lines, no escapes");
     terminal_free(t);
-    t = run_in_terminal(flags, 80, "-u LC_ALL -u LC_CTYPE NO_COLOR=1 TERM=xterm LANG=C");
+    t = run_in_terminal(flags, 80, "-u LC_ALL -u LC_CTYPE NO_COLOR=1 TERM=xterm LANG=C", NULL);
     ok(t.code == 0 && t.screen->colors == 0 && t.screen->others == 0 && strstr(t.raw, "\033[K") && strstr(t.raw, "#"),
        "NO_COLOR and LANG=C: a live line in plain characters");
     terminal_free(t);
     char* bad = terminal_flags("--lr 1e30 --warmup 0");
-    t = run_in_terminal(bad, 80, "TERM=xterm");
+    t = run_in_terminal(bad, 80, "TERM=xterm", NULL);
     int last = t.screen->line;
     ok(t.code == 2 && lines_with(t.screen, "train_llama3: ") == 1 && t.screen->column == 0 && !*t.screen->text[last],
        "an error stands in a line of its own, the last one: exit %d", t.code);
@@ -210,7 +215,18 @@ static void plain_case(void) {
     free(flags);
 }
 
+static void stop_case(void) {
+    make_inputs();
+    char* flags = terminal_flags("--steps 20000 --eval-every 20000");
+    TerminalRun t = run_in_terminal(flags, 100, "-u NO_COLOR TERM=xterm", "step     1/20000");
+    ok(t.code == 4 && lines_with(t.screen, "stopping after this step; Ctrl-C once more ") == 1 && lines_with(t.screen, "stopped after step ") == 1,
+       "Ctrl-C is answered at once, and the run stops: exit %d", t.code);
+    terminal_free(t);
+    free(flags);
+}
+
 static const Case kCases[] = {{"emulation", emulation_case}, {"widths", widths_case}, {"durations", durations_case},
-                              {"live", live_case},           {"plain", plain_case}};
+                              {"live", live_case},           {"plain", plain_case},
+                              {"stop", stop_case}};
 
 int main(int argc, char** argv) { return program_main("test_terminal", kCases, COUNT(kCases), argc, argv); }

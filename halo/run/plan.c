@@ -167,6 +167,7 @@ static void print_line(const Plan* p, const Options* fitting, int gpus) {
     char launcher[64] = "", *line = options_line(&o);
     if (gpus > 1) snprintf(launcher, sizeof launcher, "mpirun --bind-to none -np %d ", gpus);
     printf("  %s./train_llama3 %s%s\n", launcher, line, o.data ? "" : " --data FILE");
+    if (o.preset) printf("  (--preset begins with random weights: to fine-tune, name the model with --model in its place)\n");
     free(line);
 }
 

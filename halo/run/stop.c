@@ -10,6 +10,7 @@
 
 static volatile sig_atomic_t asked;
 static volatile double asked_at;   // seconds; set before `asked`
+static bool on_terminal;      // is there someone on a terminal who waits for a word after Ctrl-C?
 
 static double now(void) {   // callable in a signal handler
     struct timespec t;
@@ -19,8 +20,12 @@ static double now(void) {   // callable in a signal handler
 
 static void on_stop(int signal_number) {
     if (!asked) {
+        static const char kWord[] = "\nstopping after this step; Ctrl-C once more ends the run at once, without saving this\n";
+        int saved_errno = errno;
         asked_at = now();
         asked = 1;
+        if (on_terminal && write(STDERR_FILENO, kWord, sizeof kWord - 1) < 0) on_terminal = false;
+        errno = saved_errno;
     } else if (now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
@@ -44,6 +49,7 @@ static void catch_signal(int signal_number, void (*handler)(int)) {
 }
 
 void catch_signals(int ranks) {
+    on_terminal = isatty(STDERR_FILENO) == 1;
     const int stops[] = {SIGUSR1, SIGINT, SIGHUP};
     for (size_t i = 0; i < sizeof stops / sizeof stops[0]; i++) catch_signal(stops[i], on_stop);
     catch_signal(SIGTERM, ranks == 1 ? on_stop : on_job_end);
