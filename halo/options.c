@@ -380,13 +380,16 @@ static void read_command_line(FlagSources* from, int argc, char** argv, int firs
             continue;
         }
         if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
-        const char* name = argv[a] + 2;
+        char *name = host_strdup(argv[a] + 2), *equals = strchr(name, '=');   // kept: --flag=value has its value in there
+        if (equals) *equals++ = 0;
         const Flag* found = flag_named(name, c->bit);
         if (!found) unknown_flag(name, c->name, c->bit, NULL);
         const char** value = &from->given[found - kFlags];
         if (*value) user_error("--%s: given twice; leave one of them away", name);
         bool alone = found->type == TRISTATE && (a + 1 == argc || !strncmp(argv[a + 1], "--", 2));
-        if (found->type == SWITCH || alone) *value = "yes";
+        if (equals && found->type == SWITCH) user_error("--%s=%s: this flag takes no value", name, equals);
+        if (equals) *value = equals;
+        else if (found->type == SWITCH || alone) *value = "yes";
         else if (a + 1 == argc) user_error("--%s: needs a value (%s)", name, found->choices);
         else *value = argv[++a];
     }
@@ -597,6 +600,7 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
     if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");
     if (command & (EVAL | GENERATE) && (o->slots == 0 || o->slots > kMostSlots)) user_error("--batch %d: must be from 1 to %d", o->slots, (int)kMostSlots);
+    if (command & (EVAL | GENERATE | TRAIN) && o->max_tokens < 1) user_error("--max-tokens %d: must be at least 1", o->max_tokens);
     if (command == EVAL && o->answers && !strcmp(o->metric, "loss")) user_error("--answers: choose what judges them with --metric");
     if (command == BENCH && o->generate > kMostSlots) user_error("--generate %d: at most %d", o->generate, (int)kMostSlots);
     if (command & (TRAIN | EVAL | BENCH)) check_micro_batch(o);

@@ -450,7 +450,10 @@ static void quant_stats_case(void) {
 static void generate_case(void) {
     make_inputs();
     char* out = trained("speaker", "");
-    char* flags = text_of("generate --model %s --chat none --prompt 12+25= --max-tokens 12", out);
+    char* flags = text_of("generate --model %s --chat none --prompt 12+25= --max-tokens 0", out);
+    run_refused(flags, "--max-tokens 0|at least 1", "no answer is asked for");
+    free(flags);
+    flags = text_of("generate --model=%s --chat=none --prompt=12+25= --max-tokens 12", out);
     char *a = run_well(flags, "generate"), *b = run_well(flags, "generate again");
     ok(*a && !strcmp(a, b) && a[strlen(a) - 1] == '\n', "greedy is deterministic");
     free(a);
@@ -629,6 +632,9 @@ static void gguf_case(void) {
     free(run_well(flags, "generate from what was trained"));
     free(flags);
     flags = text_of("export --model %s --gguf %s --gguf-type q8_0", out, file);
+    run_refused(flags, "--gguf|is there already|--overwrite", "export --gguf onto a file");
+    free(flags);
+    flags = text_of("export --model %s --gguf %s --gguf-type q8_0 --overwrite", out, file);
     char* exported = run_well(flags, "export --gguf-type q8_0");
     ok(!strstr(exported, "will not be saved"), "export --gguf without --out says nothing of a model that is lost: %s", exported);
     free(exported);
@@ -791,6 +797,10 @@ static void bad_flags_case(void) {
         {"--data x", "--model|--preset|--from-scratch"},
         {"generate", "--model"},
         {"--model a --preset llama3-8b", "one of --model"},
+        {"--level=halo3", "--level halo3: must be one of"},
+        {"--qfsdp=yes", "--qfsdp=yes|takes no value"},
+        {"--stpes=3", "--stpes: no such flag; did you mean --steps?"},
+        {"--steps=3 --steps 4", "--steps: given twice"},
         {"--preset llama9", "--preset llama9|llama3.2-1b"},
         {"--model /nonexistent --data x", "--model /nonexistent: no such folder"},
     };

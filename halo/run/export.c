@@ -209,6 +209,8 @@ static void write_gguf(Session* s) {
 }
 
 int command_export(Options o) {
+    if (o.gguf && path_exists(o.gguf) && !o.overwrite)
+        user_error("--gguf %s: is there already; choose another name, or replace the file with --overwrite", o.gguf);
     Session s = session_open(o, EXPORT);
     claim_out(&s);
     load_weights(&s, o.resume);

@@ -62,8 +62,9 @@ static void claim_log(const Session* s) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) user_error("%s: cannot be written: %s", path, strerror(errno));
     lock(fd, "log", path);
-    refuse_other_file(fd, path);
-    if (lseek(fd, 0, SEEK_END) > 0 && !o->resume && !o->overwrite)
+    bool empty = lseek(fd, 0, SEEK_END) <= 0;
+    if (!empty) refuse_other_file(fd, path);
+    if (!empty && !o->resume && !o->overwrite)
         user_error("--log %s: holds the lines of another run; go on with it (--resume), replace them (--overwrite), or choose another --log",
                    o->log);
     free(path);
