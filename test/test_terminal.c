@@ -1,5 +1,6 @@
 // What a terminal shows: the live line's text at every width, and the program in terminals of 80 and 200 columns, read off a small
 // emulation of their screens.
+#include "../halo/run/clock.h"
 #include "../halo/run/status.h"
 #include "program.h"
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 
 #include "../../data/json.h"
+#include "clock.h"
 
 static volatile sig_atomic_t interrupted;
 

@@ -5,6 +5,7 @@
 #include "../../data/inspect.h"
 #include "../attempt.h"
 #include "../dry.h"
+#include "clock.h"
 #include "epochs.h"
 #include "plan.h"
 #include "roofline.h"
@@ -48,8 +49,9 @@ static void view_time(void* self) {
     printf("  time of a full fine-tune in BF16 on one GPU, AN ESTIMATE:\n");
     for (int i = 0; i < count; i++) {
         if ((double)needed > kinds[i].gib * (1 << 30)) continue;
-        printf("%s%-14s", shown % 3 == 0 ? shown ? "\n    " : "    " : "  ", kinds[i].name);
-        print_duration(v->epochs.run_steps * cost.ms[i] * 1e-3);
+        char time[32];
+        duration_text(v->epochs.run_steps * cost.ms[i] * 1e-3, time);
+        printf("%s%-14s%8s", shown % 3 == 0 ? shown ? "\n    " : "    " : "  ", kinds[i].name, time);
         shown++;
     }
     printf(shown ? "\n" : "    it fits on none of the GPUs that plan knows, by itself\n");

@@ -4,6 +4,7 @@
 #include "../../data/files.h"
 #include "../dry.h"
 #include "backend.h"
+#include "clock.h"
 #include "epochs.h"
 #include "export.h"
 #include "roofline.h"
@@ -116,13 +117,6 @@ static void print_traffic_and_disk(const Plan* p) {
 
 // ---- time
 
-void print_duration(double seconds) {
-    if (seconds < 10) printf("%8.1f s", seconds);
-    else if (seconds < 600) printf("%8.0f s", seconds);
-    else if (seconds < 48 * 3600.0) printf("%6.1f h ", seconds / 3600);
-    else printf("%6.1f d ", seconds / 86400);
-}
-
 static void print_times(const Plan* p) {
     int count, ranks = p->s.comm->ranks;
     const GpuKind* kinds = gpu_kinds(&count);
@@ -133,13 +127,12 @@ static void print_times(const Plan* p) {
     printf("  %-14s %5s %12s %12s %10s  %s\n", "GPU", "fits", "ms a step", "tokens/s", "TFLOP/s", p->steps > 0 ? "to the end" : "");
     for (int i = 0; i < count; i++) {
         const GpuKind* g = &kinds[i];
-        char name[32];
+        char name[32], time[32] = "";
         snprintf(name, sizeof name, "%s%s", g->name, g->measured ? " *" : "");
         double seconds = p->cost.ms[i] * 1e-3;
-        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
-               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
-        if (p->steps > 0) print_duration(p->steps * seconds);
-        putchar('\n');
+        if (p->steps > 0) duration_text(p->steps * seconds, time);
+        printf("  %-14s %5s %12.1f %12.0f %10.1f  %8s\n", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
+               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks, time);
     }
     if (ranks > 1) printf("  tokens/s of all %d GPUs, TFLOP/s of each, on one host\n", ranks);
     if (p->steps == 0) printf("  --steps N, or --data FILE, gives the time to the end\n");

@@ -4,24 +4,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <time.h>
 
 #include "../progress.h"
+#include "clock.h"
 
 static volatile sig_atomic_t asked;
 static volatile double asked_at;   // seconds; set before `asked`
 
-static double now(void) {   // callable in a signal handler
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void on_stop(int signal_number) {
     if (!asked) {
-        asked_at = now();
+        asked_at = seconds_now();
         asked = 1;
-    } else if (now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
+    } else if (seconds_now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
     }

@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <math.h>
 
+#include "clock.h"
 #include "energy.h"
-#include "status.h"
 
 static bool on_gpu(const Session* s) { return !strcmp(s->ops->name, "cuda"); }
 
