@@ -130,8 +130,8 @@ static void write_now(void* self) {
         PeftOutput out = {w->dir, o->model ? o->model : o->from_scratch ? o->from_scratch : o->preset, w->files, w->fmt};
         peft_write(&out, &w->s->config, deliver_rows, w);
     } else {
-        HfOutput out = {w->dir, NULL, NULL, w->fmt, shard_bytes ? shard_bytes : kDefaultShardBytes};
-        hf_model_write_files(&out, w->files, &w->s->config, deliver_rows, w);
+        HfOutput out = {w->dir, w->files, w->fmt, shard_bytes ? shard_bytes : kDefaultShardBytes};
+        hf_model_write(&out, &w->s->config, deliver_rows, w);
     }
 }
 
