@@ -390,7 +390,7 @@ ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recip
 
 Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Shard* shard, ModelOptions options) {
     Model* m = (Model*)host_alloc(sizeof(Model));
-    bool gathers_codes = shard_hands_out_codes(shard);
+    bool gathers_codes = shard_gives_codes(shard);
     model_shape(m, config, ops, gathers_codes, options);
     m->shard = shard;
     m->memory_bytes = model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options));
