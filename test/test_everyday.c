@@ -2,7 +2,6 @@
 #include "program.h"
 
 #include <poll.h>
-#include <pty.h>
 
 #include "../halo/options.h"
 #include "../halo/version.h"
@@ -69,8 +68,7 @@ static void demo_ranks_case(void) {
 
 // `make install` into a folder, and the demo from there.
 static void install_case(void) {
-    const char* build = getenv("BUILD");
-    if (!build || !*build) build = "build/release";
+    const char* build = build_dir();
     char *stage = scratch_path("stage"), *program = path_join(build, "train_llama3");
     if (!path_exists(program)) {
         skip("%s is not there", program);
@@ -114,10 +112,9 @@ static void help_case(void) {
     run_refused("help frobnicate", "frobnicate|no such command", "help of an unknown command");
 
     text = run_well("help man", "help man");
-    int flag_count = 0, entries = 0;
+    int flag_count = 0, entries = count_of(text, "\n.TP\n\\fB\\-\\-");
     FlagInfo f;
     for (; options_flag_info(flag_count, &f); flag_count++) {}
-    for (const char* p = text; (p = strstr(p, "\n.TP\n\\fB\\-\\-")) != NULL; p++) entries++;
     ok(flag_count > 50 && entries == flag_count, "the manual page has every row of the table of flags: %d of %d", entries, flag_count);
     free(text);
 }
@@ -198,13 +195,7 @@ static Terminal talk_to(const char* arguments) {
     Terminal t;
     memset(&t, 0, sizeof t);
     char* line = text_of("exec '%s' generate --backend cpu %s", binary, arguments);
-    fflush(stdout);
-    t.child = forkpty(&t.terminal, NULL, NULL, NULL);
-    check(t.child >= 0, "no pseudo-terminal");
-    if (t.child == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
-        _exit(99);
-    }
+    t.child = start_in_terminal(line, 80, &t.terminal);
     free(line);
     return t;
 }
