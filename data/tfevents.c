@@ -100,12 +100,7 @@ static bool write_record(EventFile* file, EventBytes event) {
     put_little_endian(&record, crc32c_masked(record.data, 8), 4);
     put_bytes(&record, event.data, event.bytes);
     put_little_endian(&record, crc32c_masked(event.data, event.bytes), 4);
-    bool written = true;
-    for (size_t done = 0; done < record.bytes && written;) {
-        ssize_t put = write(file->fd, record.data + done, record.bytes - done);
-        if (put > 0) done += (size_t)put;
-        else written = put < 0 && errno == EINTR;
-    }
+    bool written = write_whole(file->fd, record.data, record.bytes);
     int fault = errno;
     free(record.data);
     free(event.data);

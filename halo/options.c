@@ -640,37 +640,34 @@ void options_check(const Options* o, int command, int ranks) {
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 
-// Within quotes where a shell would not take it as it is; a quote inside ends them for itself.
-static void append_word(char** at, const char* word) {
-    bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")];
-    if (!plain) *(*at)++ = '\'';
+void print_shell_word(FILE* out, const char* word) {
+    bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,=+@")];
+    if (!plain) fputc('\'', out);
     for (; *word; word++) {
-        if (*word == '\'') *at = stpcpy(*at, "'\\'");
-        *(*at)++ = *word;
+        if (*word == '\'') fputs("'\\'", out);
+        fputc(*word, out);
     }
-    if (!plain) *(*at)++ = '\'';
-    **at = 0;
+    if (!plain) fputc('\'', out);
 }
 
 char* options_line(const Options* o) {
-    char text[64], *line = NULL;
-    for (int writes = 0; writes < 2; writes++) {   // measure, then write
-        size_t bytes = 1;
-        char* at = line;
-        for (int i = 0; i < kFlagCount; i++) {
-            const Flag* f = &kFlags[i];
-            const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
-            if (!(f->commands & TRAIN) || stays_outside(f->name) || !strcmp(value, fallback)) continue;
-            if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
-            bytes += strlen(f->name) + 4 * strlen(value) + 8;
-            if (!writes) continue;
-            at += sprintf(at, "%s--%s", at == line ? "" : " ", f->name);
-            if (f->type == SWITCH) continue;
-            *at++ = ' ';
-            append_word(&at, f->type != TRISTATE ? value : !strcmp(value, "yes") ? "on" : "off");
-        }
-        if (!writes) line = (char*)host_alloc(bytes);
+    char text[64], *line;
+    size_t bytes;
+    FILE* out = open_memstream(&line, &bytes);
+    check(out, "options_line: no memory");
+    const char* between = "";
+    for (int i = 0; i < kFlagCount; i++) {
+        const Flag* f = &kFlags[i];
+        const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
+        if (!(f->commands & TRAIN) || stays_outside(f->name) || !strcmp(value, fallback)) continue;
+        if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
+        fprintf(out, "%s--%s", between, f->name);
+        between = " ";
+        if (f->type == SWITCH) continue;
+        fputc(' ', out);
+        print_shell_word(out, f->type != TRISTATE ? value : !strcmp(value, "yes") ? "on" : "off");
     }
+    check(fclose(out) == 0, "options_line: no memory");
     return line;
 }
 

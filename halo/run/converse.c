@@ -123,9 +123,7 @@ static void reset(Talk* t) { json_array_clear(t->messages); }
 static void answer(Talk* t, const char* text) {
     json_t* before = json_deep_copy(t->messages);
     TokenList list = {NULL, 0, 0};
-    DecodeStream fresh;
-    memset(&fresh, 0, sizeof fresh);
-    t->stream = fresh;
+    memset(&t->stream, 0, sizeof t->stream);
     t->answer.bytes = 0;
     t->tokens = 0;
     say(t, "user", text);

@@ -44,10 +44,10 @@ static void view_time(void* self) {
     Session s = session_on(planned_options(v->s->o), PLAN, dry_ops(NULL), dry_comm(1, true));
     StepCost cost = step_cost(&s, v->epochs.micro_rows);
     size_t needed = planned_memory(&s, &s.o, 0).all;
-    int count, shown = 0;
-    const GpuKind* kinds = gpu_kinds(&count);
+    int shown = 0;
+    const GpuKind* kinds = gpu_kinds();
     printf("  time of a full fine-tune in BF16 on one GPU, AN ESTIMATE:\n");
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         if ((double)needed > kinds[i].gib * (1 << 30)) continue;
         char time[32];
         duration_text(v->epochs.run_steps * cost.ms[i] * 1e-3, time);

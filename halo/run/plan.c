@@ -118,14 +118,14 @@ static void print_traffic_and_disk(const Plan* p) {
 // ---- time
 
 static void print_times(const Plan* p) {
-    int count, ranks = p->s.comm->ranks;
-    const GpuKind* kinds = gpu_kinds(&count);
+    int ranks = p->s.comm->ranks;
+    const GpuKind* kinds = gpu_kinds();
     const Options* o = &p->s.o;
     double room = (double)o->batch * o->seq * o->accum * ranks, tokens = p->step_tokens > 0 ? p->step_tokens : room;
     printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\n"
            "measured steps, within about a tenth; the others may be far off)\n");
     printf("  %-14s %5s %12s %12s %10s  %s\n", "GPU", "fits", "ms a step", "tokens/s", "TFLOP/s", p->steps > 0 ? "to the end" : "");
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         const GpuKind* g = &kinds[i];
         char name[32], time[32] = "";
         snprintf(name, sizeof name, "%s%s", g->name, g->measured ? " *" : "");

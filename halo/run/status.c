@@ -125,17 +125,6 @@ static struct {
 
 enum { kDrawMs = 250 };
 
-static bool write_whole(int fd, const char* text, size_t bytes) {
-    while (bytes) {
-        ssize_t put = write(fd, text, bytes);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        text += put;
-        bytes -= (size_t)put;
-    }
-    return true;
-}
-
 static void erase_line(void) {
     static const char kErase[] = "\r\033[K";
     if (screen.stands) write_whole(1, kErase, sizeof kErase - 1);
