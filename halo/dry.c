@@ -8,8 +8,8 @@
 typedef struct {
     char* at;
     size_t bytes;
-} Block;
-static Block* blocks;
+} DryBlock;
+static DryBlock* blocks;
 static int block_count, block_room;
 static size_t used_bytes, peak_bytes;
 static char* next_address;
@@ -18,9 +18,9 @@ static void* dry_alloc(size_t bytes) {
     size_t whole = round_up(bytes ? bytes : 1, kArenaAlign);
     if (block_count == block_room) {
         block_room = max_int(64, 2 * block_room);
-        blocks = (Block*)host_grow(blocks, sizeof(Block) * (size_t)block_room);
+        blocks = (DryBlock*)host_grow(blocks, sizeof(DryBlock) * (size_t)block_room);
     }
-    Block b = {next_address, whole};
+    DryBlock b = {next_address, whole};
     blocks[block_count++] = b;
     next_address += whole;
     used_bytes += whole;

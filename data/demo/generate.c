@@ -69,11 +69,11 @@ typedef struct {
     const char* label;   // of the result: "Bought"
     int left, right, result;
     char op;
-} Step;
+} Reckoning;
 
 typedef struct {
     Line story, question;
-    Step steps[2];
+    Reckoning steps[2];
     int step_count;
 } Problem;
 
@@ -89,7 +89,7 @@ enum { kLargestTerm = 9, kLargestFactor = 5 };
 static int compute(int left, char op, int right) { return op == '+' ? left + right : op == '-' ? left - right : left * right; }
 
 static void solve(Problem* p, int left, char op, int right, const char* label) {
-    Step step = {label, left, right, compute(left, op, right), op};
+    Reckoning step = {label, left, right, compute(left, op, right), op};
     p->steps[p->step_count++] = step;
 }
 
@@ -158,7 +158,7 @@ static void problem_task(Random* random, Line* user, Line* assistant) {
     make_problem(random, &p);
     add(user, "%s %s", p.story.data, p.question.data);
     for (int i = 0; i < p.step_count; i++) {
-        const Step* s = &p.steps[i];
+        const Reckoning* s = &p.steps[i];
         add(assistant, "%s: %d %c %d = <<%d%c%d=%d>>%d\n", s->label, s->left, s->op, s->right, s->left, s->op, s->right, s->result, s->result);
     }
     add(assistant, "#### %d", p.steps[p.step_count - 1].result);
@@ -169,7 +169,7 @@ static void problem_prose(Random* random, Line* text) {
     make_problem(random, &p);
     add(text, "%s", p.story.data);
     for (int i = 0; i < p.step_count; i++) {
-        const Step* s = &p.steps[i];
+        const Reckoning* s = &p.steps[i];
         add(text, " %s %d %c %d = %d.", s->label, s->left, s->op, s->right, s->result);
     }
 }
@@ -334,11 +334,11 @@ static void query_prose(Random* random, Line* text) {
 typedef struct {
     const char* key;
     char value[32];   // empty if the act asks for the value
-} Slot;
+} StatedSlot;
 
 typedef struct {
     const char* act;
-    Slot slots[5];
+    StatedSlot slots[5];
     int slot_count;
     Line sentence;
 } Statement;
@@ -354,7 +354,7 @@ static const char* const kLevels[] = {"easy", "fair", "hard", "tricky"};
 
 __attribute__((format(printf, 3, 4)))
 static void add_slot(Statement* s, const char* key, const char* format, ...) {
-    Slot* slot = &s->slots[s->slot_count++];
+    StatedSlot* slot = &s->slots[s->slot_count++];
     slot->key = key;
     va_list args;
     va_start(args, format);

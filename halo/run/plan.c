@@ -18,9 +18,9 @@ typedef struct {
     PlannedMemory memory;
     double steps;        // of the run; 0: unknown
     double step_tokens;  // of the data, without padding, on average; without data all that there is room for
-} Plan;
+} Planning;
 
-static bool on_gpus(const Plan* p) { return !strcmp(p->s.ops->name, "cuda"); }
+static bool on_gpus(const Planning* p) { return !strcmp(p->s.ops->name, "cuda"); }
 
 Options planned_options(Options o) {
     if (!o.model || !dir_exists(o.model)) return o;
@@ -30,7 +30,7 @@ Options planned_options(Options o) {
 }
 
 // GPUs, here or not, unless CPU ranks were asked for.
-static void open_plan(Plan* p) {
+static void open_plan(Planning* p) {
     const Options* o = &p->given;
     bool cpu = o->backend == BACKEND_CPU || o->backend == BACKEND_CPU_F32;
     const Ops* here = backend_pick(cpu ? o->backend : BACKEND_AUTO);
@@ -46,7 +46,7 @@ static void open_plan(Plan* p) {
 static int percent_of(double part, double all) { return all > 0 ? (int)(100 * part / all + 0.5) : 0; }
 
 // The rows of a micro-step, on average.
-static int read_data(Plan* p) {
+static int read_data(Planning* p) {
     Session* s = &p->s;
     const Options* o = &s->o;
     open_tokenizer(s);
@@ -74,7 +74,7 @@ static void print_gib(const char* what, size_t bytes, const char* note) {
     printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note);
 }
 
-static void print_memory(const Plan* p) {
+static void print_memory(const Planning* p) {
     const PlannedMemory* m = &p->memory;
     bool gpu = on_gpus(p);
     printf("\nmemory of %s, GiB\n", gpu ? "a GPU" : "a rank");
@@ -93,7 +93,7 @@ static void print_memory(const Plan* p) {
     if (p->limit) print_gib("there are", p->limit, m->all <= p->limit ? "it fits" : "IT DOES NOT FIT");
 }
 
-static void print_batch(const Plan* p) {
+static void print_batch(const Planning* p) {
     const Options* o = &p->s.o;
     if (!p->limit) return;
     int most = largest_batch(&p->s, o, p->memory.tables, p->limit);
@@ -101,7 +101,7 @@ static void print_batch(const Plan* p) {
     else printf("\nnot even --batch 1 fits\n");
 }
 
-static void print_traffic_and_disk(const Plan* p) {
+static void print_traffic_and_disk(const Planning* p) {
     const Options* o = &p->s.o;
     int ranks = p->s.comm->ranks, kept = o->save_every ? max_int(o->keep, 1) : 0;
     double one = (double)p->cost.state_bytes * ranks, model = (double)written_bytes(&p->s), most = kept * one + (one > model ? one : model);
@@ -117,7 +117,7 @@ static void print_traffic_and_disk(const Plan* p) {
 
 // ---- time
 
-static void print_times(const Plan* p) {
+static void print_times(const Planning* p) {
     int ranks = p->s.comm->ranks;
     const GpuKind* kinds = gpu_kinds();
     const Options* o = &p->s.o;
@@ -140,7 +140,7 @@ static void print_times(const Plan* p) {
 
 // ---- what fits instead
 
-static void print_line(const Plan* p, const Options* fitting, int gpus) {
+static void print_line(const Planning* p, const Options* fitting, int gpus) {
     Options o = p->given;
     const Options* f = fitting;   // the flags of the ladder (plan_search.c)
     o.recompute = f->recompute;
@@ -164,7 +164,7 @@ static void print_line(const Plan* p, const Options* fitting, int gpus) {
 }
 
 // The first number of GPUs, from those planned on doubling, on which the flags can be made to fit.
-static void print_fit(Plan* p) {
+static void print_fit(Planning* p) {
     enum { kMostGpus = 1024 };
     if (!p->limit || p->memory.all <= p->limit) return;
     bool gpu = on_gpus(p);
@@ -181,7 +181,7 @@ static void print_fit(Plan* p) {
     printf("\nno flags make it fit, on up to %d GPUs: take a smaller --seq, or another model\n", (int)kMostGpus);
 }
 
-static void print_what(const Plan* p) {
+static void print_what(const Planning* p) {
     const Session* s = &p->s;
     const Options* o = &s->o;
     int ranks = s->comm->ranks;
@@ -192,7 +192,7 @@ static void print_what(const Plan* p) {
 }
 
 int command_plan(Options o) {
-    Plan p;
+    Planning p;
     memset(&p, 0, sizeof p);
     p.given = o;
     open_plan(&p);
