@@ -103,7 +103,7 @@ static void dry_hadamard(Mat y, Mat x, Mat w, float factor, float offset) { (voi
 
 static size_t no_limit(void) { return (size_t)1 << 60; }
 
-// The GPU's sizes; of another backend's only what it says of itself differs.
+// The table for a GPU; dry_ops puts the sizes of another backend in their places.
 static const Ops kDryGpu = {
     "cuda", BF16, dry_alloc, dry_release, dry_upload, dry_download, dry_copy, dry_zero, dry_nothing, no_limit, no_limit, cuda_held_bytes,
     dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,

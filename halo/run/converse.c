@@ -212,8 +212,9 @@ static void read_lines(Talk* t) {
 
 static bool has_template(const Session* s) {
     char* text = chat_template_text(s->files, s->tokenizer_path);
+    bool found = text != NULL;
     free(text);
-    return text != NULL;
+    return found;
 }
 
 void converse(Session* s) {

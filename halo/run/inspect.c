@@ -59,7 +59,7 @@ static void view_time(void* self) {
     session_close(&s);
 }
 
-// What training would refuse is no error here.
+// Data that training would refuse get a line with the reason, and inspect goes on: its user wants to see them.
 static void print_training(Session* s) {
     char message[kAttemptBytes];
     TrainingView v;

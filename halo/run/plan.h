@@ -1,5 +1,5 @@
-// The command plan: what training with some flags would take on some GPUs. Needs neither: memory is counted by the code that lays it out, traffic
-// and time by a dry run of a step (dry.h, roofline.h).
+// The command plan: what training with some flags would take on some GPUs, told without a GPU and without training: memory is counted by the
+// code that lays it out, traffic and time are found by a dry run of a step (dry.h, roofline.h).
 #ifndef HALO_RUN_PLAN_H
 #define HALO_RUN_PLAN_H
 

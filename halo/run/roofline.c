@@ -98,7 +98,8 @@ static StepCalls run_step(Session* s, Trainer* t, int step, int micro_steps) {
     return calls;
 }
 
-// From the third micro-step on each is like the one before.
+// The cost of a step of `all` micro-steps, from dry runs of `run` of them and of one fewer: a micro-step beyond the second costs what the one
+// before it does.
 static double of_all(double fewer, double more, int run, int all) { return more + (more - fewer) * (all - run); }
 
 StepCost step_cost(const Session* session, int rows) {
