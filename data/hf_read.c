@@ -111,18 +111,13 @@ static bool is_parameter(const HfModel* m, const Tensor* tensor) {
     return false;
 }
 
-static bool ends_with(const char* text, const char* suffix) {
-    size_t n = strlen(text), k = strlen(suffix);
-    return n >= k && !strcmp(text + n - k, suffix);
-}
-
 // Refuses tensors that are no parameters, except two harmless kinds: the RoPE frequencies in old files, which follow from
 // config.json, and the head of a tied model if it equals the embedding bit for bit.
 static void check_extras(const HfModel* m, const Config* config) {
     for (int s = 0; s < m->shard_count; s++) {
         for (int i = 0; i < safetensors_count(m->shards[s]); i++) {
             const Tensor* tensor = safetensors_at(m->shards[s], i);
-            if (is_parameter(m, tensor) || ends_with(tensor->name, ".rotary_emb.inv_freq")) continue;
+            if (is_parameter(m, tensor) || has_ending(tensor->name, ".rotary_emb.inv_freq")) continue;
             const char* path = safetensors_path(m->shards[s]);
             if (config->tied && !strcmp(tensor->name, "lm_head.weight")) {
                 const Tensor* embedding = find_tensor(m, "model.embed_tokens.weight");

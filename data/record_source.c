@@ -179,11 +179,6 @@ static void refuse_other_kinds(const char* path, const char* text, size_t bytes)
         user_error("%s: a git-LFS pointer, not the data; fetch them with: git lfs pull --include '%s'", path, path);
 }
 
-static bool ends_with(const char* path, const char* ending) {
-    size_t n = strlen(path), m = strlen(ending);
-    return n >= m && !strcmp(path + n - m, ending);
-}
-
 void source_read(const char* path, RecordFn fn, void* receiver) {
     size_t bytes, mark = 0;
     char* text = file_read(path, &bytes);
@@ -195,7 +190,7 @@ void source_read(const char* path, RecordFn fn, void* receiver) {
     refuse_other_kinds(path, text, bytes);
     if (bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) mark = 3;   // a byte order mark, as spreadsheets write it
     Place at = {path, 1, 1, text + mark, bytes - mark};
-    if (ends_with(path, ".csv") || ends_with(path, ".csv.gz")) {
+    if (has_ending(path, ".csv") || has_ending(path, ".csv.gz")) {
         read_csv(path, at.text, at.bytes, fn, receiver);
     } else if (is_array(&at)) {
         advance(&at, space_bytes(&at));

@@ -138,8 +138,7 @@ bool events_remove(const char* dir) {
     int count = dir_names(dir, &names);
     bool removed = true;
     for (int i = 0; i < count; i++) {
-        size_t n = strlen(names[i]), suffix = sizeof kSuffix - 1;
-        if (strncmp(names[i], kPrefix, sizeof kPrefix - 1) || n < suffix || strcmp(names[i] + n - suffix, kSuffix)) continue;
+        if (strncmp(names[i], kPrefix, sizeof kPrefix - 1) || !has_ending(names[i], kSuffix)) continue;
         char* path = path_join(dir, names[i]);
         removed = unlink(path) == 0 && removed;
         free(path);

@@ -39,9 +39,7 @@ static const char* model_in(const char* dir) {
 }
 
 char* log_lines_path(const char* log, bool* folder) {
-    static const char kEnding[] = ".jsonl";
-    size_t n = strlen(log), ending = sizeof kEnding - 1;
-    *folder = n <= ending || strcmp(log + n - ending, kEnding) || dir_exists(log);
+    *folder = !has_ending(log, ".jsonl") || dir_exists(log);
     return *folder ? path_join(log, "log.jsonl") : host_strdup(log);
 }
 
