@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 demo=data/demo
 out=build/demo
-train_flags=(--pack --batch 8 --seq 256 --steps 640 --lr 4e-3 --warmup 10 --schedule cosine --clip 1 --seed ${SEED:-1})
+train_flags=(--pack --batch 8 --seq 256 --steps 560 --lr 3e-3 --warmup 10 --schedule cosine --clip 1 --seed ${SEED:-1})
 tests_per_task=$(($(wc -l <$demo/test.jsonl) / 3))   # three equal parts: gsm-like, sql-like, viggo-like
 longest_answer=64                                    # tokens
 mkdir -p $out
