@@ -61,8 +61,8 @@ row "after HALO-2 INT8" halo2-int8 "${seconds[2]}"
 if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
     cat <<'END'
 
-There is no GPU here, so that the seconds say nothing of speed: the CPU takes longer for INT8 than for BF16, since it rotates and quantizes in plain
-C what a GPU does beside its products. On one H100 the 8B model trains 1.28 times as fast in HALO-2 INT8 as in BF16, and 1.45 times in FP8
+There is no GPU here, so that the seconds say nothing of speed: the CPU rotates and quantizes in plain C what a GPU does beside its products, and
+loses by this about what it gains by INT8. On one H100 the 8B model trains 1.28 times as fast in HALO-2 INT8 as in BF16, and 1.45 times in FP8
 (dev/RESULTS.md).
 END
 fi
