@@ -444,8 +444,8 @@ static bool is_named(const FlagSources* from, const char* name) {
 
 // What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
 static void take_demo_flags(FlagSources* from) {
-    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
-                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "560"}, {"lr", "3e-3"}, {"warmup", "10"},
+                                           {"schedule", "cosine"}, {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
     Options* o = from->o;
     if (from->command->bit != TRAIN || o->model || o->preset || o->from_scratch || o->data) return;
     o->demo = true;

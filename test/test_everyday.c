@@ -54,6 +54,23 @@ static void demo_case(void) {
     free(link);
 }
 
+// The flags that demo.sh trains with, but for its seed, are those that the program takes for the demo by itself.
+static void demo_flags_case(void) {
+    char *script = file_read("data/demo/demo.sh", NULL), *first = strstr(script, "train_flags=("), *end = first ? strstr(first, " --seed") : NULL;
+    check(end, "data/demo/demo.sh: no train_flags=(... --seed");
+    first += strlen("train_flags=(");
+    char* flags = text_of("%.*s --print-config", (int)(end - first), first);
+    char *own = run_well("--print-config", "the demo's own flags"), *given = run_well(flags, "demo.sh's flags");
+    char* other = run_well("--schedule linear --print-config", "another flag");
+    ok(strcmp(own, other) != 0, "a flag that differs shows");
+    ok(!strcmp(own, given), "demo.sh trains with what the program takes for the demo: %s", flags);
+    free(other);
+    free(given);
+    free(own);
+    free(flags);
+    free(script);
+}
+
 static void demo_ranks_case(void) {
     if (system("mpirun --version >/dev/null 2>&1")) {
         skip("mpirun is not there");
@@ -324,8 +341,8 @@ static void plain_case(void) {
 }
 
 static const Case kCases[] = {
-    {"demo", demo_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case}, {"check", check_case}, {"hub", hub_case},
-    {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
+    {"demo", demo_case}, {"demo_flags", demo_flags_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case},
+    {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
 int main(int argc, char** argv) { return program_main("test_everyday", kCases, COUNT(kCases), argc, argv); }
