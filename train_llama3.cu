@@ -7,6 +7,7 @@
 
 #include "halo/run/answer.h"
 #include "halo/run/bench.h"
+#include "halo/run/clock.h"
 #include "halo/run/config_file.h"
 #include "halo/run/doctor.h"
 #include "halo/run/eval.h"

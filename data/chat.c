@@ -194,8 +194,7 @@ static bool is_built_in(const char* form) { return !strcmp(form, "llama3") || !s
 // Opens the template in the file `form`, or the model's own.
 static void open_template(ChatFormat* f, const ModelFiles* files, const char* dir, const json_t* config, const char* form, char** own, char** where) {
     if (strcmp(form, "auto")) {
-        size_t length = strlen(form);
-        if (!path_exists(form) || length < 6 || strcmp(form + length - 6, ".jinja"))
+        if (!path_exists(form) || !has_ending(form, ".jinja"))
             user_error("--chat %s: no such chat format; it is auto, llama3, chatml, none or the path of a .jinja file", form);
         f->source = file_read(form, NULL);
         f->name = host_strdup(form);

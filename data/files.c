@@ -21,6 +21,18 @@ char* path_join(const char* dir, const char* name) {
 
 bool path_exists(const char* path) { return access(path, F_OK) == 0; }
 
+bool dir_holds(const char* dir, const char* name) {
+    char* path = path_join(dir, name);
+    bool there = path_exists(path);
+    free(path);
+    return there;
+}
+
+bool has_ending(const char* name, const char* ending) {
+    size_t n = strlen(name), k = strlen(ending);
+    return n > k && !strcmp(name + n - k, ending);
+}
+
 int file_open(const char* path, size_t* bytes) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_NONBLOCK);   // else opening a pipe would wait for a writer

@@ -8,6 +8,10 @@
 // "dir/name" in memory of its own.
 C_API char* path_join(const char* dir, const char* name);
 C_API bool path_exists(const char* path);
+// Is there anything called `name` in the folder?
+C_API bool dir_holds(const char* dir, const char* name);
+// Does a name end in `ending` (".jsonl"), behind at least one other character?
+C_API bool has_ending(const char* name, const char* ending);
 
 // A descriptor of a regular file and its size (bytes may be NULL); a pipe, a device or a directory is a user_error.
 C_API int file_open(const char* path, size_t* bytes);

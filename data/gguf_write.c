@@ -3,6 +3,7 @@
 
 #include "files.h"
 #include "json.h"
+#include "text.h"
 
 #include <math.h>
 
@@ -43,19 +44,11 @@ void ggml_quantize(GgmlType type, const float* src, size_t count, unsigned char*
 // ---- the header
 
 typedef struct {
-    char* bytes;
-    size_t count, capacity;
+    Text text;
     uint64_t pairs;
 } Header;
 
-static void put(Header* h, const void* data, size_t n) {
-    if (h->count + n > h->capacity) {
-        h->capacity = 2 * (h->count + n);
-        h->bytes = (char*)host_grow(h->bytes, h->capacity);
-    }
-    memcpy(h->bytes + h->count, data, n);
-    h->count += n;
-}
+static void put(Header* h, const void* data, size_t n) { text_append(&h->text, data, n); }
 static void put_u32(Header* h, uint32_t x) { put(h, &x, sizeof x); }
 static void put_u64(Header* h, uint64_t x) { put(h, &x, sizeof x); }
 static void put_text(Header* h, const char* s) {
@@ -256,7 +249,7 @@ static void write_tensors(OutFile* out, const GgufOutput* o, const Config* c, Hf
 }
 
 void gguf_write(const GgufOutput* o, const Config* c, HfRows rows, void* context) {
-    Header pairs = {NULL, 0, 0, 0}, infos = {NULL, 0, 0, 0}, start = {NULL, 0, 0, 0};
+    Header pairs = {{NULL, 0, 0}, 0}, infos = {{NULL, 0, 0}, 0}, start = {{NULL, 0, 0}, 0};
     put_sizes(&pairs, o, c);
     put_tokenizer(&pairs, o, c);
     ParamSpec specs[kMaxParamSpecs];
@@ -273,15 +266,15 @@ void gguf_write(const GgufOutput* o, const Config* c, HfRows rows, void* context
     put_u32(&start, 3);
     put_u64(&start, (uint64_t)tensors);
     put_u64(&start, pairs.pairs);
-    size_t header = round_up(start.count + pairs.count + infos.count, kAlignment);
+    size_t header = round_up(start.text.bytes + pairs.text.bytes + infos.text.bytes, kAlignment);
     OutFile out = out_open(o->path, header + bytes);
-    out_write(&out, start.bytes, start.count);
-    out_write(&out, pairs.bytes, pairs.count);
-    out_write(&out, infos.bytes, infos.count);
+    out_write(&out, start.text.data, start.text.bytes);
+    out_write(&out, pairs.text.data, pairs.text.bytes);
+    out_write(&out, infos.text.data, infos.text.bytes);
     pad(&out);
     write_tensors(&out, o, c, rows, context);
     out_close(&out);
-    free(start.bytes);
-    free(pairs.bytes);
-    free(infos.bytes);
+    text_free(&start.text);
+    text_free(&pairs.text);
+    text_free(&infos.text);
 }

@@ -111,18 +111,13 @@ static bool is_parameter(const HfModel* m, const Tensor* tensor) {
     return false;
 }
 
-static bool ends_with(const char* text, const char* suffix) {
-    size_t n = strlen(text), k = strlen(suffix);
-    return n >= k && !strcmp(text + n - k, suffix);
-}
-
 // Refuses tensors that are no parameters, except two harmless kinds: the RoPE frequencies in old files, which follow from
 // config.json, and the head of a tied model if it equals the embedding bit for bit.
 static void check_extras(const HfModel* m, const Config* config) {
     for (int s = 0; s < m->shard_count; s++) {
         for (int i = 0; i < safetensors_count(m->shards[s]); i++) {
             const Tensor* tensor = safetensors_at(m->shards[s], i);
-            if (is_parameter(m, tensor) || ends_with(tensor->name, ".rotary_emb.inv_freq")) continue;
+            if (is_parameter(m, tensor) || has_ending(tensor->name, ".rotary_emb.inv_freq")) continue;
             const char* path = safetensors_path(m->shards[s]);
             if (config->tied && !strcmp(tensor->name, "lm_head.weight")) {
                 const Tensor* embedding = find_tensor(m, "model.embed_tokens.weight");
@@ -137,19 +132,12 @@ static void check_extras(const HfModel* m, const Config* config) {
     }
 }
 
-static bool holds(const char* dir, const char* name) {
-    char* path = path_join(dir, name);
-    bool there = path_exists(path);
-    free(path);
-    return there;
-}
-
 // A folder without config.json is a user_error that says what it is instead.
 static void refuse_other_folders(const char* dir) {
-    if (holds(dir, "config.json") || !dir_exists(dir)) return;
-    if (holds(dir, "adapter_config.json"))
+    if (dir_holds(dir, "config.json") || !dir_exists(dir)) return;
+    if (dir_holds(dir, "adapter_config.json"))
         user_error("%s: an adapter, not a model: name it with --adapter-dir, and the model that it was trained on with --model", dir);
-    if (holds(dir, "checkpoints"))
+    if (dir_holds(dir, "checkpoints"))
         user_error("%s: the checkpoints of a run that has not finished, and no model yet: go on with the run's own command and --resume, or "
                    "write the newest checkpoint's model with that command as export ... --resume", dir);
     user_error("%s/config.json: not there; a model's folder has config.json, *.safetensors and tokenizer.json", dir);

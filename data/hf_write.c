@@ -110,11 +110,7 @@ static void write_index(const char* dir, const Plan* plan) {
 
 // The caller's files, changed to fit the output's weights: config.json gets their dtype, and is made if it is absent.
 static ModelFiles* output_files(const ModelFiles* given, const Config* config, Fmt fmt) {
-    ModelFiles* files = model_files_new();
-    for (int i = 0; i < model_files_count(given); i++) {
-        const ModelFile* file = model_files_at(given, i);
-        model_files_set(files, file->name, file->text, file->bytes);
-    }
+    ModelFiles* files = given ? model_files_copy(given) : model_files_new();
     const ModelFile* own = model_files_get(files, "config.json");
     if (own) {
         Config source;
@@ -357,11 +353,11 @@ static void write_to_dir(const HfOutput* output, const Plan* plan, const ModelFi
     free(complete);
 }
 
-void hf_model_write_files(const HfOutput* output, const ModelFiles* given, const Config* config, HfRows rows, void* context) {
+void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context) {
     check(output->shard_bytes > 0, "hf_model_write: shards of 0 bytes");
     Plan plan = plan_shards(output, config);
     if (output->dir) {
-        ModelFiles* files = output_files(given, config, output->fmt);
+        ModelFiles* files = output_files(output->files, config, output->fmt);
         write_to_dir(output, &plan, files, rows, context);
         model_files_free(files);
     } else {
@@ -369,10 +365,4 @@ void hf_model_write_files(const HfOutput* output, const ModelFiles* given, const
     }
     free(plan.entries);
     free(plan.tensors);
-}
-
-void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context) {
-    ModelFiles* files = output->dir ? model_files_from_dirs(output->config_dir, output->tokenizer_dir) : model_files_new();
-    hf_model_write_files(output, files, config, rows, context);
-    model_files_free(files);
 }

@@ -7,8 +7,7 @@
 
 typedef struct {
     const char* dir;             // made if absent; NULL: call `rows` as rank 0 does, write nothing
-    const char* config_dir;      // config.json and generation_config.json are copied from here; NULL: config.json is made
-    const char* tokenizer_dir;   // the tokenizer's files are copied from here; NULL: none
+    const ModelFiles* files;     // written beside the weights; if they lack config.json, or there are none (NULL), one is made
     Fmt fmt;                     // of the stored weights: F32 or BF16
     size_t shard_bytes;          // larger weights are split into shards of at most this (a larger tensor gets a shard for itself)
 } HfOutput;
@@ -26,10 +25,6 @@ typedef void (*HfRows)(void* context, int spec, int layer, int first_row, int ro
 // Files of the earlier model that this one does not have (shards, pytorch_model*.bin, adapters, chat templates, tokenizer
 // files) are removed; no other file is touched. A NaN or infinite weight is a user_error that names tensor, row and column.
 C_API void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context);
-
-// As hf_model_write, with the side files from memory (config_dir and tokenizer_dir are ignored); if they lack config.json, one
-// is made.
-C_API void hf_model_write_files(const HfOutput* output, const ModelFiles* files, const Config* config, HfRows rows, void* context);
 
 // Finishes a model that a crash left complete in `dir` but not in its place; true if there was one. To be called at the start
 // for every directory that is read from or written to; processes that do so at the same time wait for one another.

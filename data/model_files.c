@@ -94,8 +94,7 @@ static void read_template_folder(ModelFiles* m, const char* dir) {
     char** names = NULL;
     int count = dir_exists(folder) ? dir_names(folder, &names) : 0;
     for (int i = 0; i < count; i++) {
-        size_t n = strlen(names[i]);
-        if (n <= 6 || strcmp(names[i] + n - 6, ".jinja")) continue;
+        if (!has_ending(names[i], ".jinja")) continue;
         char* name = path_join(kTemplateFolder, names[i]);
         read_if_there(m, dir, name);
         free(name);

@@ -13,10 +13,8 @@ struct ModelSource {
 
 ModelSource* model_source_open(const char* path, Config* config) {
     ModelSource* s = (ModelSource*)host_alloc(sizeof *s);
-    size_t n = strlen(path);
-    bool named_gguf = n > 5 && !strcmp(path + n - 5, ".gguf");
     s->path = host_strdup(path);
-    if (dir_exists(path) || !(named_gguf || path_exists(path))) s->hf = hf_model_open(path, config);
+    if (dir_exists(path) || !(has_ending(path, ".gguf") || path_exists(path))) s->hf = hf_model_open(path, config);
     else s->gguf = gguf_model_open(path, config);
     return s;
 }

@@ -89,11 +89,6 @@ static size_t space_bytes(const Place* place) {
     return n;
 }
 
-static bool ends_with(const char* text, const char* ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && !strcmp(text + n - m, ending);
-}
-
 // whole: the text is a line, which has to be one value; else what follows the value is left.
 static json_t* parse(const Place* place, size_t bytes, bool whole, size_t* used) {
     json_error_t error;
@@ -101,7 +96,7 @@ static json_t* parse(const Place* place, size_t bytes, bool whole, size_t* used)
     json_t* object = json_loadb(place->text, bytes, flags | JSON_DECODE_ANY, &error);
     if (!object) {
         size_t at = error.line > 1 || error.column < 1 ? (size_t)max_int(error.position, 0) : (size_t)error.column - 1;
-        if (whole && (ends_with(error.text, "near end of file") || !strncmp(error.text, "premature end", strlen("premature end"))))
+        if (whole && (has_ending(error.text, "near end of file") || !strncmp(error.text, "premature end", strlen("premature end"))))
             user_error("%s: not valid JSON: the line ends inside a value; a record is one whole line, or the file one JSON array of records",
                        place_of_byte(place, bytes));
         const char* where = place_of_byte(place, at < bytes ? at : bytes);
@@ -203,6 +198,10 @@ static void refuse_other_kinds(const char* path, const char* text, size_t bytes)
     if (bytes >= 4 && !memcmp(text, "PAR1", 4))
         user_error("%s: a Parquet file, which is not read; make JSON Lines of it with: python3 -c \"import pandas; "
                    "pandas.read_parquet('%s').to_json('%s.jsonl', orient='records', lines=True)\"", path, path, path);
+    if (bytes >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
+        user_error("%s: UTF-16, and only UTF-8 is read; make it with: iconv -f utf-16 -t utf-8 '%s' > FILE", path, path);
+    if (bytes >= 4 && !memcmp(text, "PK\x03\x04", 4))
+        user_error("%s: a ZIP archive or a spreadsheet; unpack it, or save the sheet as CSV", path);
     if (bytes >= sizeof lfs - 1 && !memcmp(text, lfs, sizeof lfs - 1))
         user_error("%s: a git-LFS pointer, not the data; fetch them with: git lfs pull --include '%s'", path, path);
 }
@@ -220,7 +219,7 @@ void source_read_on(const char* path, RecordFn fn, FaultFn fault, void* receiver
     refuse_other_kinds(path, text, bytes);
     if (bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) mark = 3;   // a byte order mark, as spreadsheets write it
     Place at = {path, 1, 1, text + mark, bytes - mark};
-    if (ends_with(path, ".csv") || ends_with(path, ".csv.gz")) {
+    if (has_ending(path, ".csv") || has_ending(path, ".csv.gz")) {
         read_csv(path, at.text, at.bytes, fn, receiver);
     } else if (is_array(&at)) {
         advance(&at, space_bytes(&at));

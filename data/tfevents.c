@@ -5,6 +5,7 @@
 #include <fcntl.h>
 
 #include "files.h"
+#include "text.h"
 
 static const char kPrefix[] = "events.out.tfevents.", kSuffix[] = ".train_llama3";
 
@@ -30,44 +31,30 @@ uint32_t crc32c_masked(const void* data, size_t bytes) {
 
 // ---- bytes of records and messages
 
-typedef struct {
-    unsigned char* data;
-    size_t bytes, room;
-} EventBytes;
-
-static void put_bytes(EventBytes* b, const void* data, size_t bytes) {
-    if (b->bytes + bytes > b->room) {
-        b->room = 2 * b->room + bytes + 64;
-        b->data = (unsigned char*)host_grow(b->data, b->room);
-    }
-    memcpy(b->data + b->bytes, data, bytes);
-    b->bytes += bytes;
-}
-
-static void put_little_endian(EventBytes* b, uint64_t value, int bytes) {
+static void put_little_endian(Text* b, uint64_t value, int bytes) {
     for (int i = 0; i < bytes; i++) {
         unsigned char byte = (unsigned char)(value >> 8 * i);
-        put_bytes(b, &byte, 1);
+        text_append(b, &byte, 1);
     }
 }
 
-static void put_varint(EventBytes* b, uint64_t value) {
+static void put_varint(Text* b, uint64_t value) {
     for (; value > 0x7f; value >>= 7) put_little_endian(b, (value & 0x7f) | 0x80, 1);
     put_little_endian(b, value, 1);
 }
 
 enum { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
 
-static void put_key(EventBytes* b, int field, int wire) { put_varint(b, (uint64_t)(field << 3 | wire)); }
+static void put_key(Text* b, int field, int wire) { put_varint(b, (uint64_t)(field << 3 | wire)); }
 
-static void put_field(EventBytes* b, int field, const void* data, size_t bytes) {
+static void put_field(Text* b, int field, const void* data, size_t bytes) {
     put_key(b, field, WIRE_BYTES);
     put_varint(b, bytes);
-    put_bytes(b, data, bytes);
+    text_append(b, data, bytes);
 }
 
-static EventBytes event_at(double wall_time, int64_t step) {
-    EventBytes event = {NULL, 0, 0};
+static Text event_at(double wall_time, int64_t step) {
+    Text event = {NULL, 0, 0};
     uint64_t time_bits;
     memcpy(&time_bits, &wall_time, sizeof time_bits);
     put_key(&event, 1, WIRE_64);
@@ -79,8 +66,8 @@ static EventBytes event_at(double wall_time, int64_t step) {
     return event;
 }
 
-static void put_value(EventBytes* event_summary, const EventValue* v) {
-    EventBytes value = {NULL, 0, 0};
+static void put_value(Text* event_summary, const EventValue* v) {
+    Text value = {NULL, 0, 0};
     float number = (float)v->value;
     uint32_t number_bits;
     memcpy(&number_bits, &number, sizeof number_bits);
@@ -94,18 +81,13 @@ static void put_value(EventBytes* event_summary, const EventValue* v) {
 // ---- files
 
 // Writes a record by one call, so that a reader of the growing file finds it whole or not at all. Frees the event.
-static bool write_record(EventFile* file, EventBytes event) {
-    EventBytes record = {NULL, 0, 0};
+static bool write_record(EventFile* file, Text event) {
+    Text record = {NULL, 0, 0};
     put_little_endian(&record, event.bytes, 8);
     put_little_endian(&record, crc32c_masked(record.data, 8), 4);
-    put_bytes(&record, event.data, event.bytes);
+    text_append(&record, event.data, event.bytes);
     put_little_endian(&record, crc32c_masked(event.data, event.bytes), 4);
-    bool written = true;
-    for (size_t done = 0; done < record.bytes && written;) {
-        ssize_t put = write(file->fd, record.data + done, record.bytes - done);
-        if (put > 0) done += (size_t)put;
-        else written = put < 0 && errno == EINTR;
-    }
+    bool written = write_whole(file->fd, record.data, record.bytes);
     int fault = errno;
     free(record.data);
     free(event.data);
@@ -126,18 +108,18 @@ bool events_open(EventFile* file, const char* dir, double wall_time, int64_t fir
         if (!taken) return false;
         free(file->path);
     }
-    EventBytes version = event_at(wall_time, 0);
+    Text version = event_at(wall_time, 0);
     put_field(&version, 3, kVersion, sizeof kVersion - 1);
     if (!write_record(file, version)) return false;
     if (first_step <= 0) return true;
     static const unsigned char kStart[] = {1 << 3 | WIRE_VARINT, 1};
-    EventBytes start = event_at(wall_time, first_step);
+    Text start = event_at(wall_time, first_step);
     put_field(&start, 7, kStart, sizeof kStart);
     return write_record(file, start);
 }
 
 bool events_write(EventFile* file, double wall_time, int64_t step, const EventValue* values, int count) {
-    EventBytes event = event_at(wall_time, step), summary = {NULL, 0, 0};
+    Text event = event_at(wall_time, step), summary = {NULL, 0, 0};
     for (int i = 0; i < count; i++) put_value(&summary, &values[i]);
     put_field(&event, 5, summary.data, summary.bytes);
     free(summary.data);
@@ -156,8 +138,7 @@ bool events_remove(const char* dir) {
     int count = dir_names(dir, &names);
     bool removed = true;
     for (int i = 0; i < count; i++) {
-        size_t n = strlen(names[i]), suffix = sizeof kSuffix - 1;
-        if (strncmp(names[i], kPrefix, sizeof kPrefix - 1) || n < suffix || strcmp(names[i] + n - suffix, kSuffix)) continue;
+        if (strncmp(names[i], kPrefix, sizeof kPrefix - 1) || !has_ending(names[i], kSuffix)) continue;
         char* path = path_join(dir, names[i]);
         removed = unlink(path) == 0 && removed;
         free(path);

@@ -2,6 +2,7 @@
 #include "toml.h"
 
 #include "files.h"
+#include "text.h"
 #include "utf8.h"
 
 // ---- the text and the place in it
@@ -58,42 +59,25 @@ static void skip_lines(TomlReader* r) {
     } while (take_line_end(r));
 }
 
-// ---- texts that grow
-
-typedef struct {
-    char* text;
-    size_t bytes, room;
-} TomlText;
-
-static void append(TomlText* t, const char* bytes, size_t count) {
-    if (t->bytes + count + 1 > t->room) {
-        t->room = 2 * t->room + count + 32;
-        t->text = (char*)host_grow(t->text, t->room);
-    }
-    memcpy(t->text + t->bytes, bytes, count);
-    t->bytes += count;
-    t->text[t->bytes] = 0;
-}
-
-static void append_code_point(const TomlReader* r, TomlText* t, uint32_t c) {
+static void append_code_point(const TomlReader* r, Text* t, uint32_t c) {
     char utf8[4];
     if (c == 0 || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) refuse(r, "an escape that is no character here: U+%04X", c);
     int n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const unsigned char kLead[] = {0, 0, 0xc0, 0xe0, 0xf0};
     for (int i = n - 1; i > 0; i--, c >>= 6) utf8[i] = (char)(0x80 | (c & 0x3f));
     utf8[0] = (char)(kLead[n] | c);
-    append(t, utf8, (size_t)n);
+    text_append(t, utf8, (size_t)n);
 }
 
 // ---- values
 
 // Behind a backslash.
-static void take_escape(TomlReader* r, TomlText* t) {
+static void take_escape(TomlReader* r, Text* t) {
     static const char kLetters[] = "btnfr\"\\", kMeans[] = "\b\t\n\f\r\"\\";
     char c = peek(r);
     const char* letter = c ? strchr(kLetters, c) : NULL;
     if (letter) {
-        append(t, &kMeans[letter - kLetters], 1);
+        text_append(t, &kMeans[letter - kLetters], 1);
         r->at++;
         return;
     }
@@ -110,10 +94,10 @@ static void take_escape(TomlReader* r, TomlText* t) {
     r->at += 1 + digits;
 }
 
-static void take_string(TomlReader* r, TomlText* t) {
+static void take_string(TomlReader* r, Text* t) {
     char quote = *r->at;
     if (begins(r, "\"\"\"") || begins(r, "'''")) refuse(r, "a string over several lines is not read here; write it in one");
-    append(t, "", 0);
+    text_append(t, "", 0);
     for (r->at++; peek(r) != quote; ) {
         if (r->at == r->end || *r->at == '\n' || *r->at == '\r') refuse(r, "the string does not end in its line: a %c is missing", quote);
         if (((unsigned char)*r->at < 0x20 && *r->at != '\t') || *r->at == 0x7f) refuse(r, "a control character in a string; write it as an escape");
@@ -121,22 +105,22 @@ static void take_string(TomlReader* r, TomlText* t) {
             r->at++;
             take_escape(r, t);
         } else {
-            append(t, r->at++, 1);
+            text_append(t, r->at++, 1);
         }
     }
     r->at++;
 }
 
-static void take_strings(TomlReader* r, TomlText* t) {
-    append(t, "", 0);
+static void take_strings(TomlReader* r, Text* t) {
+    text_append(t, "", 0);
     r->at++;
     for (skip_lines(r); peek(r) != ']'; skip_lines(r)) {
         if (peek(r) != '"' && peek(r) != '\'') refuse(r, "an array's strings are expected here, each in quotes");
-        if (t->bytes) append(t, ",", 1);
+        if (t->bytes) text_append(t, ",", 1);
         size_t before = t->bytes;
         take_string(r, t);
         if (t->bytes == before) refuse(r, "an empty string in an array");
-        if (strchr(t->text + before, ',')) refuse(r, "a string with a comma in an array, where commas separate");
+        if (strchr(t->data + before, ',')) refuse(r, "a string with a comma in an array, where commas separate");
         skip_lines(r);
         if (peek(r) == ',') r->at++;
         else if (peek(r) != ']') refuse(r, "a comma or ] is expected");
@@ -145,10 +129,10 @@ static void take_strings(TomlReader* r, TomlText* t) {
 }
 
 // Digits, with single '_' between them; how many.
-static int take_digits(TomlReader* r, TomlText* t) {
+static int take_digits(TomlReader* r, Text* t) {
     int n = 0;
     for (; peek(r) >= '0' && peek(r) <= '9'; n++) {
-        append(t, r->at++, 1);
+        text_append(t, r->at++, 1);
         if (peek(r) == '_' && r->at + 1 < r->end && r->at[1] >= '0' && r->at[1] <= '9') r->at++;
     }
     return n;
@@ -157,23 +141,23 @@ static int take_digits(TomlReader* r, TomlText* t) {
 // What ends a value: a blank, a comment, the line's end, and in an array a comma or ].
 static bool at_value_end(const TomlReader* r) { return r->at == r->end || strchr(" \t\r\n#,]", *r->at); }
 
-static TomlType take_number(TomlReader* r, TomlText* t) {
+static TomlType take_number(TomlReader* r, Text* t) {
     const char* start = r->at;
     bool is_float = false;
-    append(t, "", 0);
-    if (peek(r) == '-') append(t, "-", 1);
+    text_append(t, "", 0);
+    if (peek(r) == '-') text_append(t, "-", 1);
     if (peek(r) == '-' || peek(r) == '+') r->at++;
     const char* first = r->at;
     bool whole = take_digits(r, t) > 0 && (*first != '0' || r->at == first + 1);
     if (whole && peek(r) == '.') {
         is_float = true;
-        append(t, r->at++, 1);
+        text_append(t, r->at++, 1);
         whole = take_digits(r, t) > 0;
     }
     if (whole && (peek(r) == 'e' || peek(r) == 'E')) {
         is_float = true;
-        append(t, r->at++, 1);
-        if (peek(r) == '-') append(t, "-", 1);
+        text_append(t, r->at++, 1);
+        if (peek(r) == '-') text_append(t, "-", 1);
         if (peek(r) == '-' || peek(r) == '+') r->at++;
         whole = take_digits(r, t) > 0;
     }
@@ -183,7 +167,7 @@ static TomlType take_number(TomlReader* r, TomlText* t) {
     refuse(r, "'%.*s' is no value: text stands in quotes, numbers are decimal (12, 0.5, 1e-5), switches true or false", n > 40 ? 40 : n, start);
 }
 
-static TomlType take_value(TomlReader* r, TomlText* t) {
+static TomlType take_value(TomlReader* r, Text* t) {
     if (peek(r) == '"' || peek(r) == '\'') {
         take_string(r, t);
         return TOML_STRING;
@@ -196,7 +180,7 @@ static TomlType take_value(TomlReader* r, TomlText* t) {
     static const char* const kWords[] = {"true", "false"};
     for (int i = 0; i < 2; i++) {
         if (!begins(r, kWords[i])) continue;
-        append(t, kWords[i], strlen(kWords[i]));
+        text_append(t, kWords[i], strlen(kWords[i]));
         r->at += strlen(kWords[i]);
         if (at_value_end(r)) return TOML_BOOLEAN;
         r->at -= strlen(kWords[i]);
@@ -211,15 +195,15 @@ static char* take_key(TomlReader* r) {
     static const char kLetters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
     if (peek(r) == '[') refuse(r, "a table is not read here; write its keys without a heading");
     if (peek(r) == '"' || peek(r) == '\'') refuse(r, "a key stands without quotes");
-    TomlText key = {NULL, 0, 0};
-    while (peek(r) && strchr(kLetters, peek(r))) append(&key, r->at++, 1);
+    Text key = {NULL, 0, 0};
+    while (peek(r) && strchr(kLetters, peek(r))) text_append(&key, r->at++, 1);
     if (!key.bytes) refuse(r, "a line of the form key = value is expected");
     skip_blanks(r);
     if (peek(r) == '.') refuse(r, "a dotted key is not read here");
-    if (peek(r) != '=') refuse(r, "an = is expected behind the key '%.40s'", key.text);
+    if (peek(r) != '=') refuse(r, "an = is expected behind the key '%.40s'", key.data);
     r->at++;
     skip_blanks(r);
-    return key.text;
+    return key.data;
 }
 
 static void check_text(const char* path, const char* text, size_t bytes) {
@@ -237,7 +221,7 @@ Toml toml_read(const char* path) {
     Toml toml = {NULL, 0};
     for (skip_lines(&r); r.at < r.end; skip_lines(&r)) {
         TomlEntry e = {NULL, NULL, TOML_STRING, r.line};
-        TomlText value = {NULL, 0, 0};
+        Text value = {NULL, 0, 0};
         const char* start = r.at;
         e.key = take_key(&r);
         for (int i = 0; i < toml.count; i++)
@@ -246,7 +230,7 @@ Toml toml_read(const char* path) {
                 refuse(&r, "%.40s stands in line %d already", e.key, toml.entries[i].line);
             }
         e.type = take_value(&r, &value);
-        e.value = value.text;
+        e.value = value.data;
         skip_blanks(&r);
         skip_comment(&r);
         if (r.at < r.end && peek(&r) != '\n' && !begins(&r, "\r\n")) refuse(&r, "the end of the line is expected behind a value");

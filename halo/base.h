@@ -6,6 +6,7 @@
 #ifndef HALO_BASE_H
 #define HALO_BASE_H
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -98,6 +99,17 @@ static inline void* host_grow(void* p, size_t bytes) {
 static inline char* host_strdup(const char* s) {
     char* copy = (char*)host_alloc(strlen(s) + 1);
     return strcpy(copy, s);
+}
+
+// Writes all of the bytes, or returns false with errno.
+static inline bool write_whole(int fd, const void* data, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        ssize_t put = write(fd, (const char*)data + done, bytes - done);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return false;
+        done += (size_t)put;
+    }
+    return true;
 }
 
 // A region that is laid out by running the same code twice: first with base == NULL, where arena_take only counts, then

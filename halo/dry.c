@@ -8,8 +8,8 @@
 typedef struct {
     char* at;
     size_t bytes;
-} Block;
-static Block* blocks;
+} DryBlock;
+static DryBlock* blocks;
 static int block_count, block_room;
 static size_t used_bytes, peak_bytes;
 static char* next_address;
@@ -18,9 +18,9 @@ static void* dry_alloc(size_t bytes) {
     size_t whole = round_up(bytes ? bytes : 1, kArenaAlign);
     if (block_count == block_room) {
         block_room = max_int(64, 2 * block_room);
-        blocks = (Block*)host_grow(blocks, sizeof(Block) * (size_t)block_room);
+        blocks = (DryBlock*)host_grow(blocks, sizeof(DryBlock) * (size_t)block_room);
     }
-    Block b = {next_address, whole};
+    DryBlock b = {next_address, whole};
     blocks[block_count++] = b;
     next_address += whole;
     used_bytes += whole;
@@ -103,7 +103,7 @@ static void dry_hadamard(Mat y, Mat x, Mat w, float factor, float offset) { (voi
 
 static size_t no_limit(void) { return (size_t)1 << 60; }
 
-// The GPU's sizes; of another backend's only what it says of itself differs.
+// The table for a GPU; dry_ops puts the sizes of another backend in their places.
 static const Ops kDryGpu = {
     "cuda", BF16, dry_alloc, dry_release, dry_upload, dry_download, dry_copy, dry_zero, dry_nothing, no_limit, no_limit, cuda_held_bytes,
     dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,

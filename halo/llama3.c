@@ -390,7 +390,7 @@ ModelBytes model_bytes(const Config* config, const Ops* ops, const Recipe* recip
 
 Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Shard* shard, ModelOptions options) {
     Model* m = (Model*)host_alloc(sizeof(Model));
-    bool gathers_codes = shard_hands_out_codes(shard);
+    bool gathers_codes = shard_gives_codes(shard);
     model_shape(m, config, ops, gathers_codes, options);
     m->shard = shard;
     m->memory_bytes = model_bytes_together(model_bytes(config, ops, recipe, gathers_codes, options));
@@ -466,8 +466,8 @@ static Mat linear_input(const Block* b, int linear) {
 }
 
 // Names the dropout mask of an adapter's input by step, layer and linear, and by where a value lies in the step's global batch, so that
-// the mask is the same in each pass and with any number of ranks. Bit 62 separates these streams from other uses of the seed (rng.h). The step and
-// the place in the batch are among the StepNumbers.
+// the mask is the same in each pass and with any number of ranks. Bit 62 separates these streams from other uses of the seed (rng.h). The
+// step and the place in the batch are among the StepNumbers.
 static Noise drop_noise(const Model* m, int layer, int linear) {
     Noise noise = {m->c.adapter.seed, kDropStreams | (uint64_t)layer << 3 | (uint64_t)linear, 0, &((const StepNumbers*)m->inputs)->drop};
     return noise;
@@ -606,8 +606,8 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
     bool lora = m->lora_shape[linear].parts > 0, lora_first = lora && linear_adds_to_dx(m->linear.recipe);
     if (lora_first) block_lora_backward(m, b, u, linear, dx, 0);
     if (dx.data)
-        linear_backward(&m->linear, dx, lora_first ? 1.0f : 0.0f, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear], linear_weight(m, u, linear),
-                        &m->weights[layer].w[linear], m->shape[linear]);
+        linear_backward(&m->linear, dx, lora_first ? 1.0f : 0.0f, dw, hut || u->fresh ? 0.0f : 1.0f, &b->dy[linear], &b->x[linear],
+                        linear_weight(m, u, linear), &m->weights[layer].w[linear], m->shape[linear]);
     if (hut) block_hut_backward(m, u, linear, dw);
     if (lora && !lora_first) block_lora_backward(m, b, u, linear, dx, 1);
     if (!m->observing) return;

@@ -20,31 +20,47 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Flag kFlags[] = {
-    {"model", TEXT, AT(model), kAll | INSPECT, true, NULL, "DIR|FILE.gguf", "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
+    {"model", TEXT, AT(model), kAll | INSPECT, true, NULL, "DIR|FILE.gguf",
+     "Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file"},
     {"preset", TEXT, AT(preset), TRAIN | BENCH, true, NULL, "NAME", "a published size with random weights, instead of --model"},
     {"from-scratch", TEXT, AT(from_scratch), TRAIN | BENCH, true, NULL, "DIR", "config.json (and tokenizer) of DIR with random weights"},
-    {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR", "where tokenizer.json is, if not with the model"},
+    {"tokenizer", TEXT, AT(tokenizer), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "DIR",
+     "where tokenizer.json is, if not with the model"},
     {"layers", INTEGER, AT(layers), TRAIN | BENCH, true, "0", "N", "cut the model to its first N layers"},
-    {"data", TEXT, AT(data), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "FILE[:SHARE][,FILE ...]: .jsonl, .json (.gz) of messages, conversations, prompt+completion, instruction+output, question+answer or text; ViGGO .csv"},
+    {"data", TEXT, AT(data), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE",
+     "FILE[:SHARE][,FILE ...]: .jsonl, .json (.gz) of messages, conversations, prompt+completion, instruction+output, question+answer "
+     "or text; ViGGO .csv"},
     {"val", TEXT, AT(val), TRAIN, false, NULL, "FILE", "evaluate on this file as well"},
-    {"val-split", NUMBER, AT(val_split), TRAIN, true, "0", "X", "hold out this share of the records, chosen by their content, and evaluate on it"},
-    {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "FORM", "auto: the model's own chat template; FILE.jinja: that one; llama3, chatml, none: for base models"},
-    {"date", TEXT, AT(date), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "YYYY-MM-DD", "the day that a chat template's strftime_now gives"},
-    {"special-tokens", CHOICE, AT(special_tokens), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "auto|template|answers|all", "where spellings of special tokens in the data count as such; auto: in text records"},
-    {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE", "the prompt of each record, with {name} for a CSV column or a key"},
+    {"val-split", NUMBER, AT(val_split), TRAIN, true, "0", "X",
+     "hold out this share of the records, chosen by their content, and evaluate on it"},
+    {"chat", TEXT, AT(chat), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "FORM",
+     "auto: the model's own chat template; FILE.jinja: that one; llama3, chatml, none: for base models"},
+    {"date", TEXT, AT(date), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "YYYY-MM-DD",
+     "the day that a chat template's strftime_now gives"},
+    {"special-tokens", CHOICE, AT(special_tokens), TRAIN | EVAL | GENERATE | INSPECT, true, "auto", "auto|template|answers|all",
+     "where spellings of special tokens in the data count as such; auto: in text records"},
+    {"prompt-file", TEXT, AT(prompt_file), TRAIN | EVAL | GENERATE | INSPECT, true, NULL, "FILE",
+     "the prompt of each record, with {name} for a CSV column or a key"},
     {"limit", INTEGER, AT(limit), TRAIN | EVAL | GENERATE | INSPECT, true, "0", "N", "the first N records only; 0: all"},
     {"seq", INTEGER, AT(seq), TRAIN | EVAL | BENCH | INSPECT, true, "512", "N", "tokens in a row"},
-    {"pack", TRISTATE, AT(pack), TRAIN | EVAL | INSPECT, true, "auto", "auto|on|off", "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
-    {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip", "examples above --seq: cut from the prompt side, or left out"},
+    {"pack", TRISTATE, AT(pack), TRAIN | EVAL | INSPECT, true, "auto", "auto|on|off",
+     "several examples in a row, hidden from each other; auto: a step has the examples of off; on: as many rows"},
+    {"long", CHOICE, AT(long_policy), TRAIN | EVAL | INSPECT, true, "truncate", "truncate|skip",
+     "examples above --seq: cut from the prompt side, or left out"},
     {"train-on-prompt", SWITCH, AT(train_on_prompt), TRAIN | EVAL | INSPECT, true, NULL, NULL, "score the prompt's tokens too"},
-    {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire", "how products are quantized"},
-    {"dtype", TEXT, AT(dtype), TRAIN | EVAL | GENERATE | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16", "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
-    {"recipe", TEXT, AT(recipe), TRAIN | EVAL | GENERATE | BENCH, true, NULL, "NAME", "a row of the recipe table, instead of --level and --dtype"},
+    {"level", TEXT, AT(level), TRAIN | EVAL | GENERATE | BENCH, true, "bf16", "bf16|halo0|halo1|halo2|haloi|switchback|jetfire",
+     "how products are quantized"},
+    {"dtype", TEXT, AT(dtype), TRAIN | EVAL | GENERATE | BENCH, true, "auto", "auto|int8|fp8|fp6|bf16",
+     "the format they are quantized to; auto: what the level is meant for (halo0: fp8, halo1: fp6, the others: int8)"},
+    {"recipe", TEXT, AT(recipe), TRAIN | EVAL | GENERATE | BENCH, true, NULL, "NAME",
+     "a row of the recipe table, instead of --level and --dtype"},
     {"token-block", INTEGER, AT(token_block), TRAIN | BENCH, true, "0", "N", "block-diagonal token Hadamard of order N; 0: the full one"},
     {"head-dtype", CHOICE, AT(head_dtype), TRAIN | BENCH, true, "bf16", "bf16|fp8", "lm_head's products; fp8: E4M3, one scale a tensor"},
-    {"backend", CHOICE, AT(backend), kAll | DOCTOR, true, "auto", "auto|cuda|cpu|cpu-f32", "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
+    {"backend", CHOICE, AT(backend), kAll | DOCTOR, true, "auto", "auto|cuda|cpu|cpu-f32",
+     "cpu: BF16 arithmetic; cpu-f32: the FP32 reference"},
     {"batch", INTEGER, AT(batch), TRAIN | BENCH | INSPECT, true, "8", "N", "examples per rank and micro-step; with --pack on, filled rows"},
-    {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto", "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
+    {"batch", INTEGER, AT(slots), EVAL | GENERATE, false, "auto", "N|auto",
+     "answers (for a loss: rows) side by side; auto: up to 64 as memory allows, rows 8"},
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT | INSPECT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN | INSPECT, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH | INSPECT, true, "0", "N", "optimizer steps, instead of --epochs"},
@@ -61,50 +77,67 @@ static const Flag kFlags[] = {
     {"grad-dtype", CHOICE, AT(grad_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "gradients accumulate in"},
     {"state-dtype", CHOICE, AT(state_dtype), TRAIN | BENCH, true, "fp32", "fp32|bf16", "AdamW's two moments"},
     {"recompute", CHOICE, AT(recompute), TRAIN | BENCH, false, "none", "none|norm-act|block", "activations to make again in backward"},
-    {"codes", CHOICE, AT(codes), TRAIN | BENCH, false, "auto", "auto|keep|remake", "quantized weights: kept from update to update, or made again for each pass over a layer; auto: as many are kept as fit"},
+    {"codes", CHOICE, AT(codes), TRAIN | BENCH, false, "auto", "auto|keep|remake",
+     "quantized weights: kept from update to update, or made again for each pass over a layer; auto: as many are kept as fit"},
     {"logits-mb", INTEGER, AT(logits_mb), TRAIN | EVAL | BENCH, true, "512", "N", "most logits held at once"},
-    {"graphs", CHOICE, AT(graphs), TRAIN | BENCH, false, "auto", "auto|off", "auto: one GPU records a micro-step and repeats it, which spares a small model the launches; off: never"},
-    {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto", "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
+    {"graphs", CHOICE, AT(graphs), TRAIN | BENCH, false, "auto", "auto|off",
+     "auto: one GPU records a micro-step and repeats it, which spares a small model the launches; off: never"},
+    {"zero", INTEGER, AT(zero), TRAIN | BENCH, true, "auto", "N|auto",
+     "what ranks shard: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; auto: 3, alone 0"},
     {"prefetch", INTEGER, AT(prefetch), TRAIN | EVAL | BENCH, false, "1", "N", "layers that --zero 3 gathers ahead of their use; 0: none"},
     {"qfsdp", SWITCH, AT(qfsdp), TRAIN | BENCH, true, NULL, NULL, "ranks gather the linears' weights as codes (HQ-FSDP; --zero 3)"},
-    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora|hut", "train low-rank factors on frozen weights, instead of the weights: LoRA's sum, HUT's product"},
+    {"adapter", CHOICE, AT(adapter), TRAIN | BENCH, true, "none", "none|lora|hut",
+     "train low-rank factors on frozen weights, instead of the weights: LoRA's sum, HUT's product"},
     {"rank", INTEGER, AT(rank), TRAIN | BENCH, true, "16", "N", "of the adapter's factors"},
     {"alpha", NUMBER, AT(alpha), TRAIN | BENCH, true, "32", "X", "the adapter counts alpha / rank times"},
     {"rslora", SWITCH, AT(rslora), TRAIN | BENCH, true, NULL, NULL, "alpha / sqrt(rank) instead (some servers read it as alpha / rank)"},
     {"dropout", NUMBER, AT(dropout), TRAIN | BENCH, true, "0", "X", "of the adapter's input, in training"},
-    {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST", "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
-    {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR", "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
+    {"target", TEXT, AT(target), TRAIN | BENCH, true, "all-linear", "LIST",
+     "the matrices it adapts: some of q,k,v,o,gate,up,down, or all-linear"},
+    {"adapter-dir", TEXT, AT(adapter_dir), TRAIN | EVAL | GENERATE | EXPORT, false, NULL, "DIR",
+     "an adapter in PEFT's format: to answer with, to merge, to train on; its rank, alpha and targets count"},
     {"merge", SWITCH, AT(merge), EXPORT, false, NULL, NULL, "add the adapter to the weights and write a whole model"},
     {"out", TEXT, AT(out), TRAIN | EXPORT | DOCTOR, false, NULL, "DIR", "where the trained model and its checkpoints go"},
-    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL, "go on from the newest whole checkpoint in --out; without one: start"},
+    {"resume", SWITCH, AT(resume), TRAIN | EXPORT, false, NULL, NULL,
+     "go on from the newest whole checkpoint in --out; without one: start"},
     {"save-every", INTEGER, AT(save_every), TRAIN, false, "0", "N", "steps between checkpoints; 0: only when interrupted"},
     {"gguf", TEXT, AT(gguf), EXPORT, false, NULL, "FILE", "write a GGUF file for llama.cpp, instead of --out or beside it"},
     {"gguf-type", CHOICE, AT(gguf_type), EXPORT, false, "bf16", "bf16|f16|q8_0", "the type of its matrices"},
     {"keep", INTEGER, AT(keep), TRAIN, false, "2", "N", "checkpoints to keep"},
     {"keep-best", SWITCH, AT(keep_best), TRAIN, false, NULL, NULL, "save, and keep beside them, the one with the lowest loss on --val"},
-    {"resume-from", TEXT, AT(resume_from), TRAIN | EXPORT, false, NULL, "DIR", "go on from this checkpoint (.../checkpoints/step-00000040)"},
-    {"overwrite", SWITCH, AT(overwrite), TRAIN | EXPORT, false, NULL, NULL, "--out may hold a model, --log the lines of another run: they are replaced"},
-    {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip", "a step whose loss or gradient is not finite: end there, or leave it out"},
+    {"resume-from", TEXT, AT(resume_from), TRAIN | EXPORT, false, NULL, "DIR",
+     "go on from this checkpoint (.../checkpoints/step-00000040)"},
+    {"overwrite", SWITCH, AT(overwrite), TRAIN | EXPORT, false, NULL, NULL,
+     "--out may hold a model, --log the lines of another run: they are replaced"},
+    {"on-nan", CHOICE, AT(on_nan), TRAIN, true, "stop", "stop|skip",
+     "a step whose loss or gradient is not finite: end there, or leave it out"},
     {"shard-size", NUMBER, AT(shard_gb), TRAIN | EXPORT, false, "5", "GB", "largest weight file written"},
     {"eval-every", INTEGER, AT(eval_every), TRAIN, false, "0", "N", "steps between evaluations on --val; 0: only at the end"},
-    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR|FILE.jsonl", "every step as a line of JSON in DIR/log.jsonl, TensorBoard's events and loss.svg beside it; or the lines alone, in a file"},
+    {"log", TEXT, AT(log), TRAIN, false, NULL, "DIR|FILE.jsonl",
+     "every step as a line of JSON in DIR/log.jsonl, TensorBoard's events and loss.svg beside it; or the lines alone, in a file"},
     {"quant-stats", INTEGER, AT(quant_stats), TRAIN, false, "0", "N", "steps between reports on what quantization does; 0: none"},
     {"examples", INTEGER, AT(examples), INSPECT, false, "3", "N", "how many examples to show"},
     {"json", SWITCH, AT(json), INSPECT | DOCTOR, false, NULL, NULL, "a line of JSON an example (text, tokens, trained), or a check"},
-    {"generate", INTEGER, AT(generate), BENCH, false, "0", "N", "time N answers of --max-tokens side by side to prompts of --seq tokens instead"},
+    {"generate", INTEGER, AT(generate), BENCH, false, "0", "N",
+     "time N answers of --max-tokens side by side to prompts of --seq tokens instead"},
     {"profile", SWITCH, AT(profile), BENCH, false, NULL, NULL, "where the time of a step goes, per kernel family"},
-    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss|exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "the loss, or the share of generated answers that are right"},
-    {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql", "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
+    {"metric", TEXT, AT(metric), EVAL, false, "loss", "loss|exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql",
+     "the loss, or the share of generated answers that are right"},
+    {"val-metric", TEXT, AT(val_metric), TRAIN, false, NULL, "exact|gsm8k|gsm8k-strict|gsm8k-flexible|viggo|sql",
+     "with every evaluation on --val, answer its prompts too, and judge the answers by this"},
     {"answers", TEXT, AT(answers), EVAL, false, NULL, "FILE", "write prompts, answers and verdicts here, a JSON line each"},
     {"score", TEXT, AT(score), EVAL, false, NULL, "FILE", "judge the answers in such a file again; no model is needed"},
-    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT", "what to answer; or --data: every example's prompt; without both, on a terminal: a conversation"},
+    {"prompt", TEXT, AT(prompt), GENERATE, false, NULL, "TEXT",
+     "what to answer; or --data: every example's prompt; without both, on a terminal: a conversation"},
     {"max-tokens", INTEGER, AT(max_tokens), TRAIN | EVAL | GENERATE | BENCH, false, "256", "N", "longest answer"},
     {"temperature", NUMBER, AT(temperature), EVAL | GENERATE, false, "0", "X", "0: greedy"},
     {"top-p", NUMBER, AT(top_p), EVAL | GENERATE, false, "1", "X", "sample within this much probability"},
-    {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT | DOCTOR, false, "120", "SECONDS", "end the job when a rank makes no progress for this long; 0: never"},
+    {"timeout", INTEGER, AT(timeout), TRAIN | EVAL | BENCH | EXPORT | DOCTOR, false, "120", "SECONDS",
+     "end the job when a rank makes no progress for this long; 0: never"},
     {"gpus", INTEGER, AT(gpus), PLAN, false, "1", "N", "ranks, one on each GPU"},
     {"gpu-gb", NUMBER, AT(gpu_gb), PLAN, false, "0", "GIB", "memory of a GPU as nvidia-smi tells it; 0: this machine's, if it has one"},
-    {"config", TEXT, AT(config), kAll | INSPECT | PLAN, false, NULL, "FILE.toml", "flags from a file, a line each: lr = 1e-5; the command line wins"},
+    {"config", TEXT, AT(config), kAll | INSPECT | PLAN, false, NULL, "FILE.toml",
+     "flags from a file, a line each: lr = 1e-5; the command line wins"},
     {"print-config", SWITCH, AT(print_config), kAll | INSPECT | PLAN, false, NULL, NULL, "print all values as such a file, and end"},
     {"help", SWITCH, AT(help), kAll | VERIFY | INSPECT | PLAN | DOCTOR, false, NULL, NULL, "this text"},
 };
@@ -340,8 +373,8 @@ static void check_setting(const Flag* f, const Setting* s) {
     const bool right[] = {string || (s->type == SETTING_STRINGS && !has_words(f)), string,   // in the order of FlagType
                           whole || (word && f->fallback && !strcmp(f->fallback, "auto")), whole || s->type == SETTING_FLOAT,
                           s->type == SETTING_BOOLEAN, s->type == SETTING_BOOLEAN || string};
-    static const char* const kExpected[] = {"text in quotes", "a word in quotes", "a whole number, without quotes", "a number, without quotes",
-                                            "true or false, without quotes", "true, false, or a word in quotes"};
+    static const char* const kExpected[] = {"text in quotes", "a word in quotes", "a whole number, without quotes",
+                                            "a number, without quotes", "true or false, without quotes", "true, false, or a word in quotes"};
     const char* quote = string ? "\"" : "";
     if (!right[f->type]) user_error("%s: %s = %s%s%s: %s is expected", s->where, f->name, quote, s->value, quote, kExpected[f->type]);
 }
@@ -357,7 +390,8 @@ static void take_setting(void* self, const Setting* s) {
     set_flag(from->o, f, f->type == TEXT ? host_strdup(value) : value, s->where);
 }
 
-// Pairs of flags that choose the same thing in different ways. Where one is on the command line and the other in the file, the file's is dropped.
+// Pairs of flags that choose the same thing in different ways. Where one is on the command line and the other in the file, the file's is
+// dropped.
 static const char* const kEither[][2] = {{"recipe", "level"}, {"recipe", "dtype"}, {"model", "preset"}, {"model", "from-scratch"},
                                          {"preset", "from-scratch"}, {"steps", "epochs"}, {"val", "val-split"}, {"prompt", "data"}};
 enum { kEitherCount = sizeof kEither / sizeof kEither[0] };
@@ -413,8 +447,8 @@ static bool is_named(const FlagSources* from, const char* name) {
 
 // What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
 static void take_demo_flags(FlagSources* from) {
-    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "640"}, {"lr", "4e-3"}, {"warmup", "10"},
-                                           {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
+    static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "560"}, {"lr", "3e-3"}, {"warmup", "10"},
+                                           {"schedule", "cosine"}, {"clip", "1"}, {"val-metric", "exact"}, {"max-tokens", "64"}};
     Options* o = from->o;
     if (from->command->bit != TRAIN || o->model || o->preset || o->from_scratch || o->data) return;
     o->demo = true;
@@ -562,7 +596,8 @@ static void check_adapter(const Options* o, int command) {
 static void check_train(const Options* o, bool plans) {
     if (!o->data && !plans) user_error("train: name the data with --data FILE");
     if (o->val_split >= 1 || (o->val && o->val_split > 0)) user_error("--val-split %g: must be below 1, and without --val", o->val_split);
-    if (o->eval_every && !o->val && !(o->val_split > 0)) user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
+    if (o->eval_every && !o->val && !(o->val_split > 0))
+        user_error("--eval-every %d: name the file to evaluate on with --val FILE", o->eval_every);
     if (o->val_metric && !o->val && !(o->val_split > 0)) user_error("--val-metric %s: name the file with --val FILE", o->val_metric);
     check_floats(o);
     if (o->steps && o->warmup > o->steps) user_error("--warmup %d: longer than the run, --steps %d", o->warmup, o->steps);
@@ -599,7 +634,8 @@ void options_check(const Options* o, int command, int ranks) {
     if (command == EXPORT && !o->out && !o->gguf) user_error("export: name the folder to write with --out DIR, or a file with --gguf FILE");
     if (command == EXPORT && o->resume && !o->out) user_error("export --resume: name the run's folder with --out DIR");
     if (command == EXPORT && o->gguf && ranks > 1) user_error("export --gguf: runs on one rank; start it without mpirun");
-    if (command & (EVAL | GENERATE) && (o->slots == 0 || o->slots > kMostSlots)) user_error("--batch %d: must be from 1 to %d", o->slots, (int)kMostSlots);
+    if (command & (EVAL | GENERATE) && (o->slots == 0 || o->slots > kMostSlots))
+        user_error("--batch %d: must be from 1 to %d", o->slots, (int)kMostSlots);
     if (command & (EVAL | GENERATE | TRAIN) && o->max_tokens < 1) user_error("--max-tokens %d: must be at least 1", o->max_tokens);
     if (command == EVAL && o->answers && !strcmp(o->metric, "loss")) user_error("--answers: choose what judges them with --metric");
     if (command == BENCH && o->generate > kMostSlots) user_error("--generate %d: at most %d", o->generate, (int)kMostSlots);
@@ -608,37 +644,34 @@ void options_check(const Options* o, int command, int ranks) {
     if (command & (TRAIN | BENCH | EXPORT)) check_recipe(o, command, ranks);
 }
 
-// Within quotes where a shell would not take it as it is; a quote inside ends them for itself.
-static void append_word(char** at, const char* word) {
-    bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")];
-    if (!plain) *(*at)++ = '\'';
+void print_shell_word(FILE* out, const char* word) {
+    bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,=+@")];
+    if (!plain) fputc('\'', out);
     for (; *word; word++) {
-        if (*word == '\'') *at = stpcpy(*at, "'\\'");
-        *(*at)++ = *word;
+        if (*word == '\'') fputs("'\\'", out);
+        fputc(*word, out);
     }
-    if (!plain) *(*at)++ = '\'';
-    **at = 0;
+    if (!plain) fputc('\'', out);
 }
 
 char* options_line(const Options* o) {
-    char text[64], *line = NULL;
-    for (int writes = 0; writes < 2; writes++) {   // measure, then write
-        size_t bytes = 1;
-        char* at = line;
-        for (int i = 0; i < kFlagCount; i++) {
-            const Flag* f = &kFlags[i];
-            const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
-            if (!(f->commands & TRAIN) || stays_outside(f->name) || !strcmp(value, fallback)) continue;
-            if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
-            bytes += strlen(f->name) + 4 * strlen(value) + 8;
-            if (!writes) continue;
-            at += sprintf(at, "%s--%s", at == line ? "" : " ", f->name);
-            if (f->type == SWITCH) continue;
-            *at++ = ' ';
-            append_word(&at, f->type != TRISTATE ? value : !strcmp(value, "yes") ? "on" : "off");
-        }
-        if (!writes) line = (char*)host_alloc(bytes);
+    char text[64], *line;
+    size_t bytes;
+    FILE* out = open_memstream(&line, &bytes);
+    check(out, "options_line: no memory");
+    const char* between = "";
+    for (int i = 0; i < kFlagCount; i++) {
+        const Flag* f = &kFlags[i];
+        const char *value = flag_text(o, f, text), *fallback = f->fallback ? f->fallback : f->type == SWITCH ? "no" : "";
+        if (!(f->commands & TRAIN) || stays_outside(f->name) || !strcmp(value, fallback)) continue;
+        if (f->type == NUMBER && strtod(value, NULL) == strtod(fallback, NULL)) continue;   // 1e-5 and 1e-05
+        fprintf(out, "%s--%s", between, f->name);
+        between = " ";
+        if (f->type == SWITCH) continue;
+        fputc(' ', out);
+        print_shell_word(out, f->type != TRISTATE ? value : !strcmp(value, "yes") ? "on" : "off");
     }
+    check(fclose(out) == 0, "options_line: no memory");
     return line;
 }
 

@@ -105,6 +105,8 @@ C_API Options options_parse(int argc, char** argv, const Command* commands, int 
 C_API void options_write(FILE* out, const Options* o, int command);
 // The flags of training that are not at their default, as a shell takes them: "--preset llama3-8b --batch 4"; to be freed.
 C_API char* options_line(const Options* o);
+// Writes a word as a shell reads it: within quotes where it holds characters that a shell gives a meaning.
+C_API void print_shell_word(FILE* out, const char* word);
 // The values of a command's flags, for the start of a run.
 C_API void options_print(const Options* o, int command);
 

@@ -29,12 +29,15 @@ static size_t whole_values(const Shard* s, const Piece* p) {
 
 static bool is_of(ShardPart part, Stack stack) { return (stack >= S_QKV_A) == (part == SHARD_ADAPTER); }
 
+static bool gathers_codes(const Comm* comm, ShardOptions options) { return options.codes && comm->ranks > 1 && options.zero == 3; }
+static bool gives_codes(const Shard* s) { return holds_codes(s) || gathers_codes(s->comm, s->opt); }
+
 static void lay_out(Shard* s) {
     s->spec_count = s->part == SHARD_ADAPTER ? adapter_specs(&s->c, s->specs) : param_specs(&s->c, s->specs);
     s->pieces = (Piece*)host_alloc(sizeof(Piece) * (size_t)kMaxPiecesPerUnit * (size_t)(s->c.L + 2));
     s->first_piece = (int*)host_alloc(sizeof(int) * (size_t)(s->c.L + 3));
     uint64_t noise = 0;
-    bool held = holds_codes(s), codes = held || shard_gathers_codes(s->comm, s->opt);
+    bool held = holds_codes(s), codes = gives_codes(s);
     for (int unit = 0; unit < s->c.L + 2; unit++) {
         size_t gathered = 0;
         s->first_piece[unit] = s->count;
@@ -58,10 +61,8 @@ static void lay_out(Shard* s) {
 
 static int stage_of(const Comm* comm, const ShardOptions* o) { return comm->ranks > 1 ? o->zero : o->zero_alone; }
 
-bool shard_gathers_codes(const Comm* comm, ShardOptions options) { return options.codes && comm->ranks > 1 && options.zero == 3; }
-
-bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options) {
-    if (config->adapter.kind == ADAPTER_NONE) return shard_gathers_codes(comm, options);
+bool shard_would_give_codes(const Config* config, const Comm* comm, ShardOptions options) {
+    if (config->adapter.kind == ADAPTER_NONE) return gathers_codes(comm, options);
     return config->adapter.kind == ADAPTER_LORA && linear_gathers_codes(options.recipe);
 }
 
@@ -75,7 +76,7 @@ ShardBytes shard_count_bytes(const Shard* s) {
     ShardBytes b = {0, 0, 0, 0};
     b.weights = flat_weight_bytes(s);
     for (int place = 0; gathers(s) && place < 2 + s->ring; place++) b.gathered += unit_values(s, unit_at(s, place), true) * act;
-    if (holds_codes(s) || shard_gathers_codes(s->comm, s->opt))
+    if (gives_codes(s))
         b.gathered += hqfsdp_bytes(&s->c, &s->linear, code_ranks(s), s->pieces, s->count, s->ring);
     if (holds_codes(s)) {   // this rank's codes are its weights
         size_t own = hqfsdp_own_bytes(&s->linear, s->pieces, s->count);
@@ -175,7 +176,7 @@ static Shard* part_new(ShardPart part, const Config* config, const Ops* ops, con
         if (keeps_master(s)) s->master = (float*)ops->alloc(s->local_values * sizeof(float));
     }
     make_places(s);
-    if (holds_codes(s) || shard_gathers_codes(comm, options))
+    if (gives_codes(s))
         s->codes = hqfsdp_new(&s->c, &s->linear, comm, code_ranks(s), s->pieces, s->count, s->ring);
     return s;
 }
@@ -247,7 +248,7 @@ void shard_forget_gathered(Shard* s) {
     s->read_piece = NULL;
 }
 
-bool shard_hands_out_codes(const Shard* s) { return s->codes != NULL; }
+bool shard_gives_codes(const Shard* s) { return s->codes != NULL; }
 bool shard_is_alone(const Shard* s) { return s->comm->ranks == 1; }
 
 // Adds the adapter's stacks of a unit, and its gradients, to the frozen unit, which has none of its own.

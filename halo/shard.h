@@ -91,13 +91,10 @@ typedef struct {
 } ShardBytes;
 C_API ShardBytes shard_bytes(const Config* config, const Ops* ops, const Comm* comm, ShardOptions options);
 
-// Does a shard of these ranks and options gather codes? One rank gathers nothing.
-C_API bool shard_gathers_codes(const Comm* comm, ShardOptions options);
-// Does shard_acquire of such a shard give a layer's linears as codes: gathered ones, or those held of a frozen model?
-C_API bool shard_gives_codes(const Config* config, const Comm* comm, ShardOptions options);
-
-// Does shard_acquire of this shard give linears as codes (shard_gives_codes)?
-C_API bool shard_hands_out_codes(const Shard* s);
+// Does shard_acquire give a layer's linears as codes: gathered ones, or those held of a frozen model? Asked of a shard, and of what a
+// shard of this configuration and these options would do. One rank gathers nothing.
+C_API bool shard_gives_codes(const Shard* s);
+C_API bool shard_would_give_codes(const Config* config, const Comm* comm, ShardOptions options);
 // Is this the only rank, so that no unit comes from others?
 C_API bool shard_is_alone(const Shard* s);
 

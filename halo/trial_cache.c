@@ -62,16 +62,6 @@ static bool read_fully(int file, void* to, size_t bytes) {
     return true;
 }
 
-static bool write_fully(int file, const void* from, size_t bytes) {
-    for (size_t done = 0; done < bytes;) {
-        ssize_t put = write(file, (const char*)from + done, bytes - done);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        done += (size_t)put;
-    }
-    return true;
-}
-
 // Takes over the whole records of the file whose keys are not known yet.
 static void merge_file(TrialCache* c) {
     int file = *c->path ? open(c->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
@@ -96,7 +86,7 @@ static void write_file(const TrialCache* c) {
     snprintf(temporary, sizeof temporary, "%s.%ld.new", c->path, (long)getpid());
     int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (file < 0) return;
-    bool written = write_fully(file, &c->header, sizeof c->header) && write_fully(file, c->records, (size_t)c->count * c->header.record_bytes);
+    bool written = write_whole(file, &c->header, sizeof c->header) && write_whole(file, c->records, (size_t)c->count * c->header.record_bytes);
     written = !close(file) && written;
     if (!written || rename(temporary, c->path)) unlink(temporary);
 }

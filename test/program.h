@@ -10,7 +10,9 @@
 #include "tokenizer_file.h"
 
 #include <fcntl.h>
+#include <pty.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 
 static const char* binary;
 static const char* launcher = "";   // "mpirun ... " in front of it
@@ -38,11 +40,9 @@ static void read_stream(const char* name, char** text) {
     free(path);
 }
 
-// Starts the program with these arguments; its streams go into files.
-__attribute__((unused))
-static pid_t start(const char* arguments) {
-    char *out = scratch_path("stdout"), *err = scratch_path("stderr"), *line = (char*)host_alloc(strlen(arguments) + 1024);
-    sprintf(line, "exec %s'%s' %s", launcher, binary, arguments);
+// Starts a line of shell; its streams go into files.
+static pid_t start_line(const char* line) {
+    char *out = scratch_path("stdout"), *err = scratch_path("stderr");
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
@@ -52,6 +52,28 @@ static pid_t start(const char* arguments) {
     }
     free(out);
     free(err);
+    return child;
+}
+
+// Starts a line of shell in a terminal of its own, 40 lines high; what it reads and prints passes through *terminal.
+__attribute__((unused))
+static pid_t start_in_terminal(const char* line, int columns, int* terminal) {
+    struct winsize size = {40, (unsigned short)columns, 0, 0};
+    fflush(stdout);
+    pid_t child = forkpty(terminal, NULL, NULL, &size);
+    check(child >= 0, "no pseudo-terminal");
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
+        _exit(99);
+    }
+    return child;
+}
+
+// Starts the program with these arguments.
+static pid_t start(const char* arguments) {
+    char* line = (char*)host_alloc(strlen(arguments) + 1024);
+    sprintf(line, "exec %s'%s' %s", launcher, binary, arguments);
+    pid_t child = start_line(line);
     free(line);
     return child;
 }

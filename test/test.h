@@ -160,6 +160,32 @@ static const char* refpack(const char* below) {
     return NULL;
 }
 
+// How often `words` stand in a text.
+__attribute__((unused))
+static int count_of(const char* text, const char* words) {
+    int count = 0;
+    for (const char* p = text; (p = strstr(p, words)) != NULL; p += strlen(words)) count++;
+    return count;
+}
+
+// No line is longer, but those that hold `words` (NULL: there are none such).
+__attribute__((unused))
+static bool fits_80_columns(const char* text, const char* words) {
+    for (const char *line = text, *end; *line; line = end + (*end == '\n')) {
+        end = line + strcspn(line, "\n");
+        const char* found = words ? strstr(line, words) : NULL;
+        if (end - line > 80 && (!found || found > end)) return false;
+    }
+    return true;
+}
+
+// Where make put the binaries that this one belongs to.
+__attribute__((unused))
+static const char* build_dir(void) {
+    const char* build = getenv("BUILD");
+    return build && *build ? build : "build/release";
+}
+
 static int test_main(const Case* cases, int count, int argc, char** argv) {
     if (argc > 1 && !strcmp(argv[1], "--list")) {
         for (int i = 0; i < count; i++) puts(cases[i].name);

@@ -326,7 +326,7 @@ static void memory_case(void) {
         ShardBytes bytes = shard_bytes(&wide, &cpu_bf16_ops, comm_solo(), options);
         double weights = (double)bytes.weights / (1 << 30), rest = (double)(bytes.gradients + bytes.optimizer) / (1 << 30);
         ModelOptions at = {4, 1024, true, RECOMPUTE_BLOCK, (size_t)512 << 20, 0, recipe_find("bf16"), false, 0, 0, 0};
-        bool codes = shard_gives_codes(&wide, comm_solo(), options);
+        bool codes = shard_would_give_codes(&wide, comm_solo(), options);
         size_t model = model_bytes_together(model_bytes(&wide, &cpu_bf16_ops, options.recipe, codes, at));
         double run = weights + rest + (double)(bytes.gathered + model) / (1 << 30);
         ok(weights > rows[i].least && weights < rows[i].most && rest < 0.7 && run < rows[i].run,

@@ -39,12 +39,6 @@ static Drawn drawn(const char* svg, const char* look) {
     return d;
 }
 
-static int count_of(const char* svg, const char* word) {
-    int n = 0;
-    for (const char* p = svg; (p = strstr(p, word)) != NULL; p++) n++;
-    return n;
-}
-
 // Every element that is opened is closed, and no text holds what XML gives a meaning.
 static bool well_formed(const char* svg) {
     int depth = 0;

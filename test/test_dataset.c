@@ -157,6 +157,8 @@ static void errors_case(void) {
     static Refusal all[] = {
         {"a.jsonl", GOOD "{\"prompt\": \"Q\" \"completion\": \"A\"}\n", "a.jsonl:2:27: not valid JSON"},
         {"a.jsonl", GOOD "\n{\"prompt\": \"Q\", ", "a.jsonl:3:"},
+        {"a.jsonl", "\xff\xfe{", "a.jsonl: UTF-16, and only UTF-8 is read"},
+        {"a.csv", "PK\x03\x04x", "a.csv: a ZIP archive or a spreadsheet"},
         {"a.jsonl", "{\n\"prompt\": \"Q\", \"completion\": \"A\"}\n", "a.jsonl:1:2: not valid JSON: the line ends inside a value"},
         {"a.jsonl", GOOD "{\"prompt\": \"Q\", \"completion\": \"A\"\n", "a.jsonl:2:34: not valid JSON: the line ends inside a value"},
         {"a.jsonl", "{\"prompt\": \"Q\", \"completion\": \"A\n", "the line ends inside a value"},
@@ -350,12 +352,6 @@ static long count_in(const char* summary, const char* row) {
     return at ? strtol(at + strlen(row), NULL, 10) : -1;
 }
 
-static bool fits_80_columns(const char* text) {
-    for (const char* line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
-        if (strcspn(line, "\n") > 80) return false;
-    return true;
-}
-
 #define ANSWER(text) "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"" text "\"}]}\n"
 
 static void summary_case(void) {
@@ -377,7 +373,7 @@ static void summary_case(void) {
            "summary of %s: %ld begin twice, %ld do not end", forms[i].name, forms[i].twice, forms[i].endless);
         ok(count_in(text, "duplicates") == 3 && strstr(text, "line 3 repeats line 1") && strstr(text, "line 5 repeats line 1") &&
            strstr(text, "line 6 repeats line 2"), "  three of six records repeat an earlier one");
-        ok(count_in(text, "records") == 6 && strstr(text, " tokens, line 4") && fits_80_columns(text), "  the longest is named; lines of 80 columns");
+        ok(count_in(text, "records") == 6 && strstr(text, " tokens, line 4") && fits_80_columns(text, NULL), "  the longest is named; lines of 80 columns");
         free(text);
         chat_free(&chat);
     }
@@ -385,7 +381,7 @@ static void summary_case(void) {
     char *whole = summary_of(kLong, &none, 100), *cut = summary_of(kLong, &none, 10);
     ok(count_in(whole, "answers without an end token") == 0 && count_in(cut, "answers without an end token") == 0 && strstr(cut, "the longest 11"),
        "a text that goes on in the next row lacks no end");
-    ok(!fits_80_columns("                                                                                 "), "81 columns are noticed");
+    ok(!fits_80_columns("                                                                                 ", NULL), "81 columns are noticed");
     free(whole);
     free(cut);
 }

@@ -9,11 +9,6 @@ enum { kTestRows = 150, kTrainRows = 6000, kLongestChat = 128, kHeaderTokens = 1
 
 static const char kDemo[] = "data/demo";
 
-static const char* build_dir(void) {
-    const char* build = getenv("BUILD");
-    return build && *build ? build : "build/release";
-}
-
 static bool same_file(const char* got_dir, const char* want_dir, const char* name) {
     char* paths[2] = {path_join(got_dir, name), path_join(want_dir, name)};
     size_t bytes[2];

@@ -2,7 +2,6 @@
 #include "program.h"
 
 #include <poll.h>
-#include <pty.h>
 
 #include "../halo/options.h"
 #include "../halo/version.h"
@@ -55,6 +54,23 @@ static void demo_case(void) {
     free(link);
 }
 
+// The flags that demo.sh trains with, but for its seed, are those that the program takes for the demo by itself.
+static void demo_flags_case(void) {
+    char *script = file_read("data/demo/demo.sh", NULL), *first = strstr(script, "train_flags=("), *end = first ? strstr(first, " --seed") : NULL;
+    check(end, "data/demo/demo.sh: no train_flags=(... --seed");
+    first += strlen("train_flags=(");
+    char* flags = text_of("%.*s --print-config", (int)(end - first), first);
+    char *own = run_well("--print-config", "the demo's own flags"), *given = run_well(flags, "demo.sh's flags");
+    char* other = run_well("--schedule linear --print-config", "another flag");
+    ok(strcmp(own, other) != 0, "a flag that differs shows");
+    ok(!strcmp(own, given), "demo.sh trains with what the program takes for the demo: %s", flags);
+    free(other);
+    free(given);
+    free(own);
+    free(flags);
+    free(script);
+}
+
 static void demo_ranks_case(void) {
     if (system("mpirun --version >/dev/null 2>&1")) {
         skip("mpirun is not there");
@@ -69,8 +85,7 @@ static void demo_ranks_case(void) {
 
 // `make install` into a folder, and the demo from there.
 static void install_case(void) {
-    const char* build = getenv("BUILD");
-    if (!build || !*build) build = "build/release";
+    const char* build = build_dir();
     char *stage = scratch_path("stage"), *program = path_join(build, "train_llama3");
     if (!path_exists(program)) {
         skip("%s is not there", program);
@@ -114,10 +129,9 @@ static void help_case(void) {
     run_refused("help frobnicate", "frobnicate|no such command", "help of an unknown command");
 
     text = run_well("help man", "help man");
-    int flag_count = 0, entries = 0;
+    int flag_count = 0, entries = count_of(text, "\n.TP\n\\fB\\-\\-");
     FlagInfo f;
     for (; options_flag_info(flag_count, &f); flag_count++) {}
-    for (const char* p = text; (p = strstr(p, "\n.TP\n\\fB\\-\\-")) != NULL; p++) entries++;
     ok(flag_count > 50 && entries == flag_count, "the manual page has every row of the table of flags: %d of %d", entries, flag_count);
     free(text);
 }
@@ -198,13 +212,7 @@ static Terminal talk_to(const char* arguments) {
     Terminal t;
     memset(&t, 0, sizeof t);
     char* line = text_of("exec '%s' generate --backend cpu %s", binary, arguments);
-    fflush(stdout);
-    t.child = forkpty(&t.terminal, NULL, NULL, NULL);
-    check(t.child >= 0, "no pseudo-terminal");
-    if (t.child == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
-        _exit(99);
-    }
+    t.child = start_in_terminal(line, 80, &t.terminal);
     free(line);
     return t;
 }
@@ -333,8 +341,8 @@ static void plain_case(void) {
 }
 
 static const Case kCases[] = {
-    {"demo", demo_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case}, {"check", check_case}, {"hub", hub_case},
-    {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
+    {"demo", demo_case}, {"demo_flags", demo_flags_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case},
+    {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
 int main(int argc, char** argv) { return program_main("test_everyday", kCases, COUNT(kCases), argc, argv); }

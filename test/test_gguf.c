@@ -133,14 +133,18 @@ enum { kC = 16, kHD = 8, kF = 32, kV = 8, kPairs = 13 };
 static const char* const kTokens[kV] = {"a", "b", "ab", "\xc4\xa0", "<s>", "</s>", "1", "\xc4\xa0" "ab"};
 static const char* const kMerges[] = {"a b", "\xc4\xa0 ab"};
 
-static void model_bytes_into(Bytes* b) {
-    static const struct { const char* name; int cols, rows; } tensors[] = {
-        {"token_embd.weight", kC, kV}, {"blk.0.attn_norm.weight", kC, 1}, {"blk.0.attn_q.weight", kC, kC},
-        {"blk.0.attn_k.weight", kC, kC}, {"blk.0.attn_v.weight", kC, kC}, {"blk.0.attn_output.weight", kC, kC},
-        {"blk.0.ffn_norm.weight", kC, 1}, {"blk.0.ffn_gate.weight", kC, kF}, {"blk.0.ffn_up.weight", kC, kF},
-        {"blk.0.ffn_down.weight", kF, kC}, {"output_norm.weight", kC, 1}, {"output.weight", kC, kV},
-        {"rope_freqs.weight", kHD / 2, 1}};
-    start(b, COUNT(tensors), kPairs);
+typedef struct {
+    const char* name;
+    int cols, rows;
+} PlainTensor;
+#define BLOCK_TENSORS \
+    {"blk.0.attn_norm.weight", kC, 1}, {"blk.0.attn_q.weight", kC, kC}, {"blk.0.attn_k.weight", kC, kC}, {"blk.0.attn_v.weight", kC, kC}, \
+    {"blk.0.attn_output.weight", kC, kC}, {"blk.0.ffn_norm.weight", kC, 1}, {"blk.0.ffn_gate.weight", kC, kF}, \
+    {"blk.0.ffn_up.weight", kC, kF}, {"blk.0.ffn_down.weight", kF, kC}, {"output_norm.weight", kC, 1}
+
+// The file's opening and its first nine pairs.
+static void start_model(Bytes* b, int tensors, int pairs, float freq_base, const char* tokenizer) {
+    start(b, tensors, pairs);
     pair_text(b, "general.architecture", "llama");
     pair_u32(b, "llama.embedding_length", kC);
     pair_u32(b, "llama.block_count", 1);
@@ -148,18 +152,29 @@ static void model_bytes_into(Bytes* b) {
     pair_u32(b, "llama.attention.head_count", 2);
     pair_u32(b, "llama.context_length", 64);
     pair_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    pair_f32(b, "llama.rope.freq_base", 500000);
-    pair_text(b, "tokenizer.ggml.model", "gpt2");
-    pair_text(b, "tokenizer.ggml.pre", "smollm");
-    pair_texts(b, "tokenizer.ggml.tokens", kTokens, kV);
-    pair_texts(b, "tokenizer.ggml.merges", kMerges, COUNT(kMerges));
-    pair_u32(b, "tokenizer.ggml.eos_token_id", 5);
+    pair_f32(b, "llama.rope.freq_base", freq_base);
+    pair_text(b, "tokenizer.ggml.model", tokenizer);
+}
+
+// The headers of F32 tensors, which follow one another. Returns the bytes of their values.
+static uint64_t describe_tensors(Bytes* b, const PlainTensor* tensors, int count) {
     uint64_t offset = 0;
-    for (int i = 0; i < COUNT(tensors); i++) {
+    for (int i = 0; i < count; i++) {
         tensor_info(b, tensors[i].name, (uint64_t)tensors[i].cols, (uint64_t)tensors[i].rows, GGML_F32, offset);
         offset += round_up((size_t)tensors[i].cols * (size_t)tensors[i].rows * 4, 32);
     }
     pad(b);
+    return offset;
+}
+
+static void model_bytes_into(Bytes* b) {
+    static const PlainTensor tensors[] = {{"token_embd.weight", kC, kV}, BLOCK_TENSORS, {"output.weight", kC, kV}, {"rope_freqs.weight", kHD / 2, 1}};
+    start_model(b, COUNT(tensors), kPairs, 500000, "gpt2");
+    pair_text(b, "tokenizer.ggml.pre", "smollm");
+    pair_texts(b, "tokenizer.ggml.tokens", kTokens, kV);
+    pair_texts(b, "tokenizer.ggml.merges", kMerges, COUNT(kMerges));
+    pair_u32(b, "tokenizer.ggml.eos_token_id", 5);
+    describe_tensors(b, tensors, COUNT(tensors));
     // Llama 3.1's factors for these frequencies, 500000^(-i/4): far above, far above, in between, far below the bounds.
     double turns = 8192 * pow(500000, -0.5) / (2 * 3.14159265358979323846), keep = (turns - 1) / 3;
     float factors[kHD / 2] = {1, 1, (float)(1 / ((1 - keep) / 8 + keep)), 8};
@@ -256,21 +271,8 @@ static void pieces_into(Bytes* b, const char* path) {
         if (i >= 3 && i < 259) sprintf(texts[i], "<0x%02X>", i - 3);
     }
     free(bin);
-    static const struct { const char* name; int cols, rows; } tensors[] = {
-        {"token_embd.weight", kC, kPieces}, {"blk.0.attn_norm.weight", kC, 1}, {"blk.0.attn_q.weight", kC, kC},
-        {"blk.0.attn_k.weight", kC, kC}, {"blk.0.attn_v.weight", kC, kC}, {"blk.0.attn_output.weight", kC, kC},
-        {"blk.0.ffn_norm.weight", kC, 1}, {"blk.0.ffn_gate.weight", kC, kF}, {"blk.0.ffn_up.weight", kC, kF},
-        {"blk.0.ffn_down.weight", kF, kC}, {"output_norm.weight", kC, 1}};
-    start(b, COUNT(tensors), 14);
-    pair_text(b, "general.architecture", "llama");
-    pair_u32(b, "llama.embedding_length", kC);
-    pair_u32(b, "llama.block_count", 1);
-    pair_u32(b, "llama.feed_forward_length", kF);
-    pair_u32(b, "llama.attention.head_count", 2);
-    pair_u32(b, "llama.context_length", 64);
-    pair_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    pair_f32(b, "llama.rope.freq_base", 10000);
-    pair_text(b, "tokenizer.ggml.model", "llama");
+    static const PlainTensor tensors[] = {{"token_embd.weight", kC, kPieces}, BLOCK_TENSORS};
+    start_model(b, COUNT(tensors), 14, 10000, "llama");
     pair_texts(b, "tokenizer.ggml.tokens", tokens, kPieces);
     pair_u32(b, "tokenizer.ggml.bos_token_id", 1);
     pair_u32(b, "tokenizer.ggml.eos_token_id", 2);
@@ -284,13 +286,8 @@ static void pieces_into(Bytes* b, const char* path) {
     put_u32(b, GGUF_I32);
     put_u64(b, kPieces);
     put(b, types, sizeof types);
-    uint64_t offset = 0;
-    for (int i = 0; i < COUNT(tensors); i++) {
-        tensor_info(b, tensors[i].name, (uint64_t)tensors[i].cols, (uint64_t)tensors[i].rows, GGML_F32, offset);
-        offset += round_up((size_t)tensors[i].cols * (size_t)tensors[i].rows * 4, 32);
-    }
-    pad(b);
-    for (uint64_t i = 0; i < offset / 4; i++) put_u32(b, 0);
+    uint64_t value_bytes = describe_tensors(b, tensors, COUNT(tensors));
+    for (uint64_t i = 0; i < value_bytes / 4; i++) put_u32(b, 0);
 }
 
 static void pieces_case(void) {

@@ -84,7 +84,7 @@ static void source_rows(void* context, int spec, int layer, int first_row, int r
 }
 
 static HfOutput output_to(const char* dir, Fmt fmt, size_t shard_bytes) {
-    HfOutput output = {dir, NULL, NULL, fmt, shard_bytes};
+    HfOutput output = {dir, NULL, fmt, shard_bytes};
     return output;
 }
 
@@ -157,8 +157,10 @@ static void rewrite_model(const char* dir) {
     for (int round = 0; round < 2; round++) {
         Fmt fmt = round ? BF16 : F32;
         empty_dir(copy_dir);
-        HfOutput output = {copy_dir, dir, dir, fmt, round ? 100000 : kDefaultShardBytes};
+        ModelFiles* files = model_files_from_dir(dir);
+        HfOutput output = {copy_dir, files, fmt, round ? 100000 : kDefaultShardBytes};
         hf_model_write(&output, &config, round ? round_rows : copy_rows, model);
+        model_files_free(files);
         HfModel* copy = hf_model_open(copy_dir, &again);
         size_t wrong = count_differences(model, copy, &config, fmt);
         ok(wrong == 0 && hf_model_fmt(copy) == fmt, "%s: written as %s, %zu tensors differ", dir, fmt_name(fmt), wrong);
@@ -470,8 +472,10 @@ static void stale_case(void) {
     write_file(extra, "rag.jinja", "rag");
     Config config = small_config(true);
     Source values = make_source(&config, BF16);
-    HfOutput output = {dir, NULL, source, BF16, kDefaultShardBytes};
+    ModelFiles* files = model_files_from_dirs(NULL, source);
+    HfOutput output = {dir, files, BF16, kDefaultShardBytes};
     hf_model_write(&output, &config, source_rows, &values);
+    model_files_free(files);
     for (int i = 0; i < COUNT(stale); i++) ok(!has_file(dir, stale[i]), "stale: %s is gone", stale[i]);
     ok(has_file(dir, "notes.txt") && has_file(dir, "tokenizer.json") && has_file(dir, "additional_chat_templates/rag.jinja"),
        "stale: everything else is there");

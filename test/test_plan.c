@@ -146,8 +146,7 @@ static void time_case(void) {
         {"--preset llama3-8b --batch 2 --recipe bf16", 2, 9.6},
         {"--preset llama3-8b --batch 2 --recipe halo0-fp8 --qfsdp", 2, 13.1},
     };
-    int kinds;
-    const GpuKind* kind = gpu_kinds(&kinds);
+    const GpuKind* kind = gpu_kinds();
     int h200 = 0;
     while (strcmp(kind[h200].name, "H200")) h200++;
     for (int i = 0; i < COUNT(kSteps); i++) {

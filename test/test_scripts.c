@@ -7,25 +7,11 @@
 // What a table is made with, so that it takes a second.
 static const char kSmall[] = "MODEL=data/demo/model DATASETS=demo STEPS=1 LIMIT=40 BATCH=4 SEQ=128 RECIPES='bf16 halo2-int8' SEEDS='1 2' REFPACK=/nowhere";
 
-static const char* build_dir(void) {
-    const char* build = getenv("BUILD");
-    return build && *build ? build : "build/release";
-}
-
 // Runs a script under these settings ("NAME=VALUE ...") with its results in the folder `tables`.
 static Run run_script(const char* name, const char* settings, const char* tables) {
-    char *out = scratch_path("stdout"), *err = scratch_path("stderr");
     char* line = text_of("exec env %s TRAIN_LLAMA3='%s' TABLES='%s' GRADIENT_COSINE=%s/dev/gradient_cosine %s scripts/%s.sh", kSmall, binary,
                          tables, build_dir(), settings, name);
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        if (!freopen(out, "w", stdout) || !freopen(err, "w", stderr)) _exit(99);
-        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
-        _exit(99);
-    }
-    free(out);
-    free(err);
+    pid_t child = start_line(line);
     free(line);
     return finish(child);
 }
@@ -37,12 +23,6 @@ static char* stand_in(const char* name, const char* body) {
     check(chmod(path, 0755) == 0, "%s: chmod", path);
     free(text);
     return path;
-}
-
-static int count_of(const char* text, const char* words) {
-    int count = 0;
-    for (const char* p = text; (p = strstr(p, words)) != NULL; p += strlen(words)) count++;
-    return count;
 }
 
 // ---- cases

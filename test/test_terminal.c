@@ -1,11 +1,10 @@
 // What a terminal shows: the live line's text at every width, and the program in terminals of 80 and 200 columns, read off a small
 // emulation of their screens.
+#include "../halo/run/clock.h"
 #include "../halo/run/status.h"
 #include "program.h"
 
 #include <math.h>
-#include <pty.h>
-#include <sys/ioctl.h>
 
 // ---- a terminal's screen: lines of one-byte characters (others count as '*'), what is erased or written over, and escapes
 
@@ -139,15 +138,8 @@ static TerminalRun run_in_terminal(const char* arguments, int columns, const cha
     TerminalRun t = {(Screen*)host_alloc(sizeof(Screen)), NULL, 0, -1};
     t.screen->columns = columns;
     char* line = text_of("exec env %s '%s' %s", environment, binary, arguments);
-    struct winsize size = {40, (unsigned short)columns, 0, 0};
     int fd, status = 0;
-    fflush(stdout);
-    pid_t child = forkpty(&fd, NULL, NULL, &size);
-    check(child >= 0, "no pseudo-terminal");
-    if (child == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char*)NULL);
-        _exit(99);
-    }
+    pid_t child = start_in_terminal(line, columns, &fd);
     char piece[4096];
     ssize_t got;
     while ((got = read(fd, piece, sizeof piece)) > 0) {

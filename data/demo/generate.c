@@ -2,6 +2,7 @@
 //
 //   generate tasks DIR        DIR/train.jsonl and DIR/test.jsonl: {"messages": [user, assistant]}, one chat per line
 //   generate corpus FILE      {"text": ...}, one document per line
+//   generate worded FILE      the same, with many more word problems, said in many ways: the last pre-training pass
 //
 // Each task is a grammar that makes a meaning (a word problem with its steps, a query over a table, a statement about a
 // board game) and has two renderings of the meaning. The task rendering is a prompt and the one right answer, in the shape of
@@ -17,6 +18,7 @@ enum {
     kTestPerTask = 50,
     kTrainPerTask = 2000,
     kCorpusDocuments = 160000,
+    kWordedDocuments = 56000,
 };
 
 // ---- random numbers and text
@@ -69,11 +71,11 @@ typedef struct {
     const char* label;   // of the result: "Bought"
     int left, right, result;
     char op;
-} Step;
+} Reckoning;
 
 typedef struct {
     Line story, question;
-    Step steps[2];
+    Reckoning steps[2];
     int step_count;
 } Problem;
 
@@ -89,7 +91,7 @@ enum { kLargestTerm = 9, kLargestFactor = 5 };
 static int compute(int left, char op, int right) { return op == '+' ? left + right : op == '-' ? left - right : left * right; }
 
 static void solve(Problem* p, int left, char op, int right, const char* label) {
-    Step step = {label, left, right, compute(left, op, right), op};
+    Reckoning step = {label, left, right, compute(left, op, right), op};
     p->steps[p->step_count++] = step;
 }
 
@@ -158,7 +160,7 @@ static void problem_task(Random* random, Line* user, Line* assistant) {
     make_problem(random, &p);
     add(user, "%s %s", p.story.data, p.question.data);
     for (int i = 0; i < p.step_count; i++) {
-        const Step* s = &p.steps[i];
+        const Reckoning* s = &p.steps[i];
         add(assistant, "%s: %d %c %d = <<%d%c%d=%d>>%d\n", s->label, s->left, s->op, s->right, s->left, s->op, s->right, s->result, s->result);
     }
     add(assistant, "#### %d", p.steps[p.step_count - 1].result);
@@ -169,8 +171,28 @@ static void problem_prose(Random* random, Line* text) {
     make_problem(random, &p);
     add(text, "%s", p.story.data);
     for (int i = 0; i < p.step_count; i++) {
-        const Step* s = &p.steps[i];
+        const Reckoning* s = &p.steps[i];
         add(text, " %s %d %c %d = %d.", s->label, s->left, s->op, s->right, s->result);
+    }
+}
+
+// A problem with its question or without, its steps on lines of their own or not, with colons or without, each sum said once or
+// twice. From the plain prose alone a model finds a step's number only if the words between story and step are the usual ones.
+static void worded_problem_prose(Random* random, Line* text) {
+    Problem p;
+    make_problem(random, &p);
+    bool asks = between(random, 0, 3) > 0;
+    bool lines = between(random, 0, 2) > 0;
+    bool colons = between(random, 0, 2) > 0;
+    bool twice = between(random, 0, 2) > 0;
+    bool dots = coin(random) || !lines;
+    add(text, "%s", p.story.data);
+    if (asks) add(text, " %s", p.question.data);
+    for (int i = 0; i < p.step_count; i++) {
+        const Reckoning* s = &p.steps[i];
+        add(text, "%s%s%s %d %c %d =", lines ? "\n" : " ", s->label, colons ? ":" : "", s->left, s->op, s->right);
+        if (twice) add(text, " (%d%c%d=%d)", s->left, s->op, s->right, s->result);
+        add(text, "%s%d%s", twice ? "" : " ", s->result, dots ? "." : "");
     }
 }
 
@@ -334,11 +356,11 @@ static void query_prose(Random* random, Line* text) {
 typedef struct {
     const char* key;
     char value[32];   // empty if the act asks for the value
-} Slot;
+} StatedSlot;
 
 typedef struct {
     const char* act;
-    Slot slots[5];
+    StatedSlot slots[5];
     int slot_count;
     Line sentence;
 } Statement;
@@ -354,7 +376,7 @@ static const char* const kLevels[] = {"easy", "fair", "hard", "tricky"};
 
 __attribute__((format(printf, 3, 4)))
 static void add_slot(Statement* s, const char* key, const char* format, ...) {
-    Slot* slot = &s->slots[s->slot_count++];
+    StatedSlot* slot = &s->slots[s->slot_count++];
     slot->key = key;
     va_list args;
     va_start(args, format);
@@ -587,16 +609,20 @@ static const ProseFn kProse[] = {problem_prose, problem_prose,   problem_prose, 
                                  query_prose,   statement_prose, statement_prose, recall_prose, recall_prose, recall_prose};
 enum { kKinds = sizeof kProse / sizeof kProse[0] };
 
-static void write_corpus(const char* path) {
-    Random random = {2};
+static const ProseFn kWordedProse[] = {worded_problem_prose, worded_problem_prose, worded_problem_prose, worded_problem_prose,
+                                       worded_problem_prose, query_prose,          statement_prose,      recall_prose};
+enum { kWordedKinds = sizeof kWordedProse / sizeof kWordedProse[0] };
+
+static void write_corpus(const char* path, uint64_t seed, int documents, const ProseFn* kinds, int kind_count) {
+    Random random = {seed};
     FILE* file = open_for_writing(path);
-    for (int d = 0; d < kCorpusDocuments; d++) {
+    for (int d = 0; d < documents; d++) {
         Line text = {{0}, 0};
         int items = between(&random, 1, 2);
         for (int i = 0; i < items; i++) {
-            int kind = between(&random, 0, kKinds - 1);
+            int kind = between(&random, 0, kind_count - 1);
             if (i) add(&text, "\n");
-            kProse[kind](&random, &text);
+            kinds[kind](&random, &text);
         }
         fputs("{\"text\": ", file);
         write_json_string(file, text.data);
@@ -607,7 +633,8 @@ static void write_corpus(const char* path) {
 
 int main(int argc, char** argv) {
     if (argc == 3 && !strcmp(argv[1], "tasks")) write_tasks(argv[2]);
-    else if (argc == 3 && !strcmp(argv[1], "corpus")) write_corpus(argv[2]);
-    else user_error("usage: generate tasks DIR | generate corpus FILE");
+    else if (argc == 3 && !strcmp(argv[1], "corpus")) write_corpus(argv[2], 2, kCorpusDocuments, kProse, kKinds);
+    else if (argc == 3 && !strcmp(argv[1], "worded")) write_corpus(argv[2], 3, kWordedDocuments, kWordedProse, kWordedKinds);
+    else user_error("usage: generate tasks DIR | generate corpus FILE | generate worded FILE");
     return 0;
 }

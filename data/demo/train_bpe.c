@@ -140,9 +140,9 @@ static void count_file(Counter* counter, const char* path) {
 
 typedef struct {
     int left, right;
-} Merge;
+} LearntMerge;
 
-static Merge most_frequent_pair(const Words* words, int vocabulary, long* counts) {
+static LearntMerge most_frequent_pair(const Words* words, int vocabulary, long* counts) {
     memset(counts, 0, (size_t)vocabulary * (size_t)vocabulary * sizeof(long));
     for (int w = 0; w < words->count; w++) {
         const Word* word = &words->words[w];
@@ -152,11 +152,11 @@ static Merge most_frequent_pair(const Words* words, int vocabulary, long* counts
     for (int pair = 1; pair < vocabulary * vocabulary; pair++)
         if (counts[pair] > counts[best]) best = pair;
     if (!counts[best]) user_error("the text has too few different words for %d tokens; give more text", kVocabulary);
-    Merge merge = {best / vocabulary, best % vocabulary};
+    LearntMerge merge = {best / vocabulary, best % vocabulary};
     return merge;
 }
 
-static void apply_merge(Words* words, Merge merge, int id) {
+static void apply_merge(Words* words, LearntMerge merge, int id) {
     for (int w = 0; w < words->count; w++) {
         Word* word = &words->words[w];
         int kept = 0;
@@ -169,7 +169,7 @@ static void apply_merge(Words* words, Merge merge, int id) {
     }
 }
 
-static void train(Words* words, const int byte_ids[kBytes], Merge merges[kMerges]) {
+static void train(Words* words, const int byte_ids[kBytes], LearntMerge merges[kMerges]) {
     for (int w = 0; w < words->count; w++) {
         Word* word = &words->words[w];
         word->length = word->bytes;
@@ -221,7 +221,7 @@ static json_t* byte_level(bool add_prefix_space) {
                      "use_regex", 0);
 }
 
-static json_t* model(const Letter letters[kBytes], const Merge merges[kMerges]) {
+static json_t* model(const Letter letters[kBytes], const LearntMerge merges[kMerges]) {
     json_t* vocabulary = json_object();
     json_t* rules = json_array();
     char** tokens = (char**)host_alloc((kBytes + kMerges) * sizeof(char*));
@@ -246,7 +246,7 @@ static json_t* model(const Letter letters[kBytes], const Merge merges[kMerges]) 
                      "vocab", vocabulary, "merges", rules);
 }
 
-static void write_tokenizer(const char* dir, const Letter letters[kBytes], const Merge merges[kMerges]) {
+static void write_tokenizer(const char* dir, const Letter letters[kBytes], const LearntMerge merges[kMerges]) {
     const char* begin = kSpecialTokens[kBeginOfText];
     json_t* split = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", kSplit, "behavior", "Isolated",
                               "invert", 0);
@@ -286,7 +286,7 @@ int main(int argc, char** argv) {
     pretokenizer_free(&counter->split);
     free(counter);
 
-    Merge merges[kMerges];
+    LearntMerge merges[kMerges];
     train(words, byte_ids, merges);
     write_tokenizer(argv[1], letters, merges);
 

@@ -10,22 +10,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-// ---- Growing lists
-
-void text_append(Text* text, const char* bytes, size_t count) {
-    if (text->bytes + count + 1 > text->capacity) {
-        text->capacity = 2 * (text->bytes + count) + 16;
-        text->data = (char*)host_grow(text->data, text->capacity);
-    }
-    if (count) memcpy(text->data + text->bytes, bytes, count);
-    text->bytes += count;
-    text->data[text->bytes] = 0;
-}
-
-void text_free(Text* text) {
-    free(text->data);
-    memset(text, 0, sizeof *text);
-}
+// ---- Texts
 
 static void text_clear(Text* text) {
     text->bytes = 0;

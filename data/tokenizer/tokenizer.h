@@ -3,6 +3,7 @@
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H
 
+#include "../text.h"
 #include "token_list.h"
 
 typedef struct Tokenizer Tokenizer;
@@ -52,13 +53,6 @@ C_API int tokenizer_bos(const Tokenizer* t);
 // A token's content ("<|eot_id|>"), NUL-terminated, for the caller to free; NULL if there is no such token.
 C_API char* tokenizer_content(const Tokenizer* t, int id);
 
-// A growing, NUL-terminated string; starts as {0}.
-typedef struct {
-    char* data;
-    size_t bytes, capacity;
-} Text;
-C_API void text_append(Text* text, const char* bytes, size_t count);
-C_API void text_free(Text* text);
 // Appends the text of `count` ids. Special tokens are left out if skip_special, ids without a token always. Bytes that are no
 // UTF-8 come out as they are (Hugging Face would put U+FFFD).
 C_API void tokenizer_decode(const Tokenizer* t, const int* ids, int count, bool skip_special, Text* out);

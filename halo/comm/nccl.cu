@@ -60,7 +60,7 @@ typedef struct {
 typedef struct {
     cudaEvent_t ready, done;
     ProgressPlace place;
-} Record;
+} TransferRecord;
 // The part of a sum that lies in one slice: neighbouring values.
 typedef struct {
     const Sum* sum;
@@ -88,7 +88,7 @@ static struct {
     int gather_count, sum_count, maximum_count;
     const char* collective;
 
-    Record records[kTransfers];          // transfer t has record t % kTransfers
+    TransferRecord records[kTransfers];   // transfer t has record t % kTransfers
     std::atomic<Transfer> started;
     Transfer finished;        // used by the watchdog's thread alone
 } gpu;
@@ -119,7 +119,7 @@ static DeviceProgress look() {
     }
     Transfer started = gpu.started.load();
     if (started - gpu.finished >= kTransfers) gpu.finished = started - kTransfers + 1;   // older records have been reused
-    const Record* next = NULL;
+    const TransferRecord* next = NULL;
     while (gpu.finished < started) {
         next = &gpu.records[(gpu.finished + 1) % kTransfers];
         if (cudaEventQuery(next->done) == cudaErrorNotReady) break;   // the main thread reports any other error
@@ -270,7 +270,7 @@ static void gpu_all_reduce_max(float* x, int n) {
 
 static Transfer gpu_start() {
     Transfer number = gpu.started.load() + 1;
-    Record* r = &gpu.records[number % kTransfers];
+    TransferRecord* r = &gpu.records[number % kTransfers];
     progress_collective(gpu.collective);
     r->place = progress_place();
     cuda_ok(cudaEventRecord(r->ready, cuda_stream()), "an event");

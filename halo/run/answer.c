@@ -27,7 +27,7 @@ Dataset* open_prompts(const Session* s, const char* path, bool held_out) {
 // ---- the model that generates
 
 static double generator_bytes(const Session* s, int slots, int positions) {
-    return (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_hands_out_codes(s->shard),
+    return (double)model_bytes_together(model_bytes(&s->config, s->ops, s->recipe, shard_gives_codes(s->shard),
                                                     generation_options(slots, positions)));
 }
 

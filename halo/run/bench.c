@@ -5,6 +5,7 @@
 #include "../profile.h"
 #include "../progress.h"
 #include "bench_generation.h"
+#include "clock.h"
 #include "start.h"
 #include "train_step.h"
 

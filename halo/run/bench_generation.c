@@ -4,6 +4,7 @@
 #include "../../data/batch.h"
 #include "../ceilings.h"
 #include "../generate.h"
+#include "clock.h"
 
 enum { kRepeats = 3 };
 

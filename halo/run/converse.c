@@ -5,6 +5,7 @@
 #include <signal.h>
 
 #include "../../data/json.h"
+#include "clock.h"
 
 static volatile sig_atomic_t interrupted;
 
@@ -122,9 +123,7 @@ static void reset(Talk* t) { json_array_clear(t->messages); }
 static void answer(Talk* t, const char* text) {
     json_t* before = json_deep_copy(t->messages);
     TokenList list = {NULL, 0, 0};
-    DecodeStream fresh;
-    memset(&fresh, 0, sizeof fresh);
-    t->stream = fresh;
+    memset(&t->stream, 0, sizeof t->stream);
     t->answer.bytes = 0;
     t->tokens = 0;
     say(t, "user", text);
@@ -213,8 +212,9 @@ static void read_lines(Talk* t) {
 
 static bool has_template(const Session* s) {
     char* text = chat_template_text(s->files, s->tokenizer_path);
+    bool found = text != NULL;
     free(text);
-    return text != NULL;
+    return found;
 }
 
 void converse(Session* s) {

@@ -1,5 +1,5 @@
-// The command doctor: whether this machine has what training needs: a line a check, with what to do about what it has not. A warning is what
-// costs speed or comfort; a problem is what keeps some run from working.
+// The command doctor: does this machine have what training needs? A line for each check, and where something is missing what to do about it. A
+// warning is what costs speed or comfort; a problem is what keeps some run from working.
 #ifndef HALO_RUN_DOCTOR_H
 #define HALO_RUN_DOCTOR_H
 

@@ -100,7 +100,7 @@ static const double kMostError = 1e-2;   // of a product's values, relative; BF1
 typedef struct {
     float c[kM * kN];
     uint8_t codes[kM * kK];
-} Product;
+} TriedProduct;
 
 static void fill(float* x, size_t count, uint64_t seed) {
     for (size_t i = 0; i < count; i++) {
@@ -133,7 +133,7 @@ static QMat coded(const Ops* ops, Mat x, Opnd how) {
     return q;
 }
 
-static void run_product(const Ops* ops, Opnd how, Product* p) {
+static void run_product(const Ops* ops, Opnd how, TriedProduct* p) {
     float *x = (float*)host_alloc(sizeof(float) * kM * kK), *w = (float*)host_alloc(sizeof(float) * kN * kK);
     fill(x, (size_t)kM * kK, 1);
     fill(w, (size_t)kN * kK, 2);
@@ -158,7 +158,7 @@ static void run_product(const Ops* ops, Opnd how, Product* p) {
 }
 
 // How far two products are apart, relative to the second; infinite if a value is not finite.
-static double distance(const Product* got, const Product* want) {
+static double distance(const TriedProduct* got, const TriedProduct* want) {
     double off = 0, all = 0;
     for (int i = 0; i < kM * kN; i++) {
         double by = (double)got->c[i] - want->c[i];
@@ -170,7 +170,7 @@ static double distance(const Product* got, const Product* want) {
 }
 
 static void check_format(Doctor* d, const Ops* ops, const char* name, Opnd how) {
-    Product *got = (Product*)host_alloc(sizeof(Product)), *want = (Product*)host_alloc(sizeof(Product));
+    TriedProduct *got = (TriedProduct*)host_alloc(sizeof(TriedProduct)), *want = (TriedProduct*)host_alloc(sizeof(TriedProduct));
     run_product(ops, how, got);
     run_product(&cpu_f32_ops, how, want);
     int differ = 0;
@@ -196,7 +196,7 @@ static void check_recipe_kernels(Doctor* d, const Ops* ops) {
     } kinds[kKinds] = {{"recipes, BF16", {BF16, NO_SCALE, false, 1}}, {"recipes, FP8", {FP8_E4M3, PER_TENSOR, false, 1}},
                        {"recipes, INT8", {INT8, PER_TENSOR, false, 1}}, {"recipes, blocks", {INT8, PER_BLOCK32, false, 1}}};
     bool gpu = !strcmp(ops->name, "cuda");
-    Product* p = (Product*)host_alloc(sizeof(Product));
+    TriedProduct* p = (TriedProduct*)host_alloc(sizeof(TriedProduct));
     int count;
     const Recipe* table = recipe_table(&count);
     for (int k = 0; k < kKinds; k++) {

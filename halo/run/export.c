@@ -31,7 +31,7 @@ typedef struct {
     int a_spec[kMaxParamSpecs];  // of each parameter: the index of its A in adapter_specs, B is the next; -1: not adapted
     int spec, layer;             // of the parameter whose factors a and b are
     float *a, *b;                // (rank, K), (N, rank)
-} Merger;
+} AdapterMerge;
 
 static float* adapter_floats(Session* s, int spec, int layer) {
     ParamSpec specs[kMaxParamSpecs];
@@ -45,7 +45,7 @@ static float* adapter_floats(Session* s, int spec, int layer) {
 }
 
 static void merged_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
-    Merger* m = (Merger*)self;
+    AdapterMerge* m = (AdapterMerge*)self;
     ParamSpec specs[kMaxParamSpecs];
     param_specs(&m->s->config, specs);
     int K = specs[spec].cols, rank = m->s->config.adapter.rank, a_spec = m->a_spec[spec];
@@ -130,8 +130,8 @@ static void write_now(void* self) {
         PeftOutput out = {w->dir, o->model ? o->model : o->from_scratch ? o->from_scratch : o->preset, w->files, w->fmt};
         peft_write(&out, &w->s->config, deliver_rows, w);
     } else {
-        HfOutput out = {w->dir, NULL, NULL, w->fmt, shard_bytes ? shard_bytes : kDefaultShardBytes};
-        hf_model_write_files(&out, w->files, &w->s->config, deliver_rows, w);
+        HfOutput out = {w->dir, w->files, w->fmt, shard_bytes ? shard_bytes : kDefaultShardBytes};
+        hf_model_write(&out, &w->s->config, deliver_rows, w);
     }
 }
 
@@ -160,7 +160,7 @@ bool write_model(Session* s, const char* dir, const ModelFiles* files, char* fau
         return write_as(&w, "the adapter ", dir, fault);
     }
     if (!s->source) user_error("--merge: adds the adapter to a model's own weights; name them with --model DIR");
-    Merger m = {s, model_source_fmt(s->source), {0}, -1, -1, NULL, NULL};
+    AdapterMerge m = {s, model_source_fmt(s->source), {0}, -1, -1, NULL, NULL};
     find_pairs(&s->config, m.a_spec);
     w.rows = merged_rows;
     w.context = &m;

@@ -6,6 +6,7 @@
 #include "../../data/record.h"
 #include "../attempt.h"
 #include "../dry.h"
+#include "clock.h"
 #include "epochs.h"
 #include "plan.h"
 #include "roofline.h"
@@ -44,13 +45,14 @@ static void view_time(void* self) {
     Session s = session_on(planned_options(v->s->o), PLAN, dry_ops(NULL), dry_comm(1, true));
     StepCost cost = step_cost(&s, v->epochs.micro_rows);
     size_t needed = planned_memory(&s, &s.o, 0).all;
-    int count, shown = 0;
-    const GpuKind* kinds = gpu_kinds(&count);
+    int shown = 0;
+    const GpuKind* kinds = gpu_kinds();
     printf("  time of a full fine-tune in BF16 on one GPU, AN ESTIMATE:\n");
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         if ((double)needed > kinds[i].gib * (1 << 30)) continue;
-        printf("%s%-14s", shown % 3 == 0 ? shown ? "\n    " : "    " : "  ", kinds[i].name);
-        print_duration(v->epochs.run_steps * cost.ms[i] * 1e-3);
+        char time[32];
+        duration_text(v->epochs.run_steps * cost.ms[i] * 1e-3, time);
+        printf("%s%-14s%8s", shown % 3 == 0 ? shown ? "\n    " : "    " : "  ", kinds[i].name, time);
         shown++;
     }
     printf(shown ? "\n" : "    it fits on none of the GPUs that plan knows, by itself\n");
@@ -58,7 +60,7 @@ static void view_time(void* self) {
     session_close(&s);
 }
 
-// What training would refuse is no error here.
+// Data that training would refuse get a line with the reason, and inspect goes on: its user wants to see them.
 static void print_training(Session* s) {
     char message[kAttemptBytes];
     TrainingView v;

@@ -22,26 +22,17 @@ static void lock(int fd, const char* flag, const char* path) {
     fprintf(stderr, "train_llama3: --%s %s cannot be locked (%s): see to it that no other run writes there\n", flag, path, strerror(errno));
 }
 
-static bool holds(const char* dir, const char* name) {
-    char* path = path_join(dir, name);
-    bool there = path_exists(path);
-    free(path);
-    return there;
-}
-
 // The name of a file of weights in `dir`, written by this program or another; NULL: none, so `dir` holds no model.
 static const char* model_in(const char* dir) {
     static const char* const kWeights[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                                            "pytorch_model.bin.index.json", "adapter_model.safetensors", "adapter_model.bin"};
     for (size_t i = 0; i < sizeof kWeights / sizeof kWeights[0]; i++)
-        if (holds(dir, kWeights[i])) return kWeights[i];
+        if (dir_holds(dir, kWeights[i])) return kWeights[i];
     return NULL;
 }
 
 char* log_lines_path(const char* log, bool* folder) {
-    static const char kEnding[] = ".jsonl";
-    size_t n = strlen(log), ending = sizeof kEnding - 1;
-    *folder = n <= ending || strcmp(log + n - ending, kEnding) || dir_exists(log);
+    *folder = !has_ending(log, ".jsonl") || dir_exists(log);
     return *folder ? path_join(log, "log.jsonl") : host_strdup(log);
 }
 
@@ -82,7 +73,7 @@ static void claim_model_dir(const Session* s) {
     if (newest && !o->resume)
         user_error("--out %s: holds the checkpoint %s; go on with it (--resume), choose another --out, or remove %s", o->out, newest, dir);
     const char* model = model_in(o->out);
-    bool ours = o->resume && (newest || holds(o->out, kNoteName));
+    bool ours = o->resume && (newest || dir_holds(o->out, kNoteName));
     if (model && !ours && !o->overwrite)
         user_error("--out %s: holds a model (%s) already; choose another --out, or replace it with --overwrite", o->out, model);
     free(newest);
@@ -117,10 +108,10 @@ static bool same_folder(const char* a, const char* b) {
 static bool finished_here(const Session* s, const CheckpointSetting* settings, int count) {
     const char* dir = s->o.out;
     bool replaced = same_folder(dir, s->source_path);   // the trained model has replaced the one that the run started from
-    bool adapter = s->config.adapter.kind == ADAPTER_LORA, whole = adapter ? holds(dir, "adapter_model.safetensors")
-                                                                           : holds(dir, "model.safetensors") ||
-                                                                                 holds(dir, "model.safetensors.index.json");
-    if (!whole || !holds(dir, kNoteName)) return false;
+    bool adapter = s->config.adapter.kind == ADAPTER_LORA;
+    bool whole = adapter ? dir_holds(dir, "adapter_model.safetensors")
+                         : dir_holds(dir, "model.safetensors") || dir_holds(dir, "model.safetensors.index.json");
+    if (!whole || !dir_holds(dir, kNoteName)) return false;
     char* path = path_join(dir, kNoteName);
     json_t* note = json_parse_file(path);
     for (int i = 0; i < count; i++) {

@@ -4,6 +4,7 @@
 #include "../../data/files.h"
 #include "../dry.h"
 #include "backend.h"
+#include "clock.h"
 #include "epochs.h"
 #include "export.h"
 #include "roofline.h"
@@ -17,9 +18,9 @@ typedef struct {
     PlannedMemory memory;
     double steps;        // of the run; 0: unknown
     double step_tokens;  // of the data, without padding, on average; without data all that there is room for
-} Plan;
+} Planning;
 
-static bool on_gpus(const Plan* p) { return !strcmp(p->s.ops->name, "cuda"); }
+static bool on_gpus(const Planning* p) { return !strcmp(p->s.ops->name, "cuda"); }
 
 Options planned_options(Options o) {
     if (!o.model || !dir_exists(o.model)) return o;
@@ -29,7 +30,7 @@ Options planned_options(Options o) {
 }
 
 // GPUs, here or not, unless CPU ranks were asked for.
-static void open_plan(Plan* p) {
+static void open_plan(Planning* p) {
     const Options* o = &p->given;
     bool cpu = o->backend == BACKEND_CPU || o->backend == BACKEND_CPU_F32;
     const Ops* here = backend_pick(cpu ? o->backend : BACKEND_AUTO);
@@ -45,7 +46,7 @@ static void open_plan(Plan* p) {
 static int percent_of(double part, double all) { return all > 0 ? (int)(100 * part / all + 0.5) : 0; }
 
 // The rows of a micro-step, on average.
-static int read_data(Plan* p) {
+static int read_data(Planning* p) {
     Session* s = &p->s;
     const Options* o = &s->o;
     open_tokenizer(s);
@@ -73,7 +74,7 @@ static void print_gib(const char* what, size_t bytes, const char* note) {
     printf("  %-32s %10.3f%s%s\n", what, gib(bytes), *note ? "   " : "", note);
 }
 
-static void print_memory(const Plan* p) {
+static void print_memory(const Planning* p) {
     const PlannedMemory* m = &p->memory;
     bool gpu = on_gpus(p);
     printf("\nmemory of %s, GiB\n", gpu ? "a GPU" : "a rank");
@@ -92,7 +93,7 @@ static void print_memory(const Plan* p) {
     if (p->limit) print_gib("there are", p->limit, m->all <= p->limit ? "it fits" : "IT DOES NOT FIT");
 }
 
-static void print_batch(const Plan* p) {
+static void print_batch(const Planning* p) {
     const Options* o = &p->s.o;
     if (!p->limit) return;
     int most = largest_batch(&p->s, o, p->memory.tables, p->limit);
@@ -100,7 +101,7 @@ static void print_batch(const Plan* p) {
     else printf("\nnot even --batch 1 fits\n");
 }
 
-static void print_traffic_and_disk(const Plan* p) {
+static void print_traffic_and_disk(const Planning* p) {
     const Options* o = &p->s.o;
     int ranks = p->s.comm->ranks, kept = o->save_every ? max_int(o->keep, 1) : 0;
     double one = (double)p->cost.state_bytes * ranks, model = (double)written_bytes(&p->s), most = kept * one + (one > model ? one : model);
@@ -116,30 +117,22 @@ static void print_traffic_and_disk(const Plan* p) {
 
 // ---- time
 
-void print_duration(double seconds) {
-    if (seconds < 10) printf("%8.1f s", seconds);
-    else if (seconds < 600) printf("%8.0f s", seconds);
-    else if (seconds < 48 * 3600.0) printf("%6.1f h ", seconds / 3600);
-    else printf("%6.1f d ", seconds / 86400);
-}
-
-static void print_times(const Plan* p) {
-    int count, ranks = p->s.comm->ranks;
-    const GpuKind* kinds = gpu_kinds(&count);
+static void print_times(const Planning* p) {
+    int ranks = p->s.comm->ranks;
+    const GpuKind* kinds = gpu_kinds();
     const Options* o = &p->s.o;
     double room = (double)o->batch * o->seq * o->accum * ranks, tokens = p->step_tokens > 0 ? p->step_tokens : room;
     printf("\ntime: AN ESTIMATE from data sheets and a dry run of a step (* held against\n"
            "measured steps, within about a tenth; the others may be far off)\n");
     printf("  %-14s %5s %12s %12s %10s  %s\n", "GPU", "fits", "ms a step", "tokens/s", "TFLOP/s", p->steps > 0 ? "to the end" : "");
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         const GpuKind* g = &kinds[i];
-        char name[32];
+        char name[32], time[32] = "";
         snprintf(name, sizeof name, "%s%s", g->name, g->measured ? " *" : "");
         double seconds = p->cost.ms[i] * 1e-3;
-        printf("  %-14s %5s %12.1f %12.0f %10.1f  ", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
-               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks);
-        if (p->steps > 0) print_duration(p->steps * seconds);
-        putchar('\n');
+        if (p->steps > 0) duration_text(p->steps * seconds, time);
+        printf("  %-14s %5s %12.1f %12.0f %10.1f  %8s\n", name, (double)p->memory.all <= g->gib * (1 << 30) ? "yes" : "no", p->cost.ms[i],
+               tokens / seconds, tokens / seconds * train_flops_per_token(&p->s.config, o->seq) / 1e12 / ranks, time);
     }
     if (ranks > 1) printf("  tokens/s of all %d GPUs, TFLOP/s of each, on one host\n", ranks);
     if (p->steps == 0) printf("  --steps N, or --data FILE, gives the time to the end\n");
@@ -147,7 +140,7 @@ static void print_times(const Plan* p) {
 
 // ---- what fits instead
 
-static void print_line(const Plan* p, const Options* fitting, int gpus) {
+static void print_line(const Planning* p, const Options* fitting, int gpus) {
     Options o = p->given;
     const Options* f = fitting;   // the flags of the ladder (plan_search.c)
     o.recompute = f->recompute;
@@ -172,7 +165,7 @@ static void print_line(const Plan* p, const Options* fitting, int gpus) {
 }
 
 // The first number of GPUs, from those planned on doubling, on which the flags can be made to fit.
-static void print_fit(Plan* p) {
+static void print_fit(Planning* p) {
     enum { kMostGpus = 1024 };
     if (!p->limit || p->memory.all <= p->limit) return;
     bool gpu = on_gpus(p);
@@ -189,7 +182,7 @@ static void print_fit(Plan* p) {
     printf("\nno flags make it fit, on up to %d GPUs: take a smaller --seq, or another model\n", (int)kMostGpus);
 }
 
-static void print_what(const Plan* p) {
+static void print_what(const Planning* p) {
     const Session* s = &p->s;
     const Options* o = &s->o;
     int ranks = s->comm->ranks;
@@ -200,7 +193,7 @@ static void print_what(const Plan* p) {
 }
 
 int command_plan(Options o) {
-    Plan p;
+    Planning p;
     memset(&p, 0, sizeof p);
     p.given = o;
     open_plan(&p);

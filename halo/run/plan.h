@@ -1,5 +1,5 @@
-// The command plan: what training with some flags would take on some GPUs. Needs neither: memory is counted by the code that lays it out, traffic
-// and time by a dry run of a step (dry.h, roofline.h).
+// The command plan: what training with some flags would take on some GPUs, told without a GPU and without training: memory is counted by the
+// code that lays it out, traffic and time are found by a dry run of a step (dry.h, roofline.h).
 #ifndef HALO_RUN_PLAN_H
 #define HALO_RUN_PLAN_H
 
@@ -12,8 +12,6 @@ C_API int command_plan(Options o);   // the exit code
 C_API int remade_by_flag(const Session* s, const Options* o);
 // The same options with a model directory's config.json alone: planning reads no weights.
 C_API Options planned_options(Options o);
-// "   12 s", "  1.5 h ", "  3.0 d " to standard output.
-C_API void print_duration(double seconds);
 
 // What a rank's GPU would hold: the start-up's plan, what a run allocates beside it, and about what the driver and libraries take.
 typedef struct {

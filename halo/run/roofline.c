@@ -13,7 +13,7 @@
 #include "run_state.h"
 #include "train_step.h"
 
-static const GpuKind kKinds[] = {
+static const GpuKind kKinds[kGpuKinds] = {
     //  name           GiB    BF16  FP8   INT8  GB/s  link
     {"H100 SXM",       79.6,  989,  1979, 1979, 3350, 450, true},
     {"H200",           140.4, 989,  1979, 1979, 4800, 450, true},
@@ -24,12 +24,8 @@ static const GpuKind kKinds[] = {
     {"RTX PRO 6000",   94.9,  503,  1007, 1007, 1792, 64,  false},
     {"B200",           178.4, 2250, 4500, 4500, 8000, 900, false},
 };
-enum { kKindCount = sizeof kKinds / sizeof kKinds[0] };
 
-const GpuKind* gpu_kinds(int* count) {
-    *count = kKindCount;
-    return kKinds;
-}
+const GpuKind* gpu_kinds(void) { return kKinds; }
 
 // ---- shares of the data sheet
 
@@ -66,20 +62,20 @@ static double product_tflops(const GpuKind* gpu, const char* family) {
 
 typedef struct {
     int T;
-    double ms[kKindCount];
+    double ms[kGpuKinds];
 } CallTimes;
 
 static void add_call(void* self, const char* family, double bytes, double flops) {
     CallTimes* t = (CallTimes*)self;
     double share = family_share(family, t->T);
-    for (int i = 0; i < kKindCount; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         double move_ms = bytes / (kCopyShare * kKinds[i].memory_gbs) * 1e-6, multiply_ms = flops / product_tflops(&kKinds[i], family) * 1e-9;
         t->ms[i] += (move_ms > multiply_ms ? move_ms : multiply_ms) / share + kLaunchMs;
     }
 }
 
 typedef struct {
-    double sent_bytes, ms[kKindCount];   // of calls alone
+    double sent_bytes, ms[kGpuKinds];   // of calls alone
 } StepCalls;
 
 static StepCalls run_step(Session* s, Trainer* t, int step, int micro_steps) {
@@ -102,7 +98,8 @@ static StepCalls run_step(Session* s, Trainer* t, int step, int micro_steps) {
     return calls;
 }
 
-// From the third micro-step on each is like the one before.
+// The cost of a step of `all` micro-steps, from dry runs of `run` of them and of one fewer: a micro-step beyond the second costs what the one
+// before it does.
 static double of_all(double fewer, double more, int run, int all) { return more + (more - fewer) * (all - run); }
 
 StepCost step_cost(const Session* session, int rows) {
@@ -120,7 +117,7 @@ StepCost step_cost(const Session* session, int rows) {
     cost.peak_bytes = dry_peak_bytes();
     cost.state_bytes = state_bytes(&s);
     cost.sent_bytes = of_all(fewer.sent_bytes, more.sent_bytes, run, micro_steps);
-    for (int i = 0; i < kKindCount; i++) {
+    for (int i = 0; i < kGpuKinds; i++) {
         double calls_ms = of_all(fewer.ms[i], more.ms[i], run, micro_steps), wire_ms = cost.sent_bytes / (kLinkShare * kKinds[i].link_gbs) * 1e-6;
         double step_ms = kBetweenCalls * calls_ms + kTransferToll * wire_ms;
         cost.ms[i] = step_ms > wire_ms ? step_ms : wire_ms;

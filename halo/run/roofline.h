@@ -13,14 +13,15 @@ typedef struct {
     double memory_gbs, link_gbs;
     bool measured;           // the estimate was held against measured steps of this kind
 } GpuKind;
-C_API const GpuKind* gpu_kinds(int* count);
+enum { kGpuKinds = 8 };
+C_API const GpuKind* gpu_kinds(void);   // (kGpuKinds)
 
 // What one optimizer step of rank 0 asks of its GPU, found by a dry run (dry.h).
 typedef struct {
     size_t peak_bytes;       // allocated at once, all but what backend and ranks hold from their start
     size_t state_bytes;      // that this rank writes of a checkpoint
     double sent_bytes;       // to other ranks
-    double ms[16];           // by kind of GPU
+    double ms[kGpuKinds];
 } StepCost;
 // `s`: on dry_ops and dry_comm. rows: of a micro-step, on average (packing fills fewer than --batch).
 C_API StepCost step_cost(const Session* s, int rows);

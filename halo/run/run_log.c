@@ -7,6 +7,7 @@
 
 #include "../../data/files.h"
 #include "../ceilings.h"
+#include "clock.h"
 #include "out_dir.h"
 #include "status.h"
 #include "stop.h"

@@ -6,6 +6,7 @@
 #include "../../data/files.h"
 #include "../../data/safetensors.h"
 #include "../progress.h"
+#include "clock.h"
 
 // One state array, on this rank's backend or in the file that rank `from_rank` of `from_ranks` has saved.
 typedef struct {

@@ -2,7 +2,6 @@
 #include "session.h"
 
 #include <math.h>
-#include <time.h>
 
 #include "../../data/files.h"
 #include "../../data/hf_config.h"
@@ -10,6 +9,7 @@
 #include "../hadamard.h"
 #include "../progress.h"
 #include "backend.h"
+#include "clock.h"
 
 // config.json and the tokenizer's files, from the model's own (which this function frees) and --tokenizer's. A cut model's config.json is
 // made anew, so that the source's is left out.
@@ -286,10 +286,4 @@ double count_steps(const Options* o, Dataset* d) {
     steps += ceil((o->epochs - epochs) * dataset_steps(d));
     dataset_plan(d, seed, 0);
     return steps;
-}
-
-double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

@@ -55,6 +55,4 @@ C_API ModelOptions model_options(const Session* s, bool train);
 C_API ShardOptions shard_options(const Session* s, bool train);
 C_API DataOptions data_options(const Session* s);
 
-C_API double seconds_now(void);   // from an arbitrary start
-
 #endif

@@ -56,9 +56,9 @@ static void check_fit(const Session* s, size_t needed, size_t left) {
     s->comm->barrier();   // waits for rank 0 to end the job
 }
 
-// Are there codes of this run that could be made again, or are they what the weights travel or are held as?
+// Does this rank make codes out of 16-bit weights, which it could make again? Not where codes are gathered, or are all that is held of a model.
 static bool prepares_weights(const Session* s) {
-    return linear_prepares_weight(s->recipe) && !shard_gives_codes(&s->config, s->comm, shard_options(s, true));
+    return linear_prepares_weight(s->recipe) && !shard_would_give_codes(&s->config, s->comm, shard_options(s, true));
 }
 
 static size_t planned_with(Session* s, int remade) {

@@ -9,16 +9,9 @@
 #include <sys/ioctl.h>
 #include <time.h>
 
-// ---- the text
+#include "clock.h"
 
-void duration_text(double seconds, char text[32]) {
-    double t = floor(fmin(fmax(seconds, 0), 1e9) + 0.5), hours = floor(t / 3600);
-    int minutes = (int)(t / 60) % 60;
-    if (hours >= 48) snprintf(text, 32, "%.0fd%02.0fh", floor(hours / 24), fmod(hours, 24));
-    else if (hours >= 1) snprintf(text, 32, "%.0fh%02dm", hours, minutes);
-    else if (t >= 60) snprintf(text, 32, "%dm%02ds", minutes, (int)t % 60);
-    else snprintf(text, 32, "%.0fs", t);
-}
+// ---- the text
 
 // The parts of the line behind its bar, in the order in which they stand. kLeftOut: the order in which parts are left out of a line that is
 // too long.
@@ -26,7 +19,6 @@ enum { PART_STEP, PART_LOSS, PART_LR, PART_SPEED, PART_SHARE, PART_MEMORY, PART_
 static const int kLeftOut[] = {PART_PLACE, PART_LR, PART_MEMORY, PART_SHARE, PART_SPEED, PART_LOSS, PART_ETA};
 enum { kPartBytes = 64, kLeastBar = 10, kMostBar = 40, kBetween = 2 };
 enum { kPlaceWidth = 20 };   // always: the bar does not breathe with what a step is at
-
 
 typedef struct {
     char text[kParts][kPartBytes];   // "": there is none
@@ -133,23 +125,6 @@ static struct {
 
 enum { kDrawMs = 250 };
 
-static double monotonic_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static bool write_whole(int fd, const char* text, size_t bytes) {
-    while (bytes) {
-        ssize_t put = write(fd, text, bytes);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        text += put;
-        bytes -= (size_t)put;
-    }
-    return true;
-}
-
 static void erase_line(void) {
     static const char kErase[] = "\r\033[K";
     if (screen.stands) write_whole(1, kErase, sizeof kErase - 1);
@@ -175,7 +150,7 @@ static void draw_line(void) {
     char text[kStatusBytes + 16];
     ProgressPlace place = progress_place();
     StatusNumbers numbers = screen.numbers;
-    numbers.eta_seconds = fmax(numbers.eta_seconds - (monotonic_seconds() - screen.numbers_at), 0);
+    numbers.eta_seconds = fmax(numbers.eta_seconds - (seconds_now() - screen.numbers_at), 0);
     StatusLook look = {min_int(size.ws_col, 400), screen.unicode, screen.color};
     memcpy(text, "\r", 2);
     status_text(&numbers, work_of(place), place, look, text + 1);
@@ -271,7 +246,7 @@ void status_set(const StatusNumbers* numbers) {
     if (!screen.live) return;
     pthread_mutex_lock(&screen.lock);
     screen.numbers = *numbers;
-    screen.numbers_at = monotonic_seconds();
+    screen.numbers_at = seconds_now();
     draw_line();
     pthread_mutex_unlock(&screen.lock);
 }

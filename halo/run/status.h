@@ -30,7 +30,5 @@ typedef struct {
 } StatusLook;
 enum { kStatusBytes = 1024 };
 C_API void status_text(const StatusNumbers* numbers, ProgressWork work, ProgressPlace place, StatusLook look, char text[kStatusBytes]);
-// 90 -> "1m30s", in text.
-C_API void duration_text(double seconds, char text[32]);
 
 #endif

@@ -4,29 +4,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <time.h>
 
 #include "../progress.h"
+#include "clock.h"
 
 static volatile sig_atomic_t asked;
 static volatile double asked_at;   // seconds; set before `asked`
-static bool on_terminal;      // is there someone on a terminal who waits for a word after Ctrl-C?
-
-static double now(void) {   // callable in a signal handler
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+static bool on_terminal;           // is there someone on a terminal who waits for a word after Ctrl-C?
 
 static void on_stop(int signal_number) {
     if (!asked) {
         static const char kWord[] = "\nstopping after this step; Ctrl-C once more ends the run at once, without saving this\n";
         int saved_errno = errno;
-        asked_at = now();
+        asked_at = seconds_now();
         asked = 1;
         if (on_terminal && write(STDERR_FILENO, kWord, sizeof kWord - 1) < 0) on_terminal = false;
         errno = saved_errno;
-    } else if (now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
+    } else if (seconds_now() - asked_at > 1) {   // within a second it is the same request: launchers and terminals send a signal twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
     }

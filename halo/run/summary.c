@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <math.h>
 
+#include "clock.h"
 #include "energy.h"
-#include "status.h"
 
 static bool on_gpu(const Session* s) { return !strcmp(s->ops->name, "cuda"); }
 
@@ -26,19 +26,6 @@ static double joules_since(const Session* s, const RunTally* t) {
     return sums[1] > 0 ? -1 : sums[0];
 }
 
-// Prints a path as a shell reads it: in quotes if it holds characters that a shell gives a meaning.
-static void print_path(const char* path) {
-    if (path[strspn(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%")] == 0) {
-        fputs(path, stdout);
-        return;
-    }
-    putchar('\'');
-    for (; *path; path++)
-        if (*path == '\'') fputs("'\\''", stdout);
-        else putchar(*path);
-    putchar('\'');
-}
-
 static void print_commands(const Session* s) {
     const Options* o = &s->o;
     bool adapter = adapts(s) && s->config.adapter.kind != ADAPTER_HUT;
@@ -46,16 +33,16 @@ static void print_commands(const Session* s) {
     printf("the %s is in %s\n", adapter ? "adapter" : "model", o->out);
     if (!model) return;   // an adapter of a preset's random weights
     printf("  talk to it:  %s generate --model ", program_invocation_name);
-    print_path(model);
+    print_shell_word(stdout, model);
     if (adapter) {
         printf(" --adapter-dir ");
-        print_path(o->out);
+        print_shell_word(stdout, o->out);
     }
     printf(" --prompt \"...\"\n  serve it:    vllm serve ");
-    print_path(model);
+    print_shell_word(stdout, model);
     if (adapter) {
         printf(" --enable-lora --max-lora-rank %d --lora-modules tuned=", s->config.adapter.rank);
-        print_path(o->out);
+        print_shell_word(stdout, o->out);
     }
     putchar('\n');
 }

@@ -119,13 +119,6 @@ static int verify_checkpoints(const char* dir, int* found) {
     return damaged;
 }
 
-static bool holds(const char* dir, const char* name) {
-    char* path = path_join(dir, name);
-    bool there = path_exists(path);
-    free(path);
-    return there;
-}
-
 int command_verify(Options o) {
     if (!o.model) user_error("verify: name a checkpoint, a model's folder or a run's: train_llama3 verify DIR");
     if (!dir_exists(o.model)) user_error("verify %s: no such folder", o.model);
@@ -137,8 +130,8 @@ int command_verify(Options o) {
     char* checkpoints = path_join(o.model, "checkpoints");
     damaged += verify_checkpoints(o.model, &found) + verify_checkpoints(checkpoints, &found);
     free(checkpoints);
-    bool adapter = holds(o.model, "adapter_config.json") && !holds(o.model, "config.json");
-    if (adapter || holds(o.model, "config.json") || !found) {
+    bool adapter = dir_holds(o.model, "adapter_config.json") && !dir_holds(o.model, "config.json");
+    if (adapter || dir_holds(o.model, "config.json") || !found) {
         char fault[kAttemptBytes];
         found++;
         bool whole = attempt(adapter ? verify_adapter : verify_model, (void*)o.model, fault);
