@@ -893,30 +893,6 @@ static void bad_inputs_case(void) {
         free(flags);
     }
 
-    // inspect names all lines that are no records
-    static const char kFaulty[] = "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": \"b\"\n{\"prompt\": \"a\"}\n\n"
-                                  "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": {}}\n";
-    put_file(bad, kFaulty, strlen(kFaulty));
-    char* inspect = text_of("inspect --model %s --chat none --seq 32 --data %s", model_dir, bad);
-    Run faulty = run(inspect);
-    ok(faulty.code == 2 && strstr(faulty.err, "bad.jsonl:2:") && strstr(faulty.err, "bad.jsonl:3:") && strstr(faulty.err, "bad.jsonl:6:") &&
-           strstr(faulty.err, "3 lines are no records"), "inspect names all broken lines: exit %d %s", faulty.code, faulty.err);
-    free_run(faulty);
-    free(inspect);
-
-    // a folder in a file's place, a folder without a model, a name that is no path
-    const struct {
-        const char *flags, *words;
-    } places[] = {{"--data .", "a folder; name a file in it"}, {"--model nosuch", "--model nosuch: no such folder or file|org/name"},
-                  {"--model llama3.1-8b", "--preset llama3.1-8b"}, {"--model .", "config.json: not there|tokenizer.json"}};
-    for (int i = 0; i < COUNT(places); i++) {
-        bool model = !strncmp(places[i].flags, "--model", 7);
-        char* flags = text_of("train %s %s %s --chat none --seq 32 --out %s", places[i].flags, model ? "--data" : "--from-scratch", model ? data_path : model_dir,
-                              out);
-        run_refused(flags, places[i].words, places[i].flags);
-        free(flags);
-    }
-
     // a model directory with one thing wrong
     char *broken = scratch_path("broken"), *copy = text_of("cp -r %s", model_dir);
     const struct {
@@ -955,10 +931,41 @@ static void bad_inputs_case(void) {
     free(out);
 }
 
+static void wrong_places_case(void) {
+    make_inputs();
+    char *out = scratch_path("never-made"), *bad = scratch_path("bad.jsonl");
+    // inspect names all lines that are no records
+    static const char kFaulty[] = "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": \"b\"\n{\"prompt\": \"a\"}\n\n"
+                                  "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": {}}\n";
+    put_file(bad, kFaulty, strlen(kFaulty));
+    char* inspect = text_of("inspect --model %s --chat none --seq 32 --data %s", model_dir, bad);
+    Run faulty = run(inspect);
+    ok(faulty.code == 2 && strstr(faulty.err, "bad.jsonl:2:") && strstr(faulty.err, "bad.jsonl:3:") && strstr(faulty.err, "bad.jsonl:6:") &&
+           strstr(faulty.err, "3 lines are no records"), "inspect names all broken lines: exit %d %s", faulty.code, faulty.err);
+    free_run(faulty);
+    free(inspect);
+
+    // a folder in a file's place, a folder without a model, a name that is no path
+    const struct {
+        const char *flags, *words;
+    } places[] = {{"--data .", "a folder; name a file in it"}, {"--model nosuch", "--model nosuch: no such folder or file|org/name"},
+                  {"--model llama3.1-8b", "--preset llama3.1-8b"}, {"--model .", "config.json: not there|tokenizer.json"}};
+    for (int i = 0; i < COUNT(places); i++) {
+        bool model = !strncmp(places[i].flags, "--model", 7);
+        char* flags = text_of("train %s %s %s --chat none --seq 32 --out %s", places[i].flags, model ? "--data" : "--from-scratch", model ? data_path : model_dir,
+                              out);
+        run_refused(flags, places[i].words, places[i].flags);
+        free(flags);
+    }
+    free(bad);
+    free(out);
+}
+
 static const Case kCases[] = {
     {"help", help_case},
     {"bad_flags", bad_flags_case},
     {"bad_inputs", bad_inputs_case},
+    {"wrong_places", wrong_places_case},
     {"train", train_case},
     {"short_warmup", short_warmup_case},
     {"spike", spike_case},
