@@ -64,7 +64,7 @@ static const Flag kFlags[] = {
     {"accum", INTEGER, AT(accum), TRAIN | BENCH | EXPORT | INSPECT, false, "1", "N", "micro-steps per optimizer step"},
     {"epochs", NUMBER, AT(epochs), TRAIN | INSPECT, true, "1", "X", "passes over the data"},
     {"steps", INTEGER, AT(steps), TRAIN | BENCH | INSPECT, true, "0", "N", "optimizer steps, instead of --epochs"},
-    {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate"},
+    {"lr", NUMBER, AT(lr), TRAIN, true, "1e-5", "X", "peak learning rate; of an adapter 3e-4 unless it is given"},
     {"warmup", INTEGER, AT(warmup), TRAIN, true, "auto", "N|auto", "steps from 0 to the peak; auto: 20, or a tenth of a short run"},
     {"schedule", CHOICE, AT(schedule), TRAIN, true, "linear", "linear|cosine|constant", "after the warm-up"},
     {"weight-decay", NUMBER, AT(weight_decay), TRAIN, true, "0", "X", "decoupled, not on norms"},
@@ -445,6 +445,12 @@ static bool is_named(const FlagSources* from, const char* name) {
     return f && (from->given[f - kFlags] || from->in_file[f - kFlags]);
 }
 
+// An adapter learns almost nothing at the rate that suits the whole weights: LoRA's own default, the paper's, where none is named.
+static void take_adapter_rate(FlagSources* from) {
+    bool adapts = from->o->adapter != 0 || from->o->adapter_dir;
+    if (from->command->bit == TRAIN && adapts && !is_named(from, "lr")) set_flag(from->o, flag_named("lr", TRAIN), "3e-4", NULL);
+}
+
 // What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
 static void take_demo_flags(FlagSources* from) {
     static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "560"}, {"lr", "3e-3"}, {"warmup", "10"},
@@ -468,6 +474,7 @@ static void set_all(FlagSources* from, ReadSettings read) {
     drop_outvoted(from);
     check_recipe_alone(from);
     if (from->o->resume_from) from->o->resume = true;
+    take_adapter_rate(from);
     take_demo_flags(from);
 }
 

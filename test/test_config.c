@@ -111,6 +111,12 @@ static void round_trip_case(void) {
         free(first);
         free(print);
     }
+    char* rate = run_well("train --model a --data b --adapter lora --print-config", "an adapter without --lr");
+    ok(strstr(rate, "lr = 0.0003\n") != NULL, "  an adapter learns at 3e-4 unless --lr is given");
+    free(rate);
+    rate = run_well("train --model a --data b --adapter lora --lr 1e-5 --print-config", "an adapter with --lr");
+    ok(strstr(rate, "lr = 1e-05\n") != NULL, "  a rate that is given stays");
+    free(rate);
     char* text = run_well("train --model a --data b --lr 2e-5 --pack --warmup auto --target q,v --print-config", "--print-config");
     ok(strstr(text, "\nlr = 2e-05\n") && strstr(text, "\npack = true\n") && strstr(text, "\nwarmup = \"auto\"\n") && strstr(text, "\ntarget = \"q,v\"\n") &&
        strstr(text, "\nmodel = \"a\"\n") && strstr(text, "\nqfsdp = false\n") && !strstr(text, "\npreset") && !strstr(text, "\nconfig"),
