@@ -265,7 +265,7 @@ static void hostile_case(void) {
     expect_exit(open_file, path, kExitUser, "git lfs pull", "an LFS pointer");
     put_file(path, "1234567", 7);
     expect_exit(open_file, path, kExitUser, "too short", "seven bytes");
-    expect_exit(open_file, scratch_dir, kExitUser, "not a regular file", "a directory");
+    expect_exit(open_file, scratch_dir, kExitUser, "a folder; name a file in it", "a directory");
     expect_exit(open_file, (void*)"no/such/file", kExitUser, "cannot be read", "no such file");
     free(path);
 }
