@@ -44,22 +44,29 @@ typedef struct {
 } StepNumbers;
 enum { kStepNumberInts = 64 };   // the room they have before the batch's arrays, in ints: what follows is aligned as before
 
+// Work that is the same each time, on the same memory: carried out a few times, then recorded once and replayed (`repeat`).
+typedef struct {
+    int runs;       // carried out so far
+    void* record;   // ops.h; NULL: none yet
+} Repeated;
+
 // What micro-steps repeat that have as many rows, are the first of their optimizer step or later ones, and find weights prepared or not.
 typedef struct {
     int BT;
     bool first, prepared;
-    bool ran;                // once: products have chosen their algorithms
-    void* record;            // ops.h; NULL: none yet
+    Repeated work;
 } RepeatedMicroStep;
 enum { kMicroSteps = 12 };   // kept; a run's micro-steps have two or three numbers of rows
 
 // What steps of generation that read the cache repeat.
 typedef struct {
     int rows, wanted;   // of the batch
-    int steps;          // seen with these, on weights that did not change
-    void* record;       // ops.h; NULL: none yet
+    Repeated work;      // with these, on weights that did not change
 } RepeatedStep;
-enum { kStepsBeforeRecording = 3 };
+
+// Times that work is carried out before it is recorded: once, since products choose their algorithms then; and steps of generation a few
+// times more, since their batches soon have other sizes.
+enum { kMicroStepsBeforeRecording = 1, kStepsBeforeRecording = 3 };
 
 struct Model {
     Config c;
@@ -118,6 +125,7 @@ struct Model {
     // generation
     Mat* cache;              // L of (slots * positions, 2 NKV HD)
     Mat wanted;              // (BT, C) copies of the rows of h whose logits are wanted
+    int wanted_count;        // of them in this batch
     int* best;               // (BT) the likeliest token after each of them
     const int *slot, *wanted_rows;
     bool extending;          // this batch goes to the cache
@@ -402,19 +410,30 @@ Model* model_new(const Config* config, const Ops* ops, const Recipe* recipe, Sha
     return m;
 }
 
-static void forget_repeated_micro_steps(Model* m) {
-    for (int i = 0; i < m->micro_step_count; i++)
-        if (m->micro_steps[i].record) m->ops->record_free(m->micro_steps[i].record);
-    m->micro_step_count = 0;
+// ---- repeated work: hundreds of launches become one
+
+static void repeat(Model* m, Repeated* r, int runs_before_recording, void (*work)(Model* m)) {
+    if (r->runs < runs_before_recording) {
+        r->runs++;
+        work(m);
+        return;
+    }
+    if (!r->record) {
+        m->ops->record_begin();
+        work(m);
+        r->record = m->ops->record_end();
+    }
+    m->ops->replay(r->record);
 }
-static void forget_repeated(Model* m) {
-    if (m->repeated.record) m->ops->record_free(m->repeated.record);
-    memset(&m->repeated, 0, sizeof m->repeated);
+
+static void forget(Model* m, Repeated* r) {
+    if (r->record) m->ops->record_free(r->record);
+    memset(r, 0, sizeof *r);
 }
 
 void model_free(Model* m) {
-    forget_repeated(m);
-    forget_repeated_micro_steps(m);
+    forget(m, &m->repeated.work);
+    for (int i = 0; i < m->micro_step_count; i++) forget(m, &m->micro_steps[i].work);
     m->ops->release(m->memory);
     m->ops->release(m->cos_sin);
     free(m->host_inputs);
@@ -804,35 +823,25 @@ static int rounded_rows(const Model* m, int rows, int most) {
 }
 
 // The trunk over new tokens, and the wanted rows of the final norm.
-static void extend_once(Model* m, Mat wanted) {
+static void extend_once(Model* m) {
     trunk_forward(m);
-    if (wanted.rows) m->ops->embed_forward(wanted, m->h, m->wanted_rows);   // gathers rows of h as it does rows of an embedding
+    // Gathers rows of h as it does rows of an embedding.
+    if (m->wanted_count) m->ops->embed_forward(mat_rows(m->wanted, 0, m->wanted_count), m->h, m->wanted_rows);
 }
 
-// The same. A step that reads the cache is the work of the one before it, on the same memory, as long as batches have as many rows: after a
-// few it is recorded, and hundreds of launches become one.
-static void extend_repeatedly(Model* m, Mat wanted) {
+// The same. A step that reads the cache is the work of the one before it, on the same memory, as long as batches have as many rows.
+static void extend_repeatedly(Model* m) {
     RepeatedStep* r = &m->repeated;
-    const Ops* ops = m->ops;
-    if (!ops->record_begin || m->fresh || !shard_is_alone(m->shard)) {
-        extend_once(m, wanted);
+    if (!m->ops->record_begin || m->fresh || !shard_is_alone(m->shard)) {
+        extend_once(m);
         return;
     }
-    if (r->rows != m->BT || r->wanted != wanted.rows || shard_acquire(m->shard, 0, FORWARD)->version != m->version) {
-        forget_repeated(m);
+    if (r->rows != m->BT || r->wanted != m->wanted_count || shard_acquire(m->shard, 0, FORWARD)->version != m->version) {
+        forget(m, &r->work);
         r->rows = m->BT;
-        r->wanted = wanted.rows;
+        r->wanted = m->wanted_count;
     }
-    if (r->steps++ < kStepsBeforeRecording) {
-        extend_once(m, wanted);
-        return;
-    }
-    if (!r->record) {
-        ops->record_begin();
-        extend_once(m, wanted);
-        r->record = ops->record_end();
-    }
-    ops->replay(r->record);
+    repeat(m, &r->work, kStepsBeforeRecording, extend_once);
 }
 
 // Appends the tokens, and returns the wanted rows of the final norm's output. Both counts are rounded up: the batch is padded with
@@ -857,10 +866,10 @@ static Mat extend_trunk(Model* m, const NewTokens* batch, const int* wanted, int
     set_rows(m, n);
     upload_inputs(m, kNoNumbers, from, to, m->fresh ? 6 : 4, n);
     free(host);
-    Mat rows = mat_rows(m->wanted, 0, wanted_n);
-    extend_repeatedly(m, rows);
+    m->wanted_count = wanted_n;
+    extend_repeatedly(m);
     shard_acquire(m->shard, head_unit(&m->c), FORWARD);   // wanted or not: ranks that generate together gather the same in each step
-    return rows;
+    return mat_rows(m->wanted, 0, wanted_n);
 }
 
 void model_extend(Model* m, const NewTokens* batch, const int* wanted, int wanted_count, float* logits) {
@@ -902,10 +911,9 @@ static void embedding_backward(Model* m) {
     shard_reduce(m->shard, 0);
 }
 
-// Forward and backward of the uploaded batch; self: the Model. What it calls depends on nothing but the model's layout and what stands in a
+// Forward and backward of the uploaded batch. What it calls depends on nothing but the model's layout and what stands in a
 // RepeatedMicroStep, so that it can be recorded.
-static void micro_step(void* self) {
-    Model* m = (Model*)self;
+static void micro_step(Model* m) {
     const Ops* ops = m->ops;
     int L = m->c.L;
     trunk_forward(m);
@@ -939,24 +947,9 @@ static RepeatedMicroStep* repeated_micro_step(Model* m, const Unit* first_unit) 
         if (r->BT == m->BT && r->first == first && r->prepared == prepared) return r;
     }
     if (m->micro_step_count == kMicroSteps) return NULL;
-    RepeatedMicroStep fresh = {m->BT, first, prepared, false, NULL};
+    RepeatedMicroStep fresh = {m->BT, first, prepared, {0, NULL}};
     m->micro_steps[m->micro_step_count] = fresh;
     return &m->micro_steps[m->micro_step_count++];
-}
-
-// The first of micro-steps that repeat each other is carried out, the second recorded; from then on the record is replayed.
-static void run_micro_step(Model* m, RepeatedMicroStep* r) {
-    if (!r || !r->ran) {
-        micro_step(m);
-        if (r) r->ran = true;
-        return;
-    }
-    if (!r->record) {
-        m->ops->record_begin();
-        micro_step(m);
-        r->record = m->ops->record_end();
-    }
-    m->ops->replay(r->record);
 }
 
 // A micro-step leaves all weights prepared; a repeated one has not said so.
@@ -972,7 +965,9 @@ void model_train_step(Model* m, const Batch* batch, float scale, float* loss) {
     StepNumbers numbers = {{(uint64_t)at.step << 16, (uint64_t)at.micro_batch * (uint64_t)m->most_rows}, scale};
     upload_batch(m, batch, numbers);
     m->drops = m->lora.dropout > 0;
-    run_micro_step(m, repeated_micro_step(m, &at));
+    RepeatedMicroStep* repeated = repeated_micro_step(m, &at);
+    if (repeated) repeat(m, &repeated->work, kMicroStepsBeforeRecording, micro_step);
+    else micro_step(m);
     note_prepared(m, at.version);
     m->ops->copy(loss, m->losses, sizeof(float) * (size_t)m->BT);
     m->observing = m->drops = false;
