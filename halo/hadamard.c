@@ -10,6 +10,8 @@
 #include <math.h>
 #include <pthread.h>
 
+#include "transpose.h"
+
 // ---- orders
 
 int hadamard_base_order(int n) {
@@ -110,7 +112,7 @@ const int8_t* hadamard_base(int K0) {
 }
 
 // ---- the transform of one tile (n): Lanes, a vector type of GCC and Clang, holds element i of kLanes vectors
-enum { kLanes = 16, kInRegisters = 8 };
+enum { kLanes = kSquare, kInRegisters = 8 };
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(16)));
 
 // Butterflies of stride 1, 2, 4, ... count/2 among `count` elements that are `apart` from each other, in registers.
@@ -196,18 +198,7 @@ static Lanes* thread_tile(const Transform* t) {
     return tile;
 }
 
-// kLanes vectors of as many elements, transposed: four rounds, each of which interleaves the first half of them with the second.
-static inline void transpose_square(Lanes v[kLanes]) {
-    Lanes x[kLanes];
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < kLanes / 2; i++) {
-            Lanes a = v[i], b = v[i + kLanes / 2];
-            x[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            x[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-        for (int i = 0; i < kLanes; i++) v[i] = x[i];
-    }
-}
+DEFINE_TRANSPOSE_SQUARE(transpose_square, Lanes)
 
 // tile (n) <- `lanes` rows of n elements from `first` on; and back, times `scale`
 static void rows_to_tile(Lanes* tile, const float* first, int lanes, int n, int ld) {

@@ -2,6 +2,7 @@
 #ifndef HALO_CPU_QUANTIZE_H
 #define HALO_CPU_QUANTIZE_H
 
+#include "../transpose.h"
 #include "rotate.h"
 
 enum { kQuantBlock = 32 };
@@ -27,30 +28,18 @@ static void encode(void* codes, const float* x, const float* inverse, int n, Fmt
     }
 }
 
-// 16 rows of 16 codes, transposed: four rounds, each of which interleaves the first half of the rows with the second.
-enum { kCodeSquare = 16 };
-typedef uint8_t CodeRow __attribute__((vector_size(kCodeSquare)));
-static inline void transpose_codes_square(CodeRow v[kCodeSquare]) {
-    CodeRow x[kCodeSquare];
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < kCodeSquare / 2; i++) {
-            CodeRow a = v[i], b = v[i + kCodeSquare / 2];
-            x[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            x[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-        for (int i = 0; i < kCodeSquare; i++) v[i] = x[i];
-    }
-}
+typedef uint8_t CodeRow __attribute__((vector_size(kSquare)));
+DEFINE_TRANSPOSE_SQUARE(transpose_codes_square, CodeRow)
 
 // The band's columns of codes_t from its rows of codes.
 static inline void transpose_band(Mat codes_t, const char* codes, int first, int rows, size_t code_bytes) {
     int cols = codes_t.rows, done = 0;
-    for (; code_bytes == 1 && rows == kQuantBlock && done + kCodeSquare <= cols; done += kCodeSquare) {
-        for (int half = 0; half < kQuantBlock; half += kCodeSquare) {
-            CodeRow square[kCodeSquare];
-            for (int i = 0; i < kCodeSquare; i++) memcpy(&square[i], codes + (size_t)(half + i) * cols + done, kCodeSquare);
+    for (; code_bytes == 1 && rows == kQuantBlock && done + kSquare <= cols; done += kSquare) {
+        for (int half = 0; half < kQuantBlock; half += kSquare) {
+            CodeRow square[kSquare];
+            for (int i = 0; i < kSquare; i++) memcpy(&square[i], codes + (size_t)(half + i) * cols + done, kSquare);
             transpose_codes_square(square);
-            for (int j = 0; j < kCodeSquare; j++) memcpy((char*)row_data(codes_t, done + j) + first + half, &square[j], kCodeSquare);
+            for (int j = 0; j < kSquare; j++) memcpy((char*)row_data(codes_t, done + j) + first + half, &square[j], kSquare);
         }
     }
     for (int j = done; j < cols; j++) {
