@@ -152,6 +152,14 @@ void out_close(OutFile* out) {
     out->fd = -1;
 }
 
+void file_write(const char* dir, const char* name, const void* data, size_t bytes) {
+    char* path = path_join(dir, name);
+    OutFile out = out_open(path, bytes);
+    out_write(&out, data, bytes);
+    out_close(&out);
+    free(path);
+}
+
 void disk_require(const char* dir, size_t bytes) {
     struct statvfs disk;
     if (statvfs(dir, &disk)) user_error("%s: %s", dir, strerror(errno));

@@ -37,6 +37,9 @@ C_API void out_hash(OutFile* out);                              // hashes what i
 C_API void out_digest(OutFile* out, char hex[33]);              // XXH3-128 of all bytes written (digest.h)
 C_API void out_close(OutFile* out);                             // on disk (fsync) when it returns; dies if bytes are missing
 
+// Writes dir/name whole.
+C_API void file_write(const char* dir, const char* name, const void* data, size_t bytes);
+
 // A user_error unless `bytes` more bytes fit on the disk that holds `dir`. Called before writing starts.
 C_API void disk_require(const char* dir, size_t bytes);
 // What is free on the disk of a path, which need not be there yet.

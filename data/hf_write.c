@@ -81,18 +81,10 @@ static bool is_weights_name(const char* name) {
     return !strcmp(name, again);
 }
 
-static void write_text(const char* dir, const char* name, const char* text, size_t bytes) {
-    char* path = path_join(dir, name);
-    OutFile out = out_open(path, bytes);
-    out_write(&out, text, bytes);
-    out_close(&out);
-    free(path);
-}
-
 static void write_json(const char* dir, const char* name, const json_t* json) {
     char* text = json_dumps(json, JSON_INDENT(2));
     check(text, "%s: no text", name);
-    write_text(dir, name, text, strlen(text));
+    file_write(dir, name, text, strlen(text));
     free(text);
 }
 
@@ -141,7 +133,7 @@ static void write_files(const ModelFiles* files, const char* dir) {
     for (int i = 0; i < model_files_count(files); i++) {
         const ModelFile* file = model_files_at(files, i);
         make_folder_of(dir, file->name);
-        write_text(dir, file->name, file->text, file->bytes);
+        file_write(dir, file->name, file->text, file->bytes);
     }
 }
 
@@ -330,7 +322,7 @@ static void list_files(const char* dir, const Plan* plan, const ModelFiles* file
     }
     end += sprintf(end, "%s\n", HF_CHECKSUMS_NAME);
     if (plan->shards > 1) sprintf(end, "%s\n", HF_INDEX_NAME);
-    write_text(dir, kListName, text, strlen(text));
+    file_write(dir, kListName, text, strlen(text));
     free(text);
 }
 

@@ -161,14 +161,6 @@ static json_t* config_json(const Adapter* a, const char* base) {
                      "layers_to_transform");
 }
 
-static void write_bytes(const char* dir, const char* name, const char* text, size_t bytes) {
-    char* path = path_join(dir, name);
-    OutFile out = out_open(path, bytes);
-    out_write(&out, text, bytes);
-    out_close(&out);
-    free(path);
-}
-
 // Writes tokenizer, templates and generation_config.json, but not config.json, which belongs to the base model.
 static void write_side_files(const PeftOutput* o) {
     for (int i = 0; i < model_files_count(o->files); i++) {
@@ -181,7 +173,7 @@ static void write_side_files(const PeftOutput* o) {
             dir_make(folder);
             free(folder);
         }
-        write_bytes(o->dir, file->name, file->text, file->bytes);
+        file_write(o->dir, file->name, file->text, file->bytes);
     }
 }
 
@@ -229,7 +221,7 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
     json_t* json = config_json(&config->adapter, base ? base : o->base);
     char* text = json_dumps(json, JSON_INDENT(2));
     check(text, "peft_write: no text");
-    write_bytes(o->dir, kPeftConfig, text, strlen(text));
+    file_write(o->dir, kPeftConfig, text, strlen(text));
     file_rename(partial, path);
     dir_sync(o->dir);
     free(text);
