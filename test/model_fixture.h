@@ -14,6 +14,25 @@ typedef struct {
     int scored;
 } TestBatch;
 
+// The sizes of a small model, for everything that needs no reference; head_dim is not a power of two.
+__attribute__((unused))
+static Config small_sizes(void) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.V = 61;
+    c.C = 48;
+    c.L = 2;
+    c.NH = 4;
+    c.NKV = 2;
+    c.HD = 12;
+    c.F = 72;
+    c.max_T = 64;
+    c.norm_eps = 1e-5f;
+    c.rope_theta = 10000;
+    c.bos = c.eos = -1;
+    return c;
+}
+
 // labels as Hugging Face has them: the logits of position t are scored against labels[t + 1].
 __attribute__((unused))
 static TestBatch test_batch(const int* tokens, const int* labels, int B, int T) {

@@ -21,19 +21,7 @@ static void with_both(void (*run)(void)) {
 
 // HUT drops nothing.
 static Config small_config(unsigned targets, float dropout) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.V = 61;
-    c.C = 48;
-    c.L = 2;
-    c.NH = 4;
-    c.NKV = 2;
-    c.HD = 12;
-    c.F = 72;
-    c.max_T = 64;
-    c.norm_eps = 1e-5f;
-    c.rope_theta = 10000;
-    c.bos = c.eos = -1;
+    Config c = small_sizes();
     Adapter a = {targets ? kind : ADAPTER_NONE, 4, 6, false, kind == ADAPTER_HUT ? 0 : dropout, 11, targets};
     c.adapter = a;
     return c;

@@ -176,20 +176,8 @@ static void adamw_case(void) { each_fixture(check_adamw); }
 // ---- a small model of random weights, for everything that needs no reference
 
 static Config small_config(bool tied) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.V = 61;
-    c.C = 48;
-    c.L = 2;
-    c.NH = 4;
-    c.NKV = 2;
-    c.HD = 12;
-    c.F = 72;
-    c.max_T = 64;
-    c.norm_eps = 1e-5f;
-    c.rope_theta = 10000;
+    Config c = small_sizes();
     c.tied = tied;
-    c.bos = c.eos = -1;
     return c;
 }
 
