@@ -21,6 +21,7 @@ void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, 
     if (config->adapter.kind != ADAPTER_LORA) return;
     lora->scale = adapter_scale(&config->adapter);
     lora->dropout = config->adapter.dropout;
+    if (!train) return;
     int widest_u = 0, widest_K = 0;
     for (int i = 0; i < kLinearCount; i++) {
         LoraShape s = lora_shape(config, i);
@@ -28,7 +29,6 @@ void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, 
         widest_u = max_int(widest_u, lora_width(s));
         widest_K = max_int(widest_K, s.K);
     }
-    if (!train) return;
     lora->v = arena_take(arena, (size_t)M * widest_u * fmt_bytes(ops->act));
     if (lora->dropout > 0) lora->dropped = arena_take(arena, (size_t)M * widest_K * fmt_bytes(ops->act));
 }

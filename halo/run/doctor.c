@@ -47,10 +47,10 @@ void doctor_report(Doctor* d, const char* check, DoctorResult result, const char
     print_wrapped(detail);
     if (!*remedy) return;
     printf("%*s", (int)kDetailAt, "");
-    char* todo = (char*)host_alloc(strlen(remedy) + 8);
-    sprintf(todo, "-> %s", remedy);
-    print_wrapped(todo);
-    free(todo);
+    char* advice = (char*)host_alloc(strlen(remedy) + 8);
+    sprintf(advice, "-> %s", remedy);
+    print_wrapped(advice);
+    free(advice);
 }
 
 void doctor_note(Doctor* d, const char* check, DoctorResult result, const char* remedy, const char* detail, ...) {

@@ -199,9 +199,9 @@ static FILE* stream_around(int fd, int buffering) {
 // copies the bytes to its own stdout: the terminal is then that of the parent process.
 static int find_terminal(void) {
     struct winsize size;
-    const char *term = getenv("TERM"), *launched = getenv("OMPI_COMM_WORLD_SIZE");
+    const char* term = getenv("TERM");
     if (!term || !*term || !strcmp(term, "dumb")) return -1;
-    if (!launched) return isatty(1) && !ioctl(1, TIOCGWINSZ, &size) && size.ws_col > 0 ? dup(1) : -1;
+    if (!screen.launched) return isatty(1) && !ioctl(1, TIOCGWINSZ, &size) && size.ws_col > 0 ? dup(1) : -1;
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/1", (int)getppid());
     int fd = open(path, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
@@ -220,12 +220,13 @@ static bool speaks_utf8(void) {
 }
 
 void status_open(void) {
-    if (screen.live || (screen.size_fd = find_terminal()) < 0) return;
+    if (screen.live) return;
+    screen.launched = getenv("OMPI_COMM_WORLD_SIZE") != NULL;
+    if ((screen.size_fd = find_terminal()) < 0) return;
     const char* plain = getenv("NO_COLOR");
     screen.color = !plain || !*plain;
     screen.unicode = speaks_utf8();
     fflush(stdout);
-    screen.launched = getenv("OMPI_COMM_WORLD_SIZE") != NULL;
     FILE *out = stream_around(1, _IOLBF), *err = screen.launched || isatty(2) ? stream_around(2, _IONBF) : NULL;
     screen.live = out != NULL;
     if (!out || pthread_create(&screen.thread, NULL, draw_on, NULL)) {
