@@ -208,6 +208,8 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
     s.empty = s.full + Tile::kStages;
     s.ticket = (unsigned*)(s.empty + Tile::kStages);
     if (threadIdx.x == 0) {
+        tma_prefetch_map(&map_a);
+        tma_prefetch_map(&map_b);
         if (shared_address(memory) % 1024) __trap();   // the swizzle repeats every 1024 bytes
         for (int i = 0; i < Tile::kStages; i++) {
             mbarrier_init(&s.full[i], 1);
@@ -224,8 +226,6 @@ gemm_int8_sm90_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_co
     if (warpgroup == 0) {
         registers_shrink<kWgProducerRegisters>();
         if (threadIdx.x == 0) {
-            tma_prefetch_map(&map_a);
-            tma_prefetch_map(&map_b);
             for (int index = cluster; index < units; index += clusters)
                 wg_produce<kWidth>(s, &map_a, &map_b, wg_unit(g, index, tiles_m, tiles_n), rank, place);
         }

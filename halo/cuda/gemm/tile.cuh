@@ -59,7 +59,7 @@ __device__ inline int split_step(const Gemm& g, int steps, int split) { return s
 // part's g.splits groups of threads to arrive: sum is then over all of K. `barrier` is the group's own, and so is *ticket, in shared memory.
 template <int kCount>
 __device__ inline bool split_sum(int (&sum)[kCount], const Gemm& g, int part, int split, int thread, int threads, int barrier, unsigned* ticket) {
-    const int kFours = kCount / 4, kAhead = 8;
+    const int kFours = kCount / 4;
     if (g.splits == 1) return true;
     int4* sums = g.partials + (size_t)part * g.splits * kFours * threads + thread;
     int4* mine = sums + (size_t)split * kFours * threads;
@@ -75,7 +75,6 @@ __device__ inline bool split_sum(int (&sum)[kCount], const Gemm& g, int part, in
         const int4* theirs = sums + (size_t)other * kFours * threads;
 #pragma unroll
         for (int i = 0; i < kFours; i++) {
-            if (i % kAhead == 0) asm volatile("" ::: "memory");   // at most kAhead loads under way, for want of registers
             int4 x = __ldcg(theirs + i * threads);
             sum[4 * i] += x.x;
             sum[4 * i + 1] += x.y;
