@@ -53,22 +53,30 @@ __global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 3 : kBlock
         high = __shfl_sync(0xffffffffu, exponent, lane % 4 * 8 + 4);
     }
     WithinSigns signs = within_signs(0, log2_n);
-#pragma unroll
-    for (int b = 0; b < kBlocks; b++) {
-        float v[8];
-        hadamard_within(v, octets[b], signs, half_power_of(low, kSumBits), half_power_of(high, kSumBits));
-#pragma unroll
-        for (int p = 0; p < 4; p++) octets[b].pair[p] = pack_f16(v[2 * p], v[2 * p + 1]);
-    }
+    float low_power = half_power_of(low, kSumBits), high_power = half_power_of(high, kSumBits);
     sink.unit(half_unit_of(exponent, kSumBits) / kSignAsHalf);
+    if constexpr (kBlocks == 1) {
+        float v[8];
+        hadamard_within(v, octets[0], signs, low_power, high_power);
 #pragma unroll
-    for (int p = 0; p < 4; p++) {   // a pair of each 256 at a time: FP32 for all would be too many registers
-        float v[kBlocks][2];
+        for (int p = 0; p < 4; p++) octets[0].pair[p] = sink.pack(v[2 * p], v[2 * p + 1]);
+    } else {
 #pragma unroll
-        for (int b = 0; b < kBlocks; b++) unpack_f16(octets[b].pair[p], v[b][0], v[b][1]);
-        add_blocks(v, kBlocks);
+        for (int b = 0; b < kBlocks; b++) {
+            float v[8];
+            hadamard_within(v, octets[b], signs, low_power, high_power);
 #pragma unroll
-        for (int b = 0; b < kBlocks; b++) octets[b].pair[p] = sink.pack(v[b][0], v[b][1]);
+            for (int p = 0; p < 4; p++) octets[b].pair[p] = pack_f16(v[2 * p], v[2 * p + 1]);
+        }
+#pragma unroll
+        for (int p = 0; p < 4; p++) {   // a pair of each 256 at a time: FP32 for all would be too many registers
+            float v[kBlocks][2];
+#pragma unroll
+            for (int b = 0; b < kBlocks; b++) unpack_f16(octets[b].pair[p], v[b][0], v[b][1]);
+            add_blocks(v, kBlocks);
+#pragma unroll
+            for (int b = 0; b < kBlocks; b++) octets[b].pair[p] = sink.pack(v[b][0], v[b][1]);
+        }
     }
     size_t place = sink.at(row, col);
 #pragma unroll
