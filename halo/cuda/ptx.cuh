@@ -102,6 +102,15 @@ __device__ inline uint32_t pack_f16(float low, float high) {
     return packed;
 #endif
 }
+// The two values of a pair of FP16.
+__device__ inline void unpack_f16(uint32_t pair, float& low, float& high) {
+#ifdef HALO_SIMT
+    low = simt_f32_from_f16((uint16_t)pair);
+    high = simt_f32_from_f16((uint16_t)(pair >> 16));
+#else
+    asm("{.reg .f16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
+#endif
+}
 // Value by value the larger magnitude of two pairs of bf16, with any sign; a NaN may lose.
 __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #ifdef HALO_SIMT
