@@ -32,8 +32,7 @@ enum {
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kTokenLeastExponent = 14,  // of a chunk: smaller ones would ask for factors that bf16 does not have
     kAcrossThreads = 128,
-    kAcrossTokens = 16,        // of each run that a block takes; no run is shorter
-    kTokenBandBytes = 24 << 20 // of FP16 that stay in the L2 cache between the passes of a band
+    kAcrossTokens = 16         // of each run that a block takes; no run is shorter
 };
 
 // How columns are cut: vectors of n tokens have `order` runs of 2^run_bits; the signs across are those of H, order x order.
@@ -406,10 +405,11 @@ static bool rotate_tokens(const RotateJob& job) {
         launch_tokens_alone(job, runs);
         return true;
     }
-    // Bands of whole vectors and whole pairs of strips, about as large as each other.
-    enum { kPairBytes = kTokenStrips * kTokenImage * (int)sizeof(uint4), kPairs = kTokenBandBytes / kPairBytes };
-    int rows = max_int(job.x.rows, job.y.rows), down = min_int(rows, max_int(1, kPairs * kTokenChunk / job.n) * job.n);
-    int pairs = token_pairs(job.x.cols), most = max_int(1, kPairs / ceil_div(down, kTokenChunk)), bands = ceil_div(pairs, most);
+    // Bands of whole vectors and whole pairs of strips, about as large as each other: half of the L2 cache.
+    int bytes = min_int((int)(gpu_device().l2_bytes / 2), kRotateStripBytes);
+    int tiles = max_int(1, bytes / (int)cuda_token_halves_bytes(kTokenChunk, kTokenStrips * kTokenColumns));   // of a band
+    int rows = max_int(job.x.rows, job.y.rows), down = min_int(rows, max_int(1, tiles * kTokenChunk / job.n) * job.n);
+    int pairs = token_pairs(job.x.cols), most = max_int(1, tiles / ceil_div(down, kTokenChunk)), bands = ceil_div(pairs, most);
     int across = ceil_div(pairs, bands) * kTokenStrips * kTokenColumns;
     check(cuda_token_halves_bytes(down, across) <= kRotateStripBytes, "rotate (cuda): %d tokens exceed the workspace", job.n);
     for (int row = 0; row < rows; row += down) {
