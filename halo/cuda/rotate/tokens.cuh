@@ -4,7 +4,7 @@
 //            that is multiplied by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to
 //            256 tokens. A warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, which then leave for global memory.
 //   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192. A warp takes one token of each run, 32 columns of it,
-//            and gives the sums to the sink.
+//            while the next ones are on their way to shared memory, and gives the sums to the sink.
 // If a run is the whole vector (2^k <= 256 tokens) its sums stay FP32 and go to the sink at once, through shared memory.
 //
 // Bytes an element, beside those of the output (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
@@ -16,8 +16,8 @@
 // relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-12 of each value, whatever the magnitudes. A
 // column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
-// A block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp loads its
-// next values before it multiplies the present ones. No block waits for another one.
+// Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp has
+// its own ring of values that arrive, 96 KB a multiprocessor at order 32. No block waits for another one, and across no warp for another one.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -31,8 +31,10 @@ enum {
     kTokenStripThreads = kTokenThreads / kTokenStrips,
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kTokenLeastExponent = 14,  // of a chunk: smaller ones would ask for factors that bf16 does not have
-    kAcrossThreads = 128,
-    kAcrossTokens = 16         // of each run that a block takes; no run is shorter
+    kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
+    kAcrossTokens = 16,        // of each run that a block takes; no run is shorter
+    kAcrossStages = 3,         // of a warp's ring
+    kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
 
 // How columns are cut: vectors of n tokens have `order` runs of 2^run_bits; the signs across are those of H, order x order.
@@ -41,8 +43,8 @@ struct TokenRuns {
     const uint4* fragments;
 };
 
-// The FP16 values between the passes: strips of 32 columns one after the other, each with all its chunks. A chunk lies as in shared memory
-// (token_place): neighbouring tokens are 64 bytes apart.
+// The FP16 values between the passes: strips of 32 columns one after the other, each with all its tokens, 64 bytes each in the order of
+// half_place.
 struct TokenHalves {
     uint4* values;     // (strips, chunks, kTokenImage)
     int* exponents;    // (strips, chunks)
@@ -54,9 +56,14 @@ static TokenHalves token_halves(void* memory, int rows, int cols) {
     return h;
 }
 
-// Where octet `octet` of a token's 32 columns lies in its strip, as the number of its first value. Every two rows of eight have their
-// octets in another of four orders, so that reading an octet of eight rows from shared memory is free of bank conflicts.
+// Where octet `octet` of a token's 32 columns of bf16 lies in shared memory, as the number of its first value. Every two rows of eight have
+// their octets in another of four orders, so that reading an octet of eight rows is free of bank conflicts.
 __device__ inline int token_place(int token, int octet) { return token * kTokenColumns + (octet ^ (token >> 1 & 3)) * 8; }
+
+// Where pair `pair` of an octet lies among a token's FP16 values, as the number of a word: 16 bytes hold one pair of every octet. As operands
+// across they leave whole octets in each lane. The octets' order varies with the token, so that storing the pairs of an octet of eight rows is
+// free of bank conflicts.
+__device__ inline int half_place(int token, int octet, int pair) { return token * (kTokenColumns / 2) + pair * 4 + (octet ^ (token >> 1 & 3)); }
 
 // The unit of FP16 values whose chunk has this exponent.
 __device__ inline float token_unit(int exponent, int run_bits) { return f32_from_bits((uint32_t)(exponent + run_bits - 14) << 23); }
@@ -104,7 +111,7 @@ __device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, int chu
     cp_async_commit();
 }
 
-// Transforms 256 tokens of 8 columns within their runs, in place, by a warp; three more warps take the chunk's other columns. Returns the
+// Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns. Returns the
 // chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from bits 15 - r
 // and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
 template <bool kWide, int kRunBits>
@@ -119,7 +126,7 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
     for (int i = 1; i < 32; i++) pair = larger_pair_bf16(pair, in[i / 4][i % 4]);
     int exponent = __reduce_max_sync(0xffffffffu, (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu));
     if (lane == 0) of_octet[octet] = exponent;
-    named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: wide results lie elsewhere
+    named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: results lie elsewhere in its memory
     uint4 all = *(const uint4*)of_octet;
     exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kTokenLeastExponent);
 
@@ -159,13 +166,11 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
                 *(float2*)(wide + (i / 2 * 64 + i % 2 * 8) * kTokenColumns) = make_float2(two[0], two[1]);
             }
         } else {
-            bf16* to = chunk + token_place(lane / 16 * 64 + lane % 16, octet);
+            uint32_t* halves = (uint32_t*)chunk + half_place(out * 16 + lane / 4, octet, lane % 4);
 #pragma unroll
-            for (int two = 0; two < 2; two++) {   // pairs of 64s
-                uint32_t halves[4];
-#pragma unroll
-                for (int r = 0; r < 4; r++) halves[r] = pack_f16(v[two * 2 + r / 2][r % 2 * 2], v[two * 2 + r / 2][r % 2 * 2 + 1]);
-                stmatrix(to + (out * 16 + two * 128) * kTokenColumns, halves);
+            for (int i = 0; i < 8; i++) {
+                const float* two = v[i / 2] + i % 2 * 2;
+                halves[(i / 2 * 64 + i % 2 * 8) * (kTokenColumns / 2)] = pack_f16(two[0], two[1]);
             }
         }
     }
@@ -237,109 +242,116 @@ __device__ inline uint32_t half_power(int down) {
     return down < 15 ? (uint32_t)(15 - down) << 10 : down < 25 ? 1u << (24 - down) : 0;
 }
 
-// Four neighbouring positions in two neighbouring runs, in FP16.
-struct TwoHalfRuns {
-    uint2 even, odd;
-};
-
-// Adds the runs [16 step, 16 step + 16) to the sums of 32 positions, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix
-// across, of `tiles` in all: hadamard_across for FP16 values, eight runs in each of two[]. scales: of the runs, two to a word; zero beyond
-// the last run, where two[] may have any values of these positions.
-template <int kTiles>
-__device__ inline void add_half_runs(float (&sum)[kTiles][4][4], const TwoHalfRuns (&two)[2], const uint4* fragments, const uint32_t* scales,
-                                     int tiles, int first_tile, int step, bool first) {
-    int lane = threadIdx.x % kWarp;
-    uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
-    uint32_t sign[kTiles][4];
-#pragma unroll
-    for (int r = 0; r < kTiles; r++) {   // beyond the last tile its signs serve again: the result is not put
-        uint4 a = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
-        sign[r][0] = (a.x & 0x80008000u) | scale[0];
-        sign[r][1] = (a.y & 0x80008000u) | scale[0];
-        sign[r][2] = (a.z & 0x80008000u) | scale[1];
-        sign[r][3] = (a.w & 0x80008000u) | scale[1];
-    }
-#pragma unroll
-    for (int t = 0; t < 4; t++) {
-        unsigned which = t % 2 ? 0x7632 : 0x5410;
-        uint32_t b0 = t < 2 ? __byte_perm(two[0].even.x, two[0].odd.x, which) : __byte_perm(two[0].even.y, two[0].odd.y, which);
-        uint32_t b1 = t < 2 ? __byte_perm(two[1].even.x, two[1].odd.x, which) : __byte_perm(two[1].even.y, two[1].odd.y, which);
-#pragma unroll
-        for (int r = 0; r < kTiles; r++) {
-            if (first) mma_f16_first(sum[r][t], sign[r], b0, b1);
-            else mma_f16(sum[r][t], sign[r], b0, b1);
-        }
-    }
-}
-
 // The scales of a vector's runs in FP16, up to whole fragments of them, by a warp; returns the unit of their sums. exponents: of the
 // strip's chunks; row: the vector's first.
-template <bool kManyRuns>
 __device__ inline float scale_runs(uint16_t* scales, const int* exponents, const TokenRuns& runs, int row) {
     int lane = threadIdx.x % kWarp, padded = (runs.order + kFragment - 1) / kFragment * kFragment;
-    auto exponent_of = [&](int g) { return exponents[(row + (min(g, runs.order - 1) << runs.run_bits)) / kTokenChunk]; };
-    int last = exponent_of(lane), largest = last;   // of this lane's runs, one after the other
+    auto exponent_of = [&](int g) { return exponents[(row + (g << runs.run_bits)) / kTokenChunk]; };
+    int largest = 0;
 #pragma unroll 1
-    for (int g = kWarp + lane; kManyRuns && g < runs.order; g += kWarp) largest = max(largest, exponent_of(g));
+    for (int g = lane; g < runs.order; g += kWarp) largest = max(largest, exponent_of(g));
     largest = __reduce_max_sync(0xffffffffu, largest);
 #pragma unroll 1
-    for (int g = lane; g < padded; g += kWarp) {
-        if (kManyRuns) last = exponent_of(g);
-        scales[g] = (uint16_t)(g < runs.order ? half_power(largest - last) : 0);
-    }
+    for (int g = lane; g < padded; g += kWarp) scales[g] = (uint16_t)(g < runs.order ? half_power(largest - exponent_of(g)) : 0);
     __syncwarp();
     return token_unit(largest, runs.run_bits);
 }
 
-// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles 1 and 2 are all
-// tiles of the matrix across: their warps load all runs at a time; others load 16. backwards: the last strip first.
+// The bytes of a stage of a warp's ring, and of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
+__host__ __device__ inline int across_stage_bytes(int tiles) { return tiles * kFragment * kTokenBytes; }
+__host__ __device__ inline int across_scale_bytes(int tiles) { return tiles * kFragment * (int)sizeof(uint16_t); }
+static int across_bytes(int tiles) { return kAcrossWarps * (kAcrossStages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
+
+// Where 16 bytes of a run's token lie in a stage: every two of eight runs have them in another of four orders, for ldmatrix.
+__device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
+
+// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kTogether) of 16 x 16 tiles of the matrix across, of `tiles`
+// in all. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums. scales: of the
+// runs, two to a word.
+template <int kTogether>
+__device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage, const uint4* fragments, const uint32_t* scales, int tiles,
+                                int first_tile) {
+    int lane = threadIdx.x % kWarp;
+    auto add = [&](int step, bool first) {   // 16 runs
+        uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
+        uint32_t sign[kTogether][4], b[2][4];
+#pragma unroll
+        for (int two = 0; two < 2; two++)   // products
+            ldmatrix<true>(b[two], (const bf16*)(stage + stage_place(step * kFragment + lane % 16, two * 2 + lane / 16)));
+#pragma unroll
+        for (int r = 0; r < kTogether; r++) {   // beyond the last tile its signs serve again: the result is not put
+            uint4 a = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
+            sign[r][0] = (a.x & 0x80008000u) | scale[0];
+            sign[r][1] = (a.y & 0x80008000u) | scale[0];
+            sign[r][2] = (a.z & 0x80008000u) | scale[1];
+            sign[r][3] = (a.w & 0x80008000u) | scale[1];
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+#pragma unroll
+            for (int r = 0; r < kTogether; r++) {
+                const uint32_t* runs = b[t / 2] + t % 2 * 2;
+                if (first) mma_f16_first(sum[r][t], sign[r], runs[0], runs[1]);
+                else mma_f16(sum[r][t], sign[r], runs[0], runs[1]);
+            }
+        }
+    };
+    add(0, true);
+    for (int step = 1; step < tiles; step++) add(step, false);
+}
+
+// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix across,
+// or 0 for any number, two at a time. backwards: the last strip first.
 template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kAcrossThreads, kTiles > 2 ? 4 : 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs,
-                                                                                           int vectors, int y_rows, int cols, bool backwards) {
-    enum { kWarps = kAcrossThreads / kWarp, kAtOnce = kTiles <= 2 ? kTiles : 1, kTokenStep = kWarps / kTokenStrips };
-    __shared__ __align__(16) uint16_t scales[kWarps][kAcrossMost];
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles <= 2 ? kTiles : (runs.order + kFragment - 1) / kFragment;
+__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors, int y_rows,
+                                                                          int cols, bool backwards) {
+    SHARED(char, shared);
+    enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
     int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - 4, rest = block >> piece_bits;
     int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
-    int start = vector * runs.n + (block - (rest << piece_bits)) * kAcrossTokens, end = start + kAcrossTokens;   // tokens of the first run
-    int first = start + warp / kTokenStrips;
-    int run_bytes = kTokenColumns * (int)sizeof(bf16) << runs.run_bits, col = strip * kTokenColumns + lane % 4 * 8;
+    int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // token of the first run
+    int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
+    char* ring = shared + warp * kAcrossStages * stage_bytes;
+    uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
     size_t chunks = (size_t)min(strip, halves.strips - 1) * halves.chunks;   // before the strip's
-    const char* values = (const char*)(halves.values + chunks * kTokenImage) + lane / 4 % 2 * 4 * sizeof(bf16);
-    auto load = [&](TwoHalfRuns (&ahead)[kAtOnce][2], int token, int step) {
-        const char* at = values + (size_t)token_place(token, lane / 8) * sizeof(bf16);
+    const char* values = (const char*)(halves.values + chunks * kTokenImage) + (size_t)first * kTokenBytes + lane % 4 * 16;
+    auto fetch = [&](int group) {
+        char* to = ring + group % kAcrossStages * stage_bytes;
+        const char* from = values + group * kStep * kTokenBytes;
 #pragma unroll
-        for (int i = 0; i < kAtOnce * 2; i++) {
-            const char* even = at + (size_t)min((step * 2 + i) * 8 + lane % 4 * 2, runs.order - 2) * run_bytes;
-            ahead[i / 2][i % 2] = TwoHalfRuns{*(const uint2*)even, *(const uint2*)(even + run_bytes)};
+        for (int run = lane / 4; run < tiles * kFragment; run += kWarp / 4) {   // runs beyond the last are zero
+            bool valid = run < runs.order && group < kGroups;
+            cp_async16(to + stage_place(run, lane % 4), valid ? from + ((size_t)run * kTokenBytes << runs.run_bits) : from, valid);
         }
+        cp_async_commit();
     };
 
     sink.begin();
-    TwoHalfRuns ahead[kAtOnce][2];
-    load(ahead, first, 0);
-    sink.unit(scale_runs<(kTiles > 2)>(scales[warp], halves.exponents + chunks, runs, vector * runs.n));
-    for (int tile = 0; tile < tiles && strip < halves.strips; tile += kTiles) {
-        for (int token = first; token < end; token += kTokenStep) {
-            float sum[kTiles][4][4];   // [tile][position in four][mma]
-            for (int step = 0; step < tiles; step += kAtOnce) {
-                TwoHalfRuns now[kAtOnce][2];
+    for (int group = 0; group < kAcrossStages - 1; group++) fetch(group);
+    sink.unit(scale_runs(scales, halves.exponents + chunks, runs, row));
+#pragma unroll 1
+    for (int group = 0; group < kGroups; group++) {
+        cp_async_wait<kAcrossStages - 2>();
+        __syncwarp();   // all lanes' copies have arrived, and the stage before is no longer read
+        fetch(group + kAcrossStages - 1);
+        int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
+        int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
+        size_t to = sink.at(token, col), step = sink.ld() << runs.run_bits;
+        for (int tile = 0; tile < tiles; tile += kTogether) {
+            float sum[kTogether][4][4];   // [tile][product][mma]
+            sum_runs<kTogether>(sum, ring + group % kAcrossStages * stage_bytes, runs.fragments, (const uint32_t*)scales, tiles, tile);
 #pragma unroll
-                for (int i = 0; i < kAtOnce * 2; i++) now[i / 2][i % 2] = ahead[i / 2][i % 2];
-                if (step + kAtOnce < tiles) load(ahead, token, step + kAtOnce);
-                else if (token + kTokenStep < end) load(ahead, token + kTokenStep, 0);
-                else if (tile + kTiles < tiles) load(ahead, first, 0);
+            for (int i = 0; i < kTogether * 2; i++) {
+                int run = tile * kFragment + i * 8 + lane / 4;
+                Values<8> octet;
 #pragma unroll
-                for (int i = 0; i < kAtOnce; i++)
-                    add_half_runs<kTiles>(sum, now[i], runs.fragments, (const uint32_t*)scales[warp], tiles, tile, step + i, step + i == 0);
+                for (int k = 0; k < 8; k++) octet.v[k] = sum[i / 2][k / 2][i % 2 * 2 + k % 2];
+                if (run < inside) sink.put(to + run * step, octet);
             }
-            int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
-            size_t to = sink.at(token, col);
-            put_octets<kTiles>(sum, tile, [&](int g, const Values<8>& v) {
-                if (g < inside) sink.put(to + ((size_t)g << runs.run_bits) * sink.ld(), v);
-            });
         }
     }
+    cp_async_wait<0>();
     sink.finish();
 }
 
@@ -385,15 +397,17 @@ static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRu
 
 static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves, const TokenRuns& runs, bool backwards) {
     int vectors = max_int(job.x.rows, job.y.rows) / runs.n, blocks = (token_pairs(job.x.cols) * vectors << runs.run_bits) / kAcrossTokens;
-    auto launch = [&](auto sink, auto tiles) {
-        LAUNCH((tokens_across_kernel<decltype(tiles)::value, decltype(sink)>), blocks, kAcrossThreads, 0, sink, halves, runs, vectors,
-               job.y.rows, job.x.cols, backwards);
+    int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles);
+    auto launch = [&](auto sink, auto of) {
+        allow_shared(tokens_across_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
+        LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors, job.y.rows,
+               job.x.cols, backwards);
         return true;
     };
     with_sink(job, [&](auto sink) {
-        return runs.order <= kFragment       ? launch(sink, std::integral_constant<int, 1>())
-               : runs.order <= 2 * kFragment ? launch(sink, std::integral_constant<int, 2>())
-                                             : launch(sink, std::integral_constant<int, 4>());
+        return tiles == 1   ? launch(sink, std::integral_constant<int, 1>())
+               : tiles == 2 ? launch(sink, std::integral_constant<int, 2>())
+                            : launch(sink, std::integral_constant<int, 0>());
     });
 }
 
