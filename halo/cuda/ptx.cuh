@@ -234,21 +234,6 @@ __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
 #endif
 }
 
-// stmatrix, the reverse of ldmatrix without transposition: stores r[i], this lane's pair of matrix i.
-__device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
-                 "r"(r[3]) : "memory");
-#else
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        unsigned long long to = __shfl_sync(0xffffffffu, (unsigned long long)(uintptr_t)row, 8 * i + lane / 4);
-        *(uint32_t*)((bf16*)(uintptr_t)to + lane % 4 * 2) = r[i];
-    }
-#endif
-}
-
 // ---- cp.async: 16 bytes from global to shared memory, or zeros if not `valid` (src must still be a 16-byte aligned address). What a
 // thread has copied before a commit is a group; cp_async_wait<N> waits until at most its N latest groups are under way. The emulator
 // copies only at the wait, so that a missing wait shows.

@@ -271,13 +271,13 @@ __device__ inline int stage_place(int run, int unit) { return run * kTokenBytes 
 template <int kTogether>
 __device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage, const uint4* fragments, const uint32_t* scales, int tiles,
                                 int first_tile) {
-    int lane = threadIdx.x % kWarp;
+    int lane = threadIdx.x % kWarp, place = stage_place(lane % 16, lane / 16);
     auto add = [&](int step, bool first) {   // 16 runs
         uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
         uint32_t sign[kTogether][4], b[2][4];
 #pragma unroll
         for (int two = 0; two < 2; two++)   // products
-            ldmatrix<true>(b[two], (const bf16*)(stage + stage_place(step * kFragment + lane % 16, two * 2 + lane / 16)));
+            ldmatrix<true>(b[two], (const bf16*)(stage + (place ^ two * 32) + step * kFragment * kTokenBytes));
 #pragma unroll
         for (int r = 0; r < kTogether; r++) {   // beyond the last tile its signs serve again: the result is not put
             uint4 a = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
@@ -316,31 +316,37 @@ __global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink s
     uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
     size_t chunks = (size_t)min(strip, halves.strips - 1) * halves.chunks;   // before the strip's
     const char* values = (const char*)(halves.values + chunks * kTokenImage) + (size_t)first * kTokenBytes + lane % 4 * 16;
-    auto fetch = [&](int group) {
-        char* to = ring + group % kAcrossStages * stage_bytes;
-        const char* from = values + group * kStep * kTokenBytes;
+    int offsets[kTiles ? kTiles * 2 : 1], place = stage_place(lane / 4, lane % 4), arriving = 0, present = 0;   // places: in bytes
+    auto offset_of = [&](int i) { return min(i * 8 + lane / 4, runs.order - 1) * kTokenBytes << runs.run_bits; };   // of each eighth run
 #pragma unroll
-        for (int run = lane / 4; run < tiles * kFragment; run += kWarp / 4) {   // runs beyond the last are zero
-            bool valid = run < runs.order && group < kGroups;
-            cp_async16(to + stage_place(run, lane % 4), valid ? from + ((size_t)run * kTokenBytes << runs.run_bits) : from, valid);
-        }
-        cp_async_commit();
+    for (int i = 0; i < kTiles * 2; i++) offsets[i] = offset_of(i);
+    auto after = [&](int stage) { return stage + stage_bytes < kAcrossStages * stage_bytes ? stage + stage_bytes : 0; };
+    auto fetch = [&] {   // beyond the last run that run's values serve again: their scale is zero
+#pragma unroll
+        for (int i = 0; i < tiles * 2; i++)
+            cp_async16(ring + arriving + place + i * 8 * kTokenBytes, values + (kTiles ? offsets[kTiles ? i : 0] : offset_of(i)));
+        values += kStep * kTokenBytes;
+        arriving = after(arriving);
     };
 
     sink.begin();
-    for (int group = 0; group < kAcrossStages - 1; group++) fetch(group);
+    for (int group = 0; group < kAcrossStages - 1; group++) {
+        fetch();
+        cp_async_commit();
+    }
     sink.unit(scale_runs(scales, halves.exponents + chunks, runs, row));
 #pragma unroll 1
-    for (int group = 0; group < kGroups; group++) {
+    for (int group = 0; group < kGroups; group++, present = after(present)) {
         cp_async_wait<kAcrossStages - 2>();
         __syncwarp();   // all lanes' copies have arrived, and the stage before is no longer read
-        fetch(group + kAcrossStages - 1);
+        if (group + kAcrossStages - 1 < kGroups) fetch();
+        cp_async_commit();
         int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
         int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
         size_t to = sink.at(token, col), step = sink.ld() << runs.run_bits;
         for (int tile = 0; tile < tiles; tile += kTogether) {
             float sum[kTogether][4][4];   // [tile][product][mma]
-            sum_runs<kTogether>(sum, ring + group % kAcrossStages * stage_bytes, runs.fragments, (const uint32_t*)scales, tiles, tile);
+            sum_runs<kTogether>(sum, ring + present, runs.fragments, (const uint32_t*)scales, tiles, tile);
 #pragma unroll
             for (int i = 0; i < kTogether * 2; i++) {
                 int run = tile * kFragment + i * 8 + lane / 4;
