@@ -1,7 +1,8 @@
 // Speed of rotations, of the maximum of a rotated matrix alone and with the codes that need it, and of producers that find it on their way
 // out. Each shape is checked first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer
-// wrote, codes and their maximum against those of two calls. One line per shape: what | us (median) | GB/s | x of the copy bandwidth measured in the same run. Bytes are those of reading the input once and
-// writing the output once; a maximum with codes reads twice: 5 bytes a value.
+// wrote, codes and their maximum against those of two calls. One line per shape: what | us (median) | GB/s | x of the copy bandwidth
+// measured in the same run. Bytes are those of reading the input once and writing the output once; for a maximum with codes the input
+// counts twice: 5 bytes a value.
 #include "bandwidth.cuh"
 
 #include <math.h>

@@ -8,7 +8,7 @@
 // ---- what the backend holds from its start to the end of the program
 enum {
     kWorkspaceBytes = 32 << 20,      // for an op that calls no other op meanwhile (device.cuh, CudaHeld)
-    kRotateStripBytes = 32 << 20,    // values between the two passes of long rotations (rotate/exact.cuh)
+    kRotateStripBytes = 32 << 20,    // values between the two passes of rotations (rotate/tokens.cuh, rotate/exact.cuh)
     kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
     kWideTallyBytes = 256,           // digits that blocks of sum_row_squares add to (sums.cuh)

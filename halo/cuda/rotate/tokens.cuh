@@ -5,19 +5,20 @@
 //            256 tokens. A warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, which then leave for global memory.
 //   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192. A warp takes one token of each run, 32 columns of it,
 //            while the next ones are on their way to shared memory, and gives the sums to the sink.
-// If a run is the whole vector (2^k <= 256 tokens) its sums stay FP32 and go to the sink at once, through shared memory.
+// If a run is the whole vector (2^k <= 256 tokens) its sums stay FP32 and go to the sink at once, through shared memory: one pass, 2 bytes
+// read and those of the output.
 //
-// Bytes an element, beside those of the output (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
+// Bytes an element of two passes, beside the output's (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
 // time across. A rotation takes columns in bands, whose FP16 values stay in the L2 cache: then memory moves 2 and the output, the floor. A
 // maximum and the codes that need it share the pass within: 4 + 2 + 3, where two whole rotations would have a floor of 2 + 3.
 //
 // FP16's range: 256 tokens of 32 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
 // of two that keeps all possible sums below 2^15: this power is part of the signs within. The signs across carry each chunk's exponent
-// relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-12 of each value, whatever the magnitudes. A
+// relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-11 of each value, whatever the magnitudes. A
 // column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
-// Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp has
-// its own ring of values that arrive, 96 KB a multiprocessor at order 32. No block waits for another one, and across no warp for another one.
+// Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp
+// has its own ring of values that arrive, at order 32 80 KB a multiprocessor under way. No block waits for another one.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -60,10 +61,12 @@ static TokenHalves token_halves(void* memory, int rows, int cols) {
 // their octets in another of four orders, so that reading an octet of eight rows is free of bank conflicts.
 __device__ inline int token_place(int token, int octet) { return token * kTokenColumns + (octet ^ (token >> 1 & 3)) * 8; }
 
-// Where pair `pair` of an octet lies among a token's FP16 values, as the number of a word: 16 bytes hold one pair of every octet. As operands
-// across they leave whole octets in each lane. The octets' order varies with the token, so that storing the pairs of an octet of eight rows is
-// free of bank conflicts.
-__device__ inline int half_place(int token, int octet, int pair) { return token * (kTokenColumns / 2) + pair * 4 + (octet ^ (token >> 1 & 3)); }
+// Where pair `pair` of an octet lies among a strip's FP16 values, as the number of a word: 16 bytes hold one pair of each of a token's octets,
+// so that products across leave a whole octet in each lane. The octets' order varies with the token, so that storing the pairs of an octet of
+// eight rows is free of bank conflicts.
+__device__ inline int half_place(int token, int octet, int pair) {
+    return token * (kTokenColumns / 2) + pair * 4 + (octet ^ (token >> 1 & 3));
+}
 
 // The unit of FP16 values whose chunk has this exponent.
 __device__ inline float token_unit(int exponent, int run_bits) { return f32_from_bits((uint32_t)(exponent + run_bits - 14) << 23); }
@@ -111,9 +114,9 @@ __device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, int chu
     cp_async_commit();
 }
 
-// Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns. Returns the
-// chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from bits 15 - r
-// and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
+// Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns.
+// Returns the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
+// bits 15 - r and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
 template <bool kWide, int kRunBits>
 __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int barrier, int any_bits, const uint32_t* all_signs) {
     int lane = threadIdx.x % kWarp, run_bits = kRunBits ? kRunBits : any_bits;
@@ -265,9 +268,9 @@ static int across_bytes(int tiles) { return kAcrossWarps * (kAcrossStages * acro
 // Where 16 bytes of a run's token lie in a stage: every two of eight runs have them in another of four orders, for ldmatrix.
 __device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
 
-// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kTogether) of 16 x 16 tiles of the matrix across, of `tiles`
-// in all. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums. scales: of the
-// runs, two to a word.
+// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kTogether) of 16 x 16 tiles of the matrix across, of
+// `tiles` in all. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums. scales:
+// of the runs, two to a word.
 template <int kTogether>
 __device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage, const uint4* fragments, const uint32_t* scales, int tiles,
                                 int first_tile) {
@@ -300,17 +303,17 @@ __device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage
     for (int step = 1; step < tiles; step++) add(step, false);
 }
 
-// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix across,
-// or 0 for any number, two at a time. backwards: the last strip first.
+// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix
+// across, or 0 for any number, two at a time. backwards: the last strip first.
 template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors, int y_rows,
-                                                                          int cols, bool backwards) {
+__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors,
+                                                                          int y_rows, int cols, bool backwards) {
     SHARED(char, shared);
     enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
     int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - 4, rest = block >> piece_bits;
     int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
-    int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // token of the first run
+    int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // of the first run
     int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
     char* ring = shared + warp * kAcrossStages * stage_bytes;
     uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
@@ -406,8 +409,8 @@ static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves
     int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles);
     auto launch = [&](auto sink, auto of) {
         allow_shared(tokens_across_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
-        LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors, job.y.rows,
-               job.x.cols, backwards);
+        LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors,
+               job.y.rows, job.x.cols, backwards);
         return true;
     };
     with_sink(job, [&](auto sink) {
