@@ -161,6 +161,7 @@ static void rotate_rows_case(void) {
         {ROTATE_ROWS, 19, 20, 72, 0, 8},    {ROTATE_ROWS, 28, 25, 16, 0, 0},     {ROTATE_ROWS, 45, 48, 40, 16, 0},
         {ROTATE_ROWS, 512, 512, 80, 256, 8}, {ROTATE_ROWS, 250, 256, 24, 0, 0},  {ROTATE_ROWS, 1024, 1000, 40, 0, 0},
         {ROTATE_ROWS, 600, 640, 24, 0, 0},  {ROTATE_ROWS, 1536, 1530, 16, 0, 0}, {ROTATE_ROWS, 768, 768, 16, 384, 0},
+        {ROTATE_ROWS, 320, 320, 72, 64, 8}, {ROTATE_ROWS, 770, 896, 24, 128, 0},
     };
     rotate_shapes(shapes, COUNT(shapes));
 }
@@ -168,7 +169,7 @@ static void rotate_many_tokens_case(void) {
     static const RotateShape shapes[] = {
         {ROTATE_ROWS, 2048, 2048, 16, 0, 0}, {ROTATE_ROWS, 4090, 4096, 8, 0, 0}, {ROTATE_ROWS, 6144, 6144, 8, 0, 0},
         {ROTATE_ROWS, 8192, 8180, 16, 0, 0}, {ROTATE_ROWS, 16384, 16380, 8, 0, 0}, {ROTATE_ROWS, 14336, 14336, 8, 0, 0},
-        {ROTATE_ROWS, 4096, 4096, 40, 2048, 8},
+        {ROTATE_ROWS, 4096, 4096, 40, 2048, 8}, {ROTATE_ROWS, 4096, 4096, 136, 0, 0}, {ROTATE_ROWS, 9200, 9216, 8, 384, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         rotate_one(shapes[s], BF16, s % 2 == 0);
@@ -380,6 +381,64 @@ static void rotated_codes_case(void) {
     }
 }
 
+// The maximum and the codes in one call are those of the two calls, to the bit, and the scratch is as large as it has to be.
+static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted, bool with_nan) {
+    Mat x = noise(s.x_rows, s.cols, s.cols + s.slack, in, 1e-3f);
+    if (with_nan) ((uint16_t*)x.data)[(size_t)(s.x_rows / 2) * x.ld + 3] = bf16_from_f32(NAN);
+    Mat X = put(x), nowhere = {NULL, s.y_rows, s.cols, s.cols, in};
+    int rows = max_int(s.x_rows, s.y_rows);
+    size_t bytes = ops->quantize_tokens_scratch(rows, s.cols, s.block);
+    Mat fence = fenced(1, (int)bytes + 256, (int)bytes + 256, INT8), scratch = put(fence);
+    QMat empty = qmat(s.y_rows, s.cols, s.slack, fmt, PER_TENSOR, wanted), two = empty, one = empty;
+    float* numbers = (float*)ops->alloc(4 * sizeof(float));   // maxima and scales of both ways
+    two.scale = numbers + 2, one.scale = numbers + 3;
+    if (wanted & CODES) two.codes = put(empty.codes), one.codes = put(empty.codes);
+    if (wanted & TRANSPOSED) two.codes_t = put(empty.codes_t), one.codes_t = put(empty.codes_t);
+    Rotation rotation = {ROTATE_ROWS, s.block};
+    ops->rotate(nowhere, X, ROTATE_ROWS, false, s.block, numbers);
+    ops->quantize(two, X, rotation, numbers, fmt, clip);
+    ops->quantize_tokens(one, X, s.block, numbers + 1, fmt, clip, scratch.data);
+
+    float got[4];
+    size_t differ = 0, beyond = 0;
+    ops->download(got, numbers, sizeof got);
+    if (wanted & CODES) {
+        ops->download(empty.codes.data, two.codes.data, mat_bytes(empty.codes));
+        differ += differing_bytes(one.codes, empty.codes);
+    }
+    if (wanted & TRANSPOSED) {
+        ops->download(empty.codes_t.data, two.codes_t.data, mat_bytes(empty.codes_t));
+        differ += differing_bytes(one.codes_t, empty.codes_t);
+    }
+    ops->download(fence.data, scratch.data, mat_bytes(fence));
+    for (size_t i = bytes; i < bytes + 256; i++) beyond += ((uint8_t*)fence.data)[i] != kFence;
+    bool same = f32_bits(got[0]) == f32_bits(got[1]) && f32_bits(got[2]) == f32_bits(got[3]);
+    bool nan = isnan(got[0]) && isnan(got[1]) && isnan(got[2]) && isnan(got[3]);
+    ok((with_nan ? nan : same && got[0] > 0) && differ == 0 && beyond == 0,
+       "tokens in one call %s %d -> %d x %d block %d slack %d %s -> %s wanted %d%s: maximum %g of %g, %zu bytes of codes differ, %zu bytes "
+       "beyond %zu of scratch", ops->name, s.x_rows, s.y_rows, s.cols, s.block, s.slack, fmt_name(in), fmt_name(fmt), (int)wanted,
+       with_nan ? " NaN" : "", (double)got[1], (double)got[0], differ, beyond, bytes);
+    ops->release(X.data); ops->release(scratch.data); ops->release(numbers);
+    if (wanted & CODES) { ops->release(two.codes.data); ops->release(one.codes.data); free(empty.codes.data); }
+    if (wanted & TRANSPOSED) { ops->release(two.codes_t.data); ops->release(one.codes_t.data); free(empty.codes_t.data); }
+    free(x.data); free(fence.data); free(empty.scale);
+}
+static void tokens_in_one_call_case(void) {
+    static const RotateShape shapes[] = {
+        {ROTATE_ROWS, 24, 24, 37, 0, 3},        {ROTATE_ROWS, 45, 48, 40, 16, 0},       {ROTATE_ROWS, 250, 256, 24, 0, 8},
+        {ROTATE_ROWS, 512, 512, 80, 256, 0},    {ROTATE_ROWS, 770, 896, 72, 128, 8},    {ROTATE_ROWS, 1000, 1024, 104, 0, 16},
+        {ROTATE_ROWS, 1536, 1530, 16, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},    {ROTATE_ROWS, 4090, 4096, 40, 2048, 0},
+        {ROTATE_ROWS, 6144, 6144, 8, 0, 0},     {ROTATE_ROWS, 8192, 8192, 24, 0, 0},    {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
+    };
+    for (int s = 0; s < COUNT(shapes); s++) {
+        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, false);
+        tokens_in_one_call(shapes[s], BF16, s % 2 ? FP8_E5M2 : FP6_E3M2, 0.75f, (Wanted)(1 + s % 3), false);
+        if (shapes[s].x_rows > 3000) continue;
+        tokens_in_one_call(shapes[s], F32, FP8_E4M3, 1, s % 2 ? BOTH : CODES, false);
+        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, true);
+    }
+}
+
 // Octets and not, tails of every tile, input in both formats.
 static void quantize_case(void) {
     static const int shapes[][3] = {{128, 128, 0}, {70, 45, 7}, {33, 72, 8}, {1, 8, 0}, {136, 264, 16}, {200, 136, 0}, {130, 130, 3}};
@@ -564,6 +623,7 @@ ON_EVERY_BACKEND(rotate_extremes)
 ON_EVERY_BACKEND(absmax)
 ON_EVERY_BACKEND(quantize)
 ON_EVERY_BACKEND(rotated_codes)
+ON_EVERY_BACKEND(tokens_in_one_call)
 ON_EVERY_BACKEND(quantize_all_values)
 ON_EVERY_BACKEND(quantize_extremes)
 ON_EVERY_BACKEND(count_planted)
@@ -581,6 +641,7 @@ static const Case cases[] = {
     {"absmax", absmax_everywhere},
     {"quantize.shapes", quantize_everywhere},
     {"quantize.rotated", rotated_codes_everywhere},
+    {"quantize.tokens_in_one_call", tokens_in_one_call_everywhere},
     {"quantize.all_values", quantize_all_values_everywhere},
     {"quantize.extremes", quantize_extremes_everywhere},
     {"quantize.count_planted", count_planted_everywhere},

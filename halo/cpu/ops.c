@@ -113,6 +113,8 @@ const Ops CPU_OPS = {
     rotate,
     absmax,
     quantize,
+    quantize_tokens,
+    quantize_tokens_scratch,
     count_codes,
     add,
     convert,
