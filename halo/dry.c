@@ -98,7 +98,7 @@ static void dry_adamw(const AdamW* args) { check_adamw_args(args); }
 static void dry_transpose_codes(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_pack_fp6(uint8_t* packed, Mat codes) { (void)packed, (void)codes; }
 static void dry_unpack_fp6(Mat codes, const uint8_t* packed) { (void)codes, (void)packed; }
-static void dry_dropout(Mat y, Mat x, float factor, float p, const Noise* noise) { (void)y, (void)x, (void)factor, (void)p, (void)noise; }
+static void dry_dropout(Mat y, Mat x, float p, const Noise* noise) { (void)y, (void)x, (void)p, (void)noise; }
 static void dry_hadamard(Mat y, Mat x, Mat w, float factor, float offset) { (void)y, (void)x, (void)w, (void)factor, (void)offset; }
 
 static size_t no_limit(void) { return (size_t)1 << 60; }

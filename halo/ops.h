@@ -113,19 +113,21 @@ typedef struct {
     Gran gran;               // PER_ROW: one scale a row of the product
     bool transposed;
     bool scale_transposed;   // PER_BLOCK32: the grid of scales is that of m's transpose (m is a codes_t)
+    float factor;            // NO_SCALE: of every value, known to the host; else 1
 } Side;
 
-static inline Side plain_side(Mat m, bool transposed) {
-    Side s = {m, NULL, NO_SCALE, transposed, false};
+static inline Side multiplied_side(Mat m, bool transposed, float factor) {
+    Side s = {m, NULL, NO_SCALE, transposed, false, factor};
     return s;
 }
+static inline Side plain_side(Mat m, bool transposed) { return multiplied_side(m, transposed, 1); }
 // The operand itself, and its transpose, as a side of a product.
 static inline Side side_codes(QMat q) {
-    Side s = {q.codes, q.scale, q.gran, false, false};
+    Side s = {q.codes, q.scale, q.gran, false, false, 1};
     return s;
 }
 static inline Side side_codes_t(QMat q) {
-    Side s = {q.codes_t, q.scale, q.gran, false, true};
+    Side s = {q.codes_t, q.scale, q.gran, false, true, 1};
     return s;
 }
 
@@ -275,7 +277,7 @@ typedef struct Ops {
 
     // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
     // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale
-    // (+ beta * c) follow in FP32, then the rounding to c's format. With PER_BLOCK32 each 32-long partial sum is first
+    // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each 32-long partial sum is first
     // multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
 
@@ -309,10 +311,10 @@ typedef struct Ops {
     void (*pack_fp6)(uint8_t* packed, Mat codes);      // every four FP6 codes of (rows, ld) in three bytes; ld is a multiple of 4
     void (*unpack_fp6)(Mat codes, const uint8_t* packed);
 
-    // ---- adapters. y = factor * x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
-    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
-    // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
-    void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // ---- adapters. y = x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
+    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise->offset + i) is below
+    // dropout_threshold(p) (rng.h).
+    void (*dropout)(Mat y, Mat x, float p, const Noise* noise);
     // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
     void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;

@@ -218,9 +218,9 @@ static void unpack_fp6(Mat codes, const uint8_t* packed) {
     inner->unpack_fp6(codes, packed);
     end("unpack fp6", from, 1.75 * size_of(codes));
 }
-static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+static void dropout(Mat y, Mat x, float p, const Noise* noise) {
     int from = begin();
-    inner->dropout(y, x, factor, p, noise);
+    inner->dropout(y, x, p, noise);
     end("dropout", from, size_of(x) + size_of(y));
 }
 static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {

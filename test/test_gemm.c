@@ -32,7 +32,7 @@ static void* put(const void* host, size_t bytes) {
 static double input_scale(const Input* in, int row, int k) {
     if (in->side.gran == PER_TENSOR) return in->scale[0];
     if (in->side.gran == PER_ROW) return in->scale[row];
-    if (in->side.gran == NO_SCALE) return 1;
+    if (in->side.gran == NO_SCALE) return in->side.factor;
     if (in->side.scale_transposed) return in->scale[k / 32 * ceil_div(in->rows, 32) + row / 32];
     return in->scale[row / 32 * ceil_div(in->K, 32) + k / 32];
 }
@@ -46,6 +46,7 @@ static Input make_input(int rows, int K, Kind kind) {
     in.data = host_alloc(mat_bytes(in.side.m));
     in.side.gran = kind.gran;
     in.side.scale_transposed = kind.scale_transposed;
+    if (kind.gran == NO_SCALE && kind.transposed) in.side.factor = 1.5f;
     memset(in.data, 0xff, mat_bytes(in.side.m));   // NaN in every float format, also between the rows
     for (int i = 0; i < rows; i++) {
         for (int k = 0; k < K; k++) {
