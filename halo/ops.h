@@ -240,7 +240,8 @@ typedef struct Ops {
     // ---- residual add + RMSNorm (Zhang & Sennrich 2019): res = x + delta (delta.data may be NULL: res is x, nothing is
     // written); y = w * res * rstd, rstd = (mean(res^2) + eps)^-1/2
     void (*rmsnorm_forward)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep);   // (BT,C), rstd (BT)
-    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes. absmax: NULL, or raised to the largest |dres|
+    // dres += d loss / d res through y;  dw (1,C) += , data NULL: not wanted. scratch: rmsnorm_scratch bytes, for dw. absmax: NULL,
+    // or raised to the largest |dres|
     void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax);
     size_t (*rmsnorm_scratch)(int BT, int C);
 

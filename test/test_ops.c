@@ -260,19 +260,24 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
 
     ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch, NULL);
     float *got_dres = fetched(DRes), *got_dw = fetched(DW);
+    Mat frozen = put(dres, BT, C, ops->act), no_dw = DW;
+    no_dw.data = NULL;
+    ops->rmsnorm_backward(frozen, no_dw, DY, with_delta ? Res : X, W, rstd, NULL, NULL);
+    float* frozen_dres = fetched(frozen);
+    ok(!memcmp(frozen_dres, got_dres, n * sizeof(float)), "rmsnorm.dres %s (%d, %d): the same without dw", ops->name, BT, C);
     for (size_t i = 0; i < n; i++) got_dres[i] -= dres[i];
     for (int c = 0; c < C; c++) got_dw[c] -= dw[c];
     Problem p = {shape, dy, {r, w, NULL, NULL}, {n, (size_t)C, 0, 0}, rmsnorm_loss};
     gradient_case("rmsnorm.dres", &p, 0, got_dres, kF32Grad, kBf16Grad);
     gradient_case("rmsnorm.dw", &p, 1, got_dw, kF32Grad, kBf16Grad);
 
-    Mat all[] = {X, Delta, W, DY, Y, Res, DRes, DW};
+    Mat all[] = {X, Delta, W, DY, Y, Res, DRes, DW, frozen};
     release_all(all, COUNT(all));
     ops->release(rstd);
     ops->release(scratch);
     free(x); free(delta); free(w); free(dy); free(dres); free(dw); free(r); free(rd); free(wd); free(yd); free(y);
     free(want);
-    free(got_dres); free(got_dw);
+    free(got_dres); free(got_dw); free(frozen_dres);
 }
 static void rmsnorm_case(void) {
     rmsnorm_shape(13, 48, true);
