@@ -94,7 +94,7 @@ static void dry_convert(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_sum_squares(float* total, Mat x) { (void)total, (void)x; }
 static void dry_sum_row_squares(WideSum* total, Mat x) { (void)total, (void)x; }
 static void dry_clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) { (void)scale, (void)sum_of_squares, (void)max_norm; }
-static void dry_adamw(const AdamW* args) { check_adamw_args(args); }
+static void dry_adamw(const AdamW* updates, int count) { check_adamw_args(updates, count); }
 static void dry_transpose_codes(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_pack_fp6(uint8_t* packed, Mat codes) { (void)packed, (void)codes; }
 static void dry_unpack_fp6(Mat codes, const uint8_t* packed) { (void)codes, (void)packed; }

@@ -190,13 +190,17 @@ typedef struct {
     Noise noise;              // of param, m and v where they are rounded stochastically
     float* square_sums;       // NULL, or kSquareSums floats whose sum grows by the sum of squares of grad, in a fixed order; takes no grad_scale
 } AdamW;
-enum { kSquareSums = 16384, kRowSums = 256 };
+enum { kSquareSums = 16384, kRowSums = 256, kUpdatesAtOnce = 32 };
 
 // What every backend asks of the arguments of adamw.
-static inline void check_adamw_args(const AdamW* a) {
+static inline void check_adamw_args(const AdamW* a, int count) {
+    check(count >= 1 && count <= kUpdatesAtOnce, "adamw: %d updates", count);
     check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
           "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
     check(!a->square_sums || !a->grad_scale, "adamw: the sum of squares of a gradient that is scaled");
+    for (int i = 1; i < count; i++)
+        check(!a[i].master == !a->master && a[i].grad_fmt == a->grad_fmt && a[i].state_fmt == a->state_fmt && a[i].step == a->step &&
+              a[i].square_sums == a->square_sums, "adamw: update %d of %d differs from the first in more than its values", i, count);
 }
 
 typedef struct Ops {
@@ -305,7 +309,8 @@ typedef struct Ops {
     void (*sum_row_squares)(WideSum* total, Mat x);
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
     void (*clip_scale)(float* scale, const WideSum* sum_of_squares, float max_norm);
-    void (*adamw)(const AdamW* args);
+    // `count` updates, 1 to kUpdatesAtOnce, at the cost of one: they differ in their arrays, n, weight_decay and noise.offset alone.
+    void (*adamw)(const AdamW* updates, int count);
 
     // ---- codes on the wire (HQ-FSDP)
     void (*transpose_codes)(Mat y, Mat x);             // y (cols, rows) = x^T, one byte a code

@@ -196,12 +196,13 @@ static void count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how
     inner->count_codes(counts, x, absmax, how);
     end("count codes", from, size_of(x));
 }
-static void adamw(const AdamW* a) {
+static void adamw(const AdamW* a, int count) {
     int from = begin();
-    inner->adamw(a);
-    double value = 2.0 * (double)fmt_bytes(inner->act) + (double)fmt_bytes(a->grad_fmt) + 4.0 * (double)fmt_bytes(a->state_fmt);
+    inner->adamw(a, count);
+    double values = 0, value = 2.0 * (double)fmt_bytes(inner->act) + (double)fmt_bytes(a->grad_fmt) + 4.0 * (double)fmt_bytes(a->state_fmt);
     if (a->master) value += 2 * sizeof(float) - (double)fmt_bytes(inner->act);   // the layers' copy is only written
-    end("adamw", from, value * (double)a->n);
+    for (int i = 0; i < count; i++) values += (double)a[i].n;
+    end("adamw", from, value * values);
 }
 static void transpose_codes(Mat y, Mat x) {
     int from = begin();
