@@ -80,6 +80,9 @@ static void dry_cross_entropy(float* loss, Mat logits, const int* labels, const 
 }
 static void dry_argmax(int* best, Mat logits) { (void)best, (void)logits; }
 static void dry_gemm(Mat c, Side a, Side b, float beta) { (void)c, (void)a, (void)b, (void)beta; }
+static void dry_gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+    (void)xp, (void)factor, (void)xtq, (void)beta, (void)x, (void)p, (void)q;
+}
 static void dry_rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     (void)y, (void)x, (void)axis, (void)transpose, (void)block, (void)absmax;
 }
@@ -109,8 +112,8 @@ static const Ops kDryGpu = {
     dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
-    dry_cross_entropy, dry_argmax, dry_gemm, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert, dry_sum_squares,
-    dry_sum_row_squares, dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
+    dry_cross_entropy, dry_argmax, dry_gemm, dry_gemm_narrow, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert,
+    dry_sum_squares, dry_sum_row_squares, dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
 };
 
 const Ops* dry_ops(const Ops* like) {

@@ -121,6 +121,10 @@ static inline Side multiplied_side(Mat m, bool transposed, float factor) {
     return s;
 }
 static inline Side plain_side(Mat m, bool transposed) { return multiplied_side(m, transposed, 1); }
+static inline void gemm_narrow_by(void (*gemm)(Mat c, Side a, Side b, float beta), Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+    gemm(xtq, plain_side(x, true), plain_side(q, true), beta);
+    gemm(xp, plain_side(x, false), multiplied_side(p, true, factor), 0);
+}
 // The operand itself, and its transpose, as a side of a product.
 static inline Side side_codes(QMat q) {
     Side s = {q.codes, q.scale, q.gran, false, false, 1};
@@ -285,6 +289,9 @@ typedef struct Ops {
     // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each 32-long partial sum is first
     // multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
+    // Two narrow products of one matrix, by one pass over it where the backend can: xp (M,W) = factor * x p and xtq (N,W) = x^T q + beta * xtq,
+    // with x (M,N), p (N,W) and q (M,W) in `act`. By definition `gemm` twice (gemm_narrow_by), but for the order of the sums.
+    void (*gemm_narrow)(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q);
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
     // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens.
