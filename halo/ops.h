@@ -303,6 +303,10 @@ typedef struct Ops {
     // and x may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
     // lies within 2^-14 of the maximum of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
+    // Codes of H x along the tokens when its maximum is not yet known: raises *absmax to the largest |H x|, as rotate with y.data NULL does,
+    // and then is quantize. scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.
+    void (*quantize_tokens)(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch);
+    size_t (*quantize_tokens_scratch)(int rows, int cols, int block);
 
     // Adds to *counts what quantizing x as `how` says does to its values. x is rotated already if `how` rotates. absmax as in quantize.
     void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);

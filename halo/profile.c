@@ -172,6 +172,11 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* max, Fmt fmt
     static const char* const names[] = {"quantize", "quantize, rotated features", "quantize, rotated tokens"};
     end(names[rotation.axis], from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
+static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, void* scratch) {
+    int from = begin();
+    inner->quantize_tokens(q, x, block, max, fmt, clip, scratch);
+    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t));
+}
 static void add(Mat y, Mat x, const Noise* noise) {
     int from = begin();
     inner->add(y, x, noise);
@@ -260,6 +265,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.rotate = rotate;
     table.absmax = absmax;
     table.quantize = quantize;
+    table.quantize_tokens = quantize_tokens;
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;

@@ -114,6 +114,8 @@ const Ops CPU_OPS = {
     rotate,
     absmax,
     quantize,
+    quantize_tokens,
+    quantize_tokens_scratch,
     count_codes,
     add,
     convert,

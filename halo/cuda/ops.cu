@@ -260,6 +260,8 @@ const Ops cuda_ops = {
     rotate,
     absmax,
     quantize,
+    quantize_tokens,
+    cuda_quantize_tokens_scratch,
     count_codes,
     add,
     convert,

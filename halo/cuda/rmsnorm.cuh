@@ -26,7 +26,10 @@ enum {
 template <int kKeep, int kTiles>
 __global__ void __launch_bounds__(512)
 rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x, Rows<const bf16> delta, const bf16* w, int C, float eps,
-                       float* absmax, RowRuns runs) {
+                       float* absmax, FeatureItem row) {
+    SHARED(bf16, shared);
+    int* exponent = (int*)(shared + row.places());
+    if (kTiles > 0 && threadIdx.x == 0) *exponent = kLeastRowExponent;   // block_sum synchronizes
     size_t t = blockIdx.x;
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     Packed<8> r[kKeep];
@@ -63,11 +66,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
     }
     float scale = 1.0f / sqrtf(block_sum(squares) / C + eps);
     if (threadIdx.x == 0) rstd[t] = scale;
-    SHARED(float, shared);
-    Exchange exchange = {shared, runs.log2_run};
-    WithinSigns signs;
-    if constexpr (kTiles > 0) signs = within_signs(0, runs.within_end);
-    uint32_t largest = 0;
+    uint32_t largest = 0;   // kTiles > 0: a pair of bf16
 #pragma unroll
     for (int k = 0; k < kKeep; k++) {
         int c = begin + k * stride;
@@ -77,18 +76,20 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
         for (int i = 0; i < 8; i++) a.v[i] = a.v[i] * scale * weight.v[i];
         Packed<8> out = pack(a);
         store_packed(y[t] + c, out);
-        if constexpr (kTiles > 0) {   // a warp holds 256 neighbouring values, as hadamard_within wants
-            float v[8];
-            hadamard_within(v, out, signs);
-            exchange.store_octet(c, threadIdx.x % kWarp, v);
+        if constexpr (kTiles > 0) {
+            store_packed(shared + row.place(c), out);
+            largest = larger_pair_bf16(largest, largest_pair(out));
         } else {
             largest = max(largest, largest_bits(out));
         }
     }
     if constexpr (kTiles > 0) {
+        raise_row_exponent(exponent, largest);
         __syncthreads();
-        MaxSink sink = {runs.scale, absmax, 0, 0, 1};
-        rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
+        features_within<2>(shared, exponent, row, within_signs(0, row.runs.within_end));
+        __syncthreads();
+        MaxSink sink = {row.runs.scale, absmax, 0, 0, 1};
+        features_across<kTiles>(sink, shared, exponent, row, 0);
         sink.finish();
     } else {
         if (absmax) raise_block_absmax(absmax, largest);
@@ -229,9 +230,10 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
 template <int kKeep, int kTiles>
 static void launch_rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads) {
     auto kernel = rmsnorm_forward_kernel<kKeep, kTiles>;
-    size_t shared_bytes = kTiles ? Exchange::bytes(y.cols, runs.log2_run) : 0;
+    FeatureItem row = one_row(runs);
+    size_t shared_bytes = kTiles ? row.bytes() : 0;
     if (kTiles) allow_shared(kernel, shared_limit());
-    LAUNCH_RMSNORM_FORWARD(kernel, threads_for(ceil_div(y.cols / 8, kKeep), most_threads), shared_bytes, runs);
+    LAUNCH_RMSNORM_FORWARD(kernel, threads_for(ceil_div(y.cols / 8, kKeep), most_threads), shared_bytes, row);
 }
 static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep) {
     int C = y.cols, octets = ceil_div(C, 8);
@@ -244,7 +246,8 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     }
     bool fast = is_octets(y) && is_octets(x) && is_octets(w) && C <= kNormForwardMax && (!delta.data || (is_octets(delta) && is_octets(res)));
     RowRuns runs = {};
-    bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
+    bool rotates = prep.rotate && prep.absmax;
+    bool inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 1, false, &runs) && runs.order <= 2 * kFragment;
     float* absmax = rotates && !inside ? NULL : prep.absmax;
     // Which kernel is launched for rows of up to most_octets octets: its kKeep, its kTiles, and its most threads. The first row that fits.
     static const struct {
@@ -253,8 +256,9 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
         int most_threads;
     } kLaunches[] = {
         {2 * 256, 0, launch_rmsnorm_forward<2, 0>, 256}, {2 * 256, kFragment, launch_rmsnorm_forward<2, 1>, 256},
-        {2 * 256, INT_MAX, launch_rmsnorm_forward<2, 2>, 256}, {4 * 512, 0, launch_rmsnorm_forward<4, 0>, 512},
-        {4 * 512, INT_MAX, launch_rmsnorm_forward<4, 2>, 512}, {8 * 512, 0, launch_rmsnorm_forward<8, 0>, 512}};
+        {2 * 256, 2 * kFragment, launch_rmsnorm_forward<2, 2>, 256}, {4 * 512, 0, launch_rmsnorm_forward<4, 0>, 512},
+        {4 * 512, kFragment, launch_rmsnorm_forward<4, 1>, 512}, {4 * 512, 2 * kFragment, launch_rmsnorm_forward<4, 2>, 512},
+        {8 * 512, 0, launch_rmsnorm_forward<8, 0>, 512}};
     if (fast) {
         int n = 0, order = inside ? runs.order : 0;
         while (octets > kLaunches[n].most_octets || inside != (kLaunches[n].most_order > 0) || order > kLaunches[n].most_order) n++;
