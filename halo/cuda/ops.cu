@@ -13,7 +13,7 @@
 #include "dropout.cuh"
 #include "embed.cuh"
 #include "facts.cuh"
-#include "gemm/gemm.cuh"
+#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -262,6 +262,7 @@ const Ops cuda_ops = {
     cross_entropy,
     argmax,
     gemm,
+    gemm_narrow,
     rotate,
     absmax,
     quantize,

@@ -7,8 +7,8 @@
 //
 // A block keeps a row in registers between the sum over it and its use, kKeep octets a thread. The backward pass gives a
 // block kNormRows rows, one after the other; each thread sums its columns of dw over them into the block's row of scratch,
-// and a second kernel adds those rows in a fixed order. Rows that are not made of aligned octets, or are longer than the
-// registers hold, are read again instead (the *_any kernels).
+// and a second kernel adds those rows in a fixed order. A frozen norm wants no dw: then a block has one row. Rows that are not
+// made of aligned octets, or are longer than the registers hold, are read again instead (the *_any kernels).
 #ifndef HALO_CUDA_RMSNORM_CUH
 #define HALO_CUDA_RMSNORM_CUH
 
@@ -120,14 +120,15 @@ __global__ void __launch_bounds__(512) rmsnorm_forward_any_kernel(Rows<bf16> y, 
     if (absmax) raise_block_absmax(absmax, largest);
 }
 
-// ---- backward
-template <int kKeep>
+// ---- backward. Without dw (kDw false, dw_rows NULL) a block has one row.
+template <int kKeep, bool kDw>
 __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy, Rows<const bf16> res,
                                                               const bf16* w, const float* rstd, int BT, int C, float* absmax) {
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     float dw[kKeep][8] = {};
     uint32_t largest = 0;
-    int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
+    const int kRows = kDw ? kNormRows : 1;
+    int first = blockIdx.x * kRows, end = min(first + kRows, BT);
     for (int t = first; t < end; t++) {
         Packed<8> g[kKeep], r[kKeep], before[kKeep];
 #pragma unroll
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
             for (int i = 0; i < 8; i++) {
                 float product = gv.v[i] * rv.v[i];
                 along_r += product * weight.v[i];
-                dw[k][i] += product * scale;
+                if (kDw) dw[k][i] += product * scale;
             }
         }
         along_r = block_sum(along_r) / C * scale * scale;
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
     }
     if (absmax) raise_block_absmax(absmax, largest);
 #pragma unroll
-    for (int k = 0; k < kKeep; k++) {
+    for (int k = 0; kDw && k < kKeep; k++) {
         int c = begin + k * stride;
         if (c >= C) continue;
         Values<8> out;
@@ -181,13 +182,13 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_any_kernel(Rows<bf16> dr
                                                                   float* absmax) {
     uint32_t largest = 0;
     float* dw = dw_rows + (size_t)blockIdx.x * C;
-    int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
+    int rows = dw_rows ? kNormRows : 1, first = blockIdx.x * rows, end = min(first + rows, BT);
     for (int t = first; t < end; t++) {
         float scale = rstd[t], along_r = 0;
         for (int c = threadIdx.x; c < C; c += blockDim.x) {
             float product = f32_from_bf16(dy[t][c]) * f32_from_bf16(res[t][c]);
             along_r += product * f32_from_bf16(w[c]);
-            dw[c] = (t == first ? 0.0f : dw[c]) + product * scale;
+            if (dw_rows) dw[c] = (t == first ? 0.0f : dw[c]) + product * scale;
         }
         along_r = block_sum(along_r) / C * scale * scale;
         for (int c = threadIdx.x; c < C; c += blockDim.x) {
@@ -273,17 +274,20 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
            (const bf16*)w.data, rstd, BT, C, absmax)
 
 static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax) {
-    int BT = dres.rows, C = dres.cols, blocks = ceil_div(BT, kNormRows), octets = ceil_div(C, 8);
+    int BT = dres.rows, C = dres.cols, blocks = dw.data ? ceil_div(BT, kNormRows) : BT, octets = ceil_div(C, 8);
     check_bf16(dres, BT, C, "rmsnorm_backward");
     check_bf16(dy, BT, C, "rmsnorm_backward");
     check_bf16(res, BT, C, "rmsnorm_backward");
     check_bf16(w, 1, C, "rmsnorm_backward");
-    check_mat(dw, 1, C, "rmsnorm_backward");
-    float* dw_rows = (float*)scratch;
+    if (dw.data) check_mat(dw, 1, C, "rmsnorm_backward");
+    float* dw_rows = dw.data ? (float*)scratch : NULL;
     bool fast = is_octets(dres) && is_octets(dy) && is_octets(res) && is_octets(w) && C <= kNormBackwardMax;
     if (!fast) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_any_kernel, threads_for(C, 512));
-    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2>), threads_for(ceil_div(octets, 2), 512));
-    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4>), threads_for(ceil_div(octets, 4), 512));
+    else if (octets <= 2 * 512 && dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, true>), threads_for(ceil_div(octets, 2), 512));
+    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, false>), threads_for(ceil_div(octets, 2), 512));
+    else if (dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, true>), threads_for(ceil_div(octets, 4), 512));
+    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, false>), threads_for(ceil_div(octets, 4), 512));
+    if (!dw.data) return;
     dim3 grid(ceil_div(C, kDwCols)), block(kDwCols, kDwLanes);
     if (dw.fmt == F32) LAUNCH((rmsnorm_dw_kernel<float>), grid, block, 0, (float*)dw.data, dw_rows, blocks, C);
     else LAUNCH((rmsnorm_dw_kernel<bf16>), grid, block, 0, (bf16*)dw.data, dw_rows, blocks, C);
