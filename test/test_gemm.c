@@ -33,7 +33,7 @@ static void* put(const void* host, size_t bytes) {
 static double input_scale(const Input* in, int row, int k) {
     if (in->side.gran == PER_TENSOR) return in->scale[0];
     if (in->side.gran == PER_ROW) return in->scale[row];
-    if (in->side.gran == NO_SCALE) return 1;
+    if (in->side.gran == NO_SCALE) return in->side.factor;
     if (in->side.scale_transposed) return in->scale[k / 32 * ceil_div(in->rows, 32) + row / 32];
     return in->scale[row / 32 * ceil_div(in->K, 32) + k / 32];
 }
@@ -47,6 +47,7 @@ static Input make_input(int rows, int K, Kind kind) {
     in.data = host_alloc(mat_bytes(in.side.m));
     in.side.gran = kind.gran;
     in.side.scale_transposed = kind.scale_transposed;
+    if (kind.gran == NO_SCALE && kind.transposed) in.side.factor = 1.5f;
     memset(in.data, 0xff, mat_bytes(in.side.m));   // NaN in every float format, also between the rows
     for (int i = 0; i < rows; i++) {
         for (int k = 0; k < K; k++) {
@@ -328,6 +329,43 @@ static void cuts_case(void) {
 #endif
 }
 
+// Both narrow products of x, which the third input holds transposed for the comparison.
+static void narrow_product(int M, int N, int W, Fmt grad_fmt, float beta) {
+    Kind plain = {ops->act, NO_SCALE, false, false}, narrow = {ops->act, NO_SCALE, true, false};
+    Input x = make_input(M, N, plain), p = make_input(W, N, narrow), q = make_input(W, M, narrow), xt = x;
+    xt.value = (double*)host_alloc((size_t)M * N * sizeof(double));
+    xt.rows = N;
+    xt.K = M;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) xt.value[(size_t)j * M + i] = x.value[(size_t)i * N + j];
+    for (int i = 0; i < W * M; i++) q.value[i] /= q.side.factor;   // no factor of x^T q
+    Output xp = make_output(M, W, ops->act, true), xtq = make_output(N, W, grad_fmt, beta == 0);
+    ops->gemm_narrow(xp.there, p.side.factor, xtq.there, beta, x.side.m, p.side.m, q.side.m);
+    ops->download(xp.c.data, xp.there.data, mat_bytes(xp.c));
+    ops->download(xtq.c.data, xtq.there.data, mat_bytes(xtq.c));
+    double tol[2] = {store_error(plain, narrow, ops->act, 0) + 1e-6, store_error(plain, narrow, grad_fmt, beta) + 1e-6};
+    double err[2] = {worst_error(xp, &x, &p, 0, 0), worst_error(xtq, &xt, &q, beta, 0)};
+    double planted[2] = {worst_error(xp, &x, &p, 0, 2.5 * tol[0]), worst_error(xtq, &xt, &q, beta, 2.5 * tol[1])};
+    ok(err[0] <= tol[0] && err[1] <= tol[1] && planted[0] > tol[0] && planted[1] > tol[1],
+       "gemm_narrow %s (%d, %d) by %d, gradient in %s, beta %g: err %.1e (tol %.1e) and %.1e (tol %.1e)", ops->name, M, N, W, fmt_name(grad_fmt),
+       (double)beta, err[0], tol[0], err[1], tol[1]);
+    free(xt.value);
+    free_input(&x);
+    free_input(&p);
+    free_input(&q);
+    free_output(&xp);
+    free_output(&xtq);
+}
+static void narrow_case(void) {
+    static const int shapes[][3] = {{300, 328, 16}, {130, 72, 32}, {700, 136, 64}, {1, 8, 16}, {129, 1032, 16}, {40, 64, 8}, {37, 21, 16}};
+    for (guard = kAlignedGuard; guard; guard = guard == kAlignedGuard ? kOddGuard : 0)
+        for (int s = 0; s < COUNT(shapes); s++) {
+            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], F32, s % 2 ? 1.0f : 0.0f);
+            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], ops->act, s % 2 ? 0.0f : 0.5f);
+        }
+    guard = kOddGuard;
+}
+
 static void mismatched_product(void* arg) {
     (void)arg;
     float x[64] = {0};
@@ -400,10 +438,11 @@ ON_EVERY_BACKEND(beta)
 ON_EVERY_BACKEND(aligned)
 ON_EVERY_BACKEND(exact)
 ON_EVERY_BACKEND(cuts)
+ON_EVERY_BACKEND(narrow)
 
 static const Case cases[] = {
     {"gemm.errors", errors_everywhere},   {"gemm.kinds", kinds_everywhere}, {"gemm.shapes", shapes_everywhere}, {"gemm.beta", beta_everywhere},
-    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.cuts", cuts_everywhere},
+    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.cuts", cuts_everywhere},     {"gemm.narrow", narrow_everywhere},
     {"gemm.threads", threads_case},
 };
 

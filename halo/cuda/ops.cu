@@ -13,7 +13,7 @@
 #include "dropout.cuh"
 #include "embed.cuh"
 #include "facts.cuh"
-#include "gemm/gemm.cuh"
+#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -262,9 +262,12 @@ const Ops cuda_ops = {
     cross_entropy,
     argmax,
     gemm,
+    gemm_narrow,
     rotate,
     absmax,
     quantize,
+    quantize_tokens,
+    cuda_quantize_tokens_scratch,
     count_codes,
     add,
     convert,

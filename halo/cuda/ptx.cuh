@@ -102,6 +102,15 @@ __device__ inline uint32_t pack_f16(float low, float high) {
     return packed;
 #endif
 }
+// The two values of a pair of FP16.
+__device__ inline void unpack_f16(uint32_t pair, float& low, float& high) {
+#ifdef HALO_SIMT
+    low = simt_f32_from_f16((uint16_t)pair);
+    high = simt_f32_from_f16((uint16_t)(pair >> 16));
+#else
+    asm("{.reg .f16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
+#endif
+}
 // Value by value the larger magnitude of two pairs of bf16, with any sign; a NaN may lose.
 __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #ifdef HALO_SIMT
@@ -234,21 +243,6 @@ __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
 #endif
 }
 
-// stmatrix, the reverse of ldmatrix without transposition: stores r[i], this lane's pair of matrix i.
-__device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
-                 "r"(r[3]) : "memory");
-#else
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        unsigned long long to = __shfl_sync(0xffffffffu, (unsigned long long)(uintptr_t)row, 8 * i + lane / 4);
-        *(uint32_t*)((bf16*)(uintptr_t)to + lane % 4 * 2) = r[i];
-    }
-#endif
-}
-
 // ---- cp.async: 16 bytes from global to shared memory, or zeros if not `valid` (src must still be a 16-byte aligned address). What a
 // thread has copied before a commit is a group; cp_async_wait<N> waits until at most its N latest groups are under way. The emulator
 // copies only at the wait, so that a missing wait shows.
@@ -367,67 +361,6 @@ __device__ inline unsigned add_acquire_release(unsigned* p, unsigned x) {
 #endif
 }
 
-// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there. Arriving with release makes
-// what the thread wrote visible to the waiting threads, by a fence of the whole GPU; arriving `relaxed` orders no memory.
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define HALO_CLUSTERS 1
-typedef uint32_t ClusterAddress;   // bytes of shared memory of any block of the cluster
-__device__ inline int cluster_rank() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// The address in block `rank`'s shared memory that corresponds to p in this block's.
-__device__ inline ClusterAddress cluster_address(const void* p, int rank) {
-    ClusterAddress there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
-    return there;
-}
-__device__ inline uint2 cluster_load(ClusterAddress from) {
-    uint2 v;
-    asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-    return v;
-}
-__device__ inline int cluster_load_int(ClusterAddress from) {
-    int x;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
-    return x;
-}
-#elif defined(HALO_SIMT)
-#define HALO_CLUSTERS 1
-typedef char* ClusterAddress;
-static inline int cluster_rank() { return simt_block->rank; }
-static inline void cluster_arrive() { simt_cluster_arrive(); }
-static inline void cluster_arrive_relaxed() { simt_cluster_arrive(); }
-static inline void cluster_wait() { simt_cluster_wait(); }
-static inline ClusterAddress cluster_address(const void* p, int rank) { return simt_cluster_address(p, rank); }
-static inline uint2 cluster_load(ClusterAddress from) {
-    check((uintptr_t)from % 8 == 0, "%s: 8 bytes of a cluster's shared memory at %p", simt_block->kernel, (const void*)from);
-    return *(const uint2*)from;
-}
-static inline int cluster_load_int(ClusterAddress from) { return *(const int*)from; }
-#else
-#define HALO_CLUSTERS 0
-#endif
-#if HALO_CLUSTERS
-// A barrier of all threads of the cluster: all that they wrote before is visible to all of them after.
-__device__ inline void cluster_sync() {
-    cluster_arrive();
-    cluster_wait();
-}
-// A cheaper barrier of the cluster, for shared memory alone: after it all threads see what each thread wrote to its own block's shared
-// memory, and all reads before it are done. Shared memory has no copies, so that the blocks' own barriers suffice, without the fence of a
-// release. It does not order global memory, or writes to other blocks' shared memory.
-__device__ inline void cluster_sync_shared() {
-    __syncthreads();
-    cluster_arrive_relaxed();
-    cluster_wait();
-}
-#endif
-
 // ================================================================ Hopper
 #if HALO_SM90A
 
@@ -539,7 +472,18 @@ __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], ui
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
 }
 
-// ---- clusters on sm_90a. Arrives at block `rank`'s barrier: the one at the same address as `barrier`, in that block's shared memory. The
+// ---- clusters: blocks that run together
+__device__ inline int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// A barrier of all threads of the cluster: all that they wrote before is visible to all of them after.
+__device__ inline void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Arrives at block `rank`'s barrier: the one at the same address as `barrier`, in that block's shared memory. The
 // arrival says that wgmma has read a stage. It orders no ordinary memory beyond the block, which would cost a fence of the whole GPU.
 __device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
     asm volatile(

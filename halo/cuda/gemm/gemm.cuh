@@ -31,7 +31,7 @@ static GemmSide gemm_side(Side s) {
     check((unsigned)s.m.fmt < kFmtCount && s.m.ld >= s.m.cols, "gemm: a side in %s, (%d, %d) with rows of %d", fmt_name(s.m.fmt),
           s.m.rows, s.m.cols, s.m.ld);
     check(!s.transposed || fmt_bytes(s.m.fmt) > 1, "gemm: a transposed side in %s", fmt_name(s.m.fmt));
-    check(s.gran == NO_SCALE || s.scale, "gemm: a scaled side without scales");
+    check(s.gran == NO_SCALE ? s.factor != 0 : s.scale && s.factor == 1, "gemm: a scaled side without scales, or a factor of %g", s.factor);
     check(!s.scale_transposed || s.gran != PER_ROW, "gemm: scales along K");
     GemmSide side;
     memset(&side, 0, sizeof side);
@@ -41,6 +41,7 @@ static GemmSide gemm_side(Side s) {
     side.ld = s.m.ld;
     side.fmt = s.m.fmt;
     side.transposed = s.transposed;
+    side.factor = s.factor;
     side.aligned = gemm_rows_aligned(s.m.data, s.m.ld, s.m.fmt);
     if (s.gran == PER_BLOCK32) {
         side.block_scale = s.scale;

@@ -16,7 +16,8 @@ struct GemmSide {
     Fmt fmt;
     bool transposed;
     bool aligned;               // every row of data starts at a multiple of 16 bytes
-    const float* scale;         // row i has scale[i * scale_step]; NULL: 1
+    float factor;               // of every value, where scale is NULL
+    const float* scale;         // row i has scale[i * scale_step]
     int scale_step;             // 1 PER_ROW, 0 PER_TENSOR
     const float* block_scale;   // PER_BLOCK32, else NULL
     int block_row_step, block_k_step;
@@ -104,7 +105,7 @@ static inline void split_into(Gemm* g, int splits) {
 
 // ---- scales
 __device__ inline float side_scale(const GemmSide& s, int row) {
-    return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : 1.0f;
+    return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : s.factor;
 }
 // The scales of this lane's columns among the 32 from `col` on; `all` is side_scale(b, 0). kInside: all columns exist.
 template <bool kInside>
