@@ -5,7 +5,7 @@
 //   maximum    that of what was written, exactly
 //   codes      of the same input are the CPU's bits, and so are the scales, transposed codes and what lies between the rows
 //   rotated    codes of x H and H x are those of the CPU's FP32 values but for a few, which lie by a tie and are one step off (or by
-//              2^-14 of the maximum, along tokens 2^-11, where steps are finer than that); the maximum alone is that of the FP32 values
+//              2^-11 of the maximum, where steps are finer than that); the maximum alone is that of the FP32 values
 //
 // The shapes are chosen to reach every kernel; none is larger than that needs, since CI runs them on the emulator.
 #include "../halo/hadamard.h"
@@ -195,7 +195,7 @@ static Mat extreme_matrix(RotateShape s, Extreme kind) {
 static void rotate_extreme(RotateShape s, Extreme kind) {
     static const char* const kinds[kExtremes] = {"tokens 2^40 apart", "runs 2^40 apart", "tiny", "huge", "not finite"};
     char name[128];
-    snprintf(name, sizeof name, "rotate rows %s %d x %d block %d, %s", ops->name, s.x_rows, s.cols, s.block, kinds[kind]);
+    snprintf(name, sizeof name, "rotate %s %s %d x %d block %d, %s", s.axis == ROTATE_ROWS ? "rows" : "cols", ops->name, s.x_rows, s.cols, s.block, kinds[kind]);
     Mat x = extreme_matrix(s, kind), y = fenced(s.y_rows, s.cols, s.cols, BF16), X = put(x), Y = put(y);
     Mat plain = fenced(s.y_rows, s.cols, s.cols, BF16), exact = fenced(s.y_rows, s.cols, s.cols, F32), x32 = fenced(s.x_rows, s.cols, s.cols, F32);
     Mat nowhere = {NULL, s.y_rows, s.cols, s.cols, BF16};
@@ -219,15 +219,21 @@ static void rotate_extreme(RotateShape s, Extreme kind) {
     float scale = kind == TINY ? 1e30f : kind == HUGE_VALUES ? 1e-30f : 1;   // so that squares are in range
     for (size_t i = 0; i < n; i++) got[i] *= scale, wanted[i] *= scale, rounded[i] *= scale;
     if (kind != NOT_FINITE) close_to(got, wanted, n, 2 * rel_err(rounded, wanted, n), "%s", name);
-    ok(isfinite(most) ? fabsf(raised - most) <= 3e-4f * most : !isfinite(raised), "%s: maximum %g of %g", name, (double)raised, (double)most);
+    float tol = s.axis == ROTATE_ROWS ? 3e-4f : 3.0f / 4096;
+    ok(isfinite(most) ? fabsf(raised - most) <= tol * most : !isfinite(raised), "%s: maximum %g of %g", name, (double)raised, (double)most);
     ops->release(X.data); ops->release(Y.data); ops->release(largest);
     free(got); free(wanted); free(rounded); free(x.data); free(y.data); free(plain.data); free(exact.data); free(x32.data);
 }
 static void rotate_extremes_case(void) {
     static const RotateShape shapes[] = {{ROTATE_ROWS, 512, 512, 24, 256, 0}, {ROTATE_ROWS, 1024, 1024, 16, 0, 0}, {ROTATE_ROWS, 6144, 6144, 16, 0, 0},
-                                         {ROTATE_ROWS, 4096, 4096, 24, 0, 0}, {ROTATE_ROWS, 768, 768, 40, 0, 0}};
-    for (int s = 0; s < COUNT(shapes); s++)
-        for (int kind = 0; kind < kExtremes; kind++) rotate_extreme(shapes[s], (Extreme)kind);
+                                         {ROTATE_ROWS, 4096, 4096, 24, 0, 0}, {ROTATE_ROWS, 768, 768, 40, 0, 0},
+                                         {ROTATE_COLS, 70, 70, 64, 0, 0},     {ROTATE_COLS, 600, 600, 256, 0, 0},
+                                         {ROTATE_COLS, 40, 40, 576, 0, 0},    {ROTATE_COLS, 300, 300, 1536, 0, 0},
+                                         {ROTATE_COLS, 9, 9, 4096, 0, 0},     {ROTATE_COLS, 7, 7, 14336, 0, 0}};
+    for (int s = 0; s < COUNT(shapes); s++) {
+        bool alone = shapes[s].axis == ROTATE_ROWS || shapes[s].cols % 256 == 0;   // short rows share products: a NaN is their neighbours' too
+        for (int kind = 0; kind < (alone ? kExtremes : NOT_FINITE); kind++) rotate_extreme(shapes[s], (Extreme)kind);
+    }
 }
 static void absmax_case(void) {
     static const int shapes[][3] = {{1, 1, 1}, {3, 45, 47}, {70, 64, 64}, {33, 136, 144}, {300, 512, 512}};
@@ -296,12 +302,12 @@ static bool is_far(uint8_t a, uint8_t b, Fmt fmt, double tol) {
     return abs(code_number(a, fmt) - code_number(b, fmt)) > 1 && fabsf(f32_from_code(a, fmt) - f32_from_code(b, fmt)) > fmt_max(fmt) * tol;
 }
 
-// Between the two halves of a rotation values are FP32 along features, and FP16 along tokens: an error of 2e-4 of the deviation of the
-// results, which is 1 / 160 of a step of INT8 and half a step of E4M3's smallest.
+// Between the two halves of a rotation values are FP16, along features twice: an error of 2e-4 to 3e-4 of the deviation of the results, which is
+// 1 / 100 of a step of INT8 and half a step of E4M3's smallest. The maximum is a single value, a sum of some that err by up to 2^-12 each.
 typedef struct {
     double flipped, far, maximum;   // codes, of all; distances, of the largest code; of the maximum
 } RotatedTol;
-static const RotatedTol kFeaturesTol = {4e-3, 1.0 / 16384, 1e-4}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
+static const RotatedTol kFeaturesTol = {1.6e-2, 1.0 / 2048, 3.0 / 4096}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
 
 static void rotated_codes_one(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted) {
     char name[160];

@@ -110,6 +110,7 @@ const Ops CPU_OPS = {
     cross_entropy,
     argmax,
     cpu_gemm,
+    cpu_gemm_narrow,
     rotate,
     absmax,
     quantize,

@@ -38,6 +38,7 @@ typedef struct {
     char* signs;           // kSignsBytes, written once (rotate/hadamard_signs.cuh)
     float* partial_sums;   // (kSumBlocksMax)
     struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
+    unsigned* arrived;     // (kSplitCounters), zeros between two products
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();
