@@ -111,6 +111,10 @@ __device__ inline void unpack_f16(uint32_t pair, float& low, float& high) {
     asm("{.reg .f16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
 #endif
 }
+// A pair of bf16, both times a power of two: exact unless one leaves bf16's range.
+__device__ inline uint32_t times_power_bf16(uint32_t pair, float power) {
+    return pack_bf16(f32_from_bits(pair << 16) * power, f32_from_bits(pair & 0xffff0000u) * power);
+}
 // Value by value the larger magnitude of two pairs of bf16, with any sign; a NaN may lose.
 __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #ifdef HALO_SIMT

@@ -29,7 +29,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
                        float* absmax, FeatureItem row) {
     SHARED(bf16, shared);
     int* exponent = (int*)(shared + row.places());
-    if (kTiles > 0 && threadIdx.x == 0) *exponent = kLeastRowExponent;   // block_sum synchronizes
+    if (kTiles > 0 && threadIdx.x == 0) *exponent = kLeastExponent;   // block_sum synchronizes
     size_t t = blockIdx.x;
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     Packed<8> r[kKeep];

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kern
     int F = row.runs.n, *exponent = (int*)(shared + row.places());
     const bf16 *gate = gate_up[blockIdx.x], *up = gate + F;
     bf16* out = y[blockIdx.x];
-    if (threadIdx.x == 0) *exponent = kLeastRowExponent;
+    if (threadIdx.x == 0) *exponent = kLeastExponent;
     __syncthreads();
     uint32_t largest = 0;
 #pragma unroll 4

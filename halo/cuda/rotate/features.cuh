@@ -16,21 +16,7 @@
 // ================================================================ within a warp
 enum { kRotateWarpThreads = 128 };
 
-// The exponent of the row that holds each of this lane's octets, given that of the octet, for kBlocks 256s of a warp: one row, or if rows
-// are shorter than 256 several (of which 32 neighbours share an exponent, so that short rows of 8 and 16 do).
-template <int kBlocks>
-__device__ inline int warp_row_exponent(int exponent, int log2_n) {
-    if constexpr (kBlocks == 1) {
-        if (log2_n < 8) {
-            int lanes = max(4, 1 << (log2_n - 3));
-            for (int step = 1; step < lanes; step *= 2) exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, step));
-            return max(exponent, (int)kLeastRowExponent);
-        }
-    }
-    return max(__reduce_max_sync(0xffffffffu, exponent), (int)kLeastRowExponent);
-}
-
-// A warp takes a row of 256 kBlocks elements, or (kBlocks 1) the rows of order 2^log2_n in 256.
+// A warp takes a row of 256 kBlocks elements, or (kBlocks 1) the rows of order 2^log2_n in 256, which share an exponent.
 template <int kBlocks, typename Sink>
 __global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 3 : kBlocks == 8 ? 6 : 8) rotate_warp_kernel(Sink sink, Rows<const bf16> x, int rows, int log2_n) {
     enum { kSumBits = 8 };
@@ -47,24 +33,19 @@ __global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 3 : kBlock
 #pragma unroll
     for (int b = 0; b < kBlocks; b++) largest = larger_pair_bf16(largest, largest_pair(octets[b]));
 
-    int exponent = warp_row_exponent<kBlocks>(pair_exponent(largest), log2_n), low = exponent, high = exponent;
-    if (kBlocks == 1) {
-        low = __shfl_sync(0xffffffffu, exponent, lane % 4 * 8);
-        high = __shfl_sync(0xffffffffu, exponent, lane % 4 * 8 + 4);
-    }
-    WithinSigns signs = within_signs(0, log2_n);
-    float low_power = half_power_of(low, kSumBits), high_power = half_power_of(high, kSumBits);
-    sink.unit(half_unit_of(exponent, kSumBits) / kSignAsHalf);
+    int exponent = max(__reduce_max_sync(0xffffffffu, pair_exponent(largest)), (int)kLeastExponent);
+    WithinSigns signs = within_signs(0, log2_n).times(half_power_of(exponent, kSumBits));
+    sink.unit(half_unit_of(exponent, kSumBits) * (1 / kSignAsHalf));
     if constexpr (kBlocks == 1) {
         float v[8];
-        hadamard_within(v, octets[0], signs, low_power, high_power);
+        hadamard_within(v, octets[0], signs);
 #pragma unroll
         for (int p = 0; p < 4; p++) octets[0].pair[p] = sink.pack(v[2 * p], v[2 * p + 1]);
     } else {
 #pragma unroll
         for (int b = 0; b < kBlocks; b++) {
             float v[8];
-            hadamard_within(v, octets[b], signs, low_power, high_power);
+            hadamard_within(v, octets[b], signs);
 #pragma unroll
             for (int p = 0; p < 4; p++) octets[b].pair[p] = pack_f16(v[2 * p], v[2 * p + 1]);
         }
@@ -111,18 +92,20 @@ struct RowRuns {
 // skipped, so that reading four positions in each of four runs two apart is free of bank conflicts.
 struct FeatureItem {
     RowRuns runs;
-    Divisor octets_across;   // n / 8
+    Divisor blocks_across;   // 256s in a row, if they are whole
     int vectors, rows, items;
+    bool shared_exponent;    // have all rows of an item one exponent? For rows that are not whole 256s
     bool dense;              // the rows of x follow each other without gaps
     bool ahead;              // is there room for the next item?
     __host__ __device__ int place(int e) const { return e + (e >> runs.log2_run) * 8; }
+    __device__ int vector_of(int block) const { return vectors == 1 || shared_exponent ? 0 : (int)blocks_across.quotient(block); }
     __host__ __device__ int places() const { return place(vectors * runs.n); }
     size_t bytes() const { return (size_t)places() * (ahead ? 2 : 1) * sizeof(bf16) + 2 * (size_t)vectors * sizeof(int); }
 };
 
 // One row that a producer writes to shared memory itself: features_within, with exponents[0] raised before, and features_across do the rest.
 static inline FeatureItem one_row(const RowRuns& runs) {
-    FeatureItem item = {runs, {}, 1, 1, 1, true, false};
+    FeatureItem item = {runs, {}, 1, 1, 1, false, true, false};
     return item;
 }
 
@@ -153,43 +136,44 @@ __device__ inline void raise_row_exponent(int* exponent, uint32_t largest) {
 
 // Raises exponents[v] to the exponent of the largest magnitude of the item's row v.
 __device__ inline void features_exponents(int* exponents, const bf16* buffer, const FeatureItem& item) {
-    int n = item.runs.n, lane = threadIdx.x % kWarp, blocks = item.vectors * n / 256;
-    bool whole = n % 256 == 0;   // is a 256 always of one row? Else 32 are
-    for (int block = threadIdx.x / kWarp; block < blocks; block += blockDim.x / kWarp) {
-        int octet = block * kWarp + lane;
-        Packed<8> x = load_packed<8>(buffer + item.place(octet * 8));
-        int exponent = pair_exponent(largest_pair(x));
-        if (whole) {
-            exponent = __reduce_max_sync(0xffffffffu, exponent);
-        } else {
-            exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, 1));
-            exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, 2));
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, blocks = item.vectors * item.runs.n / 256, vector = 0;
+    const bf16* at = buffer + item.place(warp * 256 + lane * 8);
+    int step = item.place(warps * 256);
+    uint32_t largest = 0;   // of row `vector`
+    for (int block = warp; block < blocks; block += warps, at += step) {
+        if (item.vector_of(block) != vector) {
+            raise_row_exponent(exponents + vector, largest);
+            vector = item.vector_of(block);
+            largest = 0;
         }
-        if (lane % (whole ? kWarp : 4) == 0) atomicMax(exponents + item.octets_across.quotient(octet), exponent);
+        largest = larger_pair_bf16(largest, largest_pair(load_packed<8>(at)));
     }
+    raise_row_exponent(exponents + vector, largest);
 }
 
-// Transforms an item within runs, kGroup 256s at a time, in place: bf16 becomes FP16.
+// Transforms an item within runs, kGroup 256s at a time, in place: bf16 becomes FP16. Either runs are kGroup 256s, or no longer than one.
 template <int kGroup>
 __device__ inline void features_within(bf16* buffer, const int* exponents, const FeatureItem& item, const WithinSigns& signs) {
-    int lane = threadIdx.x % kWarp, blocks = item.vectors * item.runs.n / 256;
-    for (int first = threadIdx.x / kWarp * kGroup; first < blocks; first += blockDim.x / kWarp * kGroup) {
+    int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kGroup, warps = blockDim.x / kWarp, blocks = item.vectors * item.runs.n / 256;
+    bf16* at = buffer + item.place(first * 256 + lane * 8);
+    int block_step = item.runs.together > 1 ? 256 : item.place(256), step = item.place(warps * kGroup * 256), vector = -1;
+    WithinSigns scaled = signs;   // times the power of row `vector`
+    for (; first < blocks; first += warps * kGroup, at += step) {
         float v[kGroup][8];
 #pragma unroll
-        for (int b = 0; b < kGroup; b++) {   // beyond the last 256 its values serve again: the result is not stored
-            int octet = min(first + b, blocks - 1) * kWarp, low = 0, high = 0;
-            if (item.vectors > 1) {
-                low = item.octets_across.quotient(octet + lane % 4 * 8);
-                high = item.octets_across.quotient(octet + lane % 4 * 8 + 4);
+        for (int b = 0; b < kGroup; b++) {
+            int inside = first + b < blocks ? b : 0;   // beyond the last 256 another one serves: the result is not stored
+            if (item.vector_of(first + inside) != vector) {
+                vector = item.vector_of(first + inside);
+                scaled = signs.times(half_power_of(exponents[vector], item.runs.log2_run));
             }
-            hadamard_within(v[b], load_packed<8>(buffer + item.place((octet + lane) * 8)), signs,
-                                   half_power_of(exponents[low], item.runs.log2_run), half_power_of(exponents[high], item.runs.log2_run));
+            hadamard_within(v[b], load_packed<8>(at + inside * block_step), scaled);
         }
         add_blocks(v, item.runs.together);
 #pragma unroll
         for (int b = 0; b < kGroup; b++) {
             Packed<8> halves = {{pack_f16(v[b][0], v[b][1]), pack_f16(v[b][2], v[b][3]), pack_f16(v[b][4], v[b][5]), pack_f16(v[b][6], v[b][7])}};
-            if (first + b < blocks) store_packed(buffer + item.place(((first + b) * kWarp + lane) * 8), halves);
+            if (first + b < blocks) store_packed(at + b * block_step, halves);
         }
     }
 }
@@ -197,7 +181,7 @@ __device__ inline void features_within(bf16* buffer, const int* exponents, const
 // Transforms an item across its runs and gives it to the sink.
 template <int kTiles, typename Sink>
 __device__ inline void features_across(Sink& sink, const bf16* buffer, const int* exponents, const FeatureItem& item, int first_row) {
-    int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp, log2_run = item.runs.log2_run, run = 1 << log2_run, stride = run + 8;
+    int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp, log2_run = item.runs.log2_run, run = 1 << log2_run;
     int order = item.runs.order, groups = item.vectors * run / kWarp;   // of 32 positions of the runs
     for (int group = threadIdx.x / kWarp, tile = 0;; group += warps) {
         for (; group >= groups; group -= groups) tile += kTiles;    // go on with the next tiles of the matrix across
@@ -206,12 +190,11 @@ __device__ inline void features_across(Sink& sink, const bf16* buffer, const int
         const bf16* from = buffer + item.place((in >> log2_run) * item.runs.n) + (in & (run - 1));
         int vector = out >> log2_run, row = first_row + vector, inside = row < item.rows ? order : 0;
         size_t place = sink.at(row, out & (run - 1));
-        auto load = [&](int g) { return TwoRuns{*(const uint2*)(from + g * stride), *(const uint2*)(from + (g + 1) * stride)}; };
         auto put = [&](int g, const Values<8>& v) {
             if (g < inside) sink.put(place + g * run, v);
         };
-        sink.unit(half_unit_of(exponents[vector], log2_run) / (kSignAsHalf * kSignAsHalf));
-        hadamard_across<kTiles>(item.runs.fragments, order, tile, load, put);
+        sink.unit(half_unit_of(exponents[item.shared_exponent ? 0 : vector], log2_run) * (1 / (kSignAsHalf * kSignAsHalf)));
+        hadamard_across<kTiles>(item.runs.fragments, order, tile, from, run + 8, put);
     }
 }
 
@@ -220,7 +203,7 @@ __global__ void __launch_bounds__(kRotateThreads, kTiles > 2 ? 2 : 3) rotate_fea
     SHARED(bf16, shared);
     int places = item.places(), flip = 0;
     int* all_exponents = (int*)(shared + places * (item.ahead ? 2 : 1));
-    if ((int)threadIdx.x < 2 * item.vectors) all_exponents[threadIdx.x] = kLeastRowExponent;
+    if ((int)threadIdx.x < 2 * item.vectors) all_exponents[threadIdx.x] = kLeastExponent;
     features_fetch(shared, x, item, blockIdx.x);
     sink.begin();
     WithinSigns signs = within_signs(0, item.runs.within_end);
@@ -233,7 +216,7 @@ __global__ void __launch_bounds__(kRotateThreads, kTiles > 2 ? 2 : 3) rotate_fea
         if (item.ahead && next < item.items) features_fetch(shared + (flip ^ 1) * places, x, item, next);
         features_exponents(exponents, buffer, item);
         __syncthreads();
-        if ((int)threadIdx.x < item.vectors) next_exponents[threadIdx.x] = kLeastRowExponent;
+        if ((int)threadIdx.x < item.vectors) next_exponents[threadIdx.x] = kLeastExponent;
         features_within<kGroup>(buffer, exponents, item, signs);
         __syncthreads();
         features_across<kTiles>(sink, buffer, exponents, item, i * item.vectors);
@@ -285,7 +268,8 @@ static bool rotate_features(const RotateJob& job) {
     // Chooses `vectors`: whole 256s and whole groups of 32 positions, enough for every warp.
     auto elements = [&] { return (size_t)vectors * (size_t)n; };
     while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)item.runs.order % kWarp) vectors *= 2;
-    item.octets_across = divisor(n / 8);
+    item.shared_exponent = n % 256 != 0;
+    item.blocks_across = divisor(max_int(1, n / 256));
     item.vectors = vectors;
     item.rows = job.x.rows;
     item.items = ceil_div(job.x.rows, vectors);

@@ -34,6 +34,13 @@ __device__ inline void partial_hadamard(uint32_t (&a)[4], unsigned bits) {
 // Which of the 8 bits within 256 elements are transformed, as the fragments of the two products.
 struct WithinSigns {
     uint32_t first[4], second[4];
+
+    // For values times a power of two that bf16 has.
+    __device__ WithinSigns times(float power) const {
+        WithinSigns s = *this;
+        for (int r = 0; r < 4; r++) s.first[r] = times_power_bf16(first[r], power);
+        return s;
+    }
 };
 __device__ inline WithinSigns within_signs(int first_bit, int end_bit) {
     unsigned bits = ((1u << min(end_bit, 8)) - 1) & ~((1u << min(first_bit, 8)) - 1);
@@ -53,27 +60,25 @@ __device__ inline uint32_t largest_pair(const Packed<8>& x) {
 
 // The bits of a bf16 sign, read as FP16, are +-1.875: so the tables of signs serve both formats, and a sink divides by this.
 constexpr float kSignAsHalf = 1.875f;
-enum { kLeastRowExponent = 14 };   // smaller ones would ask for powers that FP32 does not have
+enum { kLeastExponent = 14 };   // smaller ones would ask for powers that bf16 does not have
 
 // For rows whose largest magnitude has this exponent, and sums of up to 2^bits values: the power that keeps sums below 2^15 (with a sign as
 // half: below 61440), and its inverse.
 __device__ inline float half_power_of(int exponent, int bits) { return f32_from_bits((uint32_t)(268 - bits - exponent) << 23); }
 __device__ inline float half_unit_of(int exponent, int bits) { return f32_from_bits((uint32_t)(exponent + bits - 14) << 23); }
 
-// The sums over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out; times kSignAsHalf, and times a
-// power of two: `low` for elements whose e / 32 is 2 (lane % 4), `high` for the next 32, which may belong to another row.
-// Index bits in the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products
-// apart. So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
-__device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs, float low, float high) {
+// The sums over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out, times kSignAsHalf and times the
+// power of two that signs.first hold. Index bits in the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is
+// (5, 6, 7), and 2 tells the two products apart. So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand
+// that is summed over k = (5; 6, 7; 2).
+__device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs) {
     float half[2][4];
     mma_bf16_first(half[0], signs.first, x.pair[0], x.pair[1]);
     mma_bf16_first(half[1], signs.first, x.pair[2], x.pair[3]);
 #pragma unroll
     for (int bit1 = 0; bit1 < 2; bit1++) {
-        uint32_t b0 = pack_f16(half[0][2 * bit1] * low, half[0][2 * bit1 + 1] * high);
-        uint32_t b1 = pack_f16(half[1][2 * bit1] * low, half[1][2 * bit1 + 1] * high);
         float sum[4];
-        mma_f16_first(sum, signs.second, b0, b1);
+        mma_f16_first(sum, signs.second, pack_f16(half[0][2 * bit1], half[0][2 * bit1 + 1]), pack_f16(half[1][2 * bit1], half[1][2 * bit1 + 1]));
         v[2 * bit1] = sum[0];
         v[2 * bit1 + 1] = sum[1];
         v[4 + 2 * bit1] = sum[2];
@@ -122,25 +127,22 @@ __device__ inline void put_octets(const float (&sum)[kTiles][4][4], int first_ti
     }
 }
 
-// Four neighbouring positions in two neighbouring runs, in FP16.
-struct TwoRuns {
-    uint2 even, odd;
-};
-
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, times kSignAsHalf. load(run), for an
-// even run, gives this lane's positions 4 (lane / 4) ... + 3 of the group in that run and the next; put(run, v) takes its positions
-// 8 (lane % 4) ... + 7, and has to leave out runs from `order` on. kTiles 1 and 2 are all tiles.
-template <int kTiles, typename Load, typename Put>
-__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, const Load& load, const Put& put) {
-    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment;
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, times kSignAsHalf. runs: FP16 in
+// shared memory, this lane's positions 4 (lane / 4) ... + 3 of the group in run 0, those of the next run `stride` values on; put(run, v) takes
+// positions 8 (lane % 4) ... + 7, and has to leave out runs from `order` on. kTiles 1 and 2 are all tiles.
+template <int kTiles, typename Put>
+__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, const bf16* runs, int stride, const Put& put) {
+    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment, run = lane % 4 * 2;
+    const bf16 *first_runs = runs + run * stride, *at = first_runs;
     float sum[kTiles][4][4];   // [tile][position in four][mma]
     auto add = [&](int step, bool first) {
-        TwoRuns two[2];   // [half of 16 runs]
+        uint2 even[2], odd[2];   // this lane's two runs of eight, in both halves of 16
         uint4 a[kTiles];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int run = step * kFragment + half * 8 + lane % 4 * 2;
-            two[half] = load(run < order ? run : lane % 4 * 2);   // beyond the last run the signs are zero, so that any finite values do
+        for (int half = 0; half < 2; half++, run += 8, at += 8 * stride) {
+            const bf16* from = run < order ? at : first_runs;   // beyond the last run the signs are zero, so that any finite values do
+            even[half] = *(const uint2*)from;
+            odd[half] = *(const uint2*)(from + stride);
         }
 #pragma unroll
         for (int r = 0; r < kTiles; r++)   // beyond the last tile its signs serve again: the result is not put
@@ -148,8 +150,8 @@ __device__ inline void hadamard_across(const uint4* fragments, int order, int fi
 #pragma unroll
         for (int t = 0; t < 4; t++) {
             unsigned which = t % 2 ? 0x7632 : 0x5410;
-            uint32_t b0 = t < 2 ? __byte_perm(two[0].even.x, two[0].odd.x, which) : __byte_perm(two[0].even.y, two[0].odd.y, which);
-            uint32_t b1 = t < 2 ? __byte_perm(two[1].even.x, two[1].odd.x, which) : __byte_perm(two[1].even.y, two[1].odd.y, which);
+            uint32_t b0 = t < 2 ? __byte_perm(even[0].x, odd[0].x, which) : __byte_perm(even[0].y, odd[0].y, which);
+            uint32_t b1 = t < 2 ? __byte_perm(even[1].x, odd[1].x, which) : __byte_perm(even[1].y, odd[1].y, which);
 #pragma unroll
             for (int r = 0; r < kTiles; r++) {
                 uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
@@ -159,7 +161,6 @@ __device__ inline void hadamard_across(const uint4* fragments, int order, int fi
         }
     };
     add(0, true);
-#pragma unroll 2
     for (int step = 1; step < tiles; step++) add(step, false);
     put_octets<kTiles>(sum, first_tile, put);
 }
