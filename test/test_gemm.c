@@ -1,5 +1,6 @@
 // The product of every backend against naive double sums: every kind of side, odd shapes, leading dimensions, beta, exact INT8.
 #include "../halo/cpu/gemm.h"
+#include "../halo/cuda/facts.h"
 #include "backends.h"
 #include "threads.h"
 
@@ -232,6 +233,8 @@ typedef struct {
     bool extreme;   // codes that make sums which FP32 would round
 } Exact;
 
+static char cut[32];   // the cut that was asked for, as a note
+
 static uint32_t exact_bits(float sum, float a_scale, float b_scale, float beta, float before, Fmt fmt) {
     float out = (sum * a_scale) * b_scale;
     if (beta != 0) out += beta * before;
@@ -266,9 +269,9 @@ static void exact_product(Exact e) {
         }
     }
     double elements = (double)e.M * e.N;
-    ok(wrong == 0 && planted > 0.9 * elements, "gemm %s int8 %dx%dx%d gran %d %d -> %s beta %g, rows %s: %d of %.0f bits differ, %d with a planted error",
-       ops->name, e.M, e.N, e.K, (int)e.a, (int)e.b, fmt_name(e.out), (double)e.beta, guard == kAlignedGuard ? "aligned" : "anywhere", wrong,
-       elements, planted);
+    ok(wrong == 0 && planted > 0.9 * elements, "gemm %s int8 %dx%dx%d gran %d %d -> %s beta %g, rows %s%s: %d of %.0f bits differ, %d with a planted error",
+       ops->name, e.M, e.N, e.K, (int)e.a, (int)e.b, fmt_name(e.out), (double)e.beta, guard == kAlignedGuard ? "aligned" : "anywhere", cut,
+       wrong, elements, planted);
     free_input(&a);
     free_input(&b);
     free_output(&o);
@@ -292,6 +295,38 @@ static void exact_case(void) {
         for (int n = 0; n < COUNT(kinds); n++) exact_product(kinds[n]);
     }
     guard = kOddGuard;
+}
+
+// However a product is cut into tiles and stretches of K, and however the launcher cuts it, the bits are the same.
+static void cuts_case(void) {
+#ifdef HALO_CUDA
+    static const Exact narrow[] = {
+        {192, 576, 656, PER_TENSOR, PER_TENSOR, F32, 1, false}, {330, 200, 400, PER_ROW, PER_TENSOR, BF16, 1, false},
+        {65, 300, 1168, PER_TENSOR, PER_ROW, BF16, 0, false},
+    };
+    static const int widths[] = {128, 192, 256}, splits[] = {1, 2, 3, 7};
+    if (ops != &cuda_ops) return;
+    guard = kAlignedGuard;
+    for (int w = 0; w < COUNT(widths); w++) {
+        for (int s = 0; s < COUNT(splits); s++) {
+            cuda_cut_products(widths[w], splits[s]);
+            snprintf(cut, sizeof cut, ", cut %d wide, K in %d", widths[w], splits[s]);
+            for (int n = 0; n < COUNT(narrow); n++) exact_product(narrow[n]);
+        }
+    }
+    cuda_cut_products(0, 0);
+    cut[0] = 0;
+    for (int n = 0; n < COUNT(narrow); n++) exact_product(narrow[n]);
+#ifndef HALO_SIMT
+    static const Exact small_model[] = {
+        {8192, 576, 576, PER_TENSOR, PER_TENSOR, BF16, 0, false}, {8192, 576, 192, PER_TENSOR, PER_TENSOR, BF16, 1, false},
+        {576, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 1, false},  {192, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 0, false},
+        {1536, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 1, false}, {576, 1536, 8192, PER_TENSOR, PER_TENSOR, BF16, 1, false},
+    };
+    for (int n = 0; n < COUNT(small_model); n++) exact_product(small_model[n]);
+#endif
+    guard = kOddGuard;
+#endif
 }
 
 // Both narrow products of x, which the third input holds transposed for the comparison.
@@ -402,11 +437,12 @@ ON_EVERY_BACKEND(shapes)
 ON_EVERY_BACKEND(beta)
 ON_EVERY_BACKEND(aligned)
 ON_EVERY_BACKEND(exact)
+ON_EVERY_BACKEND(cuts)
 ON_EVERY_BACKEND(narrow)
 
 static const Case cases[] = {
     {"gemm.errors", errors_everywhere},   {"gemm.kinds", kinds_everywhere}, {"gemm.shapes", shapes_everywhere}, {"gemm.beta", beta_everywhere},
-    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.narrow", narrow_everywhere},
+    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.cuts", cuts_everywhere},     {"gemm.narrow", narrow_everywhere},
     {"gemm.threads", threads_case},
 };
 

@@ -38,6 +38,7 @@ typedef struct {
     char* signs;           // kSignsBytes, written once (rotate/hadamard_signs.cuh)
     float* partial_sums;   // (kSumBlocksMax)
     struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
+    unsigned* arrived;     // (kSplitCounters), zeros between two products
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();
@@ -102,8 +103,6 @@ static int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
     cuda_ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes), "blocks of a multiprocessor");
     return known[shape] = count * gpu_device().multiprocessors;
 }
-template <typename Kernel>
-static int resident_clusters(Kernel kernel, int, int threads, size_t shared_bytes) { return resident_blocks(kernel, threads, shared_bytes); }
 
 // ---- bf16 values travel as uint16_t (numfmt.h is the only definition of the rounding); eight of them are one access.
 typedef uint16_t bf16;

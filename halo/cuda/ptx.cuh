@@ -318,6 +318,15 @@ __device__ inline void cp_async_many(void* dst, const void* src, int to_step, si
     if (count & 1) cp_async16(to + (count & 2) * to_step, from + (count & 2) * from_step);
 }
 
+// Fetches the line of p from global memory into the L2, without waiting.
+__device__ inline void prefetch_l2(const void* p) {
+#ifdef HALO_SIMT
+    (void)p;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // ---- a named barrier of some of a block's threads (0 is __syncthreads)
 #ifndef HALO_SIMT
 __device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -338,6 +347,17 @@ __device__ inline void store_release(unsigned* p, unsigned x) {
     __atomic_store_n(p, x, __ATOMIC_RELEASE);
 #else
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+#endif
+}
+
+// Adds to a counter between blocks, and returns what it held: a release and an acquire in one.
+__device__ inline unsigned add_acquire_release(unsigned* p, unsigned x) {
+#ifdef HALO_SIMT
+    return __atomic_fetch_add(p, x, __ATOMIC_ACQ_REL);
+#else
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(x) : "memory");
+    return before;
 #endif
 }
 
@@ -480,20 +500,32 @@ __device__ inline void tma_load_2d_multicast(void* dst, const CUtensorMap* map, 
             shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks) : "memory");
 }
 
-// ---- wgmma on INT8: d (64 x 256) = a b + (accumulate ? d : 0), one k32 step of a warpgroup, sums exact; a and b K-major
+// ---- wgmma on INT8: d (64 x N) = a b + (accumulate ? d : 0), one k32 step of a warpgroup, N = 2 kCount, sums exact; a and b K-major
 #define WGMMA_S4(d, i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
 #define WGMMA_S32(d, i) \
     WGMMA_S4(d, i), WGMMA_S4(d, i + 4), WGMMA_S4(d, i + 8), WGMMA_S4(d, i + 12), WGMMA_S4(d, i + 16), WGMMA_S4(d, i + 20), \
         WGMMA_S4(d, i + 24), WGMMA_S4(d, i + 28)
-#define WGMMA_D128_NAMES \
+#define WGMMA_D96_NAMES \
     WGMMA_D64_NAMES ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
-    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_D128_NAMES \
+    WGMMA_D96_NAMES ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-__device__ inline void wgmma_s8(int (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WGMMA_D128_NAMES "}, %128, %129, p;\n}"
-                 : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64), WGMMA_S32(d, 96) : "l"(a), "l"(b), "r"((int)accumulate));
+template <int kCount>
+__device__ inline void wgmma_s8(int (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(kCount == 64 || kCount == 96 || kCount == 128, "a product 128, 192 or 256 wide");
+    if constexpr (kCount == 64)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" WGMMA_D64_NAMES "}, %64, %65, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32) : "l"(a), "l"(b), "r"((int)accumulate));
+    else if constexpr (kCount == 96)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 {" WGMMA_D96_NAMES "}, %96, %97, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64) : "l"(a), "l"(b), "r"((int)accumulate));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WGMMA_D128_NAMES "}, %128, %129, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64), WGMMA_S32(d, 96) : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
 #endif

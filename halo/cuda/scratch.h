@@ -12,10 +12,12 @@ enum {
     kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
     kWideTallyBytes = 256,           // digits that blocks of sum_row_squares add to (sums.cuh)
+    kSplitCounters = 256,            // parts of a product's C that several blocks share (gemm/tile.cuh)
     kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
 };
 static inline size_t cuda_held_bytes(void) {
-    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes + 2 * sizeof(float) * kLtVectorRows;
+    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes +
+           sizeof(unsigned) * kSplitCounters + 2 * sizeof(float) * kLtVectorRows;
 }
 
 // ---- scratch that the caller gives an op for one call

@@ -262,7 +262,7 @@ static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
 template <int kTiles, int kGroup>
 static bool launch_rotate_features(const RotateJob& job, const FeatureItem& item) {
     return with_sink(job, [&](auto sink) {
-        int blocks = resident_clusters(rotate_features_kernel<kTiles, kGroup, decltype(sink)>, 1, kRotateThreads, item.bytes());
+        int blocks = resident_blocks(rotate_features_kernel<kTiles, kGroup, decltype(sink)>, kRotateThreads, item.bytes());
         LAUNCH((rotate_features_kernel<kTiles, kGroup, decltype(sink)>), min_int(item.items, blocks), kRotateThreads, item.bytes(), sink,
                rows_of<const bf16>(job.x), item);
         return true;

@@ -30,6 +30,7 @@ enum {
     kTokenStrips = 2,          // strips of kTokenColumns in a tile, or side by side in a block of the pass across
     kTokenThreads = 256,       // within: a warp for each octet of a tile
     kTokenStripThreads = kTokenThreads / kTokenStrips,
+    kTokenAbreast = 8,         // tiles side by side that run together: 1 KB of each row
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kTokenLeastExponent = 14,  // of a chunk: smaller ones would ask for factors that bf16 does not have
     kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
@@ -95,12 +96,24 @@ __device__ inline uint32_t signs_within() {
     return packed;
 }
 
-// Starts the copy of tile (chunk, pair of strips) into shared memory; tokens and columns outside of the matrix are zero.
+// Which tile a block takes: kTokenAbreast side by side first, then down the columns, so that pairs of strips are finished one group after the
+// other.
+struct TilePlace {
+    int chunk, pair;
+};
+__device__ inline TilePlace tile_place(int block, int chunks, int cols) {
+    int pairs = (cols + kTokenStrips * kTokenColumns - 1) / (kTokenStrips * kTokenColumns);
+    int first = block / (kTokenAbreast * chunks) * kTokenAbreast, abreast = min((int)kTokenAbreast, pairs - first);
+    int inside = block - first * chunks, chunk = inside / abreast;
+    return TilePlace{chunk, first + inside - chunk * abreast};
+}
+
+// Starts the copy of a tile into shared memory; tokens and columns outside of the matrix are zero.
 template <typename Tile>
-__device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, int chunk, int pair, int rows, int cols) {
+__device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols) {
     enum { kOctets = kTokenStrips * kTokenOctets, kTogether = kTokenThreads / kOctets };   // tokens of all threads
     int octet = threadIdx.x % kOctets, token = threadIdx.x / kOctets;
-    int row = chunk * kTokenChunk + token, col = (pair * kOctets + octet) * 8;
+    int row = place.chunk * kTokenChunk + token, col = (place.pair * kOctets + octet) * 8;
     int inside = col < cols ? rows - row : 0;
     bf16* to = tile->values[octet / kTokenOctets] + token_place(token, octet % kTokenOctets);
     const bf16* from = inside > 0 ? x[row] + col : x.data;
@@ -183,10 +196,9 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
 // Load and transform: leaves the values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait
 // for the others of their strip.
 template <bool kWide, int kRunBits>
-__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, int chunk, int pair, int rows, int cols,
-                                   int run_bits) {
+__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
-    fetch_tile(tile, x, chunk, pair, rows, cols);
+    fetch_tile(tile, x, place, rows, cols);
     if (warp == 0) tile->signs[lane] = signs_within();
     cp_async_wait<0>();
     __syncthreads();
@@ -194,17 +206,17 @@ __device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16
     if (octet == 0 && lane == 0) tile->exponent[strip] = exponent;
 }
 
-// The first of two passes. Blocks go down the columns, so that strips are finished one after the other.
+// The first of two passes.
 template <int kRunBits>
 __global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, Rows<const bf16> x, int rows, int cols,
                                                                          int run_bits) {
     SHARED(TokenTile<false>, tile);
-    int pair = (int)blockIdx.x / halves.chunks, chunk = (int)blockIdx.x - pair * halves.chunks;
-    tile_within<false, kRunBits>(tile, x, chunk, pair, rows, cols, run_bits);
-    int half = threadIdx.x / kTokenStripThreads, strip = pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
+    TilePlace place = tile_place(blockIdx.x, halves.chunks, cols);
+    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits);
+    int half = threadIdx.x / kTokenStripThreads, strip = place.pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     if (strip >= halves.strips) return;
-    size_t at = (size_t)strip * halves.chunks + chunk;
+    size_t at = (size_t)strip * halves.chunks + place.chunk;
     uint4* to = halves.values + at * kTokenImage;
     const uint4* from = (const uint4*)tile->values[half];
 #pragma unroll
@@ -218,13 +230,13 @@ __global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sin
                                                                         int cols, int run_bits) {
     SHARED(TokenTile<true>, tile);
     enum { kTogether = kTokenStripThreads / kTokenOctets };   // tokens of a strip's threads
-    int pair = (int)blockIdx.x / chunks, chunk = (int)blockIdx.x - pair * chunks;
+    TilePlace place = tile_place(blockIdx.x, chunks, cols);
     sink.begin();
-    tile_within<true, kRunBits>(tile, x, chunk, pair, x_rows, cols, run_bits);
+    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits);
     int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     int octet = thread % kTokenOctets, token = thread / kTokenOctets;
-    int row = chunk * kTokenChunk + token, col = (pair * kTokenStrips + half) * kTokenColumns + octet * 8;
+    int row = place.chunk * kTokenChunk + token, col = (place.pair * kTokenStrips + half) * kTokenColumns + octet * 8;
     int inside = col < cols ? y_rows - row : 0;
     const float* from = (const float*)tile->values[half];
     sink.unit(token_unit(tile->exponent[half], kRunBits ? kRunBits : run_bits));
