@@ -56,13 +56,6 @@ static inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     }
 }
 
-// ---- clusters
-static inline int cluster_rank() { return simt_block->rank; }
-static inline void cluster_sync() {
-    simt_cluster_arrive();
-    simt_cluster_wait();
-}
-
 // ---- TMA on a (planes, rows, columns) tensor, in boxes of 128 bytes of each of some rows
 struct CUtensorMap {
     const char* data;
