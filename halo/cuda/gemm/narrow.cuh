@@ -111,7 +111,6 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowResident) gemm_narrow_k
     float xp[S::kTiles][kW / 8][4] = {};
     for (int c = 0; c < col_tiles; c++) {
         float xtq[kW / 8][4] = {};
-        uint32_t p[kSteps][kW / 16][4];
 #pragma unroll
         for (int t = 0; t < S::kTiles; t++) {
             int tile = c * S::kTiles + t;
@@ -125,8 +124,8 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowResident) gemm_narrow_k
                 ldmatrix<false>(a, (const bf16*)narrow_unit<kXUnits>(x, 16 * warp + lane % 16, 2 * s + lane / 16));
 #pragma unroll
                 for (int j = 0; j < kW / 16; j++) {
-                    if (t == 0) narrow_read_b<S::kUnits>(p[s][j], x + S::kXBytes, 16 * s, 2 * j);   // the same for all tiles of these columns
-                    narrow_multiply(xp[t], a, p[s][j], j);
+                    narrow_read_b<S::kUnits>(b, x + S::kXBytes, 16 * s, 2 * j);
+                    narrow_multiply(xp[t], a, b, j);
                 }
                 int row = 64 * row_half + 16 * s;
                 ldmatrix<true>(a, (const bf16*)narrow_unit<kXUnits>(x, row + lane / 16 * 8 + lane % 8, 2 * col_block + lane / 8 % 2));
