@@ -234,9 +234,10 @@ static int command_train(Options o) {
     if (leads(s) && o.demo)
         printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
                o.data);
-    if (leads(s)) options_print(&s->o, TRAIN);
     model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
+    refuse_taken_places(s);
     open_training_data(&r);
+    print_run(s, r.steps);
     print_start(s);
     claim_out(s);
     bool finished = o.resume && run_is_finished(s, r.settings.list, r.settings.count), all = true;

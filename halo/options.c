@@ -682,19 +682,6 @@ char* options_line(const Options* o) {
     return line;
 }
 
-void options_print(const Options* o, int command) {
-    char text[64];
-    int column = 0;
-    for (int i = 0; i < kFlagCount; i++) {
-        const char* value = flag_text(o, &kFlags[i], text);
-        if (!takes(&kFlags[i], command) || !*value || kFlags[i].at == AT(help)) continue;
-        int width = (int)strlen(kFlags[i].name) + (int)strlen(value) + 4;
-        if (column && column + width > 118) putchar('\n'), column = 0;
-        column += printf("%s%s=%s", column ? "  " : "", kFlags[i].name, value);
-    }
-    putchar('\n');
-}
-
 // A string as TOML writes it.
 static void put_quoted(FILE* out, const char* text) {
     fputc('"', out);
