@@ -24,6 +24,7 @@
 #include "halo/run/status.h"
 #include "halo/run/stop.h"
 #include "halo/run/summary.h"
+#include "halo/run/threads.h"
 #include "halo/run/verify.h"
 
 // ---- training
@@ -275,6 +276,7 @@ enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 
 int main(int argc, char** argv) {
     const Command* command;
+    let_waiting_threads_sleep(argv);
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
     if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;

@@ -112,6 +112,23 @@ static void install_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
+// Threads that wait sleep, unless the environment says how they wait: doctor shows what OpenMP's library was started with.
+static void threads_case(void) {
+    const struct {
+        const char *environment, *policy;
+    } starts[] = {{"-u OMP_WAIT_POLICY", "OMP_WAIT_POLICY passive"}, {"OMP_WAIT_POLICY=active", "OMP_WAIT_POLICY active"},
+                  {"-u OMP_WAIT_POLICY GOMP_SPINCOUNT=1000", "OMP_WAIT_POLICY unset"}};
+    for (int i = 0; i < COUNT(starts); i++) {
+        char* before = text_of("env %s ", starts[i].environment);
+        launcher = before;
+        Run r = run("doctor");
+        launcher = "";
+        ok(strstr(r.out, starts[i].policy) != NULL, "env %s: %s", starts[i].environment, starts[i].policy);
+        free_run(r);
+        free(before);
+    }
+}
+
 // ---- what it says of itself
 
 static void help_case(void) {
@@ -342,7 +359,7 @@ static void plain_case(void) {
 
 static const Case kCases[] = {
     {"demo", demo_case}, {"demo_flags", demo_flags_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case},
-    {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
+    {"threads", threads_case}, {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
 int main(int argc, char** argv) { return program_main("test_everyday", kCases, COUNT(kCases), argc, argv); }
