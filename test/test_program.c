@@ -729,6 +729,7 @@ static void short_warmup_case(void) {
 }
 
 static void help_case(void) {
+    make_inputs();
     const struct {
         const char *command, *flags;
     } commands[] = {
@@ -768,6 +769,13 @@ static void help_case(void) {
     free(train);
     const char* const unbuilt[] = {"serve", "chart", "trian"};
     for (int i = 0; i < COUNT(unbuilt); i++) run_refused(unbuilt[i], "no such command|--help", unbuilt[i]);
+    char *bare_data = text_of("inspect %s", data_path), *bare_model = text_of("generate %s", model_dir), *no_command = text_of("%s --seq 8", data_path);
+    char *meant_data = text_of("did you mean --data %s?", data_path), *meant_model = text_of("did you mean --model %s?", model_dir);
+    run_refused(bare_data, meant_data, "a data file without its flag");
+    run_refused(bare_model, meant_model, "a model without its flag");
+    run_refused(no_command, meant_data, "a data file where a command stands");
+    char* const bare[] = {bare_data, bare_model, no_command, meant_data, meant_model};
+    for (int i = 0; i < COUNT(bare); i++) free(bare[i]);
 }
 
 static void bad_flags_case(void) {
