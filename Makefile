@@ -77,7 +77,7 @@ SIMT     = $(patsubst %,$(BUILD)/test/simt_%,ops gemm quantize linear model gene
 # The program on emulated GPUs, for several ranks with the emulation of NCCL (test/simt_nccl.h).
 SIMT_PROGRAM = $(BUILD)/test/simt_train_llama3
 # Kernels for other architectures than the machine's: Hopper's in the emulation, older ones on a newer GPU.
-OTHER_KERNELS = HALO_CAPABILITY=90,$(BUILD)/test/simt_ops \
+OTHER_KERNELS = $(patsubst %,HALO_CAPABILITY=90$(comma)$(BUILD)/test/simt_%,ops gemm) \
                 $(if $(HALO_CUDA),$(if $(wildcard /dev/nvidia0),$(patsubst %,HALO_CAPABILITY=80$(comma)$(BUILD)/test/test_%,ops gemm linear)))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 ifdef HALO_CUDA

@@ -1,10 +1,15 @@
-// Speed of the products on the Llama-3-8B shapes: F (Y = X W^T), E (dX = dY W) and G (dW = dY^T X), every operand K-major as
+// Speed of the products on a model's shapes: F (Y = X W^T), E (dX = dY W) and G (dW = dY^T X), every operand K-major as
 // `gemm` gets it. Each of ours is checked first, INT8 to the last bit, against sums made on the host.
 //
 // One line per shape and kind: M x N x K | kind | us (median) | T(FL)OPS | x of cuBLASLt's BF16, and for ours of cuBLASLt's
-// INT8 -> INT32 too, which leaves dequantization to be done.
+// INT8 -> INT32 too, which leaves dequantization to be done. C is in BF16, dW of the smaller models in F32, as training has it.
 //
-//   bench_gemm [tokens ...]     default 4096 8192 16384
+//   bench_gemm [cuts] [8b | 1b | 135m] [tokens ...]
+//
+// Default: the shapes of Llama-3-8B at 4096, 8192 and 16384 tokens. 1b and 135m: those of Llama-3.2-1B at 16384 tokens and of SmolLM2-135M at
+// 8192, matrix by matrix as INT8 recipes multiply them, beside cuBLASLt's BF16 alone. `cuts`: ours in every width of tiles and in 1 to 8
+// stretches of K besides, whose fastest should be what the launcher chooses.
+#include "../halo/cuda/facts.h"
 #include "../halo/ops.h"
 
 #include <cublasLt.h>
@@ -67,7 +72,7 @@ static void* buffer(Buffers b, int run) { return b.data + (size_t)(run % b.count
 // ---- what is timed
 typedef struct {
     int M, N, K;
-    Fmt fmt, c_fmt;   // c in F32 stands for INT32 where cuBLASLt multiplies INT8
+    Fmt fmt, c_fmt;   // cuBLASLt writes products of INT8 as INT32
     bool fast;        // FP8: fast accumulation
     Buffers a, b, c;
     float* scale;     // a's, and kScalePlace behind it b's, on the device
@@ -94,30 +99,27 @@ static cublasStatus_t try_lt(const Job* j, int run) {
     bool int8 = j->fmt == INT8;
     void* c = buffer(j->c, run);
     return cublasLtMatmul(handle, j->product, int8 ? (void*)&one : &one_f, buffer(j->b, run), j->lb, buffer(j->a, run), j->la,
-                          int8 ? (void*)&zero : &zero_f, c, j->lc, c, j->lc, &j->algo, j->workspace, kWorkspaceBytes, 0);
+                          int8 ? (void*)&zero : &zero_f, c, j->lc, c, j->lc, &j->algo, j->workspace, kWorkspaceBytes, cuda_stream());
 }
 static void run_lt(const Job* j, int run) { lt_ok(try_lt(j, run), "product"); }
 
-// Median microseconds of a call, several in a row: launching hides behind the one before.
+// Median microseconds of a call, several in a row, recorded as the program records its steps: the host's launching does not count.
 static double median_us(void (*run)(const Job*, int), const Job* j) {
-    enum { kInner = 4 };
+    enum { kInner = 8 };
     double us[kRuns];
-    cudaEvent_t start, stop;
-    cuda_ok(cudaEventCreate(&start), "event");
-    cuda_ok(cudaEventCreate(&stop), "event");
-    cudaStream_t stream = run == run_ours ? cuda_stream() : (cudaStream_t)0;
+    run(j, 0);   // what a kernel needs to be launched at all
+    cuda_ops.record_begin();
+    for (int i = 0; i < kInner; i++) run(j, i);
+    void* record = cuda_ops.record_end();
     for (int r = -2; r < kRuns; r++) {
-        run(j, 5 * r + 10);   // puts the GPU to work before the clock starts
-        cuda_ok(cudaEventRecord(start, stream), "event");
-        for (int i = 1; i <= kInner; i++) run(j, 5 * r + 10 + i);
-        cuda_ok(cudaEventRecord(stop, stream), "event");
-        cuda_ok(cudaEventSynchronize(stop), "timing");
-        float ms;
-        cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
+        cuda_ops.replay(record);   // puts the GPU to work before the clock starts
+        int from = cuda_ops.mark();
+        cuda_ops.replay(record);
+        float ms = cuda_ops.marked_ms(from, cuda_ops.mark());
         if (r >= 0) us[r] = ms * 1e3 / kInner;
+        cuda_ops.forget_marks();
     }
-    cuda_ok(cudaEventDestroy(start), "event");
-    cuda_ok(cudaEventDestroy(stop), "event");
+    cuda_ops.record_free(record);
     std::sort(us, us + kRuns);
     return us[kRuns / 2];
 }
@@ -146,7 +148,7 @@ static bool lt_prepare(Job* j) {
     }
     j->la = layout(type, j->M, j->K);
     j->lb = layout(type, j->N, j->K);
-    j->lc = layout(int8 ? CUDA_R_32I : CUDA_R_16BF, j->M, j->N);
+    j->lc = layout(int8 ? CUDA_R_32I : j->c_fmt == F32 ? CUDA_R_32F : CUDA_R_16BF, j->M, j->N);
     cublasLtMatmulPreference_t preference;
     size_t bytes = kWorkspaceBytes;
     lt_ok(cublasLtMatmulPreferenceCreate(&preference), "preference");
@@ -186,13 +188,15 @@ static bool ours_agree(const Job* j) {
     cuda_ok(cudaMemcpy(scale, j->scale, sizeof scale, cudaMemcpyDeviceToHost), "scales");
     for (int s = 0; s < kSamples; s++) {
         size_t row = s == 0 ? j->M - 1 : (size_t)s * 7919 % j->M, col = s == 0 ? j->N - 1 : (size_t)s * 104729 % j->N;
-        uint16_t got;
+        uint32_t got = 0;
+        size_t c_bytes = fmt_bytes(j->c_fmt);
         cuda_ok(cudaMemcpy(a, (char*)buffer(j->a, 0) + row * j->K, j->K, cudaMemcpyDeviceToHost), "a row");
         cuda_ok(cudaMemcpy(b, (char*)buffer(j->b, 0) + col * j->K, j->K, cudaMemcpyDeviceToHost), "a row");
-        cuda_ok(cudaMemcpy(&got, (char*)buffer(j->c, 0) + (row * j->N + col) * 2, 2, cudaMemcpyDeviceToHost), "an element");
+        cuda_ok(cudaMemcpy(&got, (char*)buffer(j->c, 0) + (row * j->N + col) * c_bytes, c_bytes, cudaMemcpyDeviceToHost), "an element");
         int sum = 0;
         for (int k = 0; k < j->K; k++) sum += a[k] * b[k];
-        wrong += got != bf16_from_f32(((float)sum * scale[0]) * scale[kScalePlace]);
+        float want = ((float)sum * scale[0]) * scale[kScalePlace];
+        wrong += got != (j->c_fmt == F32 ? f32_bits(want) : bf16_from_f32(want));
     }
     free(a);
     free(b);
@@ -208,7 +212,7 @@ static void print_line(const Job* j, const char* kind, double us, double bf16_us
     fflush(stdout);
 }
 
-static Job job(int M, int N, int K, Fmt fmt, int c_bytes) {
+static Job job(int M, int N, int K, Fmt fmt, Fmt c_fmt) {
     static float* scale = NULL;
     static void* workspace = NULL;
     if (!scale) {
@@ -219,12 +223,12 @@ static Job job(int M, int N, int K, Fmt fmt, int c_bytes) {
     }
     Job j;
     memset(&j, 0, sizeof j);
-    j.M = M, j.N = N, j.K = K, j.fmt = fmt, j.c_fmt = BF16;
+    j.M = M, j.N = N, j.K = K, j.fmt = fmt, j.c_fmt = c_fmt;
     j.scale = scale;
     j.workspace = workspace;
     j.a = random_buffers((size_t)M * K * fmt_bytes(fmt), fmt, 1);
     j.b = random_buffers((size_t)N * K * fmt_bytes(fmt), fmt, 2);
-    j.c = buffers((size_t)M * N * c_bytes);
+    j.c = buffers((size_t)M * N * (fmt == INT8 ? sizeof(int32_t) : fmt_bytes(c_fmt)));
     return j;
 }
 static void free_job(Job* j) {
@@ -233,14 +237,34 @@ static void free_job(Job* j) {
     cudaFree(j->c.data);
 }
 
-static bool bench(int M, int N, int K) {
+// Ours cut in every way. False if a cut changes a bit.
+static bool bench_cuts(const Job* j, double bf16_us) {
+    const int widths[] = {128, 192, 256};
+    bool right = true;
+    for (int width : widths) {
+        for (int splits = 1; splits <= 8; splits++) {
+            char kind[64];
+            cuda_cut_products(width, splits);
+            bool agree = ours_agree(j);
+            snprintf(kind, sizeof kind, "%d wide, K in %d%s", width, splits, agree ? "" : " WRONG");
+            print_line(j, kind, median_us(run_ours, j), bf16_us, 0);
+            right = right && agree;
+            if (width == 256) break;   // tiles this wide are never shared
+        }
+    }
+    cuda_cut_products(0, 0);
+    return right;
+}
+
+static bool bench(int M, int N, int K, Fmt c_fmt, bool bf16_alone, bool cuts) {
     double bf16_us = INFINITY, int32_us = 0;
     static const struct { Fmt fmt; bool fast; const char* kind; } rivals[] = {
         {BF16, false, "cuBLASLt BF16"},           {FP8_E4M3, true, "cuBLASLt FP8 fast"},
         {FP8_E4M3, false, "cuBLASLt FP8"},        {INT8, false, "cuBLASLt INT8 -> INT32"},
     };
     for (const auto& rival : rivals) {
-        Job j = job(M, N, K, rival.fmt, rival.fmt == INT8 ? 4 : 2);
+        if (bf16_alone && rival.fmt != BF16) continue;
+        Job j = job(M, N, K, rival.fmt, c_fmt);
         j.fast = rival.fast;
         if (lt_prepare(&j)) {
             double us = median_us(run_lt, &j);
@@ -253,29 +277,58 @@ static bool bench(int M, int N, int K) {
         lt_finish(&j);
         free_job(&j);
     }
-    Job ours = job(M, N, K, INT8, 2);
+    Job ours = job(M, N, K, INT8, c_fmt);
     bool right = ours_agree(&ours);
-    print_line(&ours, right ? "ours INT8 -> BF16" : "ours INT8 WRONG", median_us(run_ours, &ours), bf16_us, int32_us);
+    char kind[64];
+    snprintf(kind, sizeof kind, "ours INT8 %s %s", right ? "->" : "WRONG", c_fmt == F32 ? "F32" : "BF16");
+    print_line(&ours, kind, median_us(run_ours, &ours), bf16_us, int32_us);
+    if (cuts) right = bench_cuts(&ours, bf16_us) && right;
     free_job(&ours);
     return right;
 }
 
+// ---- the models
+static bool bench_8b(int T, bool cuts) {
+    bool right = true;
+    const int shapes[][3] = {
+        {T, 4096, 4096}, {T, 1024, 4096}, {T, 14336, 4096}, {T, 28672, 4096}, {T, 4096, 14336}, {T, 4096, 1024},   // F and E
+        {4096, 4096, T}, {1024, 4096, T}, {14336, 4096, T}, {28672, 4096, T}, {4096, 14336, T},                    // G
+    };
+    for (const auto& s : shapes) right = bench(s[0], s[1], s[2], BF16, false, cuts) && right;
+    return right;
+}
+// C: the width; KV: of keys and values; H: of the MLP.
+static bool bench_small(int T, int C, int KV, int H, bool cuts) {
+    bool right = true;
+    const int f_and_e[][2] = {{C, C}, {KV, C}, {H, C}, {C, H}, {C, KV}}, g[][2] = {{C, C}, {KV, C}, {H, C}, {C, H}};
+    for (const auto& s : f_and_e) right = bench(T, s[0], s[1], BF16, true, cuts) && right;
+    for (const auto& s : g) right = bench(s[0], s[1], T, F32, true, cuts) && right;
+    return right;
+}
+
 int main(int argc, char** argv) {
-    int tokens[16] = {4096, 8192, 16384}, count = 3;
-    for (int i = 1; i < argc && i <= 16; i++) {
-        tokens[i - 1] = atoi(argv[i]);
-        check(tokens[i - 1] > 0, "bench_gemm: \"%s\" is no number of tokens", argv[i]);
-        count = i;
+    enum { kMostCounts = 16 };
+    const char* model = "8b";
+    int tokens[kMostCounts] = {0}, count = 0;
+    bool cuts = false, right = true;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "cuts")) cuts = true;
+        else if (!strcmp(argv[i], "8b") || !strcmp(argv[i], "1b") || !strcmp(argv[i], "135m")) model = argv[i];
+        else {
+            check(count < kMostCounts && atoi(argv[i]) > 0, "bench_gemm: \"%s\" is neither cuts, 8b, 1b, 135m nor a number of tokens", argv[i]);
+            tokens[count++] = atoi(argv[i]);
+        }
+    }
+    bool is_8b = !strcmp(model, "8b"), is_1b = !strcmp(model, "1b");
+    if (count == 0) {
+        if (is_8b) tokens[count++] = 4096;
+        if (!is_1b) tokens[count++] = 8192;
+        if (is_8b || is_1b) tokens[count++] = 16384;
     }
     lt_ok(cublasLtCreate(&handle), "start");
-    bool right = true;
     for (int t = 0; t < count; t++) {
-        int T = tokens[t];
-        const int shapes[][3] = {
-            {T, 4096, 4096}, {T, 1024, 4096}, {T, 14336, 4096}, {T, 28672, 4096}, {T, 4096, 14336}, {T, 4096, 1024},   // F and E
-            {4096, 4096, T}, {1024, 4096, T}, {14336, 4096, T}, {28672, 4096, T}, {4096, 14336, T},                    // G
-        };
-        for (const auto& s : shapes) right = bench(s[0], s[1], s[2]) && right;
+        bool agree = is_8b ? bench_8b(tokens[t], cuts) : is_1b ? bench_small(tokens[t], 2048, 512, 8192, cuts) : bench_small(tokens[t], 576, 192, 1536, cuts);
+        right = right && agree;
     }
     return right ? 0 : 1;
 }

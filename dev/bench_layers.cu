@@ -259,7 +259,7 @@ static void bench_adamw(int rows, int cols) {
                        [master, state, grad](const Ops* ops, const Mats& m) {
                            AdamW a = {m[0].data, master ? as_floats(m[3]) : NULL, m[4].data, m[1].data, m[2].data, (size_t)m[0].rows * m[0].cols,
                                       grad, state, as_floats(m[5]), 1e-3f, 0.9f, 0.999f, 1e-8f, 0, 1, {7, 1, 0}};
-                           ops->adamw(&a);
+                           ops->adamw(&a, 1);
                        }});
             }
 }

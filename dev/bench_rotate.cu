@@ -1,7 +1,8 @@
-// Speed of rotations, of the maximum of a rotated matrix alone, and of producers that find it on their way out. Each shape is checked
-// first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer wrote. One line per
-// shape: what | us (median) | GB/s | x of the copy bandwidth measured in the same run. Bytes are those of reading the input once and
-// writing the output once.
+// Speed of rotations, of the maximum of a rotated matrix alone and with the codes that need it, and of producers that find it on their way
+// out. Each shape is checked first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer
+// wrote, codes and their maximum against those of two calls. One line per shape: what | us (median) | GB/s | x of the copy bandwidth
+// measured in the same run. Bytes are those of reading the input once and writing the output once; for a maximum with codes the input
+// counts twice: 5 bytes a value.
 #include "bandwidth.cuh"
 
 #include <math.h>
@@ -60,7 +61,7 @@ static bool same_maximum(float of_f32, float of_bf16) { return of_f32 > 0 && fab
 
 static bool report(const char* what, const char* detail, int rows, int cols, Fmt fmt, double us, double bytes, double copy, bool right) {
     double gbs = bytes / us * 1e-3;
-    printf("%-13s %6d x %5d %-4s %-9s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", what, rows, cols, fmt_name(fmt), detail, us, gbs, gbs / copy,
+    printf("%-19s %6d x %5d %-4s %-9s | %8.1f us | %6.0f GB/s | %.2f of copy%s\n", what, rows, cols, fmt_name(fmt), detail, us, gbs, gbs / copy,
            right ? "" : "  WRONG");
     return right;
 }
@@ -90,6 +91,32 @@ static bool bench(Shape s, double copy) {
     cuda_ops.release(written);
     cuda_ops.release(alone);
     return right && right_maximum;
+}
+
+// The maximum of H x and INT8 codes in one call, as a linear prepares dY for E.
+static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
+    Mat x = noise(rows, cols, BF16), nowhere = mat(NULL, rows, cols, BF16);
+    QMat one = {zeros(rows, cols, INT8), {NULL, 0, 0, 0, F32}, NULL, PER_TENSOR}, two = one;
+    two.codes = zeros(rows, cols, INT8);
+    float* numbers = (float*)cuda_ops.alloc(4 * sizeof(float));   // maxima and scales of one call and of two
+    one.scale = numbers + 2;
+    two.scale = numbers + 3;
+    void* scratch = cuda_ops.alloc(cuda_ops.quantize_tokens_scratch(rows, cols, 0));
+    Rotation tokens = {ROTATE_ROWS, 0};
+    cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch);
+    cuda_ops.rotate(nowhere, x, ROTATE_ROWS, false, 0, numbers + 1);
+    cuda_ops.quantize(two, x, tokens, numbers + 1, INT8, 1);
+    Mat a = host_corner(one.codes, rows, kCorner), b = host_corner(two.codes, rows, kCorner);
+    bool right = host_float(numbers) == host_float(numbers + 1) && !memcmp(a.data, b.data, mat_bytes(a));
+    double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch); });
+    report("max + codes of rows", "", rows, cols, INT8, us, 2.5 * mat_bytes(x), copy, right);
+    us = median_us([&] { cuda_ops.quantize(two, x, tokens, numbers + 1, INT8, 1); });
+    report("codes of rows", "", rows, cols, INT8, us, 1.5 * mat_bytes(x), copy, right);
+    void* used[] = {x.data, one.codes.data, two.codes.data, numbers, scratch};
+    for (void* p : used) cuda_ops.release(p);
+    free(a.data);
+    free(b.data);
+    return right;
 }
 
 // rmsnorm and swiglu with no maximum, with that of y, and with that of y H.
@@ -127,6 +154,8 @@ int main() {
     printf("copy %.0f GB/s\n", copy);
     bool right = true;
     for (Shape s : kShapes) right = bench(s, copy) && right;
+    static const int widths[] = {4096, 14336, 28672};
+    for (int cols : widths) right = bench_tokens_in_one_call(8192, cols, copy) && right;
     right = bench_producers(16384, 4096, 14336, copy) && right;
     right = bench_producers(16384, 2048, 8192, copy) && right;
     return right ? 0 : 1;

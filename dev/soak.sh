@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A run of the demo model that is stopped or killed every few seconds and resumed by the same command, against one that nothing disturbs:
-# both have to end with the same weights. dev/soak.sh [STEPS [SEED]]; 2000 steps take some ten minutes on two cores.
+# both have to end with the same weights. dev/soak.sh [STEPS [SEED]]; 2000 steps take some minutes on two cores.
 set -euo pipefail
+set -m   # jobs of their own: a job that is started in the background otherwise ignores SIGINT
 cd "$(dirname "$0")/.."
 steps=${1:-2000} RANDOM=${2:-1}
 out=$(mktemp -d)
@@ -16,7 +17,7 @@ while [ "$code" -ne 0 ]; do
     starts=$((starts + 1))
     "${train[@]}" --out "$out/soaked" --log "$out/soaked" --resume >>"$out/soaked.log" 2>>"$out/soaked.err" &
     job=$!
-    sleep "$((RANDOM % 4 + 1)).$((RANDOM % 10))"
+    sleep "$((RANDOM % 3)).$((RANDOM % 9 + 1))"
     signal=${signals[RANDOM % ${#signals[@]}]}
     kill -"$signal" "$job" 2>/dev/null || true
     code=0

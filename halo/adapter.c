@@ -37,19 +37,14 @@ void lora_place(Lora* lora, Arena* arena, const Ops* ops, const Config* config, 
 static Mat dropped(const Lora* lora, Mat x, const Noise* drop) {
     if (!drop) return x;
     Mat y = mat(lora->dropped, x.rows, x.cols, x.fmt);
-    lora->ops->dropout(y, x, 1, lora->dropout, drop);
+    lora->ops->dropout(y, x, lora->dropout, drop);
     return y;
-}
-
-static void scale_in_place(const Lora* lora, Mat x) {
-    if (lora->scale != 1) lora->ops->dropout(x, x, lora->scale, 0, NULL);
 }
 
 static Mat part_columns(LoraShape s, Mat u, int part) { return mat_cols(u, part * s.rank, s.rank); }
 
 void lora_forward(const Lora* lora, LoraShape s, Mat y, float y_beta, Mat u, Mat x, Mat a, Mat b, const Noise* drop) {
-    lora->ops->gemm(u, plain_side(dropped(lora, x, drop), false), plain_side(a, false), 0);
-    scale_in_place(lora, u);
+    lora->ops->gemm(u, plain_side(dropped(lora, x, drop), false), multiplied_side(a, false, lora->scale), 0);
     for (int p = 0, row = 0; p < s.parts; row += s.N[p++])
         lora->ops->gemm(mat_cols(y, s.column[p], s.N[p]), plain_side(part_columns(s, u, p), false), plain_side(mat_rows(b, row, s.N[p]), false),
                         y_beta);
@@ -59,17 +54,14 @@ void lora_backward(const Lora* lora, LoraShape s, Mat dx, float dx_beta, Mat da,
                    const Noise* drop) {
     const Ops* ops = lora->ops;
     Mat v = mat(lora->v, x.rows, lora_width(s), x.fmt);
-    for (int p = 0, row = 0; p < s.parts; row += s.N[p++]) {
-        Mat dy_part = mat_cols(dy, s.column[p], s.N[p]);
-        ops->gemm(mat_rows(db, row, s.N[p]), plain_side(dy_part, true), plain_side(part_columns(s, u, p), true), beta);
-        ops->gemm(part_columns(s, v, p), plain_side(dy_part, false), plain_side(mat_rows(b, row, s.N[p]), true), 0);
-    }
-    scale_in_place(lora, v);
+    for (int p = 0, row = 0; p < s.parts; row += s.N[p++])
+        ops->gemm_narrow(part_columns(s, v, p), lora->scale, mat_rows(db, row, s.N[p]), beta, mat_cols(dy, s.column[p], s.N[p]),
+                         mat_rows(b, row, s.N[p]), part_columns(s, u, p));
     ops->gemm(da, plain_side(v, true), plain_side(dropped(lora, x, drop), true), beta);
     if (!dx.data) return;
     Mat more = drop && dx_beta != 0 ? mat(lora->dropped, dx.rows, dx.cols, dx.fmt) : dx;
     ops->gemm(more, plain_side(v, false), plain_side(a, true), drop ? 0 : dx_beta);
-    if (drop) ops->dropout(more, more, 1, lora->dropout, drop);
+    if (drop) ops->dropout(more, more, lora->dropout, drop);
     if (more.data != dx.data) ops->add(dx, more, NULL);
 }
 

@@ -8,7 +8,8 @@
 //
 //   y += u B^T      dB += dY^T u      dA += v^T drop(x)      dx += drop(v A), by the mask of the forward pass
 //
-// The products are plain ones of activations in the backend's format; s is folded into u and v, which are narrow. Where the frozen product
+// The products are plain ones of activations in the backend's format; s is a factor of those that make u and v, and those that read dY, dB's and
+// v's, are asked for together. Where the frozen product
 // can add to what is there, the adapter's part of y or dx is written first: one pass over it less than adding it afterwards.
 //
 // HUT (arXiv 2409.13501): y = W' x with W' = W (.) (1 + s B A), the weight updated through an element-wise (Hadamard) product with a product

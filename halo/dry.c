@@ -80,6 +80,9 @@ static void dry_cross_entropy(float* loss, Mat logits, const int* labels, const 
 }
 static void dry_argmax(int* best, Mat logits) { (void)best, (void)logits; }
 static void dry_gemm(Mat c, Side a, Side b, float beta) { (void)c, (void)a, (void)b, (void)beta; }
+static void dry_gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+    (void)xp, (void)factor, (void)xtq, (void)beta, (void)x, (void)p, (void)q;
+}
 static void dry_rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     (void)y, (void)x, (void)axis, (void)transpose, (void)block, (void)absmax;
 }
@@ -88,17 +91,22 @@ static void dry_quantize(QMat q, Mat x, Rotation rotation, const float* absmax, 
     (void)absmax, (void)clip;
     check_qmat(q, x, rotation, fmt);
 }
+static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+    Rotation rotation = {ROTATE_ROWS, block};
+    (void)absmax, (void)clip, (void)scratch;
+    check_qmat(q, x, rotation, fmt);
+}
 static void dry_count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) { (void)counts, (void)x, (void)absmax, (void)how; }
 static void dry_add(Mat y, Mat x, const Noise* noise) { (void)y, (void)x, (void)noise; }
 static void dry_convert(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_sum_squares(float* total, Mat x) { (void)total, (void)x; }
 static void dry_sum_row_squares(WideSum* total, Mat x) { (void)total, (void)x; }
 static void dry_clip_scale(float* scale, const WideSum* sum_of_squares, float max_norm) { (void)scale, (void)sum_of_squares, (void)max_norm; }
-static void dry_adamw(const AdamW* args) { check_adamw_args(args); }
+static void dry_adamw(const AdamW* updates, int count) { check_adamw_args(updates, count); }
 static void dry_transpose_codes(Mat y, Mat x) { (void)y, (void)x; }
 static void dry_pack_fp6(uint8_t* packed, Mat codes) { (void)packed, (void)codes; }
 static void dry_unpack_fp6(Mat codes, const uint8_t* packed) { (void)codes, (void)packed; }
-static void dry_dropout(Mat y, Mat x, float factor, float p, const Noise* noise) { (void)y, (void)x, (void)factor, (void)p, (void)noise; }
+static void dry_dropout(Mat y, Mat x, float p, const Noise* noise) { (void)y, (void)x, (void)p, (void)noise; }
 static void dry_hadamard(Mat y, Mat x, Mat w, float factor, float offset) { (void)y, (void)x, (void)w, (void)factor, (void)offset; }
 
 static size_t no_limit(void) { return (size_t)1 << 60; }
@@ -109,8 +117,9 @@ static const Ops kDryGpu = {
     dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
-    dry_cross_entropy, dry_argmax, dry_gemm, dry_rotate, dry_absmax, dry_quantize, dry_count_codes, dry_add, dry_convert, dry_sum_squares,
-    dry_sum_row_squares, dry_clip_scale, dry_adamw, dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
+    dry_cross_entropy, dry_argmax, dry_gemm, dry_gemm_narrow, dry_rotate, dry_absmax, dry_quantize, dry_quantize_tokens,
+    cuda_quantize_tokens_scratch, dry_count_codes, dry_add, dry_convert, dry_sum_squares, dry_sum_row_squares, dry_clip_scale, dry_adamw,
+    dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
 };
 
 const Ops* dry_ops(const Ops* like) {
@@ -128,6 +137,7 @@ const Ops* dry_ops(const Ops* like) {
     table.round_rows = like->round_rows;
     table.rmsnorm_scratch = like->rmsnorm_scratch;
     table.attention_scratch = like->attention_scratch;
+    table.quantize_tokens_scratch = like->quantize_tokens_scratch;
     return &table;
 }
 

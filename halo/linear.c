@@ -60,6 +60,8 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
     ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
     ln->x_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_K, recipe->fx.gran));
+    size_t turned = recipe->ee.rotate ? ops->quantize_tokens_scratch(ln->rotated_rows, widest_part, token_block) : 0;
+    ln->dy_turned = turned ? arena_take(arena, turned) : NULL;
     ln->dy_codes = is_plain(recipe->ee) ? NULL : arena_take(arena, rows * code_ld(widest_part));
     ln->dy_codes_t = is_plain(recipe->ge) ? NULL : arena_take(arena, (size_t)widest_part * code_ld(tokens));
     ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
@@ -143,16 +145,19 @@ static Rotation rotation_of(const Linear* ln, Opnd how, RotateAxis axis) {
     return r;
 }
 
-// Raises *absmax to the largest magnitude of x as it will be quantized, rotated by r.
+// Raises *absmax to the largest magnitude of x as it will be quantized, rotated along the features or not.
 static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
-    Mat turned = mat(NULL, r.axis == ROTATE_ROWS ? ln->rotated_rows : x.rows, x.cols, ln->ops->act);   // only its maximum is wanted
     if (r.axis == ROTATE_NONE) ln->ops->absmax(absmax, x);
-    else ln->ops->rotate(turned, x, r.axis, false, r.block, absmax);
+    else ln->ops->rotate(mat(NULL, x.rows, x.cols, ln->ops->act), x, r.axis, false, r.block, absmax);   // only its maximum is wanted
 }
 
 // Makes the codes of one operand; takes its maximum before, unless `done` says that the producer has.
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
     Rotation r = rotation_of(ln, how, axis);
+    if (r.axis == ROTATE_ROWS && !done.absmax) {
+        ln->ops->quantize_tokens(q, x, r.block, absmax, how.fmt, how.clip, ln->dy_turned);
+        return;
+    }
     if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
     ln->ops->quantize(q, x, r, absmax, how.fmt, how.clip);
 }

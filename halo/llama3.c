@@ -106,7 +106,6 @@ struct Model {
     // backward
     Mat dres, dh, datt, dqkv, dact;   // (BT, C), (BT, C), (BT, NH HD), (BT, (NH + 2 NKV) HD), (BT, F)
     void* scratch;                    // of attention's and rmsnorm's backward
-    Mat no_grad;                      // (1, C) where the gradients of frozen norms are written; never read
 
     QuantStats stats;
     bool observing;                   // in this micro-step
@@ -258,14 +257,13 @@ static void place_backward(Model* m, Arena* arena) {
     const Ops* ops = m->ops;
     Fmt act = ops->act;
     Attn shape = {m->BT / m->opt.T, m->opt.T, c->NH, c->NKV, c->HD, NULL, NULL};
-    size_t attention = ops->attention_scratch(shape), rmsnorm = ops->rmsnorm_scratch(m->BT, c->C);
+    size_t attention = ops->attention_scratch(shape), rmsnorm = m->frozen ? 0 : ops->rmsnorm_scratch(m->BT, c->C);
     m->dres = take_mat(arena, m->BT, c->C, act);
     m->dh = take_mat(arena, m->BT, c->C, act);
     m->datt = take_mat(arena, m->BT, c->NH * c->HD, act);
     m->dqkv = take_mat(arena, m->BT, linear_N(m->shape[LINEAR_QKV]), act);
     m->dact = take_mat(arena, m->BT, c->F, act);
     m->scratch = arena_take(arena, attention > rmsnorm ? attention : rmsnorm);
-    if (m->frozen) m->no_grad = take_mat(arena, 1, c->C, F32);
 }
 
 // Placed first of all memory of a batch, so that the statistics stay where they are when a batch of another size follows.
@@ -636,9 +634,9 @@ static void block_linear_backward(Model* m, Block* b, const Unit* u, int linear,
 
 static float* grad_maxima(const Model* m, const Block* b, int linear) { return linear_grad_maxima(&m->linear, &b->dy[linear]); }
 
-// The gradient of a norm's weight, to be added to: zeroed if it is fresh, a dummy if the norm is frozen.
+// The gradient of a norm's weight, to be added to: zeroed if it is fresh, nothing if the norm is frozen.
 static Mat norm_grad(const Model* m, const Unit* u, Stack stack) {
-    if (m->frozen) return m->no_grad;
+    if (m->frozen) return kNothing;
     if (u->fresh) m->ops->zero(u->g[stack].data, mat_bytes(u->g[stack]));
     return u->g[stack];
 }

@@ -113,19 +113,25 @@ typedef struct {
     Gran gran;               // PER_ROW: one scale a row of the product
     bool transposed;
     bool scale_transposed;   // PER_BLOCK32: the grid of scales is that of m's transpose (m is a codes_t)
+    float factor;            // NO_SCALE: of every value, known to the host; else 1
 } Side;
 
-static inline Side plain_side(Mat m, bool transposed) {
-    Side s = {m, NULL, NO_SCALE, transposed, false};
+static inline Side multiplied_side(Mat m, bool transposed, float factor) {
+    Side s = {m, NULL, NO_SCALE, transposed, false, factor};
     return s;
+}
+static inline Side plain_side(Mat m, bool transposed) { return multiplied_side(m, transposed, 1); }
+static inline void gemm_narrow_by(void (*gemm)(Mat c, Side a, Side b, float beta), Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+    gemm(xtq, plain_side(x, true), plain_side(q, true), beta);
+    gemm(xp, plain_side(x, false), multiplied_side(p, true, factor), 0);
 }
 // The operand itself, and its transpose, as a side of a product.
 static inline Side side_codes(QMat q) {
-    Side s = {q.codes, q.scale, q.gran, false, false};
+    Side s = {q.codes, q.scale, q.gran, false, false, 1};
     return s;
 }
 static inline Side side_codes_t(QMat q) {
-    Side s = {q.codes_t, q.scale, q.gran, false, true};
+    Side s = {q.codes_t, q.scale, q.gran, false, true, 1};
     return s;
 }
 
@@ -188,13 +194,17 @@ typedef struct {
     Noise noise;              // of param, m and v where they are rounded stochastically
     float* square_sums;       // NULL, or kSquareSums floats whose sum grows by the sum of squares of grad, in a fixed order; takes no grad_scale
 } AdamW;
-enum { kSquareSums = 16384, kRowSums = 256 };
+enum { kSquareSums = 16384, kRowSums = 256, kUpdatesAtOnce = 32 };
 
 // What every backend asks of the arguments of adamw.
-static inline void check_adamw_args(const AdamW* a) {
+static inline void check_adamw_args(const AdamW* a, int count) {
+    check(count >= 1 && count <= kUpdatesAtOnce, "adamw: %d updates", count);
     check((a->grad_fmt == F32 || a->grad_fmt == BF16) && (a->state_fmt == F32 || a->state_fmt == BF16) && a->step >= 1,
           "adamw: gradient in %s, state in %s, step %d", fmt_name(a->grad_fmt), fmt_name(a->state_fmt), a->step);
     check(!a->square_sums || !a->grad_scale, "adamw: the sum of squares of a gradient that is scaled");
+    for (int i = 1; i < count; i++)
+        check(!a[i].master == !a->master && a[i].grad_fmt == a->grad_fmt && a[i].state_fmt == a->state_fmt && a[i].step == a->step &&
+              a[i].square_sums == a->square_sums, "adamw: update %d of %d differs from the first in more than its values", i, count);
 }
 
 typedef struct Ops {
@@ -238,7 +248,8 @@ typedef struct Ops {
     // ---- residual add + RMSNorm (Zhang & Sennrich 2019): res = x + delta (delta.data may be NULL: res is x, nothing is
     // written); y = w * res * rstd, rstd = (mean(res^2) + eps)^-1/2
     void (*rmsnorm_forward)(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep);   // (BT,C), rstd (BT)
-    // dres += d loss / d res through y;  dw (1,C) += . scratch: rmsnorm_scratch bytes. absmax: NULL, or raised to the largest |dres|
+    // dres += d loss / d res through y;  dw (1,C) += , data NULL: not wanted. scratch: rmsnorm_scratch bytes, for dw. absmax: NULL,
+    // or raised to the largest |dres|
     void (*rmsnorm_backward)(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax);
     size_t (*rmsnorm_scratch)(int BT, int C);
 
@@ -275,9 +286,12 @@ typedef struct Ops {
 
     // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
     // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale
-    // (+ beta * c) follow in FP32, then the rounding to c's format. With PER_BLOCK32 each 32-long partial sum is first
+    // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each 32-long partial sum is first
     // multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
+    // Two narrow products of one matrix, by one pass over it where the backend can: xp (M,W) = factor * x p and xtq (N,W) = x^T q + beta * xtq,
+    // with x (M,N), p (N,W) and q (M,W) in `act`. By definition `gemm` twice (gemm_narrow_by), but for the order of the sums.
+    void (*gemm_narrow)(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q);
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
     // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens.
@@ -289,6 +303,10 @@ typedef struct Ops {
     // and x may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
     // lies within 2^-14 of the maximum of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
+    // Codes of H x along the tokens when its maximum is not yet known: raises *absmax to the largest |H x|, as rotate with y.data NULL does,
+    // and then is quantize. scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.
+    void (*quantize_tokens)(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch);
+    size_t (*quantize_tokens_scratch)(int rows, int cols, int block);
 
     // Adds to *counts what quantizing x as `how` says does to its values. x is rotated already if `how` rotates. absmax as in quantize.
     void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);
@@ -302,17 +320,18 @@ typedef struct Ops {
     void (*sum_row_squares)(WideSum* total, Mat x);
     // min(1, max_norm / norm); 1 if max_norm is 0; 0 if the norm is not finite
     void (*clip_scale)(float* scale, const WideSum* sum_of_squares, float max_norm);
-    void (*adamw)(const AdamW* args);
+    // `count` updates, 1 to kUpdatesAtOnce, at the cost of one: they differ in their arrays, n, weight_decay and noise.offset alone.
+    void (*adamw)(const AdamW* updates, int count);
 
     // ---- codes on the wire (HQ-FSDP)
     void (*transpose_codes)(Mat y, Mat x);             // y (cols, rows) = x^T, one byte a code
     void (*pack_fp6)(uint8_t* packed, Mat codes);      // every four FP6 codes of (rows, ld) in three bytes; ld is a multiple of 4
     void (*unpack_fp6)(Mat codes, const uint8_t* packed);
 
-    // ---- adapters. y = factor * x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
-    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise.offset + i) is below
-    // dropout_threshold(p) (rng.h). p 0: nothing is dropped and noise is not read.
-    void (*dropout)(Mat y, Mat x, float factor, float p, const Noise* noise);
+    // ---- adapters. y = x with each value dropped to 0 with probability p, the others divided by 1 - p; y may be x, rows are
+    // without gaps. Value i, row-major, is dropped if its noise (noise_of_value of kDropNoise, index noise->offset + i) is below
+    // dropout_threshold(p) (rng.h).
+    void (*dropout)(Mat y, Mat x, float p, const Noise* noise);
     // y = w (.) (offset + factor * x), value by value; x in F32, y and w in `act`; all (rows, cols) without gaps
     void (*hadamard)(Mat y, Mat x, Mat w, float factor, float offset);
 } Ops;

@@ -149,6 +149,12 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     double K = a.transposed ? a.m.rows : a.m.cols;
     end_as(name, codes, from, size_of(a.m) + size_of(b.m) + (beta != 0 ? 2 : 1) * size_of(c), 2 * K * c.rows * c.cols);
 }
+static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+    int from = begin();
+    inner->gemm_narrow(xp, factor, xtq, beta, x, p, q);
+    double bytes = size_of(x) + size_of(p) + size_of(q) + size_of(xp) + (beta != 0 ? 2 : 1) * size_of(xtq);
+    end_as("gemm narrow", false, from, bytes, 4.0 * x.rows * x.cols * p.cols);
+}
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();
     inner->rotate(y, x, axis, transpose, block, absmax);
@@ -165,6 +171,11 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* max, Fmt fmt
     inner->quantize(q, x, rotation, max, fmt, clip);
     static const char* const names[] = {"quantize", "quantize, rotated features", "quantize, rotated tokens"};
     end(names[rotation.axis], from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
+}
+static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, void* scratch) {
+    int from = begin();
+    inner->quantize_tokens(q, x, block, max, fmt, clip, scratch);
+    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
 static void add(Mat y, Mat x, const Noise* noise) {
     int from = begin();
@@ -196,12 +207,13 @@ static void count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how
     inner->count_codes(counts, x, absmax, how);
     end("count codes", from, size_of(x));
 }
-static void adamw(const AdamW* a) {
+static void adamw(const AdamW* a, int count) {
     int from = begin();
-    inner->adamw(a);
-    double value = 2.0 * (double)fmt_bytes(inner->act) + (double)fmt_bytes(a->grad_fmt) + 4.0 * (double)fmt_bytes(a->state_fmt);
+    inner->adamw(a, count);
+    double values = 0, value = 2.0 * (double)fmt_bytes(inner->act) + (double)fmt_bytes(a->grad_fmt) + 4.0 * (double)fmt_bytes(a->state_fmt);
     if (a->master) value += 2 * sizeof(float) - (double)fmt_bytes(inner->act);   // the layers' copy is only written
-    end("adamw", from, value * (double)a->n);
+    for (int i = 0; i < count; i++) values += (double)a[i].n;
+    end("adamw", from, value * values);
 }
 static void transpose_codes(Mat y, Mat x) {
     int from = begin();
@@ -218,9 +230,9 @@ static void unpack_fp6(Mat codes, const uint8_t* packed) {
     inner->unpack_fp6(codes, packed);
     end("unpack fp6", from, 1.75 * size_of(codes));
 }
-static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+static void dropout(Mat y, Mat x, float p, const Noise* noise) {
     int from = begin();
-    inner->dropout(y, x, factor, p, noise);
+    inner->dropout(y, x, p, noise);
     end("dropout", from, size_of(x) + size_of(y));
 }
 static void hadamard(Mat y, Mat x, Mat w, float factor, float offset) {
@@ -249,9 +261,11 @@ const Ops* profile_ops(const Ops* ops) {
     table.cross_entropy = cross_entropy;
     table.argmax = argmax;
     table.gemm = gemm;
+    table.gemm_narrow = gemm_narrow;
     table.rotate = rotate;
     table.absmax = absmax;
     table.quantize = quantize;
+    table.quantize_tokens = quantize_tokens;
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;

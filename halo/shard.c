@@ -410,7 +410,7 @@ static int unit_to_update(const Shard* s, int k) {
     return k < half ? tail_of(s) - k : k == half ? 0 : tail_of(s) - k + 1;
 }
 
-static void update_piece(Shard* s, const Piece* p, AdamW a) {
+static AdamW piece_update(const Shard* s, const Piece* p, AdamW a) {
     a.param = own_weights(s, p);
     a.master = s->master ? s->master + p->local : NULL;
     a.grad = own_grads(s, p);
@@ -421,7 +421,18 @@ static void update_piece(Shard* s, const Piece* p, AdamW a) {
     a.state_fmt = s->opt.state_fmt;
     if (!p->decay) a.weight_decay = 0;
     a.noise.offset = p->noise_offset;
-    if (a.n) s->ops->adamw(&a);
+    return a;
+}
+
+// Updates that wait to be done together.
+typedef struct {
+    AdamW update[kUpdatesAtOnce];
+    int count;
+} Updates;
+
+static void do_updates(const Shard* s, Updates* u) {
+    if (u->count) s->ops->adamw(u->update, u->count);
+    u->count = 0;
 }
 
 void shard_update(Shard* s, AdamW hyper) {
@@ -429,12 +440,19 @@ void shard_update(Shard* s, AdamW hyper) {
     progress_phase("update", -1);
     if (hyper.square_sums) s->ops->zero(hyper.square_sums, kSquareSums * sizeof(float));
     shard_forget_gathered(s);
+    Updates waiting;
+    waiting.count = 0;
     for (int k = 0; k < s->c.L + 2; k++) {
         int unit = unit_to_update(s, k);
         finish_unit(s, unit);
-        for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) update_piece(s, &s->pieces[i], hyper);
+        for (int i = s->first_piece[unit]; i < s->first_piece[unit + 1]; i++) {
+            if (waiting.count == kUpdatesAtOnce) do_updates(s, &waiting);
+            if (s->pieces[i].own > 0) waiting.update[waiting.count++] = piece_update(s, &s->pieces[i], hyper);
+        }
+        if (s->comm->ranks > 1) do_updates(s, &waiting);         // one rank waits for no gradients and sends no weights
         if (stays_whole(s, unit)) shard_start_gather(s, unit);   // on its way while the next units are updated
     }
+    do_updates(s, &waiting);
     s->unfinished = false;
     s->version++;
     quantize_own_rows(s);

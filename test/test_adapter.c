@@ -139,13 +139,13 @@ static void dropout_on(const Ops* ops, int rows, int cols, float p, uint64_t off
         half[i] = bf16_from_f32(x[i]);
         if (ops->act == BF16) x[i] = f32_from_bf16(half[i]);
         bool drops = noise_of_value(noise.seed, offset + i, 0, noise.stream) < threshold;
-        want[i] = drops ? 0 : x[i] * (2 * (65536.0f / (65536.0f - (float)threshold)));
+        want[i] = drops ? 0 : x[i] * (65536.0f / (65536.0f - (float)threshold));
     }
     size_t bytes = n * fmt_bytes(ops->act);
     void *data = ops->alloc(bytes), *host = host_alloc(bytes);
     ops->upload(data, ops->act == BF16 ? (void*)half : x, bytes);
     Mat m = mat(data, rows, cols, ops->act);
-    ops->dropout(m, m, 2, p, p > 0 ? &noise : NULL);
+    ops->dropout(m, m, p, &noise);
     ops->download(host, data, bytes);
     size_t different = 0, zeros = 0;
     for (size_t i = 0; i < n; i++) {

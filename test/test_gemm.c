@@ -1,5 +1,6 @@
 // The product of every backend against naive double sums: every kind of side, odd shapes, leading dimensions, beta, exact INT8.
 #include "../halo/cpu/gemm.h"
+#include "../halo/cuda/facts.h"
 #include "backends.h"
 #include "threads.h"
 
@@ -32,7 +33,7 @@ static void* put(const void* host, size_t bytes) {
 static double input_scale(const Input* in, int row, int k) {
     if (in->side.gran == PER_TENSOR) return in->scale[0];
     if (in->side.gran == PER_ROW) return in->scale[row];
-    if (in->side.gran == NO_SCALE) return 1;
+    if (in->side.gran == NO_SCALE) return in->side.factor;
     if (in->side.scale_transposed) return in->scale[k / 32 * ceil_div(in->rows, 32) + row / 32];
     return in->scale[row / 32 * ceil_div(in->K, 32) + k / 32];
 }
@@ -46,6 +47,7 @@ static Input make_input(int rows, int K, Kind kind) {
     in.data = host_alloc(mat_bytes(in.side.m));
     in.side.gran = kind.gran;
     in.side.scale_transposed = kind.scale_transposed;
+    if (kind.gran == NO_SCALE && kind.transposed) in.side.factor = 1.5f;
     memset(in.data, 0xff, mat_bytes(in.side.m));   // NaN in every float format, also between the rows
     for (int i = 0; i < rows; i++) {
         for (int k = 0; k < K; k++) {
@@ -231,6 +233,8 @@ typedef struct {
     bool extreme;   // codes that make sums which FP32 would round
 } Exact;
 
+static char cut[32];   // the cut that was asked for, as a note
+
 static uint32_t exact_bits(float sum, float a_scale, float b_scale, float beta, float before, Fmt fmt) {
     float out = (sum * a_scale) * b_scale;
     if (beta != 0) out += beta * before;
@@ -265,9 +269,9 @@ static void exact_product(Exact e) {
         }
     }
     double elements = (double)e.M * e.N;
-    ok(wrong == 0 && planted > 0.9 * elements, "gemm %s int8 %dx%dx%d gran %d %d -> %s beta %g, rows %s: %d of %.0f bits differ, %d with a planted error",
-       ops->name, e.M, e.N, e.K, (int)e.a, (int)e.b, fmt_name(e.out), (double)e.beta, guard == kAlignedGuard ? "aligned" : "anywhere", wrong,
-       elements, planted);
+    ok(wrong == 0 && planted > 0.9 * elements, "gemm %s int8 %dx%dx%d gran %d %d -> %s beta %g, rows %s%s: %d of %.0f bits differ, %d with a planted error",
+       ops->name, e.M, e.N, e.K, (int)e.a, (int)e.b, fmt_name(e.out), (double)e.beta, guard == kAlignedGuard ? "aligned" : "anywhere", cut,
+       wrong, elements, planted);
     free_input(&a);
     free_input(&b);
     free_output(&o);
@@ -290,6 +294,75 @@ static void exact_case(void) {
         };
         for (int n = 0; n < COUNT(kinds); n++) exact_product(kinds[n]);
     }
+    guard = kOddGuard;
+}
+
+// However a product is cut into tiles and stretches of K, and however the launcher cuts it, the bits are the same.
+static void cuts_case(void) {
+#ifdef HALO_CUDA
+    static const Exact narrow[] = {
+        {192, 576, 656, PER_TENSOR, PER_TENSOR, F32, 1, false}, {330, 200, 400, PER_ROW, PER_TENSOR, BF16, 1, false},
+        {65, 300, 1168, PER_TENSOR, PER_ROW, BF16, 0, false},
+    };
+    static const int widths[] = {128, 192, 256}, splits[] = {1, 2, 3, 7};
+    if (ops != &cuda_ops) return;
+    guard = kAlignedGuard;
+    for (int w = 0; w < COUNT(widths); w++) {
+        for (int s = 0; s < COUNT(splits); s++) {
+            cuda_cut_products(widths[w], splits[s]);
+            snprintf(cut, sizeof cut, ", cut %d wide, K in %d", widths[w], splits[s]);
+            for (int n = 0; n < COUNT(narrow); n++) exact_product(narrow[n]);
+        }
+    }
+    cuda_cut_products(0, 0);
+    cut[0] = 0;
+    for (int n = 0; n < COUNT(narrow); n++) exact_product(narrow[n]);
+#ifndef HALO_SIMT
+    static const Exact small_model[] = {
+        {8192, 576, 576, PER_TENSOR, PER_TENSOR, BF16, 0, false}, {8192, 576, 192, PER_TENSOR, PER_TENSOR, BF16, 1, false},
+        {576, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 1, false},  {192, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 0, false},
+        {1536, 576, 8192, PER_TENSOR, PER_TENSOR, F32, 1, false}, {576, 1536, 8192, PER_TENSOR, PER_TENSOR, BF16, 1, false},
+    };
+    for (int n = 0; n < COUNT(small_model); n++) exact_product(small_model[n]);
+#endif
+    guard = kOddGuard;
+#endif
+}
+
+// Both narrow products of x, which the third input holds transposed for the comparison.
+static void narrow_product(int M, int N, int W, Fmt grad_fmt, float beta) {
+    Kind plain = {ops->act, NO_SCALE, false, false}, narrow = {ops->act, NO_SCALE, true, false};
+    Input x = make_input(M, N, plain), p = make_input(W, N, narrow), q = make_input(W, M, narrow), xt = x;
+    xt.value = (double*)host_alloc((size_t)M * N * sizeof(double));
+    xt.rows = N;
+    xt.K = M;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) xt.value[(size_t)j * M + i] = x.value[(size_t)i * N + j];
+    for (int i = 0; i < W * M; i++) q.value[i] /= q.side.factor;   // no factor of x^T q
+    Output xp = make_output(M, W, ops->act, true), xtq = make_output(N, W, grad_fmt, beta == 0);
+    ops->gemm_narrow(xp.there, p.side.factor, xtq.there, beta, x.side.m, p.side.m, q.side.m);
+    ops->download(xp.c.data, xp.there.data, mat_bytes(xp.c));
+    ops->download(xtq.c.data, xtq.there.data, mat_bytes(xtq.c));
+    double tol[2] = {store_error(plain, narrow, ops->act, 0) + 1e-6, store_error(plain, narrow, grad_fmt, beta) + 1e-6};
+    double err[2] = {worst_error(xp, &x, &p, 0, 0), worst_error(xtq, &xt, &q, beta, 0)};
+    double planted[2] = {worst_error(xp, &x, &p, 0, 2.5 * tol[0]), worst_error(xtq, &xt, &q, beta, 2.5 * tol[1])};
+    ok(err[0] <= tol[0] && err[1] <= tol[1] && planted[0] > tol[0] && planted[1] > tol[1],
+       "gemm_narrow %s (%d, %d) by %d, gradient in %s, beta %g: err %.1e (tol %.1e) and %.1e (tol %.1e)", ops->name, M, N, W, fmt_name(grad_fmt),
+       (double)beta, err[0], tol[0], err[1], tol[1]);
+    free(xt.value);
+    free_input(&x);
+    free_input(&p);
+    free_input(&q);
+    free_output(&xp);
+    free_output(&xtq);
+}
+static void narrow_case(void) {
+    static const int shapes[][3] = {{300, 328, 16}, {130, 72, 32}, {700, 136, 64}, {1, 8, 16}, {129, 1032, 16}, {40, 64, 8}, {37, 21, 16}};
+    for (guard = kAlignedGuard; guard; guard = guard == kAlignedGuard ? kOddGuard : 0)
+        for (int s = 0; s < COUNT(shapes); s++) {
+            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], F32, s % 2 ? 1.0f : 0.0f);
+            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], ops->act, s % 2 ? 0.0f : 0.5f);
+        }
     guard = kOddGuard;
 }
 
@@ -364,10 +437,13 @@ ON_EVERY_BACKEND(shapes)
 ON_EVERY_BACKEND(beta)
 ON_EVERY_BACKEND(aligned)
 ON_EVERY_BACKEND(exact)
+ON_EVERY_BACKEND(cuts)
+ON_EVERY_BACKEND(narrow)
 
 static const Case cases[] = {
     {"gemm.errors", errors_everywhere},   {"gemm.kinds", kinds_everywhere}, {"gemm.shapes", shapes_everywhere}, {"gemm.beta", beta_everywhere},
-    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.threads", threads_case},
+    {"gemm.aligned", aligned_everywhere}, {"gemm.exact", exact_everywhere}, {"gemm.cuts", cuts_everywhere},     {"gemm.narrow", narrow_everywhere},
+    {"gemm.threads", threads_case},
 };
 
 int main(int argc, char** argv) {

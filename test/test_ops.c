@@ -260,19 +260,24 @@ static void rmsnorm_shape(int BT, int C, bool with_delta) {
 
     ops->rmsnorm_backward(DRes, DW, DY, with_delta ? Res : X, W, rstd, scratch, NULL);
     float *got_dres = fetched(DRes), *got_dw = fetched(DW);
+    Mat frozen = put(dres, BT, C, ops->act), no_dw = DW;
+    no_dw.data = NULL;
+    ops->rmsnorm_backward(frozen, no_dw, DY, with_delta ? Res : X, W, rstd, NULL, NULL);
+    float* frozen_dres = fetched(frozen);
+    ok(!memcmp(frozen_dres, got_dres, n * sizeof(float)), "rmsnorm.dres %s (%d, %d): the same without dw", ops->name, BT, C);
     for (size_t i = 0; i < n; i++) got_dres[i] -= dres[i];
     for (int c = 0; c < C; c++) got_dw[c] -= dw[c];
     Problem p = {shape, dy, {r, w, NULL, NULL}, {n, (size_t)C, 0, 0}, rmsnorm_loss};
     gradient_case("rmsnorm.dres", &p, 0, got_dres, kF32Grad, kBf16Grad);
     gradient_case("rmsnorm.dw", &p, 1, got_dw, kF32Grad, kBf16Grad);
 
-    Mat all[] = {X, Delta, W, DY, Y, Res, DRes, DW};
+    Mat all[] = {X, Delta, W, DY, Y, Res, DRes, DW, frozen};
     release_all(all, COUNT(all));
     ops->release(rstd);
     ops->release(scratch);
     free(x); free(delta); free(w); free(dy); free(dres); free(dw); free(r); free(rd); free(wd); free(yd); free(y);
     free(want);
-    free(got_dres); free(got_dw);
+    free(got_dres); free(got_dw); free(frozen_dres);
 }
 static void rmsnorm_case(void) {
     rmsnorm_shape(13, 48, true);
@@ -660,7 +665,7 @@ static void prep_shape(int BT, int F) {
             float *plain = fetched(Plain), *asked = fetched(Asked), a = fetch_float(expected), b = fetch_float(raised);
             size_t differ = 0;
             for (size_t i = 0; i < (size_t)BT * F; i++) differ += plain[i] != asked[i];
-            double allowed = rotates && ops != &cpu_f32_ops && ops != &cpu_bf16_ops ? 1e-4 * a : 0;
+            double allowed = rotates && ops != &cpu_f32_ops && ops != &cpu_bf16_ops ? 3.0 / 4096 * a : 0;   // roundings to FP16
             ok(differ == 0 && a > 0 && fabs(a - b) <= allowed, "%s %s %d x %d%s: %zu values differ, maximum %g, of the plain pieces %g", name,
                ops->name, BT, F, rotates ? " rotated" : "", differ, (double)b, (double)a);
             free(plain);
@@ -1145,7 +1150,7 @@ static void adamw_formats(bool master, Fmt grad_fmt, Fmt state_fmt) {
         a.grad = G.data;
         a.step = t;
         a.noise.stream = (uint64_t)t;
-        ops->adamw(&a);
+        ops->adamw(&a, 1);
         for (int i = 0; i < N; i++) {
             double scaled = 0.5 * g[i], beta1 = a.beta1, beta2 = a.beta2;
             m[i] = beta1 * m[i] + (1 - beta1) * scaled;
@@ -1186,13 +1191,13 @@ static void adamw_stochastic(void) {
     for (int t = 1; t <= STEPS; t++) {
         AdamW a = {whole[0].data, NULL, G.data, whole[1].data, whole[2].data, N, F32, ops->act, grad_scale,
                    lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000, NULL}, NULL};
-        ops->adamw(&a);
+        ops->adamw(&a, 1);
         for (int half = 0; half < 2; half++) {
             size_t first = half ? SPLIT : 0;
             AdamW part = {(char*)halves[0].data + first * size, NULL, (float*)G.data + first, (char*)halves[1].data + first * size,
                           (char*)halves[2].data + first * size, half ? N - SPLIT : SPLIT, F32, ops->act, grad_scale,
                           lr, 0.9f, 0.999f, 1e-8f, 0, t, {42, (uint64_t)t, 1000 + first, NULL}, NULL};
-            ops->adamw(&part);
+            ops->adamw(&part, 1);
         }
     }
     float *w = fetched(whole[0]), *m = fetched(whole[1]);
@@ -1247,7 +1252,7 @@ static void adamw_any_size(int way, bool master, Fmt fmt, float eps, float weigh
     for (int t = 3; t < 5; t++) {
         AdamW a = {W.data, master ? (float*)Master.data : NULL, G.data, M.data, V.data, N, fmt, fmt, grad_scale,
                    0.01f, 0.9f, 0.999f, eps, weight_decay, t, {42, (uint64_t)t, 8, NULL}, NULL};
-        ops->adamw(&a);
+        ops->adamw(&a, 1);
     }
     static uint64_t cpu_bits[kSizes];
     uint64_t bits = kFingerprintStart;
@@ -1275,7 +1280,7 @@ static void adamw_sum_squares(Fmt fmt) {
         Mat W = put(start[0], 1, N, ops->act), M = put(zeros, 1, N, fmt), V = put(zeros, 1, N, fmt), all[] = {W, M, V};
         AdamW a = {W.data, NULL, G.data, M.data, V.data, N, fmt, fmt, summed ? NULL : one, 0.01f, 0.9f, 0.999f, 1e-8f, 0, 1, {42, 1, 8, NULL},
                    summed ? sums : NULL};
-        ops->adamw(&a);
+        ops->adamw(&a, 1);
         w[summed] = fetched(W);
         release_all(all, 3);
     }
@@ -1292,7 +1297,49 @@ static void adamw_sum_squares(Fmt fmt) {
     ops->release(one);
     free(start[0]); free(start[1]); free(zeros); free(w[0]); free(w[1]); free(g);
 }
+// Updates that come together give the bits of one after the other; a wrong weight decay of the last one is noticed.
+static void adamw_together(bool master, Fmt fmt) {
+    enum { PIECES = 5, N = 33333, WAYS = 3, ARRAYS = 4 };   // alone, together, together with a planted error
+    static const int first[PIECES + 1] = {0, 5000, 5008, 5013, 20000, N};
+    float *start = test_normals(N, 1), *zeros = (float*)host_alloc(N * sizeof(float));
+    Mat G = put(start, 1, N, fmt);
+    uint64_t bits[WAYS];
+    double squares[WAYS] = {0};
+    for (int way = 0; way < WAYS; way++) {
+        float* sums = (float*)ops->alloc(kSquareSums * sizeof(float));
+        Mat all[ARRAYS] = {put(start, 1, N, ops->act), put(start, 1, N, F32), put(zeros, 1, N, fmt), put(zeros, 1, N, fmt)};
+        AdamW a[PIECES];
+        for (int i = 0; i < PIECES; i++) {
+            Mat w = mat_cols(all[0], first[i], 0), exact = mat_cols(all[1], first[i], 0), m = mat_cols(all[2], first[i], 0),
+                v = mat_cols(all[3], first[i], 0), g = mat_cols(G, first[i], 0);
+            AdamW piece = {w.data, master ? (float*)exact.data : NULL, g.data, m.data, v.data, (size_t)(first[i + 1] - first[i]), fmt, fmt, NULL,
+                           0.01f, 0.9f, 0.999f, 1e-8f, i % 2 || (way == 2 && i == PIECES - 1) ? 0.1f : 0, 1,
+                           {42, 1, (uint64_t)(first[i] + 16 * i), NULL}, sums};
+            a[i] = piece;
+        }
+        for (int i = 0; way == 0 && i < PIECES; i++) ops->adamw(&a[i], 1);
+        if (way) ops->adamw(a, PIECES);
+        static float got_sums[kSquareSums];
+        ops->download(got_sums, sums, sizeof got_sums);
+        for (int i = 0; i < kSquareSums; i++) squares[way] += got_sums[i];
+        bits[way] = kFingerprintStart;
+        for (int k = 0; k < ARRAYS; k++) {
+            float* got = fetched(all[k]);
+            bits[way] = fingerprint_add(bits[way], got, N * sizeof(float));
+            free(got);
+        }
+        release_all(all, ARRAYS);
+        ops->release(sums);
+    }
+    ok(bits[0] == bits[1] && bits[0] != bits[2] && fabs(squares[1] / squares[0] - 1) < 1e-6,
+       "adamw%s %s %s: together the bits of one after the other, sums of squares %.8g and %.8g", master ? " master" : "", fmt_name(fmt), ops->name,
+       squares[1], squares[0]);
+    ops->release(G.data);
+    free(start); free(zeros);
+}
 static void adamw_case(void) {
+    adamw_together(true, F32);
+    adamw_together(false, BF16);
     adamw_sum_squares(F32);
     adamw_sum_squares(BF16);
     for (int way = 0; way < kSizes; way += 2) {
@@ -1347,7 +1394,7 @@ static void adamw_step_zero(void* arg) {
     (void)arg;
     AdamW a;
     memset(&a, 0, sizeof a);
-    cpu_f32_ops.adamw(&a);
+    cpu_f32_ops.adamw(&a, 1);
 }
 #ifdef HALO_SIMT
 static void too_much_memory(void* arg) { cuda_ops.alloc(*(size_t*)arg); }
@@ -1419,7 +1466,7 @@ static int print_fingerprint(void) {
         ops->rotate(Y, Y, ROTATE_COLS, false, 0, NULL);
         ops->sum_squares(total, DQKV);
         AdamW a = {W.data, NULL, DW.data, lse, rstd, C, F32, F32, one, 0.1f, 0.9f, 0.999f, 1e-8f, 0, 1, {1, 1, 0, NULL}, NULL};
-        ops->adamw(&a);
+        ops->adamw(&a, 1);
         hash = fingerprint_add(hash, DQKV.data, mat_bytes(DQKV));
         hash = fingerprint_add(hash, Y.data, mat_bytes(Y));
         hash = fingerprint_add(hash, DW.data, mat_bytes(DW));

@@ -21,8 +21,7 @@ static void adamw_sum_squares(const AdamW* a) {
     if (rest) sum_squares(a->square_sums, mat((char*)a->grad + (size_t)rows * kRow * fmt_bytes(a->grad_fmt), 1, rest, a->grad_fmt));
 }
 
-static void adamw(const AdamW* a) {
-    check_adamw_args(a);
+static void adamw_update(const AdamW* a) {
     float unbias_m = (float)(1 / (1 - pow(a->beta1, a->step))), unbias_v = (float)(1 / (1 - pow(a->beta2, a->step)));
     float grad_scale = a->grad_scale ? *a->grad_scale : 1;
     if (grad_scale == 0) return;
@@ -43,6 +42,11 @@ static void adamw(const AdamW* a) {
             store_stochastic(a->param, i, kAct, w, a, kParamNoise);
         }
     }
+}
+
+static void adamw(const AdamW* updates, int count) {
+    check_adamw_args(updates, count);
+    for (int i = 0; i < count; i++) adamw_update(&updates[i]);
 }
 
 #endif

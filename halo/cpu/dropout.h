@@ -1,18 +1,18 @@
-// Dropout (Srivastava et al. 2014) with a factor, and products value by value, as adapters need them; see ops.h.
+// Dropout (Srivastava et al. 2014), and products value by value, as adapters need them; see ops.h.
 #ifndef HALO_CPU_DROPOUT_H
 #define HALO_CPU_DROPOUT_H
 
 #include "../rng.h"
 #include "rows.h"
 
-static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+static void dropout(Mat y, Mat x, float p, const Noise* noise) {
     check_shape(x, x.rows, x.cols, "dropout");
     check_shape(y, x.rows, x.cols, "dropout");
-    check(x.ld == x.cols && y.ld == y.cols && p >= 0 && p < 1 && (p == 0 || noise), "dropout: p %g, rows of %d and %d", p, x.ld, y.ld);
+    check(x.ld == x.cols && y.ld == y.cols && p >= 0 && p < 1, "dropout: p %g, rows of %d and %d", p, x.ld, y.ld);
     static __thread WorkBuffer work;
     uint32_t threshold = dropout_threshold(p);
-    float scale = factor * dropout_factor(p);
-    const Noise n = noise_shifted(noise ? *noise : kNoNoise, x.cols);
+    float scale = dropout_factor(p);
+    const Noise n = noise_shifted(*noise, x.cols);
 #pragma omp parallel for schedule(static)
     for (int t = 0; t < x.rows; t++) {
         float* out = work_floats(&work, (size_t)x.cols * 2);
@@ -21,7 +21,6 @@ static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
         Philox words = {{0, 0, 0, 0}};
         for (int c = 0; c < x.cols; c++) {
             out[c] = in[c] * scale;
-            if (!threshold) continue;
             uint64_t index = n.offset + (uint64_t)t * (uint64_t)x.cols + (uint64_t)c;
             if (index / kNoiseOctet != octet) {
                 octet = index / kNoiseOctet;

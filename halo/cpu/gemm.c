@@ -43,7 +43,7 @@ static Operand operand(Side s, int panel_rows) {
     check((unsigned)s.m.fmt < kFmtCount && s.m.ld >= s.m.cols, "gemm: a side in %s, (%d, %d) with rows of %d",
           fmt_name(s.m.fmt), s.m.rows, s.m.cols, s.m.ld);
     check(!s.transposed || fmt_bytes(s.m.fmt) > 1, "gemm: a transposed side in %s", fmt_name(s.m.fmt));
-    check(s.gran == NO_SCALE || s.scale, "gemm: a scaled side without scales");
+    check(s.gran == NO_SCALE ? s.factor != 0 : s.scale && s.factor == 1, "gemm: a scaled side without scales, or a factor of %g", s.factor);
     check(!s.scale_transposed || s.gran != PER_ROW, "gemm: scales along K");
     if (fmt_bytes(s.m.fmt) == 1)
         for (int code = 0; code < 256; code++) o.code_value[code] = f32_from_code((uint8_t)code, s.m.fmt);
@@ -121,7 +121,7 @@ static float final_scale(const Operand* o, int row) {
     switch (o->side.gran) {
         case PER_TENSOR: return o->side.scale[0];
         case PER_ROW: return o->side.scale[row];
-        default: return 1.0f;
+        default: return o->side.factor;
     }
 }
 static float block_scale(const Operand* o, int row, int k) {

@@ -86,7 +86,7 @@ static void quantize_band(QMat q, Mat x, int first, float tensor_inverse, Fmt fm
 }
 
 // Codes of x H, in bands of 32 rows.
-static void quantize_features(QMat q, Mat x, float tensor_inverse, Fmt fmt, float clip) {
+static void feature_codes(QMat q, Mat x, float tensor_inverse, Fmt fmt, float clip) {
     static __thread WorkBuffer work, turned;
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < x.rows; first += kQuantBlock) {
@@ -98,7 +98,7 @@ static void quantize_features(QMat q, Mat x, float tensor_inverse, Fmt fmt, floa
 }
 
 // Codes of H x, in strips of 64 columns.
-static void quantize_tokens(QMat q, Mat x, int block, float tensor_inverse, Fmt fmt, float clip) {
+static void token_codes(QMat q, Mat x, int block, float tensor_inverse, Fmt fmt, float clip) {
     int rows = qmat_row_count(q), n = max_int(rows, x.rows);
     static __thread WorkBuffer work, turned;
 #pragma omp parallel for schedule(static)
@@ -123,13 +123,25 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     if (rotation.axis != ROTATE_NONE)
         check_rotation(rotation.axis, rotation.axis == ROTATE_COLS ? x.cols : max_int(qmat_row_count(q), x.rows), rotation.block);
     switch (rotation.axis) {
-        case ROTATE_COLS: quantize_features(q, x, tensor_inverse, fmt, clip); return;
-        case ROTATE_ROWS: quantize_tokens(q, x, rotation.block, tensor_inverse, fmt, clip); return;
+        case ROTATE_COLS: feature_codes(q, x, tensor_inverse, fmt, clip); return;
+        case ROTATE_ROWS: token_codes(q, x, rotation.block, tensor_inverse, fmt, clip); return;
         case ROTATE_NONE: break;
     }
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
+}
+
+static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+    Rotation rotation = {ROTATE_ROWS, block};
+    (void)scratch;
+    check_qmat(q, x, rotation, fmt);
+    rotate(mat(NULL, qmat_row_count(q), x.cols, x.fmt), x, ROTATE_ROWS, false, block, absmax);
+    quantize(q, x, rotation, absmax, fmt, clip);
+}
+static size_t quantize_tokens_scratch(int rows, int cols, int block) {
+    (void)rows, (void)cols, (void)block;
+    return 0;
 }
 
 // Counts a block of values that have one scale.

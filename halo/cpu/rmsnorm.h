@@ -38,40 +38,45 @@ enum { kNormRows = 64 };
 // (ceil(BT / kNormRows), C) doubles
 static size_t rmsnorm_scratch(int BT, int C) { return (size_t)ceil_div(BT, kNormRows) * (size_t)C * sizeof(double); }
 
+// dw (1,C) += the sums of its parts.
+static void rmsnorm_add_dw(Mat dw, const double* parts, int count) {
+    static __thread WorkBuffer work;
+    int C = dw.cols;
+    float* buffer = work_floats(&work, (size_t)C * 2);
+    const float* before = row_read(dw, 0, buffer + C);
+    for (int c = 0; c < C; c++) {
+        double sum = 0;
+        for (int p = 0; p < count; p++) sum += parts[(size_t)p * C + c];
+        buffer[c] = (float)(before[c] + sum);
+    }
+    row_write(dw, 0, buffer);
+}
+
 static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* largest) {
     int rows = dres.rows, C = dres.cols, pieces = ceil_div(rows, kNormRows);
     check_shape(dres, rows, C, "rmsnorm_backward");
     check_shape(dy, rows, C, "rmsnorm_backward");
     check_shape(res, rows, C, "rmsnorm_backward");
     check_shape(w, 1, C, "rmsnorm_backward");
-    check_shape(dw, 1, C, "rmsnorm_backward");
+    if (dw.data) check_shape(dw, 1, C, "rmsnorm_backward");
     static __thread WorkBuffer work;
 #pragma omp parallel for schedule(static)
     for (int p = 0; p < pieces; p++) {
-        double* dw_sum = (double*)scratch + (size_t)p * C;
+        double* dw_sum = dw.data ? (double*)scratch + (size_t)p * C : NULL;
         float* buffer = work_floats(&work, (size_t)C * 5);
         const float* scale = row_read(w, 0, buffer + C);
-        memset(dw_sum, 0, (size_t)C * sizeof(double));
+        if (dw_sum) memset(dw_sum, 0, (size_t)C * sizeof(double));
         for (int t = p * kNormRows; t < min_int((p + 1) * kNormRows, rows); t++) {
             const float *g = row_read(dy, t, buffer + 2 * C), *r = row_read(res, t, buffer + 3 * C);
-            for (int c = 0; c < C; c++) {
-                buffer[c] = g[c] * scale[c];
-                dw_sum[c] += (double)(g[c] * r[c]) * rstd[t];
-            }
+            for (int c = 0; c < C; c++) buffer[c] = g[c] * scale[c];
+            for (int c = 0; dw_sum && c < C; c++) dw_sum[c] += (double)(g[c] * r[c]) * rstd[t];
             float along_r = (float)(dot(buffer, r, C) / C * rstd[t] * rstd[t]);
             const float* before = row_read(dres, t, buffer + 4 * C);
             for (int c = 0; c < C; c++) buffer[c] = before[c] + rstd[t] * (buffer[c] - r[c] * along_r);
             row_write(dres, t, buffer);
         }
     }
-    float* buffer = work_floats(&work, (size_t)C * 2);
-    const float* before = row_read(dw, 0, buffer + C);
-    for (int c = 0; c < C; c++) {
-        double sum = 0;
-        for (int p = 0; p < pieces; p++) sum += ((const double*)scratch)[(size_t)p * C + c];
-        buffer[c] = (float)(before[c] + sum);
-    }
-    row_write(dw, 0, buffer);
+    if (dw.data) rmsnorm_add_dw(dw, (const double*)scratch, pieces);
     if (largest) absmax(largest, dres);
 }
 

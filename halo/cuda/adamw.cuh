@@ -51,12 +51,26 @@ __device__ inline bool adamw_values(Values<kWidth>& m, Values<kWidth>& v, Values
     return holds;
 }
 
+// What one update works on.
 template <typename Grad, typename State>
 struct AdamWArrays {
     bf16* param;
     float* master;   // NULL: param is the weight
     const Grad* grad;
     State *m, *v;
+    size_t groups;
+    uint64_t noise_offset;
+    float weight_decay;
+    int first_block;
+};
+
+// The kernel's argument, of which there may be 4 KiB.
+template <typename Grad, typename State>
+struct AdamWLaunch {
+    AdamWArrays<Grad, State> update[kUpdatesAtOnce];   // in the order of their blocks
+    int count, turns;
+    float* square_sums;
+    AdamWConstants constants;
 };
 
 // One group of kWidth values of the four arrays, as they lie in memory.
@@ -74,13 +88,21 @@ struct AdamWGroup {
     }
 };
 
-// Block b has groups [b, b + 1) * kAdamWThreads * turns, and adds to square_sums[b]: the number of values alone decides on the sum's order.
+// Block b of an update has its groups [b, b + 1) * kAdamWThreads * turns. A block adds to square_sums by its number in the launch: the numbers
+// of values alone decide on the sum's order.
 template <int kWidth, bool kMaster, typename Grad, typename State>
-__global__ void __launch_bounds__(kAdamWThreads, kAdamWResident)
-adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square_sums, AdamWConstants a) {
+__global__ void __launch_bounds__(kAdamWThreads, kAdamWResident) adamw_kernel(const __grid_constant__ AdamWLaunch<Grad, State> launch) {
+    AdamWConstants a = launch.constants;
     float grad_scale = a.grad_scale ? *a.grad_scale : 1.0f, squares = 0;
     if (grad_scale == 0) return;
-    size_t n = (size_t)blockIdx.x * kAdamWThreads * turns + threadIdx.x;
+    int update = 0, turns = launch.turns;
+#pragma unroll
+    for (int step = kUpdatesAtOnce / 2; step > 0; step /= 2)
+        if (update + step < launch.count && (int)blockIdx.x >= launch.update[update + step].first_block) update += step;
+    const AdamWArrays<Grad, State> x = launch.update[update];
+    size_t groups = x.groups, n = (size_t)(blockIdx.x - x.first_block) * kAdamWThreads * turns + threadIdx.x;
+    a.noise.offset = x.noise_offset;
+    a.weight_decay = x.weight_decay;
     AdamWGroup<kWidth, kMaster, Grad, State> next;
     if (n < groups) next.load(x, n * kWidth);
     for (int turn = 0; turn < turns && n < groups; turn++, n += kAdamWThreads) {
@@ -113,46 +135,68 @@ adamw_kernel(AdamWArrays<Grad, State> x, size_t groups, int turns, float* square
             store_stochastic(x.param + first, w, a.noise, first, kParamNoise);
         }
     }
-    if (!square_sums) return;
+    if (!launch.square_sums) return;
     squares = block_sum(squares);
-    if (threadIdx.x == 0) square_sums[blockIdx.x] += squares;
+    if (threadIdx.x == 0) launch.square_sums[blockIdx.x] += squares;
 }
 
-// Values [first, first + count) of a; count is a multiple of kWidth.
+// Values [0, whole) of an update are octets.
+static size_t whole_octets(const AdamW& a) {
+    bool octets = is_octets(a.param, 8, 8) && is_octets(a.master, 8, 8) && is_octets(a.grad, 8, 8) && is_octets(a.m, 8, 8) &&
+                  is_octets(a.v, 8, 8) && a.noise.offset % kNoiseOctet == 0;
+    return octets ? a.n / 8 * 8 : 0;
+}
+
+// The whole octets of all updates (kWidth 8), or their values left over (1).
 template <int kWidth, bool kMaster, typename Grad, typename State>
-static void launch_adamw(const AdamW* a, AdamWConstants constants, size_t first, size_t count) {
-    if (count == 0) return;
-    size_t groups = count / kWidth, all_threads = (size_t)kAdamWThreads * kSquareSums;
-    int turns = max_int(kAdamWTurns, (int)((groups + all_threads - 1) / all_threads));
-    int blocks = (int)((groups + (size_t)kAdamWThreads * turns - 1) / ((size_t)kAdamWThreads * turns));
-    AdamWArrays<Grad, State> x = {(bf16*)a->param + first, kMaster ? a->master + first : NULL, (const Grad*)a->grad + first,
-                                  (State*)a->m + first, (State*)a->v + first};
-    constants.noise.offset += first;
-    LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), blocks, kAdamWThreads, 0, x, groups, turns, a->square_sums, constants);
+static void launch_adamw(const AdamW* updates, int count, AdamWConstants constants) {
+    AdamWLaunch<Grad, State> launch = {};
+    size_t all_groups = 0, most_threads = (size_t)kAdamWThreads * (kSquareSums - kUpdatesAtOnce);   // an update's last block may be part empty
+    for (int i = 0; i < count; i++) {
+        const AdamW& a = updates[i];
+        size_t whole = whole_octets(a), first = kWidth == 8 ? 0 : whole, groups = (kWidth == 8 ? whole : a.n - whole) / kWidth;
+        if (groups == 0) continue;
+        all_groups += groups;
+        launch.update[launch.count++] = {(bf16*)a.param + first, kMaster ? a.master + first : NULL, (const Grad*)a.grad + first,
+                                         (State*)a.m + first, (State*)a.v + first, groups, a.noise.offset + first, a.weight_decay, 0};
+    }
+    if (launch.count == 0) return;
+    launch.turns = max_int(kAdamWTurns, (int)((all_groups + most_threads - 1) / most_threads));
+    size_t groups_a_block = (size_t)kAdamWThreads * launch.turns;
+    int blocks = 0;
+    for (int i = 0; i < launch.count; i++) {
+        launch.update[i].first_block = blocks;
+        blocks += (int)((launch.update[i].groups + groups_a_block - 1) / groups_a_block);
+    }
+    launch.square_sums = updates->square_sums;
+    launch.constants = constants;
+    LAUNCH((adamw_kernel<kWidth, kMaster, Grad, State>), blocks, kAdamWThreads, 0, launch);
 }
 
-// Whole octets by one launch, the values left over one by one by another.
 template <bool kMaster, typename Grad, typename State>
-static void launch_adamw_all(const AdamW* a, AdamWConstants constants) {
-    bool octets = is_octets(a->param, 8, 8) && is_octets(a->master, 8, 8) && is_octets(a->grad, 8, 8) && is_octets(a->m, 8, 8) &&
-                  is_octets(a->v, 8, 8) && a->noise.offset % kNoiseOctet == 0;
-    size_t whole = octets ? a->n / 8 * 8 : 0;
-    launch_adamw<8, kMaster, Grad, State>(a, constants, 0, whole);
-    launch_adamw<1, kMaster, Grad, State>(a, constants, whole, a->n - whole);
+static void launch_adamw_all(const AdamW* updates, int count, AdamWConstants c) {
+    launch_adamw<8, kMaster, Grad, State>(updates, count, c);
+    launch_adamw<1, kMaster, Grad, State>(updates, count, c);
+}
+template <bool kMaster, typename Grad>
+static void launch_adamw_states(const AdamW* updates, int count, AdamWConstants c) {
+    if (updates->state_fmt == F32) launch_adamw_all<kMaster, Grad, float>(updates, count, c);
+    else launch_adamw_all<kMaster, Grad, bf16>(updates, count, c);
 }
 template <bool kMaster>
-static void launch_adamw_formats(const AdamW* a, AdamWConstants c) {
-    if (a->grad_fmt == F32) a->state_fmt == F32 ? launch_adamw_all<kMaster, float, float>(a, c) : launch_adamw_all<kMaster, float, bf16>(a, c);
-    else a->state_fmt == F32 ? launch_adamw_all<kMaster, bf16, float>(a, c) : launch_adamw_all<kMaster, bf16, bf16>(a, c);
+static void launch_adamw_formats(const AdamW* updates, int count, AdamWConstants c) {
+    if (updates->grad_fmt == F32) launch_adamw_states<kMaster, float>(updates, count, c);
+    else launch_adamw_states<kMaster, bf16>(updates, count, c);
 }
 
-static void adamw(const AdamW* a) {
-    check_adamw_args(a);
+static void adamw(const AdamW* updates, int count) {
+    check_adamw_args(updates, count);
+    const AdamW* a = updates;
     float unbias_m = (float)(1 / (1 - pow((double)a->beta1, (double)a->step)));
     float unbias_v = (float)(1 / (1 - pow((double)a->beta2, (double)a->step)));
-    AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps, a->weight_decay,
+    AdamWConstants constants = {a->beta1, a->beta2, 1 - a->beta1, 1 - a->beta2, unbias_m, unbias_v, a->lr, a->eps, 0,
                                 a->eps >= kAdamWEps.from && a->eps <= kAdamWEps.to, a->grad_scale, a->noise};
-    a->master ? launch_adamw_formats<true>(a, constants) : launch_adamw_formats<false>(a, constants);
+    a->master ? launch_adamw_formats<true>(updates, count, constants) : launch_adamw_formats<false>(updates, count, constants);
 }
 
 #endif

@@ -31,13 +31,12 @@ __device__ inline uint32_t code_of_grid(float x) {
     return (x == x ? magnitude : 0x7fu) | (f32_bits(x) >> 24 & 0x80u);
 }
 
-// Four codes, the first in the lowest byte.
+// Two codes, the first in the lowest byte, those of `upper` above them.
 template <Fmt kFmt>
-__device__ inline uint32_t code_quad(float a, float b, float c, float d) {
+__device__ inline uint32_t code_pair(float low, float high, uint32_t upper = 0) {
     if constexpr (kFmt == INT8) {
 #ifdef HALO_SIMT
-        auto code = [](float x) { return (uint32_t)(uint8_t)int8_from_f32(x); };
-        return code(a) | code(b) << 8 | code(c) << 16 | code(d) << 24;
+        return (uint32_t)(uint8_t)int8_from_f32(low) | (uint32_t)(uint8_t)int8_from_f32(high) << 8 | upper << 16;
 #else
         auto code = [](float x) {   // above, packing saturates; below it would to -128. NaN stays NaN, and becomes 0
             float bounded;
@@ -46,29 +45,30 @@ __device__ inline uint32_t code_quad(float a, float b, float c, float d) {
             asm("cvt.rni.s32.f32 %0, %1;" : "=r"(rounded) : "f"(bounded));
             return rounded;
         };
-        uint32_t upper, all;
-        asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(code(d)), "r"(code(c)), "r"(0));
-        asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(code(b)), "r"(code(a)), "r"(upper));
-        return all;
+        uint32_t codes;
+        asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(codes) : "r"(code(high)), "r"(code(low)), "r"(upper));
+        return codes;
 #endif
     } else {
-        auto pair = [](float low, float high) {
-            constexpr bool kE5m2 = kFmt == FP8_E5M2;
-            if (kFmt == FP6_E3M2 || kFmt == FP6_E2M3 || !HALO_CVT_FP8) {
-                low = round_to_grid<kFmt>(low);
-                high = round_to_grid<kFmt>(high);
-            }
+        constexpr bool kE5m2 = kFmt == FP8_E5M2;
+        if (kFmt == FP6_E3M2 || kFmt == FP6_E2M3 || !HALO_CVT_FP8) {
+            low = round_to_grid<kFmt>(low);
+            high = round_to_grid<kFmt>(high);
+        }
 #if HALO_CVT_FP8
-            uint16_t codes;
-            if (kE5m2) asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
-            else asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
-            return (uint32_t)codes;
+        uint16_t codes;
+        if (kE5m2) asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+        else asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+        return codes | upper << 16;
 #else
-            return code_of_grid<kE5m2>(low) | code_of_grid<kE5m2>(high) << 8;
+        return code_of_grid<kE5m2>(low) | code_of_grid<kE5m2>(high) << 8 | upper << 16;
 #endif
-        };
-        return pair(a, b) | pair(c, d) << 16;
     }
+}
+// Four codes, the first in the lowest byte.
+template <Fmt kFmt>
+__device__ inline uint32_t code_quad(float a, float b, float c, float d) {
+    return code_pair<kFmt>(a, b, code_pair<kFmt>(c, d));
 }
 template <Fmt kFmt>
 __device__ inline uint2 code_octet(const Values<8>& x) {

@@ -20,12 +20,6 @@
         kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                \
         cuda_ok(cudaGetLastError(), "launch of " #kernel);                                 \
     } while (0)
-// A grid of clusters, each of `cluster` blocks that run together and read each other's shared memory.
-#define LAUNCH_CLUSTERS(kernel, cluster, grid, block, shared_bytes, ...)                                                       \
-    do {                                                                                                                       \
-        ClusterLaunch launch((cluster), (grid), (block), (shared_bytes), cuda_stream());                                       \
-        cuda_ok(cudaLaunchKernelEx(&launch.config, kernel, __VA_ARGS__), "launch of " #kernel);                                \
-    } while (0)
 #define SHARED(type, name)                        \
     extern __shared__ __align__(1024) char shared_memory[]; \
     type* name = (type*)shared_memory
@@ -44,6 +38,7 @@ typedef struct {
     char* signs;           // kSignsBytes, written once (rotate/hadamard_signs.cuh)
     float* partial_sums;   // (kSumBlocksMax)
     struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
+    unsigned* arrived;     // (kSplitCounters), zeros between two products
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();
@@ -55,43 +50,24 @@ static inline void cuda_ok(cudaError_t status, const char* what) {
 
 enum { kWarp = 32 };
 
-// The description of a launch in clusters that the CUDA runtime takes.
-struct ClusterLaunch {
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute shape;
-    ClusterLaunch(int cluster, int grid, int threads, size_t shared_bytes, cudaStream_t stream) {
-        config = cudaLaunchConfig_t{};
-        shape = cudaLaunchAttribute{};
-        shape.id = cudaLaunchAttributeClusterDimension;
-        shape.val.clusterDim.x = (unsigned)cluster;
-        shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
-        config.gridDim = dim3((unsigned)grid);
-        config.blockDim = dim3((unsigned)threads);
-        config.dynamicSmemBytes = shared_bytes;
-        config.stream = stream;
-        config.attrs = &shape;
-        config.numAttrs = 1;
-    }
-};
-
 // ---- the device that launchers run on
 struct GpuDevice {
     int capability, multiprocessors;   // 90 is sm_90
-    bool clusters;                     // can blocks read each other's shared memory?
     size_t shared_bytes;               // the most that a block may ask for, static shared memory included
+    size_t l2_bytes;                   // of the L2 cache
 };
 static inline const GpuDevice& gpu_device() {
-    static GpuDevice d = {0, 0, false, 0};
+    static GpuDevice d = {0, 0, 0, 0};
     if (!d.capability) {
-        int device = 0, major = 0, minor = 0, shared = 0, clusters = 0;
+        int device = 0, major = 0, minor = 0, shared = 0, l2 = 0;
         cuda_ok(cudaGetDevice(&device), "the current device");
         cuda_ok(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
         cuda_ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
         cuda_ok(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
         cuda_ok(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
-        cuda_ok(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device), "clusters");
-        d.clusters = clusters != 0;
+        cuda_ok(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "L2 cache");
         d.shared_bytes = (size_t)shared;
+        d.l2_bytes = (size_t)l2;
         d.capability = 10 * major + minor;
         const char* older = getenv("HALO_CAPABILITY");   // an older GPU's kernels on this one, for tests: 80, 89
 #ifdef HALO_SIMT
@@ -114,27 +90,18 @@ static inline void allow_shared(Kernel kernel, size_t bytes) {
 
 static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // of dynamic shared memory, beside a little static
 
-// How many blocks of a kernel the device runs at once, or clusters of `cluster` blocks; 0: none fits. Asks the runtime once per argument.
+// How many blocks of a kernel the device runs at once. Asks the runtime once per argument.
 template <typename Kernel>
-static int resident_clusters(Kernel kernel, int cluster, int threads, size_t shared_bytes) {
-    typedef std::tuple<const void*, int, int, size_t> Shape;
+static int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
+    typedef std::tuple<const void*, int, size_t> Shape;
     static std::map<Shape, int> known;
-    Shape shape((const void*)kernel, cluster, threads, shared_bytes);
+    Shape shape((const void*)kernel, threads, shared_bytes);
     auto found = known.find(shape);
     if (found != known.end()) return found->second;
     int count = 0;
     allow_shared(kernel, shared_limit());
-    if (cluster == 1) {
-        cuda_ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes), "blocks of a multiprocessor");
-        count *= gpu_device().multiprocessors;
-    } else {
-        ClusterLaunch launch(cluster, cluster, threads, shared_bytes, 0);
-        if (cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config) != cudaSuccess) {   // this GPU has no such clusters
-            cudaGetLastError();
-            count = 0;
-        }
-    }
-    return known[shape] = count;
+    cuda_ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes), "blocks of a multiprocessor");
+    return known[shape] = count * gpu_device().multiprocessors;
 }
 
 // ---- bf16 values travel as uint16_t (numfmt.h is the only definition of the rounding); eight of them are one access.

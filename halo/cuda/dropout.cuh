@@ -1,4 +1,4 @@
-// Dropout with a factor, and products value by value, as adapters need them; see ops.h.
+// Dropout, and products value by value, as adapters need them; see ops.h.
 //
 // Bytes per value: dropout 4, hadamard 8, each one pass. Dropout takes a Philox an octet of values.
 #ifndef HALO_CUDA_DROPOUT_CUH
@@ -15,10 +15,9 @@ __global__ void __launch_bounds__(kDropoutThreads) dropout_kernel(bf16* y, const
     size_t n = (size_t)blockIdx.x * kDropoutThreads + threadIdx.x;
     if (n >= groups) return;
     Values<kWidth> v = load_values<kWidth>(x + n * kWidth);
-    if (threshold) noise = noise_shifted(noise, cols);
+    noise = noise_shifted(noise, cols);
     uint64_t index = noise.offset + n * kWidth;
-    Philox words = {};
-    if (threshold) words = noise_words(noise.seed, index / kNoiseOctet, kDropNoise, noise.stream);
+    Philox words = noise_words(noise.seed, index / kNoiseOctet, kDropNoise, noise.stream);
 #pragma unroll
     for (int i = 0; i < kWidth; i++) {
         v.v[i] *= scale;
@@ -35,17 +34,16 @@ static void launch_dropout(Mat y, Mat x, float scale, uint32_t threshold, Noise 
            x.cols);
 }
 
-static void dropout(Mat y, Mat x, float factor, float p, const Noise* noise) {
+static void dropout(Mat y, Mat x, float p, const Noise* noise) {
     check(x.fmt == BF16 && y.fmt == BF16 && y.rows == x.rows && y.cols == x.cols && x.ld == x.cols && y.ld == y.cols,
           "dropout: (%d, %d) in %s to (%d, %d) in %s", x.rows, x.cols, fmt_name(x.fmt), y.rows, y.cols, fmt_name(y.fmt));
-    check(p >= 0 && p < 1 && (p == 0 || noise), "dropout: p %g", p);
+    check(p >= 0 && p < 1, "dropout: p %g", p);
     uint32_t threshold = dropout_threshold(p);
-    float scale = factor * dropout_factor(p);
-    Noise named = noise ? *noise : kNoNoise;
+    float scale = dropout_factor(p);
     size_t count = (size_t)x.rows * x.cols;
-    if (is_octets(y.data, count, count) && is_octets(x.data, count, count) && noise_in_octets(named, x.cols))
-        launch_dropout<kNoiseOctet>(y, x, scale, threshold, named);
-    else launch_dropout<1>(y, x, scale, threshold, named);
+    if (is_octets(y.data, count, count) && is_octets(x.data, count, count) && noise_in_octets(*noise, x.cols))
+        launch_dropout<kNoiseOctet>(y, x, scale, threshold, *noise);
+    else launch_dropout<1>(y, x, scale, threshold, *noise);
 }
 
 template <int kWidth>

@@ -25,6 +25,9 @@ typedef struct {
 #ifdef HALO_CUDA
 C_API void cuda_facts(CudaFacts* facts);       // starts nothing on a GPU
 C_API const char* cuda_last_product(void);     // which kernel the last product of cuda_ops ran on
+// For tests and benchmarks: our own INT8 products are cut into tiles of `width` columns (128, 192 or 256, on Hopper) and `splits` stretches
+// of K (at most 16, and the steps of K), as far as the workspace holds their sums. 0: as they are by themselves.
+C_API void cuda_cut_products(int width, int splits);
 #endif
 
 #endif

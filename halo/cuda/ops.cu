@@ -13,7 +13,7 @@
 #include "dropout.cuh"
 #include "embed.cuh"
 #include "facts.cuh"
-#include "gemm/gemm.cuh"
+#include "gemm/narrow.cuh"
 #include "loss.cuh"
 #include "quantize.cuh"
 #include "rmsnorm.cuh"
@@ -46,6 +46,7 @@ static void allocate_held(CudaHeld* held) {
         held->signs = (char*)arena_take(&arena, kSignsBytes);
         held->partial_sums = (float*)arena_take(&arena, kSumBlocksMax * sizeof(float));
         held->wide_tally = (WideTally*)arena_take(&arena, kWideTallyBytes);
+        held->arrived = (unsigned*)arena_take(&arena, kSplitCounters * sizeof(unsigned));
         for (int i = 0; i < 2; i++) held->scales[i] = (float*)arena_take(&arena, kLtVectorRows * sizeof(float));
         if (place) continue;
         check(arena.used == cuda_held_bytes(), "cuda: %zu bytes are held, %zu counted", arena.used, cuda_held_bytes());
@@ -53,6 +54,7 @@ static void allocate_held(CudaHeld* held) {
         arena = Arena{memory, 0};
     }
     cuda_ok(cudaMemsetAsync(held->wide_tally, 0, kWideTallyBytes, device.stream), "workspaces");
+    cuda_ok(cudaMemsetAsync(held->arrived, 0, kSplitCounters * sizeof(unsigned), device.stream), "workspaces");
 }
 
 // A user_error if the program holds no code for this GPU: asks for the attributes of a kernel, of which any would do.
@@ -109,6 +111,10 @@ const CudaHeld& cuda_held() {
 }
 
 const char* cuda_last_product(void) { return gemm_ran_on; }
+void cuda_cut_products(int width, int splits) {
+    gemm_asked.width = width;
+    gemm_asked.splits = splits;
+}
 
 // ---- memory
 static size_t cuda_memory(bool all) {
@@ -256,9 +262,12 @@ const Ops cuda_ops = {
     cross_entropy,
     argmax,
     gemm,
+    gemm_narrow,
     rotate,
     absmax,
     quantize,
+    quantize_tokens,
+    cuda_quantize_tokens_scratch,
     count_codes,
     add,
     convert,

@@ -102,6 +102,15 @@ __device__ inline uint32_t pack_f16(float low, float high) {
     return packed;
 #endif
 }
+// The two values of a pair of FP16.
+__device__ inline void unpack_f16(uint32_t pair, float& low, float& high) {
+#ifdef HALO_SIMT
+    low = simt_f32_from_f16((uint16_t)pair);
+    high = simt_f32_from_f16((uint16_t)(pair >> 16));
+#else
+    asm("{.reg .f16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
+#endif
+}
 // Value by value the larger magnitude of two pairs of bf16, with any sign; a NaN may lose.
 __device__ inline uint32_t larger_pair_bf16(uint32_t a, uint32_t b) {
 #ifdef HALO_SIMT
@@ -234,21 +243,6 @@ __device__ inline void ldmatrix(uint32_t (&r)[4], const bf16* row) {
 #endif
 }
 
-// stmatrix, the reverse of ldmatrix without transposition: stores r[i], this lane's pair of matrix i.
-__device__ inline void stmatrix(bf16* row, const uint32_t (&r)[4]) {
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
-                 "r"(r[3]) : "memory");
-#else
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        unsigned long long to = __shfl_sync(0xffffffffu, (unsigned long long)(uintptr_t)row, 8 * i + lane / 4);
-        *(uint32_t*)((bf16*)(uintptr_t)to + lane % 4 * 2) = r[i];
-    }
-#endif
-}
-
 // ---- cp.async: 16 bytes from global to shared memory, or zeros if not `valid` (src must still be a 16-byte aligned address). What a
 // thread has copied before a commit is a group; cp_async_wait<N> waits until at most its N latest groups are under way. The emulator
 // copies only at the wait, so that a missing wait shows.
@@ -324,6 +318,15 @@ __device__ inline void cp_async_many(void* dst, const void* src, int to_step, si
     if (count & 1) cp_async16(to + (count & 2) * to_step, from + (count & 2) * from_step);
 }
 
+// Fetches the line of p from global memory into the L2, without waiting.
+__device__ inline void prefetch_l2(const void* p) {
+#ifdef HALO_SIMT
+    (void)p;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // ---- a named barrier of some of a block's threads (0 is __syncthreads)
 #ifndef HALO_SIMT
 __device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -347,66 +350,16 @@ __device__ inline void store_release(unsigned* p, unsigned x) {
 #endif
 }
 
-// ---- clusters: blocks that run together. Each thread arrives at the cluster's barrier and then waits there. Arriving with release makes
-// what the thread wrote visible to the waiting threads, by a fence of the whole GPU; arriving `relaxed` orders no memory.
-#if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define HALO_CLUSTERS 1
-typedef uint32_t ClusterAddress;   // bytes of shared memory of any block of the cluster
-__device__ inline int cluster_rank() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// The address in block `rank`'s shared memory that corresponds to p in this block's.
-__device__ inline ClusterAddress cluster_address(const void* p, int rank) {
-    ClusterAddress there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
-    return there;
-}
-__device__ inline uint2 cluster_load(ClusterAddress from) {
-    uint2 v;
-    asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-    return v;
-}
-__device__ inline int cluster_load_int(ClusterAddress from) {
-    int x;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
-    return x;
-}
-#elif defined(HALO_SIMT)
-#define HALO_CLUSTERS 1
-typedef char* ClusterAddress;
-static inline int cluster_rank() { return simt_block->rank; }
-static inline void cluster_arrive() { simt_cluster_arrive(); }
-static inline void cluster_arrive_relaxed() { simt_cluster_arrive(); }
-static inline void cluster_wait() { simt_cluster_wait(); }
-static inline ClusterAddress cluster_address(const void* p, int rank) { return simt_cluster_address(p, rank); }
-static inline uint2 cluster_load(ClusterAddress from) {
-    check((uintptr_t)from % 8 == 0, "%s: 8 bytes of a cluster's shared memory at %p", simt_block->kernel, (const void*)from);
-    return *(const uint2*)from;
-}
-static inline int cluster_load_int(ClusterAddress from) { return *(const int*)from; }
+// Adds to a counter between blocks, and returns what it held: a release and an acquire in one.
+__device__ inline unsigned add_acquire_release(unsigned* p, unsigned x) {
+#ifdef HALO_SIMT
+    return __atomic_fetch_add(p, x, __ATOMIC_ACQ_REL);
 #else
-#define HALO_CLUSTERS 0
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(x) : "memory");
+    return before;
 #endif
-#if HALO_CLUSTERS
-// A barrier of all threads of the cluster: all that they wrote before is visible to all of them after.
-__device__ inline void cluster_sync() {
-    cluster_arrive();
-    cluster_wait();
 }
-// A cheaper barrier of the cluster, for shared memory alone: after it all threads see what each thread wrote to its own block's shared
-// memory, and all reads before it are done. Shared memory has no copies, so that the blocks' own barriers suffice, without the fence of a
-// release. It does not order global memory, or writes to other blocks' shared memory.
-__device__ inline void cluster_sync_shared() {
-    __syncthreads();
-    cluster_arrive_relaxed();
-    cluster_wait();
-}
-#endif
 
 // ================================================================ Hopper
 #if HALO_SM90A
@@ -519,7 +472,18 @@ __device__ inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], ui
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(kTransB));
 }
 
-// ---- clusters on sm_90a. Arrives at block `rank`'s barrier: the one at the same address as `barrier`, in that block's shared memory. The
+// ---- clusters: blocks that run together
+__device__ inline int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// A barrier of all threads of the cluster: all that they wrote before is visible to all of them after.
+__device__ inline void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Arrives at block `rank`'s barrier: the one at the same address as `barrier`, in that block's shared memory. The
 // arrival says that wgmma has read a stage. It orders no ordinary memory beyond the block, which would cost a fence of the whole GPU.
 __device__ inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
     asm volatile(
@@ -536,20 +500,32 @@ __device__ inline void tma_load_2d_multicast(void* dst, const CUtensorMap* map, 
             shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks) : "memory");
 }
 
-// ---- wgmma on INT8: d (64 x 256) = a b + (accumulate ? d : 0), one k32 step of a warpgroup, sums exact; a and b K-major
+// ---- wgmma on INT8: d (64 x N) = a b + (accumulate ? d : 0), one k32 step of a warpgroup, N = 2 kCount, sums exact; a and b K-major
 #define WGMMA_S4(d, i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
 #define WGMMA_S32(d, i) \
     WGMMA_S4(d, i), WGMMA_S4(d, i + 4), WGMMA_S4(d, i + 8), WGMMA_S4(d, i + 12), WGMMA_S4(d, i + 16), WGMMA_S4(d, i + 20), \
         WGMMA_S4(d, i + 24), WGMMA_S4(d, i + 28)
-#define WGMMA_D128_NAMES \
+#define WGMMA_D96_NAMES \
     WGMMA_D64_NAMES ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
-    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_D128_NAMES \
+    WGMMA_D96_NAMES ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-__device__ inline void wgmma_s8(int (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WGMMA_D128_NAMES "}, %128, %129, p;\n}"
-                 : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64), WGMMA_S32(d, 96) : "l"(a), "l"(b), "r"((int)accumulate));
+template <int kCount>
+__device__ inline void wgmma_s8(int (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(kCount == 64 || kCount == 96 || kCount == 128, "a product 128, 192 or 256 wide");
+    if constexpr (kCount == 64)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" WGMMA_D64_NAMES "}, %64, %65, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32) : "l"(a), "l"(b), "r"((int)accumulate));
+    else if constexpr (kCount == 96)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 {" WGMMA_D96_NAMES "}, %96, %97, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64) : "l"(a), "l"(b), "r"((int)accumulate));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" WGMMA_D128_NAMES "}, %128, %129, p;\n}"
+                     : WGMMA_S32(d, 0), WGMMA_S32(d, 32), WGMMA_S32(d, 64), WGMMA_S32(d, 96) : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
 #endif

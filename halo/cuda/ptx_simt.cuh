@@ -4,19 +4,27 @@
 #ifndef HALO_CUDA_PTX_SIMT_CUH
 #define HALO_CUDA_PTX_SIMT_CUH
 
-// ---- mbarriers
+static inline uint32_t shared_address(const void* p) { return (uint32_t)((const char*)p - simt_block->shared); }
+
+// ---- mbarriers: blocks of a cluster, each on an OS thread, arrive at each other's
 struct SimtMbarrier {
     uint64_t arrivals : 12, pending : 12, phase : 1;
     int64_t bytes : 39;
 };
 static inline void simt_mbarrier_update(uint64_t* barrier, int arrived, int bytes) {
-    SimtMbarrier* b = (SimtMbarrier*)barrier;
-    check(b->pending >= (unsigned)arrived, "%s: more arrivals at an mbarrier than it counts", simt_block->kernel);
-    b->pending -= (unsigned)arrived;
-    b->bytes += bytes;
-    if (b->pending || b->bytes) return;
-    b->pending = b->arrivals;
-    b->phase ^= 1;
+    simt_atomic(barrier, [=](uint64_t old) {
+        SimtMbarrier b;
+        memcpy(&b, &old, sizeof b);
+        check(b.pending >= (unsigned)arrived, "%s: more arrivals at an mbarrier than it counts", simt_block->kernel);
+        b.pending -= (unsigned)arrived;
+        b.bytes += bytes;
+        if (!b.pending && !b.bytes) {
+            b.pending = b.arrivals;
+            b.phase ^= 1;
+        }
+        memcpy(&old, &b, sizeof b);
+        return old;
+    });
 }
 static inline void mbarrier_init(uint64_t* barrier, int arrivals) {
     SimtMbarrier b = {(uint64_t)arrivals, (uint64_t)arrivals, 0, 0};
@@ -24,39 +32,58 @@ static inline void mbarrier_init(uint64_t* barrier, int arrivals) {
 }
 static inline void mbarrier_init_fence() {}
 static inline void mbarrier_arrive(uint64_t* barrier) { simt_mbarrier_update(barrier, 1, 0); }
-static inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
-    SimtMbarrier* b = (SimtMbarrier*)barrier;
-    b->bytes += bytes;
-    simt_mbarrier_update(barrier, 1, 0);
+static inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+    simt_mbarrier_update((uint64_t*)simt_cluster_address(barrier, (int)rank), 1, 0);
 }
+static inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) { simt_mbarrier_update(barrier, 1, (int)bytes); }
 static inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-    for (int polls = 0; ((SimtMbarrier*)barrier)->phase == parity; polls++) {
-        check(polls < 1 << 24, "%s: block %u waits for an mbarrier that never completes", simt_block->kernel, blockIdx.x);
+    time_t start = time(NULL);
+    for (;;) {
+        uint64_t now = __atomic_load_n(barrier, __ATOMIC_SEQ_CST);
+        SimtMbarrier b;
+        memcpy(&b, &now, sizeof b);
+        if (b.phase != parity) return;
+        check(time(NULL) - start < kSimtPatience, "%s: block %u waits for an mbarrier that never completes", simt_block->kernel, blockIdx.x);
+        if (simt_block->cluster && simt_block->ready_count == 0) sched_yield();
         simt_yield();
     }
 }
 
-// ---- TMA on a (planes, rows, columns) tensor of bf16, boxes 64 columns wide
+// ---- TMA on a (planes, rows, columns) tensor, in boxes of 128 bytes of each of some rows
 struct CUtensorMap {
-    const bf16* data;
-    int columns, rows, planes, box_rows;
-    size_t row_stride, plane_stride;   // in values
+    const char* data;
+    int columns, rows, planes, box_rows, value_bytes;
+    size_t row_bytes, plane_bytes;
 };
 // The 128-byte swizzle: the 16-byte unit within a row of 128 bytes, permuted by the row's number modulo 8.
 static inline size_t simt_swizzle(size_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
 
 static inline void tma_prefetch_map(const CUtensorMap*) {}
-static inline void tma_load_3d(void* dst, const CUtensorMap* map, int column, int row, int plane, uint64_t* barrier) {
-    size_t offset = (size_t)((char*)dst - simt_block->shared);
+// To the shared memory of the block that has `shared`, at byte `offset`.
+static inline void simt_tma_load(char* shared, size_t offset, const CUtensorMap* map, int column, int row, int plane) {
     check(offset % 1024 == 0, "%s: a swizzled box at byte %zu of shared memory", simt_block->kernel, offset);
     for (int i = 0; i < map->box_rows; i++) {
-        for (int j = 0; j < 64; j++) {
+        for (int j = 0; j < 128 / map->value_bytes; j++) {
             bool inside = row + i < map->rows && column + j < map->columns && plane < map->planes;
-            bf16 x = inside ? map->data[plane * map->plane_stride + (row + i) * map->row_stride + column + j] : (bf16)0;
-            memcpy(simt_block->shared + simt_swizzle(offset + (size_t)i * 128 + j * 2), &x, sizeof x);
+            char* to = shared + simt_swizzle(offset + (size_t)i * 128 + (size_t)j * map->value_bytes);
+            if (inside) memcpy(to, map->data + plane * map->plane_bytes + (row + i) * map->row_bytes + (size_t)(column + j) * map->value_bytes, map->value_bytes);
+            else memset(to, 0, map->value_bytes);
         }
     }
+}
+static inline void tma_load_3d(void* dst, const CUtensorMap* map, int column, int row, int plane, uint64_t* barrier) {
+    simt_tma_load(simt_block->shared, shared_address(dst), map, column, row, plane);
     simt_mbarrier_update(barrier, 0, -map->box_rows * 128);
+}
+static inline void tma_load_2d(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+    tma_load_3d(dst, map, column, row, 0, barrier);
+}
+static inline void tma_load_2d_multicast(void* dst, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint16_t blocks) {
+    for (int rank = 0; blocks >> rank; rank++) {
+        if (!(blocks >> rank & 1)) continue;
+        simt_tma_load(simt_cluster_address(simt_block->shared, rank), shared_address(dst), map, column, row, 0);
+        simt_mbarrier_update((uint64_t*)simt_cluster_address(barrier, rank), 0, -map->box_rows * 128);
+    }
 }
 
 static inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* barrier) {
@@ -81,7 +108,7 @@ static inline void async_proxy_fence() {}
 
 // ---- wgmma
 static inline uint64_t wgmma_matrix(const void* p, int panel_bytes) {
-    size_t offset = (size_t)((char*)p - simt_block->shared);
+    size_t offset = shared_address(p);
     return (offset >> 4 & 0x3fff) | (uint64_t)(panel_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 static inline uint64_t wgmma_advance(uint64_t matrix, int bytes) { return matrix + (uint64_t)(bytes >> 4); }
@@ -145,6 +172,33 @@ static inline void wgmma_bf16(float (&d)[kCount], const uint32_t (&a)[4], uint64
             all_d[i] = lane[i]->d;
         }
         simt_wgmma_warp(all_d, kCount, A, lane[0]->b, kTransB, lane[0]->accumulate);
+    });
+}
+
+// INT8: sums (64 x 2 kCount) of one k32 step.
+template <int kCount>
+static inline void wgmma_s8(int (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
+    struct Lane {
+        int* d;
+        uint64_t a, b;
+        bool accumulate;
+    } mine = {d, a, b, accumulate};
+    simt_meet(0xffffffffu, mine, [](Lane* const* lane, unsigned) {
+        int first = (int)threadIdx.x % 128 / kWarp * 16;
+        auto read = [](int8_t* to, uint64_t matrix, int row) {   // 32 codes of a row
+            size_t start = (matrix & 0x3fff) << 4, stride = (matrix >> 32 & 0x3fff) << 4, at = start + row / 8 * stride + row % 8 * 128;
+            for (int unit = 0; unit < 32; unit += 16) memcpy(to + unit, simt_block->shared + simt_swizzle(at + unit), 16);
+        };
+        int8_t A[16][32], column[32];
+        for (int i = 0; i < 16; i++) read(A[i], lane[0]->a, first + i);
+        for (int n = 0; n < 2 * kCount; n++) {
+            read(column, lane[0]->b, n);
+            for (int row = 0; row < 16; row++) {
+                int& x = lane[row % 8 * 4 + n % 8 / 2]->d[n / 8 * 4 + row / 8 * 2 + n % 2];
+                if (!lane[0]->accumulate) x = 0;
+                for (int k = 0; k < 32; k++) x += A[row][k] * column[k];
+            }
+        }
     });
 }
 

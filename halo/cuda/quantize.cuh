@@ -385,4 +385,20 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     else launch_quantize<float>(a);
 }
 
+// Where only codes are wanted and the kernels of rotate/tokens.cuh take x, the maximum and the codes share a pass.
+static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+    Rotation rotation = {ROTATE_ROWS, block};
+    check_mat(x, x.rows, x.cols, "quantize_tokens");
+    check_qmat(q, x, rotation, fmt);
+    Mat nowhere = mat(NULL, qmat_row_count(q), x.cols, x.fmt);
+    if (q.codes.data && !q.codes_t.data && q.codes.rows > 0 && x.cols > 0) {
+        RotateJob measure = rotate_job(nowhere, x, ROTATE_ROWS, false, block), encode = rotate_job(q.codes, x, ROTATE_ROWS, false, block);
+        measure.absmax = absmax;
+        encode.quantizer = Quantizer{absmax, q.scale, clip};
+        if (rotate_tokens_twice(measure, encode, scratch)) return;
+    }
+    rotate(nowhere, x, ROTATE_ROWS, false, block, absmax);
+    quantize(q, x, rotation, absmax, fmt, clip);
+}
+
 #endif

@@ -7,8 +7,8 @@
 //
 // A block keeps a row in registers between the sum over it and its use, kKeep octets a thread. The backward pass gives a
 // block kNormRows rows, one after the other; each thread sums its columns of dw over them into the block's row of scratch,
-// and a second kernel adds those rows in a fixed order. Rows that are not made of aligned octets, or are longer than the
-// registers hold, are read again instead (the *_any kernels).
+// and a second kernel adds those rows in a fixed order. A frozen norm wants no dw: then a block has one row. Rows that are not
+// made of aligned octets, or are longer than the registers hold, are read again instead (the *_any kernels).
 #ifndef HALO_CUDA_RMSNORM_CUH
 #define HALO_CUDA_RMSNORM_CUH
 
@@ -26,7 +26,10 @@ enum {
 template <int kKeep, int kTiles>
 __global__ void __launch_bounds__(512)
 rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x, Rows<const bf16> delta, const bf16* w, int C, float eps,
-                       float* absmax, RowRuns runs) {
+                       float* absmax, FeatureItem row) {
+    SHARED(bf16, shared);
+    int* exponent = (int*)(shared + row.places());
+    if (kTiles > 0 && threadIdx.x == 0) *exponent = kLeastRowExponent;   // block_sum synchronizes
     size_t t = blockIdx.x;
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     Packed<8> r[kKeep];
@@ -63,11 +66,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
     }
     float scale = 1.0f / sqrtf(block_sum(squares) / C + eps);
     if (threadIdx.x == 0) rstd[t] = scale;
-    SHARED(float, shared);
-    Exchange exchange = {shared, runs.log2_run};
-    WithinSigns signs;
-    if constexpr (kTiles > 0) signs = within_signs(0, runs.within_end);
-    uint32_t largest = 0;
+    uint32_t largest = 0;   // kTiles > 0: a pair of bf16
 #pragma unroll
     for (int k = 0; k < kKeep; k++) {
         int c = begin + k * stride;
@@ -77,18 +76,20 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
         for (int i = 0; i < 8; i++) a.v[i] = a.v[i] * scale * weight.v[i];
         Packed<8> out = pack(a);
         store_packed(y[t] + c, out);
-        if constexpr (kTiles > 0) {   // a warp holds 256 neighbouring values, as hadamard_within wants
-            float v[8];
-            hadamard_within(v, out, signs);
-            exchange.store_octet(c, threadIdx.x % kWarp, v);
+        if constexpr (kTiles > 0) {
+            store_packed(shared + row.place(c), out);
+            largest = larger_pair_bf16(largest, largest_pair(out));
         } else {
             largest = max(largest, largest_bits(out));
         }
     }
     if constexpr (kTiles > 0) {
+        raise_row_exponent(exponent, largest);
         __syncthreads();
-        MaxSink sink = {runs.scale, absmax, 0, 0, 1};
-        rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
+        features_within<2>(shared, exponent, row, within_signs(0, row.runs.within_end));
+        __syncthreads();
+        MaxSink sink = {row.runs.scale, absmax, 0, 0, 1};
+        features_across<kTiles>(sink, shared, exponent, row, 0);
         sink.finish();
     } else {
         if (absmax) raise_block_absmax(absmax, largest);
@@ -119,14 +120,15 @@ __global__ void __launch_bounds__(512) rmsnorm_forward_any_kernel(Rows<bf16> y, 
     if (absmax) raise_block_absmax(absmax, largest);
 }
 
-// ---- backward
-template <int kKeep>
+// ---- backward. Without dw (kDw false, dw_rows NULL) a block has one row.
+template <int kKeep, bool kDw>
 __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy, Rows<const bf16> res,
                                                               const bf16* w, const float* rstd, int BT, int C, float* absmax) {
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     float dw[kKeep][8] = {};
     uint32_t largest = 0;
-    int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
+    const int kRows = kDw ? kNormRows : 1;
+    int first = blockIdx.x * kRows, end = min(first + kRows, BT);
     for (int t = first; t < end; t++) {
         Packed<8> g[kKeep], r[kKeep], before[kKeep];
 #pragma unroll
@@ -147,7 +149,7 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
             for (int i = 0; i < 8; i++) {
                 float product = gv.v[i] * rv.v[i];
                 along_r += product * weight.v[i];
-                dw[k][i] += product * scale;
+                if (kDw) dw[k][i] += product * scale;
             }
         }
         along_r = block_sum(along_r) / C * scale * scale;
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
     }
     if (absmax) raise_block_absmax(absmax, largest);
 #pragma unroll
-    for (int k = 0; k < kKeep; k++) {
+    for (int k = 0; kDw && k < kKeep; k++) {
         int c = begin + k * stride;
         if (c >= C) continue;
         Values<8> out;
@@ -180,13 +182,13 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_any_kernel(Rows<bf16> dr
                                                                   float* absmax) {
     uint32_t largest = 0;
     float* dw = dw_rows + (size_t)blockIdx.x * C;
-    int first = blockIdx.x * kNormRows, end = min(first + kNormRows, BT);
+    int rows = dw_rows ? kNormRows : 1, first = blockIdx.x * rows, end = min(first + rows, BT);
     for (int t = first; t < end; t++) {
         float scale = rstd[t], along_r = 0;
         for (int c = threadIdx.x; c < C; c += blockDim.x) {
             float product = f32_from_bf16(dy[t][c]) * f32_from_bf16(res[t][c]);
             along_r += product * f32_from_bf16(w[c]);
-            dw[c] = (t == first ? 0.0f : dw[c]) + product * scale;
+            if (dw_rows) dw[c] = (t == first ? 0.0f : dw[c]) + product * scale;
         }
         along_r = block_sum(along_r) / C * scale * scale;
         for (int c = threadIdx.x; c < C; c += blockDim.x) {
@@ -228,9 +230,10 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
 template <int kKeep, int kTiles>
 static void launch_rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, float* absmax, RowRuns runs, int most_threads) {
     auto kernel = rmsnorm_forward_kernel<kKeep, kTiles>;
-    size_t shared_bytes = kTiles ? Exchange::bytes(y.cols, runs.log2_run) : 0;
+    FeatureItem row = one_row(runs);
+    size_t shared_bytes = kTiles ? row.bytes() : 0;
     if (kTiles) allow_shared(kernel, shared_limit());
-    LAUNCH_RMSNORM_FORWARD(kernel, threads_for(ceil_div(y.cols / 8, kKeep), most_threads), shared_bytes, runs);
+    LAUNCH_RMSNORM_FORWARD(kernel, threads_for(ceil_div(y.cols / 8, kKeep), most_threads), shared_bytes, row);
 }
 static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w, float eps, Prep prep) {
     int C = y.cols, octets = ceil_div(C, 8);
@@ -243,7 +246,8 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     }
     bool fast = is_octets(y) && is_octets(x) && is_octets(w) && C <= kNormForwardMax && (!delta.data || (is_octets(delta) && is_octets(res)));
     RowRuns runs = {};
-    bool rotates = prep.rotate && prep.absmax, inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 0, false, &runs);
+    bool rotates = prep.rotate && prep.absmax;
+    bool inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 1, false, &runs) && runs.order <= 2 * kFragment;
     float* absmax = rotates && !inside ? NULL : prep.absmax;
     // Which kernel is launched for rows of up to most_octets octets: its kKeep, its kTiles, and its most threads. The first row that fits.
     static const struct {
@@ -252,8 +256,9 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
         int most_threads;
     } kLaunches[] = {
         {2 * 256, 0, launch_rmsnorm_forward<2, 0>, 256}, {2 * 256, kFragment, launch_rmsnorm_forward<2, 1>, 256},
-        {2 * 256, INT_MAX, launch_rmsnorm_forward<2, 2>, 256}, {4 * 512, 0, launch_rmsnorm_forward<4, 0>, 512},
-        {4 * 512, INT_MAX, launch_rmsnorm_forward<4, 2>, 512}, {8 * 512, 0, launch_rmsnorm_forward<8, 0>, 512}};
+        {2 * 256, 2 * kFragment, launch_rmsnorm_forward<2, 2>, 256}, {4 * 512, 0, launch_rmsnorm_forward<4, 0>, 512},
+        {4 * 512, kFragment, launch_rmsnorm_forward<4, 1>, 512}, {4 * 512, 2 * kFragment, launch_rmsnorm_forward<4, 2>, 512},
+        {8 * 512, 0, launch_rmsnorm_forward<8, 0>, 512}};
     if (fast) {
         int n = 0, order = inside ? runs.order : 0;
         while (octets > kLaunches[n].most_octets || inside != (kLaunches[n].most_order > 0) || order > kLaunches[n].most_order) n++;
@@ -269,17 +274,20 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
            (const bf16*)w.data, rstd, BT, C, absmax)
 
 static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax) {
-    int BT = dres.rows, C = dres.cols, blocks = ceil_div(BT, kNormRows), octets = ceil_div(C, 8);
+    int BT = dres.rows, C = dres.cols, blocks = dw.data ? ceil_div(BT, kNormRows) : BT, octets = ceil_div(C, 8);
     check_bf16(dres, BT, C, "rmsnorm_backward");
     check_bf16(dy, BT, C, "rmsnorm_backward");
     check_bf16(res, BT, C, "rmsnorm_backward");
     check_bf16(w, 1, C, "rmsnorm_backward");
-    check_mat(dw, 1, C, "rmsnorm_backward");
-    float* dw_rows = (float*)scratch;
+    if (dw.data) check_mat(dw, 1, C, "rmsnorm_backward");
+    float* dw_rows = dw.data ? (float*)scratch : NULL;
     bool fast = is_octets(dres) && is_octets(dy) && is_octets(res) && is_octets(w) && C <= kNormBackwardMax;
     if (!fast) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_any_kernel, threads_for(C, 512));
-    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2>), threads_for(ceil_div(octets, 2), 512));
-    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4>), threads_for(ceil_div(octets, 4), 512));
+    else if (octets <= 2 * 512 && dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, true>), threads_for(ceil_div(octets, 2), 512));
+    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, false>), threads_for(ceil_div(octets, 2), 512));
+    else if (dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, true>), threads_for(ceil_div(octets, 4), 512));
+    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, false>), threads_for(ceil_div(octets, 4), 512));
+    if (!dw.data) return;
     dim3 grid(ceil_div(C, kDwCols)), block(kDwCols, kDwLanes);
     if (dw.fmt == F32) LAUNCH((rmsnorm_dw_kernel<float>), grid, block, 0, (float*)dw.data, dw_rows, blocks, C);
     else LAUNCH((rmsnorm_dw_kernel<bf16>), grid, block, 0, (bf16*)dw.data, dw_rows, blocks, C);

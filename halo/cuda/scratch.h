@@ -8,14 +8,16 @@
 // ---- what the backend holds from its start to the end of the program
 enum {
     kWorkspaceBytes = 32 << 20,      // for an op that calls no other op meanwhile (device.cuh, CudaHeld)
-    kRotateStripBytes = 32 << 20,    // values between the two passes of long rotations (rotate/exact.cuh)
+    kRotateStripBytes = 32 << 20,    // values between the two passes of rotations (rotate/tokens.cuh, rotate/exact.cuh)
     kSignsBytes = 2 << 20,           // at least the signs of all Hadamard matrices (rotate/hadamard_signs.cuh)
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
     kWideTallyBytes = 256,           // digits that blocks of sum_row_squares add to (sums.cuh)
+    kSplitCounters = 256,            // parts of a product's C that several blocks share (gemm/tile.cuh)
     kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
 };
 static inline size_t cuda_held_bytes(void) {
-    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes + 2 * sizeof(float) * kLtVectorRows;
+    return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes +
+           sizeof(unsigned) * kSplitCounters + 2 * sizeof(float) * kLtVectorRows;
 }
 
 // ---- scratch that the caller gives an op for one call
@@ -47,6 +49,18 @@ static inline AttnScratch cuda_attention_layout(Attn s, void* scratch) {
     return at;
 }
 static inline size_t cuda_attention_scratch(Attn s) { return cuda_attention_layout(s, NULL).bytes; }
+
+// The FP16 values between the two passes of a rotation of tokens (rotate/tokens.cuh): chunks, and the exponent of each.
+enum { kTokenChunk = 256, kTokenColumns = 32 };   // tokens and columns of a chunk
+static inline size_t cuda_token_halves_bytes(int rows, int cols) {
+    size_t chunks = (size_t)ceil_div(rows, kTokenChunk) * (size_t)ceil_div(cols, kTokenColumns);
+    return chunks * (kTokenChunk * kTokenColumns * sizeof(uint16_t) + sizeof(int));
+}
+static inline size_t cuda_quantize_tokens_scratch(int rows, int cols, int block) {
+    int n = block ? block : rows;
+    bool one_pass = n <= kTokenChunk && (n & (n - 1)) == 0;
+    return one_pass ? 0 : cuda_token_halves_bytes(rows, cols);
+}
 
 // ---- batches of generation: fine steps while rows are few, since a product's time then grows with its tiles of rows; coarse steps above, where
 // each new shape is timed

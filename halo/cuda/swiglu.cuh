@@ -30,36 +30,34 @@ __global__ void __launch_bounds__(256) swiglu_forward_kernel(Rows<bf16> y, Rows<
     if (absmax) raise_block_absmax(absmax, largest);
 }
 
-// Raises *sink.absmax to the largest |y H|. A block takes a row: the stored values are transformed within 256s, and summed across runs
-// through 4 bytes of shared memory an element; three blocks a multiprocessor hide each other's waits at barriers.
+// Raises *sink.absmax to the largest |y H|. A block takes a row: what it stores is kept in 2 bytes of shared memory an element, and transformed
+// there; three blocks a multiprocessor hide each other's waits at barriers.
 template <int kTiles>
 __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kernel(Rows<bf16> y, Rows<const bf16> gate_up, MaxSink sink,
-                                                                                   RowRuns runs) {
-    SHARED(float, shared);
-    Exchange exchange = {shared, runs.log2_run};
-    int F = runs.n, lane = threadIdx.x % kWarp, blocks = F / 256;
+                                                                                   FeatureItem row) {
+    SHARED(bf16, shared);
+    int F = row.runs.n, *exponent = (int*)(shared + row.places());
     const bf16 *gate = gate_up[blockIdx.x], *up = gate + F;
     bf16* out = y[blockIdx.x];
-    rows_within(exchange, runs, within_signs(0, runs.within_end), blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
-        Packed<8> gates[kRotateGroup], ups[kRotateGroup];
+    if (threadIdx.x == 0) *exponent = kLeastRowExponent;
+    __syncthreads();
+    uint32_t largest = 0;
+#pragma unroll 4
+    for (int f = threadIdx.x * 8; f < F; f += blockDim.x * 8) {
+        Values<8> g = load_values<8>(gate + f), u = load_values<8>(up + f);
 #pragma unroll
-        for (int b = 0; b < kRotateGroup; b++) {   // beyond the last block of 256, the last block is computed and stored again
-            int f = min(first + b, blocks - 1) * 256 + lane * 8;
-            gates[b] = load_packed<8>(gate + f);
-            ups[b] = load_packed<8>(up + f);
-        }
-#pragma unroll
-        for (int b = 0; b < kRotateGroup; b++) {
-            Values<8> g = unpack(gates[b]), u = unpack(ups[b]);
-#pragma unroll
-            for (int i = 0; i < 8; i++) g.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
-            octets[b] = pack(g);
-            store_packed(out + min(first + b, blocks - 1) * 256 + lane * 8, octets[b]);
-        }
-    });
+        for (int i = 0; i < 8; i++) g.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
+        Packed<8> rounded = pack(g);
+        store_packed(out + f, rounded);
+        store_packed(shared + row.place(f), rounded);
+        largest = larger_pair_bf16(largest, largest_pair(rounded));
+    }
+    raise_row_exponent(exponent, largest);
+    __syncthreads();
+    features_within<2>(shared, exponent, row, within_signs(0, row.runs.within_end));
     __syncthreads();
     sink.begin();
-    rows_across<kTiles>(sink, exchange, runs, 1, 0, 1);
+    features_across<kTiles>(sink, shared, exponent, row, 0);
     sink.finish();
 }
 
@@ -97,20 +95,20 @@ static void launch_swiglu_forward(Mat y, Mat gate_up, float* absmax) {
            rows_of<const bf16>(gate_up), y.cols, absmax);
 }
 template <int kTiles>
-static void launch_swiglu_forward_rotated(Mat y, Mat gate_up, float* absmax, RowRuns runs, size_t bytes) {
+static void launch_swiglu_forward_rotated(Mat y, Mat gate_up, float* absmax, const FeatureItem& row) {
     allow_shared(swiglu_forward_rotated_kernel<kTiles>, shared_limit());
-    MaxSink sink = {runs.scale, absmax, 0, 0, 1};
-    LAUNCH((swiglu_forward_rotated_kernel<kTiles>), y.rows, kRotateThreads, bytes, rows_of<bf16>(y), rows_of<const bf16>(gate_up), sink, runs);
+    MaxSink sink = {row.runs.scale, absmax, 0, 0, 1};
+    LAUNCH((swiglu_forward_rotated_kernel<kTiles>), y.rows, kRotateThreads, row.bytes(), rows_of<bf16>(y), rows_of<const bf16>(gate_up), sink, row);
 }
 static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     check_bf16(y, y.rows, y.cols, "swiglu_forward");
     check_bf16(gate_up, y.rows, 2 * y.cols, "swiglu_forward");
     bool octets = is_octets(y) && is_octets(gate_up), rotates = prep.rotate && prep.absmax;
     RowRuns runs;
-    if (rotates && octets && y.cols % 256 == 0 && row_runs(y.cols, 2, false, &runs)) {
-        size_t bytes = Exchange::bytes(y.cols, runs.log2_run);
-        if (bytes <= shared_limit() && runs.order <= kFragment) return launch_swiglu_forward_rotated<1>(y, gate_up, prep.absmax, runs, bytes);
-        if (bytes <= shared_limit()) return launch_swiglu_forward_rotated<2>(y, gate_up, prep.absmax, runs, bytes);
+    if (rotates && octets && y.cols % 256 == 0 && row_runs(y.cols, 1, false, &runs) && one_row(runs).bytes() <= shared_limit()) {
+        if (runs.order <= kFragment) return launch_swiglu_forward_rotated<1>(y, gate_up, prep.absmax, one_row(runs));
+        if (runs.order <= 2 * kFragment) return launch_swiglu_forward_rotated<2>(y, gate_up, prep.absmax, one_row(runs));
+        return launch_swiglu_forward_rotated<4>(y, gate_up, prep.absmax, one_row(runs));
     }
     if (octets) launch_swiglu_forward<8>(y, gate_up, rotates ? NULL : prep.absmax);
     else launch_swiglu_forward<1>(y, gate_up, rotates ? NULL : prep.absmax);

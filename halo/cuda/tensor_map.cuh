@@ -9,8 +9,8 @@
 static inline CUtensorMap tensor_map(const void* data, Fmt fmt, int columns, int rows, int planes, size_t row_bytes, size_t plane_bytes,
                                      int box_rows) {
 #ifdef HALO_SIMT
-    check(fmt == BF16, "tensor_map: %s is not emulated", fmt_name(fmt));
-    return CUtensorMap{(const bf16*)data, columns, rows, planes, box_rows, row_bytes / sizeof(bf16), plane_bytes / sizeof(bf16)};
+    check((uintptr_t)data % 16 == 0 && row_bytes % 16 == 0 && plane_bytes % 16 == 0, "tensor_map: rows that do not start at 16 bytes");
+    return CUtensorMap{(const char*)data, columns, rows, planes, box_rows, (int)fmt_bytes(fmt), row_bytes, plane_bytes};
 #else
     static decltype(&cuTensorMapEncodeTiled) encode;   // looked up at run time, since the program does not link the driver's library
     if (!encode) {

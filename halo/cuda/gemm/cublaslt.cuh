@@ -172,7 +172,7 @@ static void lt_set_scales(const LtPlan* plan, const Gemm& g) {
 }
 
 static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo) {
-    float alpha = 1.0f;
+    float alpha = g.a.factor * g.b.factor;
     return cublasLtMatmul(lt.handle, plan->product, &alpha, g.b.data, plan->b, g.a.data, plan->a, &g.beta, g.c, plan->c, out, plan->c, algo,
                           cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }

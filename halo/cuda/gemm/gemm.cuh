@@ -7,9 +7,9 @@
 #define HALO_CUDA_GEMM_CUH
 
 #include "sm80.cuh"
+#include "sm90.cuh"
 #ifndef HALO_SIMT
 #include "cublaslt.cuh"
-#include "sm90.cuh"
 #endif
 
 enum { kGemmBlock = 32 };   // PER_BLOCK32
@@ -31,7 +31,7 @@ static GemmSide gemm_side(Side s) {
     check((unsigned)s.m.fmt < kFmtCount && s.m.ld >= s.m.cols, "gemm: a side in %s, (%d, %d) with rows of %d", fmt_name(s.m.fmt),
           s.m.rows, s.m.cols, s.m.ld);
     check(!s.transposed || fmt_bytes(s.m.fmt) > 1, "gemm: a transposed side in %s", fmt_name(s.m.fmt));
-    check(s.gran == NO_SCALE || s.scale, "gemm: a scaled side without scales");
+    check(s.gran == NO_SCALE ? s.factor != 0 : s.scale && s.factor == 1, "gemm: a scaled side without scales, or a factor of %g", s.factor);
     check(!s.scale_transposed || s.gran != PER_ROW, "gemm: scales along K");
     GemmSide side;
     memset(&side, 0, sizeof side);
@@ -41,6 +41,7 @@ static GemmSide gemm_side(Side s) {
     side.ld = s.m.ld;
     side.fmt = s.m.fmt;
     side.transposed = s.transposed;
+    side.factor = s.factor;
     side.aligned = gemm_rows_aligned(s.m.data, s.m.ld, s.m.fmt);
     if (s.gran == PER_BLOCK32) {
         side.block_scale = s.scale;
@@ -66,6 +67,7 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     g.c_fmt = c.fmt;
     g.c_aligned = gemm_rows_aligned(c.data, c.ld, c.fmt);
     g.beta = beta;
+    g.splits = 1;
     int b_K = b.transposed ? b.m.rows : b.m.cols;
     check(g.K == b_K && g.a.rows == g.M && g.b.rows == g.N && g.K > 0, "gemm: (%d, %d) = (%d, %d) (%d, %d)^T", g.M, g.N, g.a.rows, g.K,
           g.b.rows, b_K);
@@ -73,9 +75,9 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     bool int8 = g.a.fmt == INT8 && g.b.fmt == INT8;
     check(!int8 || g.K <= kInt8Longest, "gemm: INT8 sums of %d products, more than %d, do not fit into 32 bits", g.K, (int)kInt8Longest);
     if (g.M == 0 || g.N == 0) return;
-#ifndef HALO_SIMT
     gemm_ran_on = "own kernel for Hopper";
     if (int8 && gemm_int8_sm90(g)) return;
+#ifndef HALO_SIMT
     gemm_ran_on = "cuBLASLt";
     if (gemm_cublaslt(g)) return;
 #endif

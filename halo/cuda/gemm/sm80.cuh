@@ -8,6 +8,7 @@
 // 16 KiB; four of them are in flight through cp.async, 64 KiB, two blocks an SM. In INT8 a stage is 128 * 128 * 64 = 2^20
 // multiplications: 512 clocks of an A100's tensor cores (2048 a clock), so that the L2 has to give 32 bytes a clock. Within a
 // row of a stage, 16-byte unit u of row r lies at u ^ (r / 2 % 4): eight rows of one unit fall on all 32 banks.
+// Where tiles are few, several blocks share a tile of INT8 sums (split_sum).
 //
 // PER_BLOCK32 (Jetfire): the sum over each 32 of K is multiplied by the two block scales and added in FP32. A warp's 64 x 32
 // holds 2 x 1 blocks of scales, so a step of 32 reads three of them, the same in all lanes.
@@ -205,22 +206,25 @@ __global__ __launch_bounds__(kMmaThreads, kBlocks ? 1 : 2) void gemm_mma_kernel(
     typedef typename std::conditional<kBlocks, float, typename Mma::Sum>::type Sum;
     SHARED(char, stages);
     const int kStageValues = kMmaRowBytes / Mma::kBytes;
-    TileAt tile = tile_at(blockIdx.x, tiles_over(g.M, kMmaTile), tiles_over(g.N, kMmaTile));
+    int tiles_m = tiles_over(g.M, kMmaTile), tiles_n = tiles_over(g.N, kMmaTile), steps = tiles_over(g.K, kStageValues);
+    int number = blockIdx.x % (tiles_m * tiles_n), split = blockIdx.x / (tiles_m * tiles_n);
+    int first = split_step(g, steps, split), last = split_step(g, steps, split + 1);
+    TileAt tile = tile_at(number, tiles_m, tiles_n);
     int m = tile.m * kMmaTile, n = tile.n * kMmaTile, warp = threadIdx.x / kWarp;
-    int row = warp / 4 * kMmaWarpM, col = warp % 4 * kMmaWarpN, steps = tiles_over(g.K, kStageValues);
+    int row = warp / 4 * kMmaWarpM, col = warp % 4 * kMmaWarpN;
 
     auto load = [&](int step) {
         char* stage = stages + step % kMmaStages * kMmaStageBytes;
-        if (step < steps) {
+        if (step < last) {
             mma_load_side<Mma, kAsync>(stage, g.a, g.K, m, step * kStageValues);
             mma_load_side<Mma, kAsync>(stage + kMmaSideBytes, g.b, g.K, n, step * kStageValues);
         }
         cp_async_commit();   // an empty group at the end keeps the count
     };
-    for (int step = 0; step < kMmaStages - 1; step++) load(step);
+    for (int step = first; step < first + kMmaStages - 1; step++) load(step);
 
     Sum sum[kMmaRows][kMmaCols][4] = {};
-    for (int step = 0; step < steps; step++) {
+    for (int step = first; step < last; step++) {
         cp_async_wait<kMmaStages - 2>();
         __syncthreads();   // this step's stage has arrived, and all warps have read the stage before it
         load(step + kMmaStages - 1);
@@ -229,6 +233,11 @@ __global__ __launch_bounds__(kMmaThreads, kBlocks ? 1 : 2) void gemm_mma_kernel(
         else mma_stage<Mma>(sum, a_side, b_side, row, col);
     }
     cp_async_wait<0>();
+    if constexpr (std::is_same<Sum, int>::value) {
+        __shared__ unsigned ticket;
+        int(&flat)[kMmaRows * kMmaCols * 4] = reinterpret_cast<int(&)[kMmaRows * kMmaCols * 4]>(sum);
+        if (!split_sum(flat, g, number, split, threadIdx.x, kMmaThreads, 0, &ticket)) return;
+    }
     if (g.c_fmt == F32) mma_store<F32>(g, m + row, n + col, sum);
     else mma_store<BF16>(g, m + row, n + col, sum);
 }
@@ -287,14 +296,32 @@ __global__ __launch_bounds__(kF32Threads, 2) void gemm_f32_kernel(Gemm g) {
 }
 
 // ---- launchers
+// In how many stretches K is summed: blocks take turns, two at a time on each multiprocessor, which share its tensor cores; then the last of
+// a tile's blocks adds up the sums of all.
+static int mma_splits(const Gemm& g) {
+    const int kBlocks = 2, kStepClocks = 512 * kBlocks, kSumsClocks = 11 * kMmaTile;
+    int tiles = tiles_over(g.M, kMmaTile) * tiles_over(g.N, kMmaTile), steps = tiles_over(g.K, kMmaRowBytes), best = 1;
+    double best_clocks = INFINITY;
+    for (int splits = 1; splits <= min_int(kMostSplits, steps); splits++) {
+        if (!split_fits(tiles, 1, splits, sizeof(int) * kMmaTile * kMmaTile)) break;
+        if (gemm_asked.splits && splits != gemm_asked.splits) continue;
+        double turns = ceil((double)tiles * splits / (kBlocks * gpu_device().multiprocessors));
+        double clocks = turns * tiles_over(steps, splits) * kStepClocks + (splits > 1 ? splits * kSumsClocks : 0);
+        if (clocks < best_clocks) best = splits, best_clocks = clocks;
+    }
+    return best;
+}
+
 template <typename Mma, bool kAsync, bool kBlocks>
 static void gemm_mma_launch(const Gemm& g) {
     allow_shared(gemm_mma_kernel<Mma, kAsync, kBlocks>, kMmaSharedBytes);
-    LAUNCH((gemm_mma_kernel<Mma, kAsync, kBlocks>), tiles_over(g.M, kMmaTile) * tiles_over(g.N, kMmaTile), kMmaThreads, kMmaSharedBytes, g);
+    LAUNCH((gemm_mma_kernel<Mma, kAsync, kBlocks>), tiles_over(g.M, kMmaTile) * tiles_over(g.N, kMmaTile) * g.splits, kMmaThreads,
+           kMmaSharedBytes, g);
 }
 template <typename Mma>
-static void gemm_mma_dispatch(const Gemm& g) {
+static void gemm_mma_dispatch(Gemm g) {
     bool blocks = g.a.block_scale || g.b.block_scale;
+    if (Mma::kBytes == 1 && !blocks) split_into(&g, mma_splits(g));
     bool async = g.a.aligned && g.b.aligned && !g.a.transposed && !g.b.transposed && g.K % (16 / Mma::kBytes) == 0 &&
                  fmt_bytes(g.a.fmt) == Mma::kBytes && fmt_bytes(g.b.fmt) == Mma::kBytes;
     if (blocks && async) gemm_mma_launch<Mma, true, true>(g);

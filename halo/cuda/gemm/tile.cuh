@@ -1,5 +1,5 @@
-// What the program's own product kernels share: the description of a product, the order of its tiles, and how a tile's sums
-// are stored to C.
+// What the program's own product kernels share: the description of a product, the order of its tiles, how several blocks share a
+// tile, and how a tile's sums are stored to C.
 //
 // Every tensor-core instruction used here leaves its sums in one layout: lane l holds, of row l / 4 (and l / 4 + 8), columns
 // 2 (l % 4) and 2 (l % 4) + 1 of each 8-wide block. Four blocks, 32 columns, are stored at a time: in BF16 the four lanes of
@@ -16,7 +16,8 @@ struct GemmSide {
     Fmt fmt;
     bool transposed;
     bool aligned;               // every row of data starts at a multiple of 16 bytes
-    const float* scale;         // row i has scale[i * scale_step]; NULL: 1
+    float factor;               // of every value, where scale is NULL
+    const float* scale;         // row i has scale[i * scale_step]
     int scale_step;             // 1 PER_ROW, 0 PER_TENSOR
     const float* block_scale;   // PER_BLOCK32, else NULL
     int block_row_step, block_k_step;
@@ -29,6 +30,9 @@ struct Gemm {
     Fmt c_fmt;
     bool c_aligned;             // every row of c starts at a multiple of 16 bytes
     float beta;
+    int splits;                 // stretches of K that are summed apart (see split_sum); 1: none
+    int4* partials;             // their sums
+    unsigned* arrived;          // (kSplitCounters) zeros between two products
 };
 
 __host__ __device__ inline int tiles_over(int n, int tile) { return (n - 1) / tile + 1; }
@@ -45,9 +49,63 @@ __device__ inline TileAt tile_at(int index, int tiles_m, int tiles_n) {
     return {first + within % height, within / height};
 }
 
+// ---- K in stretches. With fewer tiles than multiprocessors several blocks share a tile of INT8 sums: each sums a stretch of K and stores
+// its sums, and the last to arrive adds up those of all and goes on to C. Integer sums do not depend on the order. No block waits for
+// another, which might not run yet.
+
+// The steps of a stretch are those from split_step(split) to split_step(split + 1).
+__device__ inline int split_step(const Gemm& g, int steps, int split) { return steps * split / g.splits; }
+
+// `threads` threads, of which this is number `thread`, hold part `part` of C in `sum`, over stretch `split` of K. True for the last of the
+// part's g.splits groups of threads to arrive: sum is then over all of K. `barrier` is the group's own, and so is *ticket, in shared memory.
+template <int kCount>
+__device__ inline bool split_sum(int (&sum)[kCount], const Gemm& g, int part, int split, int thread, int threads, int barrier, unsigned* ticket) {
+    const int kFours = kCount / 4;
+    if (g.splits == 1) return true;
+    int4* sums = g.partials + (size_t)part * g.splits * kFours * threads + thread;
+    int4* mine = sums + (size_t)split * kFours * threads;
+#pragma unroll
+    for (int i = 0; i < kFours; i++) __stcg(mine + i * threads, make_int4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]));
+    named_barrier_sync(barrier, threads);
+    if (thread == 0) *ticket = add_acquire_release(&g.arrived[part], 1);
+    named_barrier_sync(barrier, threads);
+    if ((int)*ticket + 1 < g.splits) return false;
+#pragma unroll 1
+    for (int other = 0; other < g.splits; other++) {
+        if (other == split) continue;
+        const int4* theirs = sums + (size_t)other * kFours * threads;
+#pragma unroll
+        for (int i = 0; i < kFours; i++) {
+            int4 x = __ldcg(theirs + i * threads);
+            sum[4 * i] += x.x;
+            sum[4 * i + 1] += x.y;
+            sum[4 * i + 2] += x.z;
+            sum[4 * i + 3] += x.w;
+        }
+    }
+    if (thread == 0) g.arrived[part] = 0;
+    return true;
+}
+
+// Tests and benchmarks may ask how products are cut; 0: a launcher chooses (facts.h).
+static struct {
+    int width, splits;   // columns of a tile; stretches of K
+} gemm_asked = {0, 0};
+enum { kMostSplits = 16 };
+
+// Is there room for the sums of `splits` stretches of `tiles` tiles, each of some parts?
+static inline bool split_fits(int tiles, int parts, int splits, size_t tile_bytes) {
+    return splits == 1 || (tiles * parts <= kSplitCounters && (size_t)tiles * splits * tile_bytes <= (size_t)kWorkspaceBytes);
+}
+static inline void split_into(Gemm* g, int splits) {
+    g->splits = splits;
+    g->partials = (int4*)cuda_held().workspace;
+    g->arrived = cuda_held().arrived;
+}
+
 // ---- scales
 __device__ inline float side_scale(const GemmSide& s, int row) {
-    return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : 1.0f;
+    return s.scale ? __ldg(s.scale + (size_t)min(row, s.rows - 1) * s.scale_step) : s.factor;
 }
 // The scales of this lane's columns among the 32 from `col` on; `all` is side_scale(b, 0). kInside: all columns exist.
 template <bool kInside>

@@ -2,12 +2,11 @@
 //
 // Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
 //
-// Orders 2^k up to 4096: rotate_warp_kernel, all of a row in one warp, without shared memory.
-// Others: rotate_features_kernel. A block takes one item of rows after the other; the next item is on its way from memory into shared
-// memory while this one is summed across runs and written, so that memory never waits for a barrier: 4 bytes an element of shared
-// memory for FP32 and 2 for the next item, two blocks a multiprocessor for rows of 14336. Instructions an element, beside those of
-// rotate/hadamard_warp.cuh: about 2 to load, 1 for a maximum, 2 for bf16, 3 for INT8. In all 12 to 17: 6.7, 4.4 and 3.3 elements a clock and
-// multiprocessor would be 3 TB/s for the maximum, codes and bf16, out of 128 instructions a clock.
+// Orders 2^k up to 4096: rotate_warp_kernel, all of a row in one warp, without shared memory or barriers: 14 instructions an element for codes,
+// 11 for the maximum, which is half of what a multiprocessor can issue while memory brings and takes the bytes.
+// Others: rotate_features_kernel. A block takes one item of rows after the other. An item lies in 2 bytes of shared memory an element, as
+// bf16 and then, in place, as FP16; the next one is on its way from memory meanwhile. Three blocks a multiprocessor wait for their barriers
+// at different times. About 10 instructions an element.
 #ifndef HALO_CUDA_ROTATE_FEATURES_CUH
 #define HALO_CUDA_ROTATE_FEATURES_CUH
 
@@ -17,56 +16,88 @@
 // ================================================================ within a warp
 enum { kRotateWarpThreads = 128 };
 
-// What a warp takes: kBlocks 256s of the matrix, counted row after row; whole rows of order 2^k <= 256 kBlocks.
-struct WarpItem {
-    Divisor octets_across;   // n / 8
-    int rows, log2_n, together;
-};
+// The exponent of the row that holds each of this lane's octets, given that of the octet, for kBlocks 256s of a warp: one row, or if rows
+// are shorter than 256 several (of which 32 neighbours share an exponent, so that short rows of 8 and 16 do).
+template <int kBlocks>
+__device__ inline int warp_row_exponent(int exponent, int log2_n) {
+    if constexpr (kBlocks == 1) {
+        if (log2_n < 8) {
+            int lanes = max(4, 1 << (log2_n - 3));
+            for (int step = 1; step < lanes; step *= 2) exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, step));
+            return max(exponent, (int)kLeastRowExponent);
+        }
+    }
+    return max(__reduce_max_sync(0xffffffffu, exponent), (int)kLeastRowExponent);
+}
 
+// A warp takes a row of 256 kBlocks elements, or (kBlocks 1) the rows of order 2^log2_n in 256.
 template <int kBlocks, typename Sink>
-__global__ void __launch_bounds__(kRotateWarpThreads) rotate_warp_kernel(Sink sink, Rows<const bf16> x, WarpItem item) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    uint32_t first = ((blockIdx.x * (kRotateWarpThreads / kWarp) + warp) * kBlocks) * kWarp + lane;   // octet
-    auto locate = [&](int b, int* row, int* col) {
-        uint32_t octet = first + b * kWarp;
-        *row = (int)item.octets_across.quotient(octet);
-        *col = (int)(octet - *row * item.octets_across.d) * 8;
-        return *row < item.rows;
-    };
-    int row, col;
-    Packed<8> octets[kBlocks];
+__global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 3 : kBlocks == 8 ? 6 : 8) rotate_warp_kernel(Sink sink, Rows<const bf16> x, int rows, int log2_n) {
+    enum { kSumBits = 8 };
+    int lane = threadIdx.x % kWarp;
+    unsigned number = blockIdx.x * (kRotateWarpThreads / kWarp) + threadIdx.x / kWarp;
+    int row = kBlocks > 1 ? number : (number * kWarp + lane) >> (log2_n - 3);
+    int col = kBlocks > 1 ? lane * 8 : ((number * kWarp + lane) & ((1u << (log2_n - 3)) - 1)) * 8;
+    Packed<8> octets[kBlocks] = {};
+    uint32_t largest = 0;
 #pragma unroll
-    for (int b = 0; b < kBlocks; b++) {
-        octets[b] = Packed<8>{{0, 0, 0, 0}};
-        if (locate(b, &row, &col)) octets[b] = load_packed<8>(x[row] + col);
-    }
+    for (int b = 0; b < kBlocks; b++)
+        if (row < rows) octets[b] = load_packed<8>(x[row] + col + b * 256);
     sink.begin();
-    float v[kBlocks][8];
-    hadamard_blocks(v, octets, within_signs(0, item.log2_n), item.together);
 #pragma unroll
-    for (int b = 0; b < kBlocks; b++) {
-        Values<8> out;
-#pragma unroll
-        for (int i = 0; i < 8; i++) out.v[i] = v[b][i];
-        if (locate(b, &row, &col)) sink.put(sink.at(row, col), out);
+    for (int b = 0; b < kBlocks; b++) largest = larger_pair_bf16(largest, largest_pair(octets[b]));
+
+    int exponent = warp_row_exponent<kBlocks>(pair_exponent(largest), log2_n), low = exponent, high = exponent;
+    if (kBlocks == 1) {
+        low = __shfl_sync(0xffffffffu, exponent, lane % 4 * 8);
+        high = __shfl_sync(0xffffffffu, exponent, lane % 4 * 8 + 4);
     }
+    WithinSigns signs = within_signs(0, log2_n);
+    float low_power = half_power_of(low, kSumBits), high_power = half_power_of(high, kSumBits);
+    sink.unit(half_unit_of(exponent, kSumBits) / kSignAsHalf);
+    if constexpr (kBlocks == 1) {
+        float v[8];
+        hadamard_within(v, octets[0], signs, low_power, high_power);
+#pragma unroll
+        for (int p = 0; p < 4; p++) octets[0].pair[p] = sink.pack(v[2 * p], v[2 * p + 1]);
+    } else {
+#pragma unroll
+        for (int b = 0; b < kBlocks; b++) {
+            float v[8];
+            hadamard_within(v, octets[b], signs, low_power, high_power);
+#pragma unroll
+            for (int p = 0; p < 4; p++) octets[b].pair[p] = pack_f16(v[2 * p], v[2 * p + 1]);
+        }
+#pragma unroll
+        for (int p = 0; p < 4; p++) {   // a pair of each 256 at a time: FP32 for all would be too many registers
+            float v[kBlocks][2];
+#pragma unroll
+            for (int b = 0; b < kBlocks; b++) unpack_f16(octets[b].pair[p], v[b][0], v[b][1]);
+            add_blocks(v, kBlocks);
+#pragma unroll
+            for (int b = 0; b < kBlocks; b++) octets[b].pair[p] = sink.pack(v[b][0], v[b][1]);
+        }
+    }
+    size_t place = sink.at(row, col);
+#pragma unroll
+    for (int b = 0; b < kBlocks; b++)
+        if (row < rows) sink.store(place + b * 256, octets[b]);
     sink.finish();
 }
 
 template <int kBlocks>
 static bool launch_rotate_warp(const RotateJob& job) {
-    WarpItem item = {divisor(job.n / 8), job.x.rows, floor_log2(job.n), max_int(1, job.n / 256)};
-    size_t octets = (size_t)job.x.rows * (size_t)(job.n / 8), per_block = (size_t)kRotateWarpThreads * kBlocks;
-    check(octets < 1u << 30, "rotate (cuda): (%d, %d) is too large to count", job.x.rows, job.n);
-    return with_sink(job, [&](auto sink) {
-        LAUNCH((rotate_warp_kernel<kBlocks, decltype(sink)>), (unsigned)((octets + per_block - 1) / per_block), kRotateWarpThreads, 0, sink,
-               rows_of<const bf16>(job.x), item);
+    size_t elements = (size_t)job.x.rows * (size_t)job.n, per_block = (size_t)kRotateWarpThreads * 8 * kBlocks;
+    check(elements < 1ull << 34, "rotate (cuda): (%d, %d) is too large to count", job.x.rows, job.n);
+    return with_pair_sink(job, [&](auto sink) {
+        LAUNCH((rotate_warp_kernel<kBlocks, decltype(sink)>), (unsigned)((elements + per_block - 1) / per_block), kRotateWarpThreads, 0, sink,
+               rows_of<const bf16>(job.x), job.x.rows, floor_log2(job.n));
         return true;
     });
 }
 
 // ================================================================ through shared memory
-enum { kRotateThreads = 256, kRotateMostThreads = 512, kRotateGroup = 4, kRotateElements = 8192 };
+enum { kRotateThreads = 256, kRotateElements = 8192 };
 
 // How rows of order n are cut: runs of 2^log2_run elements, whose lowest within_end bits are transformed within 256s and the other bits by
 // additions between `together` 256s; then a dense matrix of signs transforms across runs.
@@ -76,102 +107,140 @@ struct RowRuns {
     float scale;   // 1 / sqrt(n)
 };
 
-// Transforms whole rows within runs, four 256s at a time, and stores them to the exchange. octets(first, x) gives this lane's octet of each
-// of the four 256s from `first` on.
-template <typename Octets>
-__device__ inline void rows_within(const Exchange& exchange, const RowRuns& runs, const WithinSigns& signs, int blocks, const Octets& octets) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    for (int group = warp; group * kRotateGroup < blocks; group += warps) {
-        Packed<8> x[kRotateGroup];
-        float v[kRotateGroup][8];
-        octets(group * kRotateGroup, x);
-        hadamard_blocks(v, x, signs, runs.together);
-#pragma unroll
-        for (int b = 0; b < kRotateGroup; b++) {
-            int block = group * kRotateGroup + b;
-            if (block < blocks) exchange.store_octet(block * 256 + lane * 8, lane, v[b]);
-        }
-    }
-}
-
-// Transforms the `vectors` rows in the exchange across their runs and gives them to the sink: rows from `first_row` on, of `rows` in all.
-template <int kTiles, typename Sink>
-__device__ inline void rows_across(Sink& sink, const Exchange& exchange, const RowRuns& runs, int vectors, int first_row, int rows) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    int run = 1 << runs.log2_run, groups = vectors * run / kWarp;   // groups of 32 positions of the runs
-    for (int group = warp, tile = 0;; group += warps) {
-        for (; group >= groups; group -= groups) tile += kTiles;    // go on with the next tiles of the matrix across
-        if (tile * kFragment >= runs.order) break;
-        int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
-        const float* from = exchange.data + exchange.place((in >> runs.log2_run) * runs.n + (in & (run - 1)));
-        int row = first_row + (out >> runs.log2_run), inside = row < rows ? runs.order : 0;
-        size_t place = sink.at(row, out & (run - 1));
-        auto load = [&](int g) {
-            const float* at = from + g * exchange.stride();
-            return TwoRuns{*(const float4*)at, *(const float4*)(at + exchange.stride())};
-        };
-        auto put = [&](int g, const Values<8>& v) {
-            if (g < inside) sink.put(place + g * run, v);
-        };
-        hadamard_across<kTiles>(runs.fragments, runs.order, tile, load, put);
-    }
-}
-
-// The matrix cut into items of `vectors` rows.
+// The matrix cut into items of `vectors` rows. In shared memory an item is octets of bf16 and then of FP16; after each run eight values are
+// skipped, so that reading four positions in each of four runs two apart is free of bank conflicts.
 struct FeatureItem {
     RowRuns runs;
     Divisor octets_across;   // n / 8
     int vectors, rows, items;
     bool dense;              // the rows of x follow each other without gaps
     bool ahead;              // is there room for the next item?
+    __host__ __device__ int place(int e) const { return e + (e >> runs.log2_run) * 8; }
+    __host__ __device__ int places() const { return place(vectors * runs.n); }
+    size_t bytes() const { return (size_t)places() * (ahead ? 2 : 1) * sizeof(bf16) + 2 * (size_t)vectors * sizeof(int); }
 };
 
-template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kRotateMostThreads) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
-    SHARED(float, shared);
-    Exchange exchange = {shared, item.runs.log2_run};
-    int n = item.runs.n, elements = item.vectors * n, blocks = elements / 256, lane = threadIdx.x % kWarp;
-    bf16* arriving = (bf16*)((char*)shared + Exchange::bytes(elements, item.runs.log2_run));
+// One row that a producer writes to shared memory itself: features_within, with exponents[0] raised before, and features_across do the rest.
+static inline FeatureItem one_row(const RowRuns& runs) {
+    FeatureItem item = {runs, {}, 1, 1, 1, true, false};
+    return item;
+}
 
-    auto fetch = [&](int i) {
-        int rows = item.dense ? 1 : item.vectors, octets = item.dense ? elements / 8 : n / 8;
-        int inside = min(item.vectors, item.rows - i * item.vectors) * (n / 8);   // octets
-        const bf16* from = x[i * item.vectors];
-        for (int r = 0; r < rows; r++, from += x.ld) {
-            bf16* to = arriving + r * octets * 8;
-            if (inside >= (r + 1) * octets) {
-                int first = threadIdx.x, step = blockDim.x;
-                cp_async_many(to + first * 8, from + first * 8, step * 16, step * 16, (octets - first + step - 1) / step);
-            } else {
-                for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
-                    cp_async16(to + octet * 8, from + octet * 8, r * octets + octet < inside);
-            }
+// Starts the copy of item i to shared memory; rows outside of the matrix are zero.
+__device__ inline void features_fetch(bf16* buffer, const Rows<const bf16>& x, const FeatureItem& item, int i) {
+    int n = item.runs.n, rows = item.dense ? 1 : item.vectors, octets = item.dense ? item.vectors * n / 8 : n / 8;
+    int inside = min(item.vectors, item.rows - i * item.vectors) * (n / 8);   // octets
+    const bf16* from = x[i * item.vectors];
+    for (int r = 0; r < rows; r++, from += x.ld) {
+        bf16* to = buffer + item.place(r * n);
+        if (inside >= (r + 1) * octets) {
+            int first = threadIdx.x, step = blockDim.x;
+            cp_async_many(to + item.place(first * 8), from + first * 8, item.place(step * 8) * (int)sizeof(bf16), step * 8 * sizeof(bf16),
+                          (octets - first + step - 1) / step);
+        } else {
+            for (int octet = threadIdx.x; octet < octets; octet += blockDim.x)
+                cp_async16(to + item.place(octet * 8), from + octet * 8, r * octets + octet < inside);
         }
-        cp_async_commit();
-    };
+    }
+    cp_async_commit();
+}
 
-    if (item.ahead) fetch(blockIdx.x);
+// Raises *exponent to that of the largest magnitude among the threads' pairs of bf16.
+__device__ inline void raise_row_exponent(int* exponent, uint32_t largest) {
+    int of_warp = __reduce_max_sync(0xffffffffu, pair_exponent(largest));
+    if (threadIdx.x % kWarp == 0) atomicMax(exponent, of_warp);
+}
+
+// Raises exponents[v] to the exponent of the largest magnitude of the item's row v.
+__device__ inline void features_exponents(int* exponents, const bf16* buffer, const FeatureItem& item) {
+    int n = item.runs.n, lane = threadIdx.x % kWarp, blocks = item.vectors * n / 256;
+    bool whole = n % 256 == 0;   // is a 256 always of one row? Else 32 are
+    for (int block = threadIdx.x / kWarp; block < blocks; block += blockDim.x / kWarp) {
+        int octet = block * kWarp + lane;
+        Packed<8> x = load_packed<8>(buffer + item.place(octet * 8));
+        int exponent = pair_exponent(largest_pair(x));
+        if (whole) {
+            exponent = __reduce_max_sync(0xffffffffu, exponent);
+        } else {
+            exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, 1));
+            exponent = max(exponent, __shfl_xor_sync(0xffffffffu, exponent, 2));
+        }
+        if (lane % (whole ? kWarp : 4) == 0) atomicMax(exponents + item.octets_across.quotient(octet), exponent);
+    }
+}
+
+// Transforms an item within runs, kGroup 256s at a time, in place: bf16 becomes FP16.
+template <int kGroup>
+__device__ inline void features_within(bf16* buffer, const int* exponents, const FeatureItem& item, const WithinSigns& signs) {
+    int lane = threadIdx.x % kWarp, blocks = item.vectors * item.runs.n / 256;
+    for (int first = threadIdx.x / kWarp * kGroup; first < blocks; first += blockDim.x / kWarp * kGroup) {
+        float v[kGroup][8];
+#pragma unroll
+        for (int b = 0; b < kGroup; b++) {   // beyond the last 256 its values serve again: the result is not stored
+            int octet = min(first + b, blocks - 1) * kWarp, low = 0, high = 0;
+            if (item.vectors > 1) {
+                low = item.octets_across.quotient(octet + lane % 4 * 8);
+                high = item.octets_across.quotient(octet + lane % 4 * 8 + 4);
+            }
+            hadamard_within(v[b], load_packed<8>(buffer + item.place((octet + lane) * 8)), signs,
+                                   half_power_of(exponents[low], item.runs.log2_run), half_power_of(exponents[high], item.runs.log2_run));
+        }
+        add_blocks(v, item.runs.together);
+#pragma unroll
+        for (int b = 0; b < kGroup; b++) {
+            Packed<8> halves = {{pack_f16(v[b][0], v[b][1]), pack_f16(v[b][2], v[b][3]), pack_f16(v[b][4], v[b][5]), pack_f16(v[b][6], v[b][7])}};
+            if (first + b < blocks) store_packed(buffer + item.place(((first + b) * kWarp + lane) * 8), halves);
+        }
+    }
+}
+
+// Transforms an item across its runs and gives it to the sink.
+template <int kTiles, typename Sink>
+__device__ inline void features_across(Sink& sink, const bf16* buffer, const int* exponents, const FeatureItem& item, int first_row) {
+    int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp, log2_run = item.runs.log2_run, run = 1 << log2_run, stride = run + 8;
+    int order = item.runs.order, groups = item.vectors * run / kWarp;   // of 32 positions of the runs
+    for (int group = threadIdx.x / kWarp, tile = 0;; group += warps) {
+        for (; group >= groups; group -= groups) tile += kTiles;    // go on with the next tiles of the matrix across
+        if (tile * kFragment >= order) break;
+        int in = group * kWarp + lane / 4 * 4, out = group * kWarp + lane % 4 * 8;
+        const bf16* from = buffer + item.place((in >> log2_run) * item.runs.n) + (in & (run - 1));
+        int vector = out >> log2_run, row = first_row + vector, inside = row < item.rows ? order : 0;
+        size_t place = sink.at(row, out & (run - 1));
+        auto load = [&](int g) { return TwoRuns{*(const uint2*)(from + g * stride), *(const uint2*)(from + (g + 1) * stride)}; };
+        auto put = [&](int g, const Values<8>& v) {
+            if (g < inside) sink.put(place + g * run, v);
+        };
+        sink.unit(half_unit_of(exponents[vector], log2_run) / (kSignAsHalf * kSignAsHalf));
+        hadamard_across<kTiles>(item.runs.fragments, order, tile, load, put);
+    }
+}
+
+template <int kTiles, int kGroup, typename Sink>
+__global__ void __launch_bounds__(kRotateThreads, kTiles > 2 ? 2 : 3) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
+    SHARED(bf16, shared);
+    int places = item.places(), flip = 0;
+    int* all_exponents = (int*)(shared + places * (item.ahead ? 2 : 1));
+    if ((int)threadIdx.x < 2 * item.vectors) all_exponents[threadIdx.x] = kLeastRowExponent;
+    features_fetch(shared, x, item, blockIdx.x);
     sink.begin();
     WithinSigns signs = within_signs(0, item.runs.within_end);
-    for (int i = blockIdx.x; i < item.items; i += gridDim.x) {
+    for (int i = blockIdx.x; i < item.items; i += gridDim.x, flip ^= 1) {
+        bf16* buffer = shared + (item.ahead ? flip * places : 0);
+        int *exponents = all_exponents + flip * item.vectors, *next_exponents = all_exponents + (flip ^ 1) * item.vectors;
+        int next = i + gridDim.x;
         cp_async_wait<0>();
-        __syncthreads();   // this item has arrived, and the last one has been read from the exchange
-        rows_within(exchange, item.runs, signs, blocks, [&](int first, Packed<8> (&octets)[kRotateGroup]) {
-#pragma unroll
-            for (int b = 0; b < kRotateGroup; b++) {   // beyond the last block its values serve again: the result is not stored
-                int octet = min(first + b, blocks - 1) * kWarp + lane;
-                if (item.ahead) {
-                    octets[b] = load_packed<8>(arriving + octet * 8);
-                } else {
-                    int vector = (int)item.octets_across.quotient(octet), row = i * item.vectors + vector;
-                    octets[b] = Packed<8>{{0, 0, 0, 0}};
-                    if (row < item.rows) octets[b] = load_packed<8>(x[row] + (octet - vector * (int)item.octets_across.d) * 8);
-                }
-            }
-        });
-        __syncthreads();   // from here on nothing of the item's x is read: y may be x
-        if (item.ahead && i + (int)gridDim.x < item.items) fetch(i + gridDim.x);
-        rows_across<kTiles>(sink, exchange, item.runs, item.vectors, i * item.vectors, item.rows);
+        __syncthreads();   // this item has arrived, and the other buffer has been read
+        if (item.ahead && next < item.items) features_fetch(shared + (flip ^ 1) * places, x, item, next);
+        features_exponents(exponents, buffer, item);
+        __syncthreads();
+        if ((int)threadIdx.x < item.vectors) next_exponents[threadIdx.x] = kLeastRowExponent;
+        features_within<kGroup>(buffer, exponents, item, signs);
+        __syncthreads();
+        features_across<kTiles>(sink, buffer, exponents, item, i * item.vectors);
+        if (!item.ahead && next < item.items) {
+            __syncthreads();
+            features_fetch(shared, x, item, next);
+        }
     }
     sink.finish();
 }
@@ -190,40 +259,43 @@ static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
     return true;
 }
 
-template <int kTiles>
-static bool launch_rotate_features(const RotateJob& job, FeatureItem item, size_t bytes) {
-    int groups = ceil_div(job.n * item.vectors, 256 * kRotateGroup);
-    int threads = min_int(bytes * 2 > shared_limit() ? kRotateMostThreads : kRotateThreads, groups * kWarp);
+template <int kTiles, int kGroup>
+static bool launch_rotate_features(const RotateJob& job, const FeatureItem& item) {
     return with_sink(job, [&](auto sink) {
-        int blocks = resident_clusters(rotate_features_kernel<kTiles, decltype(sink)>, 1, threads, bytes);
-        LAUNCH((rotate_features_kernel<kTiles, decltype(sink)>), min_int(item.items, blocks), threads, bytes, sink, rows_of<const bf16>(job.x),
-               item);
+        int blocks = resident_blocks(rotate_features_kernel<kTiles, kGroup, decltype(sink)>, kRotateThreads, item.bytes());
+        LAUNCH((rotate_features_kernel<kTiles, kGroup, decltype(sink)>), min_int(item.items, blocks), kRotateThreads, item.bytes(), sink,
+               rows_of<const bf16>(job.x), item);
         return true;
     });
+}
+template <int kTiles>
+static bool launch_rotate_features(const RotateJob& job, const FeatureItem& item) {
+    return item.runs.together == 2 ? launch_rotate_features<kTiles, 2>(job, item) : launch_rotate_features<kTiles, 4>(job, item);
 }
 
 // False, with nothing done, if the shape is not one for these kernels.
 static bool rotate_features(const RotateJob& job) {
     int n = job.n, vectors = 1;
     if (job.axis != ROTATE_COLS || job.x.fmt != BF16 || !is_octets(job.x) || n < 8) return false;
-    if (hadamard_base_order(n) == 1 && n <= 4096) return n <= 2048 ? launch_rotate_warp<8>(job) : launch_rotate_warp<16>(job);
+    if (hadamard_base_order(n) == 1 && n <= 4096)
+        return n <= 256 ? launch_rotate_warp<1>(job) : n == 512 ? launch_rotate_warp<2>(job) : n == 1024 ? launch_rotate_warp<4>(job)
+               : n == 2048 ? launch_rotate_warp<8>(job) : launch_rotate_warp<16>(job);
     FeatureItem item = {};
     if (!row_runs(n, 2, job.transpose, &item.runs)) return false;
-    // Chooses `vectors`: whole 256s and whole groups of 32 positions, enough for every warp. The next item is loaded ahead if there is room.
+    // Chooses `vectors`: whole 256s and whole groups of 32 positions, enough for every warp.
     auto elements = [&] { return (size_t)vectors * (size_t)n; };
     while (elements() < kRotateElements || elements() % 256 || elements() / (size_t)item.runs.order % kWarp) vectors *= 2;
-    size_t bytes = Exchange::bytes(vectors * n, item.runs.log2_run);
     item.octets_across = divisor(n / 8);
     item.vectors = vectors;
     item.rows = job.x.rows;
     item.items = ceil_div(job.x.rows, vectors);
     item.dense = job.x.ld == n;
-    item.ahead = bytes + elements() * sizeof(bf16) <= shared_limit();
-    if (item.ahead) bytes += elements() * sizeof(bf16);
-    if (bytes > shared_limit()) return false;
-    if (item.runs.order <= kFragment) return launch_rotate_features<1>(job, item, bytes);
-    if (item.runs.order <= 2 * kFragment) return launch_rotate_features<2>(job, item, bytes);
-    return launch_rotate_features<4>(job, item, bytes);
+    item.ahead = true;   // if three blocks fit a multiprocessor so
+    item.ahead = item.bytes() <= shared_limit() / 3;
+    if (item.bytes() > shared_limit() || vectors > kRotateThreads / 2) return false;
+    if (item.runs.order <= kFragment) return launch_rotate_features<1>(job, item);
+    if (item.runs.order <= 2 * kFragment) return launch_rotate_features<2>(job, item);
+    return launch_rotate_features<4>(job, item);
 }
 
 #endif

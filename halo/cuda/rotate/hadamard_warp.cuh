@@ -1,13 +1,14 @@
 // Building blocks of a Hadamard transform of bf16 on tensor cores, for rotate and for producers that find a rotated maximum. Tensor cores
-// do the additions, as products with signs; values between two products are FP32.
+// do the additions, as products with signs: exact products, FP32 sums, and FP16 between two products.
 //
 //   within   256 elements are one 16-byte access of a warp: lane l holds e = 8 l ... 8 l + 7. Two products with 16 x 16 signs transform
 //            any of the 8 bits of e; the first leaves in each lane the operand of the second, and the second what that lane stores, so
-//            nothing is shuffled. A bit that is not transformed has the identity as its 2 x 2 factor. 6 mma for 256 elements.
+//            nothing is shuffled. A bit that is not transformed has the identity as its 2 x 2 factor. 4 mma for 256 elements.
 //   blocks   up to 16 neighbouring 256s of a warp: additions in registers.
 //   across   a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
-// Values that enter a second product are split into two bf16, 16 significant bits: the result errs by 2^-16 before it is rounded.
-// Instructions an element: within 3 to split and 0.75 mma; blocks one a bit; across 0.5 to store and load, 3 to split, G/32 mma.
+// FP16's range: a row's values are multiplied by the power of two that keeps all its sums below 2^15, which a sink undoes. So each of at most
+// two roundings to FP16 errs by 2^-12 of a value, whatever the magnitudes of the row. A row with a NaN or an infinity has nothing else.
+// Instructions an element: within 1 to scale, 1 to round and 0.5 mma; blocks one a bit; across 1 to load and pair, G/64 mma.
 #ifndef HALO_CUDA_HADAMARD_WARP_CUH
 #define HALO_CUDA_HADAMARD_WARP_CUH
 
@@ -43,30 +44,36 @@ __device__ inline WithinSigns within_signs(int first_bit, int end_bit) {
     return s;
 }
 
-// Two FP32 values, each split into the sum of two bf16.
-struct SplitPair {
-    uint32_t high, low;
-};
-__device__ inline SplitPair split(float a, float b) {
-    SplitPair s;
-    s.high = bf16_pair(a, b);
-    s.low = bf16_pair(a - f32_from_bits(s.high << 16), b - f32_from_bits(s.high & 0xffff0000u));
-    return s;
+// The exponent (of bf16, biased) of the larger magnitude of a pair.
+__device__ inline int pair_exponent(uint32_t pair) { return (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu); }
+// The larger magnitudes of an octet's even and odd values.
+__device__ inline uint32_t largest_pair(const Packed<8>& x) {
+    return larger_pair_bf16(larger_pair_bf16(x.pair[0], x.pair[1]), larger_pair_bf16(x.pair[2], x.pair[3]));
 }
 
-// The sums, unscaled, over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out. Index bits in
-// the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products apart.
-// So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
-__device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs) {
+// The bits of a bf16 sign, read as FP16, are +-1.875: so the tables of signs serve both formats, and a sink divides by this.
+constexpr float kSignAsHalf = 1.875f;
+enum { kLeastRowExponent = 14 };   // smaller ones would ask for powers that FP32 does not have
+
+// For rows whose largest magnitude has this exponent, and sums of up to 2^bits values: the power that keeps sums below 2^15 (with a sign as
+// half: below 61440), and its inverse.
+__device__ inline float half_power_of(int exponent, int bits) { return f32_from_bits((uint32_t)(268 - bits - exponent) << 23); }
+__device__ inline float half_unit_of(int exponent, int bits) { return f32_from_bits((uint32_t)(exponent + bits - 14) << 23); }
+
+// The sums over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out; times kSignAsHalf, and times a
+// power of two: `low` for elements whose e / 32 is 2 (lane % 4), `high` for the next 32, which may belong to another row.
+// Index bits in the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products
+// apart. So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
+__device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs, float low, float high) {
     float half[2][4];
     mma_bf16_first(half[0], signs.first, x.pair[0], x.pair[1]);
     mma_bf16_first(half[1], signs.first, x.pair[2], x.pair[3]);
 #pragma unroll
     for (int bit1 = 0; bit1 < 2; bit1++) {
-        SplitPair b0 = split(half[0][2 * bit1], half[0][2 * bit1 + 1]), b1 = split(half[1][2 * bit1], half[1][2 * bit1 + 1]);
+        uint32_t b0 = pack_f16(half[0][2 * bit1] * low, half[0][2 * bit1 + 1] * high);
+        uint32_t b1 = pack_f16(half[1][2 * bit1] * low, half[1][2 * bit1 + 1] * high);
         float sum[4];
-        mma_bf16_first(sum, signs.second, b0.low, b1.low);
-        mma_bf16(sum, signs.second, b0.high, b1.high);
+        mma_f16_first(sum, signs.second, b0, b1);
         v[2 * bit1] = sum[0];
         v[2 * bit1 + 1] = sum[1];
         v[4 + 2 * bit1] = sum[2];
@@ -93,42 +100,7 @@ __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
     }
 }
 
-// Transforms within 256s, and over each `together` neighbouring 256s of a warp.
-template <int kBlocks>
-__device__ inline void hadamard_blocks(float (&v)[kBlocks][8], const Packed<8> (&x)[kBlocks], const WithinSigns& signs, int together) {
-#pragma unroll
-    for (int b = 0; b < kBlocks; b++) hadamard_within(v[b], x[b], signs);
-    add_blocks(v, together);
-}
-
 // ================================================================ across runs in shared memory
-
-// Where the FP32 values of an item lie in shared memory: runs of 2^log2_run elements (at least 16), element e in run e >> log2_run. Octets
-// are stored (or pairs of rows of 16); four neighbours are loaded, by 8 lanes 32 neighbouring elements, by 4 times 8 lanes those of runs two
-// apart. Four skipped places a run and a swizzle keep all accesses free of bank conflicts.
-struct Exchange {
-    float* data;
-    int log2_run;
-    enum { kSkipped = 4 };
-    __host__ __device__ static size_t bytes(int elements, int log2_run) {
-        return ((size_t)elements + (size_t)(elements >> log2_run) * kSkipped) * sizeof(float);
-    }
-    __device__ int stride() const { return (1 << log2_run) + kSkipped; }   // from run to run
-    __device__ bool swapped(int e) const { return e >> 5 & (log2_run >= 6); }   // shorter runs have no bit 5, and need no swizzle
-    __device__ int place(int e) const { return (e ^ (swapped(e) ? 12 : 0)) + (e >> log2_run) * kSkipped; }
-    // lane: e / 8 % 32
-    __device__ void store_octet(int e, int lane, const float (&v)[8]) const {
-        bool swap = swapped(lane * 8);
-        float* at = data + (e ^ (swap ? 12 : 0)) + (e >> log2_run) * kSkipped;
-        *(float4*)at = make_float4(v[0], v[1], v[2], v[3]);
-        *(float4*)(at + (swap ? -4 : 4)) = make_float4(v[4], v[5], v[6], v[7]);
-    }
-};
-
-// Four neighbouring positions in two neighbouring runs.
-struct TwoRuns {
-    float4 even, odd;
-};
 
 // The sums across of 32 positions, [tile][position in four][mma]: column n of product t is position 4 n + t, so that this lane's columns
 // 2 (lane % 4) and the next are an octet.
@@ -150,39 +122,44 @@ __device__ inline void put_octets(const float (&sum)[kTiles][4][4], int first_ti
     }
 }
 
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across. load(run), for an even run, gives
-// this lane's positions 4 (lane / 4) ... + 3 of the group in that run and the next; put(run, v) takes its positions 8 (lane % 4) ... + 7,
-// and has to leave out runs from `order` on.
+// Four neighbouring positions in two neighbouring runs, in FP16.
+struct TwoRuns {
+    uint2 even, odd;
+};
+
+// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, times kSignAsHalf. load(run), for an
+// even run, gives this lane's positions 4 (lane / 4) ... + 3 of the group in that run and the next; put(run, v) takes its positions
+// 8 (lane % 4) ... + 7, and has to leave out runs from `order` on. kTiles 1 and 2 are all tiles.
 template <int kTiles, typename Load, typename Put>
 __device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, const Load& load, const Put& put) {
-    int lane = threadIdx.x % kWarp, tiles = (order + kFragment - 1) / kFragment;
+    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment;
     float sum[kTiles][4][4];   // [tile][position in four][mma]
     auto add = [&](int step, bool first) {
+        TwoRuns two[2];   // [half of 16 runs]
         uint4 a[kTiles];
-#pragma unroll
-        for (int r = 0; r < kTiles; r++)   // beyond the last tile its signs serve again: the result is not put
-            a[r] = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
-        float v[2][2][4];   // [half of 16 runs][of two neighbours][position]
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int run = step * kFragment + half * 8 + lane % 4 * 2;
-            TwoRuns two = load(run < order ? run : lane % 4 * 2);   // beyond the last run the signs are zero, so that any finite values do
-            v[half][0][0] = two.even.x; v[half][0][1] = two.even.y; v[half][0][2] = two.even.z; v[half][0][3] = two.even.w;
-            v[half][1][0] = two.odd.x; v[half][1][1] = two.odd.y; v[half][1][2] = two.odd.z; v[half][1][3] = two.odd.w;
+            two[half] = load(run < order ? run : lane % 4 * 2);   // beyond the last run the signs are zero, so that any finite values do
         }
 #pragma unroll
+        for (int r = 0; r < kTiles; r++)   // beyond the last tile its signs serve again: the result is not put
+            a[r] = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
+#pragma unroll
         for (int t = 0; t < 4; t++) {
-            SplitPair b0 = split(v[0][0][t], v[0][1][t]), b1 = split(v[1][0][t], v[1][1][t]);
+            unsigned which = t % 2 ? 0x7632 : 0x5410;
+            uint32_t b0 = t < 2 ? __byte_perm(two[0].even.x, two[0].odd.x, which) : __byte_perm(two[0].even.y, two[0].odd.y, which);
+            uint32_t b1 = t < 2 ? __byte_perm(two[1].even.x, two[1].odd.x, which) : __byte_perm(two[1].even.y, two[1].odd.y, which);
 #pragma unroll
             for (int r = 0; r < kTiles; r++) {
                 uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
-                if (first) mma_bf16_first(sum[r][t], sign, b0.low, b1.low);
-                else mma_bf16(sum[r][t], sign, b0.low, b1.low);
-                mma_bf16(sum[r][t], sign, b0.high, b1.high);
+                if (first) mma_f16_first(sum[r][t], sign, b0, b1);
+                else mma_f16(sum[r][t], sign, b0, b1);
             }
         }
     };
     add(0, true);
+#pragma unroll 2
     for (int step = 1; step < tiles; step++) add(step, false);
     put_octets<kTiles>(sum, first_tile, put);
 }

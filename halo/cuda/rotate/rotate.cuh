@@ -9,7 +9,7 @@
 //   run     2^k neighbours of a vector; their transforms come first (within), then the transform over the runs (across)
 //   octet   eight neighbours of a row: 16 bytes of bf16
 //   unit    what a thread moves at a time, an octet or a single value
-//   item    whole vectors that a block of threads, or a cluster of blocks, loads, rotates and stores at a time
+//   item    whole vectors that a block of threads loads, rotates and stores at a time
 //   strip   neighbouring columns, with all their rows
 //   band    whole vectors, rows or columns, few enough to stay in the L2 cache between two passes
 //   chunk   256 tokens of 32 columns, which share an exponent (rotate/tokens.cuh)

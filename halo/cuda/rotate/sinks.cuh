@@ -4,11 +4,15 @@
 //   at(row, col), ld()    the place of a value, as its number in the output, and the distance from row to row
 //   unit(u)               from now on values come in units of u: times u they are right (u is 1 at first)
 //   put(place, v)         takes v, the values from this place on
+//   pack(a, b)            or: two neighbouring values as they will lie in memory, in the lower 16 bits if they are codes, and then
+//   store(place, packed)  the four pairs of an octet; both together do what put does
 //   finish()              once a thread, at the end; all threads of the block must call it
 #ifndef HALO_CUDA_ROTATE_SINKS_CUH
 #define HALO_CUDA_ROTATE_SINKS_CUH
 
 #include "../codes.cuh"
+
+#include <type_traits>
 
 // How values become codes with one scale; absmax NULL: they don't.
 struct Quantizer {
@@ -52,6 +56,11 @@ struct MaxSink {
 #pragma unroll
         for (int i = 0; i < kWidth; i++) in_units = raised(in_units, v.v[i]);
     }
+    __device__ uint32_t pack(float a, float b) {
+        in_units = raised(raised(in_units, a), b);
+        return 0;
+    }
+    __device__ void store(size_t, const Packed<8>&) {}
     __device__ void finish() {
         unit(1);
         raise_block_absmax(absmax, f32_bits(largest * scale) & 0x7fffffffu);
@@ -71,12 +80,13 @@ struct StoreSink {
     __device__ void unit(float u) { factor = scale * u; }
     __device__ size_t at(int row, int col) const { return (size_t)row * y.ld + col; }
     __device__ size_t ld() const { return y.ld; }
-    __device__ void put(size_t place, Values<8> v) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) v.v[i] *= factor;
-        Packed<8> rounded = pack(v);
+    __device__ uint32_t pack(float a, float b) const { return bf16_pair(a * factor, b * factor); }
+    __device__ void store(size_t place, const Packed<8>& rounded) {
         if (absmax) largest = max(largest, largest_bits(rounded));
         store_packed(y.data + place, rounded);
+    }
+    __device__ void put(size_t place, const Values<8>& v) {
+        store(place, Packed<8>{{pack(v.v[0], v.v[1]), pack(v.v[2], v.v[3]), pack(v.v[4], v.v[5]), pack(v.v[6], v.v[7])}});
     }
     __device__ void finish() {
         if (absmax) raise_block_absmax(absmax, largest);
@@ -99,6 +109,15 @@ struct CodeSink {
         *(uint2*)(codes.data + place) = code_octet(v, fmt);
     }
     __device__ void finish() {}
+};
+
+// Codes of a format that the kernel is compiled for.
+template <Fmt kFmt>
+struct CodeSinkOf : CodeSink {
+    __device__ uint32_t pack(float a, float b) const { return code_pair<kFmt>(a * factor, b * factor); }
+    __device__ void store(size_t place, const Packed<8>& pairs) const {
+        *(uint2*)(codes.data + place) = make_uint2(pairs.pair[0] | pairs.pair[1] << 16, pairs.pair[2] | pairs.pair[3] << 16);
+    }
 };
 
 // Any format, chosen at run time. Every product is rounded, as on the CPU.
@@ -166,6 +185,24 @@ static bool with_sink(const RotateJob& job, const Launch& launch) {
     if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0, 1});
     if (job.y.fmt == F32 || job.y.cols % 8 || job.y.ld % 8 || (uintptr_t)job.y.data % 8) return false;
     return launch(CodeSink{rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1, 1});
+}
+
+// The same with a sink of pairs, for a kernel that is compiled for every format of codes.
+template <typename Launch>
+static bool with_pair_sink(const RotateJob& job, const Launch& launch) {
+    return with_sink(job, [&](auto sink) {
+        if constexpr (std::is_same_v<decltype(sink), CodeSink>) {
+            switch (sink.fmt) {
+                case INT8: return launch(CodeSinkOf<INT8>{sink});
+                case FP8_E4M3: return launch(CodeSinkOf<FP8_E4M3>{sink});
+                case FP8_E5M2: return launch(CodeSinkOf<FP8_E5M2>{sink});
+                case FP6_E3M2: return launch(CodeSinkOf<FP6_E3M2>{sink});
+                default: return launch(CodeSinkOf<FP6_E2M3>{sink});
+            }
+        } else {
+            return launch(sink);
+        }
+    });
 }
 
 #endif

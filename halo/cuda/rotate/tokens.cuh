@@ -1,26 +1,24 @@
-// H x of columns of bf16 on tensor cores: the token axis.
+// H x of columns of bf16 on tensor cores: the token axis, in two passes.
 //
-// Bytes an element: 2 read, and 2 (bf16), 1 (codes) or none (the maximum) written, each once: the floor of the operation.
+//   within   a block loads a tile: 256 tokens of 64 columns, 128 bytes of each row. ldmatrix turns 16 tokens of 8 columns into an operand
+//            that is multiplied by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to
+//            256 tokens. A warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, which then leave for global memory.
+//   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192. A warp takes one token of each run, 32 columns of it,
+//            while the next ones are on their way to shared memory, and gives the sums to the sink.
+// If a run is the whole vector (2^k <= 256 tokens) its sums stay FP32 and go to the sink at once, through shared memory: one pass, 2 bytes
+// read and those of the output.
 //
-// An item is a strip of 32 columns, 64 bytes of each row: strips of 16 take 1.2 times as long, and more where results are written, since
-// memory moves 64 bytes at a time. 8192 tokens of a strip are 512 KB, so a cluster of up to eight blocks shares an item (sm_90 and later):
-// each block loads and transforms 1024 tokens within runs, and after a barrier sums some of the positions across the runs of all blocks,
-// which it reads in those blocks' shared memory. With S blocks (S - 1) / S of all values cross between multiprocessors, in FP16: 1.75
-// bytes an element at S = 8. Smaller items need no cluster.
-//
-//   within   a block's tokens arrive as 16-byte pieces of rows; ldmatrix turns 16 tokens of 8 columns into an operand that is multiplied
-//            by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to 256 tokens. A
-//            warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, in place of what has arrived.
-//   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192.
+// Bytes an element of two passes, beside the output's (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
+// time across. A rotation takes columns in bands, whose FP16 values stay in the L2 cache: then memory moves 2 and the output, the floor. A
+// maximum and the codes that need it share the pass within: 4 + 2 + 3, where two whole rotations would have a floor of 2 + 3.
 //
 // FP16's range: 256 tokens of 32 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
 // of two that keeps all possible sums below 2^15: this power is part of the signs within. The signs across carry each chunk's exponent
-// relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-12 of each value, whatever the magnitudes. A
+// relative to the largest, which goes to the sink as its unit. So the one rounding errs by 2^-11 of each value, whatever the magnitudes. A
 // column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
-// 64 KB a block, so that three blocks fit a multiprocessor and the others work while one waits for its next item. (Two buffers a block, and
-// half as many tokens or blocks, are no faster.) Of orders beyond 32 two blocks fit, for lack of registers. The time above the floor goes to
-// barriers and memory latency: instructions are issued in a quarter of the cycles.
+// Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp
+// has its own ring of values that arrive, at order 32 80 KB a multiprocessor under way. No block waits for another one.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -28,154 +26,133 @@
 #include "exact.cuh"
 
 enum {
-    kTokenColumns = 32,       // of an item
     kTokenOctets = kTokenColumns / 8,
-    kTokenChunk = 256,        // tokens that a warp transforms at once, of 8 columns
-    kTokenThreads = 256, kTokenWarps = kTokenThreads / kWarp,
-    kTokenFetch = 128,        // tokens that a warp fetches at once
-    kTokenLocal = 1024,       // tokens of a block, with which three blocks fit a multiprocessor
-    kTokenLocalMost = 2048,   // tokens of a block, with which one does
-    kTokenSignTiles = 4,      // signs across of up to 64 x 64 are copied to shared memory
-    kTokenLeastExponent = 14, // of a chunk: smaller ones would ask for factors that bf16 does not have
-    kMostClusterBlocks = 8
+    kTokenStrips = 2,          // strips of kTokenColumns in a tile, or side by side in a block of the pass across
+    kTokenThreads = 256,       // within: a warp for each octet of a tile
+    kTokenStripThreads = kTokenThreads / kTokenStrips,
+    kTokenAbreast = 8,         // tiles side by side that run together: 1 KB of each row
+    kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
+    kTokenLeastExponent = 14,  // of a chunk: smaller ones would ask for factors that bf16 does not have
+    kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
+    kAcrossTokens = 16,        // of each run that a block takes; no run is shorter
+    kAcrossStages = 3,         // of a warp's ring
+    kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
 
-// An item: `vectors` vectors of n tokens, one after the other in a column. A vector has `order` runs of 2^run_bits tokens; each of the
-// cluster's blocks holds `runs` neighbouring runs, an even number.
-struct TokenItem {
-    int n, vectors, local;      // local: tokens of a block
-    int run_bits, order, runs;
+// How columns are cut: vectors of n tokens have `order` runs of 2^run_bits; the signs across are those of H, order x order.
+struct TokenRuns {
+    int n, order, run_bits;
     const uint4* fragments;
-    int blocks, items;
-    Divisor items_across;
-    int x_rows, y_rows, cols;
 };
 
-// A block's shared memory: an item in bf16 and then FP16, and beside it what the sum across needs to know of the runs. After each run eight
-// values are skipped, and every two rows of eight have their octets in another of four orders: so reading an octet of eight rows, or four
-// columns of a row in each of four runs two apart, is free of bank conflicts.
-#if HALO_CLUSTERS
-typedef ClusterAddress RunAddress;   // of a run's first position
-#else
-typedef uint32_t RunAddress;
-#endif
-struct TokenLayout {
-    int chunks, padded;       // chunks of a block; runs, up to whole fragments
-    int signs, signs_end, within, exponents, of_octet, scales, bytes;   // byte offsets of the parts; their sum
-    explicit TokenLayout(const TokenItem& item) {
-        chunks = (item.local + kTokenChunk - 1) / kTokenChunk;
-        int rows = chunks * kTokenChunk;
-        padded = (item.order + kFragment - 1) / kFragment * kFragment;
-        int tiles = padded / kFragment;
-        signs = (rows * kTokenColumns + (rows >> item.run_bits) * 8) * (int)sizeof(bf16);
-        // A copy of the signs across, if it is small enough: waiting for a cluster empties the L1 cache.
-        signs_end = signs + (tiles <= kTokenSignTiles ? tiles * tiles * kWarp * (int)sizeof(uint4) : 0);
-        within = signs_end + (item.blocks > 1 ? (padded / 2 + max_int(padded, kWarp)) * (int)sizeof(RunAddress) : 0);   // the signs
-        exponents = within + kWarp * (int)sizeof(uint32_t);                                         // of the chunks
-        of_octet = exponents + (int)round_up((size_t)chunks, 4) * (int)sizeof(int);   // of 8 columns of the chunks
-        scales = of_octet + kTokenOctets * chunks * (int)sizeof(int);                 // each warp's, of the runs, in FP16
-        bytes = scales + kTokenWarps * padded * (int)sizeof(uint16_t);
-    }
+// The FP16 values between the passes: strips of 32 columns one after the other, each with all its tokens, 64 bytes each in the order of
+// half_place.
+struct TokenHalves {
+    uint4* values;     // (strips, chunks, kTokenImage)
+    int* exponents;    // (strips, chunks)
+    int strips, chunks;
 };
-
-// 2^-down in FP16, as bits; zero if FP16 has no such value.
-__device__ inline uint32_t half_power(int down) {
-    return down < 15 ? (uint32_t)(15 - down) << 10 : down < 25 ? 1u << (24 - down) : 0;
+static TokenHalves token_halves(void* memory, int rows, int cols) {
+    TokenHalves h = {(uint4*)memory, NULL, ceil_div(cols, kTokenColumns), ceil_div(rows, kTokenChunk)};
+    h.exponents = (int*)(h.values + (size_t)h.strips * h.chunks * kTokenImage);
+    return h;
 }
 
-// Four neighbouring positions in two neighbouring runs, in FP16.
-struct TwoHalfRuns {
-    uint2 even, odd;
+// Where octet `octet` of a token's 32 columns of bf16 lies in shared memory, as the number of its first value. Every two rows of eight have
+// their octets in another of four orders, so that reading an octet of eight rows is free of bank conflicts.
+__device__ inline int token_place(int token, int octet) { return token * kTokenColumns + (octet ^ (token >> 1 & 3)) * 8; }
+
+// Where pair `pair` of an octet lies among a strip's FP16 values, as the number of a word: 16 bytes hold one pair of each of a token's octets,
+// so that products across leave a whole octet in each lane. The octets' order varies with the token, so that storing the pairs of an octet of
+// eight rows is free of bank conflicts.
+__device__ inline int half_place(int token, int octet, int pair) {
+    return token * (kTokenColumns / 2) + pair * 4 + (octet ^ (token >> 1 & 3));
+}
+
+// The unit of FP16 values whose chunk has this exponent.
+__device__ inline float token_unit(int exponent, int run_bits) { return f32_from_bits((uint32_t)(exponent + run_bits - 14) << 23); }
+
+// ================================================================ within runs
+// A block's shared memory. A strip's values are bf16 and then FP16, or FP32 if kWide.
+template <bool kWide>
+struct TokenTile {
+    bf16 values[kTokenStrips][kTokenChunk * kTokenColumns * (kWide ? 2 : 1)];
+    uint32_t signs[kWarp];                       // of 16 tokens, each lane's
+    int of_octet[kTokenStrips][kTokenOctets];    // largest exponents
+    int exponent[kTokenStrips];                  // of the chunks
 };
 
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across: hadamard_across for FP16 values.
-// scales: of the runs, two to a word, zero from `order` on, where load() may give any value of these positions. kTiles 1 and 2 are all tiles.
-template <int kTiles, typename Load, typename Put>
-__device__ inline void hadamard_across_halves(const uint4* fragments, const uint32_t* scales, int order, int first_tile, int first_step,
-                                              const Load& load, const Put& put) {
-    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment;
-    float sum[kTiles][4][4];   // [tile][position in four][mma]
-    auto load_step = [&](TwoHalfRuns (&two)[2], int step) {   // [half of 16 runs]
-        two[0] = load(step * kFragment + lane % 4 * 2);
-        two[1] = load(step * kFragment + 8 + lane % 4 * 2);
-    };
-    auto add = [&](const TwoHalfRuns (&two)[2], int step, bool first) {
-        uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
-        uint32_t sign[kTiles][4];
-#pragma unroll
-        for (int r = 0; r < kTiles; r++) {   // beyond the last tile its signs serve again: the result is not put
-            uint4 a = fragments[(min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane];
-            sign[r][0] = (a.x & 0x80008000u) | scale[0];
-            sign[r][1] = (a.y & 0x80008000u) | scale[0];
-            sign[r][2] = (a.z & 0x80008000u) | scale[1];
-            sign[r][3] = (a.w & 0x80008000u) | scale[1];
-        }
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            unsigned which = t % 2 ? 0x7632 : 0x5410;
-            uint32_t b0 = t < 2 ? __byte_perm(two[0].even.x, two[0].odd.x, which) : __byte_perm(two[0].even.y, two[0].odd.y, which);
-            uint32_t b1 = t < 2 ? __byte_perm(two[1].even.x, two[1].odd.x, which) : __byte_perm(two[1].even.y, two[1].odd.y, which);
-#pragma unroll
-            for (int r = 0; r < kTiles; r++) {
-                if (first) mma_f16_first(sum[r][t], sign[r], b0, b1);
-                else mma_f16(sum[r][t], sign[r], b0, b1);
-            }
-        }
-    };
-    TwoHalfRuns two[2];
-    load_step(two, first_step);
-    if constexpr (kTiles == 2) {   // the second step's values are loaded during the first step
-        TwoHalfRuns last[2];
-        load_step(last, 1 - first_step);
-        add(two, first_step, true);
-        add(last, 1 - first_step, false);
+// Where FP32 values 4 quad ... 4 quad + 3 of a token's octet lie: neighbouring tokens have their octets in another of four orders, and the
+// halves of octets in another of two, so that all accesses are free of bank conflicts.
+__device__ inline int wide_place(int token, int octet, int quad) {
+    return token * kTokenColumns + (octet ^ (token & 3)) * 8 + (quad ^ (token & 1)) * 4;
+}
+
+// This lane's signs of 16 tokens, as tokens_within takes them.
+__device__ inline uint32_t signs_within() {
+    uint32_t fragment[4], packed = 0;
+    partial_hadamard(fragment, 15);
+    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
+    return packed;
+}
+
+// Which tile a block takes: kTokenAbreast side by side first, then down the columns, so that pairs of strips are finished one group after the
+// other.
+struct TilePlace {
+    int chunk, pair;
+};
+__device__ inline TilePlace tile_place(int block, int chunks, int cols) {
+    int pairs = (cols + kTokenStrips * kTokenColumns - 1) / (kTokenStrips * kTokenColumns);
+    int first = block / (kTokenAbreast * chunks) * kTokenAbreast, abreast = min((int)kTokenAbreast, pairs - first);
+    int inside = block - first * chunks, chunk = inside / abreast;
+    return TilePlace{chunk, first + inside - chunk * abreast};
+}
+
+// Starts the copy of a tile into shared memory; tokens and columns outside of the matrix are zero.
+template <typename Tile>
+__device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols) {
+    enum { kOctets = kTokenStrips * kTokenOctets, kTogether = kTokenThreads / kOctets };   // tokens of all threads
+    int octet = threadIdx.x % kOctets, token = threadIdx.x / kOctets;
+    int row = place.chunk * kTokenChunk + token, col = (place.pair * kOctets + octet) * 8;
+    int inside = col < cols ? rows - row : 0;
+    bf16* to = tile->values[octet / kTokenOctets] + token_place(token, octet % kTokenOctets);
+    const bf16* from = inside > 0 ? x[row] + col : x.data;
+    size_t step = kTogether * x.ld;
+    if (inside > kTokenChunk - kTogether) {
+        cp_async_many(to, from, kTogether * kTokenColumns * (int)sizeof(bf16), step * sizeof(bf16), kTokenChunk / kTogether);
     } else {
-        add(two, first_step, true);
-        for (int n = 1, step = first_step; n < tiles; n++) {
-            step = step + 1 == tiles ? 0 : step + 1;
-            load_step(two, step);
-            add(two, step, false);
-        }
+        for (int t = 0; t < kTokenChunk; t += kTogether)
+            cp_async16(to + t * kTokenColumns, t < inside ? from + t / kTogether * step : from, t < inside);
     }
-    put_octets<kTiles>(sum, first_tile, put);
+    cp_async_commit();
 }
 
-struct Corner {   // of an item
-    int row, col;
-};
-
-// Where octet `octet` of a token's 32 columns lies in shared memory.
-__device__ inline int token_place(int token, int octet, int run_bits) {
-    return token * kTokenColumns + (token >> run_bits) * 8 + (octet ^ (token >> 1 & 3)) * 8;
-}
-
-// Transforms 256 tokens of 8 columns, in place, by a warp; three more warps take the chunk's other columns. Returns the chunk's exponent.
-// kRunBits: 8, or any number of them (0). all_signs: of 16 tokens, each lane's; the sign bits of pair r from
+// Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns.
+// Returns the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
 // bits 15 - r and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
-template <int kRunBits>
-__device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int octet, int any_bits, const uint32_t* all_signs) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, run_bits = kRunBits ? kRunBits : any_bits;
-    auto skipped = [&](int tokens) { return (tokens >> run_bits) * 8; };
+template <bool kWide, int kRunBits>
+__device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int barrier, int any_bits, const uint32_t* all_signs) {
+    int lane = threadIdx.x % kWarp, run_bits = kRunBits ? kRunBits : any_bits;
     uint32_t in[8][4];   // of 32 tokens each
-    const bf16* from = buffer + token_place(chunk * kTokenChunk + lane, octet, run_bits);
+    const bf16* from = chunk + token_place(lane, octet);
 #pragma unroll
-    for (int i = 0; i < 8; i++) ldmatrix<true>(in[i], from + i * 32 * kTokenColumns + skipped(i * 32));
+    for (int i = 0; i < 8; i++) ldmatrix<true>(in[i], from + i * 32 * kTokenColumns);
     uint32_t pair = in[0][0];
 #pragma unroll
     for (int i = 1; i < 32; i++) pair = larger_pair_bf16(pair, in[i / 4][i % 4]);
     int exponent = __reduce_max_sync(0xffffffffu, (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu));
-    if (lane == 0) of_octet[chunk * kTokenOctets + octet] = exponent;
-    named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
-    uint4 all = *(const uint4*)(of_octet + chunk * kTokenOctets);
+    if (lane == 0) of_octet[octet] = exponent;
+    named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: results lie elsewhere in its memory
+    uint4 all = *(const uint4*)of_octet;
     exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kTokenLeastExponent);
 
-    uint32_t plus[4], minus[4], signs = all_signs[lane], power = (uint32_t)(268 - run_bits - exponent);   // sums are below 2^(run_bits + exponent - 126)
+    uint32_t power = (uint32_t)(268 - run_bits - exponent);   // sums are below 2^(run_bits + exponent - 126)
+    uint32_t plus[4], minus[4], signs = all_signs[lane];
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         plus[r] = (signs << r & 0x80008000u) | power << 7 | power << 23;
         minus[r] = plus[r] ^ 0x80008000u;
     }
-    bf16* to = buffer + token_place(chunk * kTokenChunk + lane / 16 * 64 + lane % 16, octet, run_bits);
 #pragma unroll
     for (int out = 0; out < 4; out++) {   // output of 16 tokens out of each 64
         float v[4][4];
@@ -197,242 +174,312 @@ __device__ inline int tokens_within(bf16* buffer, int* of_octet, int chunk, int 
             }
         }
         if (run_bits > 6) add_blocks(v, 1 << (run_bits - 6));
+        if constexpr (kWide) {
+            float* wide = (float*)chunk + wide_place(out * 16 + lane / 4, octet, lane % 4 / 2) + lane % 2 * 2;
 #pragma unroll
-        for (int two = 0; two < 2; two++) {   // pairs of 64s
-            uint32_t halves[4];
+            for (int i = 0; i < 8; i++) {
+                const float* two = v[i / 2] + i % 2 * 2;
+                *(float2*)(wide + (i / 2 * 64 + i % 2 * 8) * kTokenColumns) = make_float2(two[0], two[1]);
+            }
+        } else {
+            uint32_t* halves = (uint32_t*)chunk + half_place(out * 16 + lane / 4, octet, lane % 4);
 #pragma unroll
-            for (int r = 0; r < 4; r++) halves[r] = pack_f16(v[two * 2 + r / 2][r % 2 * 2], v[two * 2 + r / 2][r % 2 * 2 + 1]);
-            stmatrix(to + (out * 16 + two * 128) * kTokenColumns + skipped(out * 16) + skipped(two * 128), halves);
+            for (int i = 0; i < 8; i++) {
+                const float* two = v[i / 2] + i % 2 * 2;
+                halves[(i / 2 * 64 + i % 2 * 8) * (kTokenColumns / 2)] = pack_f16(two[0], two[1]);
+            }
         }
     }
     return exponent;
 }
 
-// Load: starts the copy of a block's tokens of an item into shared memory; tokens outside of the matrix are zero. rank: the block's number
-// among those that share the item; rows: whole chunks.
-__device__ inline void tokens_fetch(bf16* buffer, const Rows<const bf16>& x, const TokenItem& item, Corner corner, int rank, int rows,
-                                    int run_bits) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    int octet = lane % kTokenOctets, col = corner.col + octet * 8, row = corner.row + rank * item.local;
-    int inside = col < item.cols ? min(item.local, item.x_rows - row) : 0;
-    for (int first = warp * kTokenFetch; first < rows; first += kTokenWarps * kTokenFetch) {
-        int token = first + lane / kTokenOctets;
-        const bf16* from = x[row + token] + col;
-        if (first + kTokenFetch <= inside && run_bits >= 7) {   // 128 tokens of one run
-            cp_async_many(buffer + token_place(token, octet, run_bits), from, 8 * kTokenColumns * (int)sizeof(bf16), 8 * x.ld * sizeof(bf16),
-                          kTokenFetch / 8);
-        } else {
-            for (int t = token; t < first + kTokenFetch; t += 8, from += 8 * x.ld)
-                cp_async16(buffer + token_place(t, octet, run_bits), from, t < inside);
-        }
-    }
-    cp_async_commit();
+// Load and transform: leaves the values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait
+// for the others of their strip.
+template <bool kWide, int kRunBits>
+__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits) {
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
+    fetch_tile(tile, x, place, rows, cols);
+    if (warp == 0) tile->signs[lane] = signs_within();
+    cp_async_wait<0>();
+    __syncthreads();
+    int exponent = tokens_within<kWide, kRunBits>(tile->values[strip], tile->of_octet[strip], octet, 1 + strip, run_bits, tile->signs);
+    if (octet == 0 && lane == 0) tile->exponent[strip] = exponent;
 }
 
-// This lane's signs of 16 tokens, as tokens_within takes them.
-__device__ inline uint32_t signs_within() {
-    uint32_t fragment[4], packed = 0;
-    partial_hadamard(fragment, 15);
-    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
-    return packed;
-}
-
-// Transform: all chunks of a block within their runs, in place, and the exponent of each.
+// The first of two passes.
 template <int kRunBits>
-__device__ inline void item_within(bf16* buffer, int* of_octet, int* exponents, int chunks, int run_bits, const uint32_t* signs) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    for (int unit = warp; unit - warp < kTokenOctets * chunks; unit += kTokenWarps) {
-        int chunk = unit / kTokenOctets, octet = unit % kTokenOctets;
-        if (chunk >= chunks) {   // four warps without a chunk: racecheck wants the barriers of all warps to be as many
-            named_barrier_sync(1 + warp / kTokenOctets, kTokenOctets * kWarp);
-            continue;
-        }
-        int exponent = tokens_within<kRunBits>(buffer, of_octet, chunk, octet, run_bits, signs);
-        if (octet == 0 && lane == 0) exponents[chunk] = exponent;
-    }
+__global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, Rows<const bf16> x, int rows, int cols,
+                                                                         int run_bits) {
+    SHARED(TokenTile<false>, tile);
+    TilePlace place = tile_place(blockIdx.x, halves.chunks, cols);
+    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits);
+    int half = threadIdx.x / kTokenStripThreads, strip = place.pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
+    named_barrier_sync(1 + half, kTokenStripThreads);
+    if (strip >= halves.strips) return;
+    size_t at = (size_t)strip * halves.chunks + place.chunk;
+    uint4* to = halves.values + at * kTokenImage;
+    const uint4* from = (const uint4*)tile->values[half];
+#pragma unroll
+    for (int i = 0; i < kTokenImage; i += kTokenStripThreads) to[i + thread] = from[i + thread];
+    if (thread == 0) halves.exponents[at] = tile->exponent[half];
 }
 
-// kRunBits: 8, or any number of them (0).
-template <int kTiles, bool kCluster, int kRunBits, typename Sink>
-__global__ void __launch_bounds__(kTokenThreads, kTiles > 2 ? 2 : 3) rotate_tokens_kernel(Sink sink, Rows<const bf16> x, TokenItem item,
-                                                                                           TokenLayout layout) {
-#if !HALO_CLUSTERS
-    if (kCluster) __trap();
-#endif
-    SHARED(char, shared);
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, rank = 0;
-    int run_bits = kRunBits ? kRunBits : item.run_bits, tokens = 1 << run_bits, run_stride = tokens * kTokenColumns + 8, rows = layout.chunks * kTokenChunk;
-    bf16* buffer = (bf16*)shared;
-    int* exponents = (int*)(shared + layout.exponents);
-    int* of_octet = (int*)(shared + layout.of_octet);
-    uint32_t* signs = (uint32_t*)(shared + layout.within);
-    uint16_t* scales = (uint16_t*)(shared + layout.scales) + warp * layout.padded;
-    auto sync = [&] {   // of all blocks that share an item
-#if HALO_CLUSTERS
-        if (kCluster) cluster_sync_shared();
-#endif
-        if (!kCluster) __syncthreads();
-    };
-    uint4* copied = (uint4*)(shared + layout.signs);
-    int copies = (layout.signs_end - layout.signs) / (int)sizeof(uint4);
-    for (int f = threadIdx.x; f < copies; f += kTokenThreads) copied[f] = item.fragments[f];
-    const uint4* fragments = kTiles <= 2 || copies ? copied : item.fragments;
-#if HALO_CLUSTERS
-    RunAddress* pairs = (RunAddress*)(shared + layout.signs_end);   // where each two runs begin
-    RunAddress* run_exponents = pairs + layout.padded / 2;          // and the exponent of each run's chunk
-    if (kCluster) {
-        rank = cluster_rank();
-        for (int g = threadIdx.x; g < max(layout.padded, (int)kWarp); g += kTokenThreads) {
-            int block = g < item.order ? g / item.runs : 0, inside = g < item.order ? g - block * item.runs : 0;
-            if (g % 2 == 0 && g < layout.padded) pairs[g / 2] = cluster_address(buffer + inside * run_stride, block);
-            run_exponents[g] = cluster_address(exponents + (inside << run_bits) / kTokenChunk, block);
-        }
-    }
-    int first_step = rank % (layout.padded / kFragment);   // of the sum across: blocks begin at different steps, and so read different blocks
-#endif
-
-    auto locate = [&](int i) {
-        int down = (int)item.items_across.quotient(i);
-        return Corner{down * item.vectors * item.n, (i - down * (int)item.items_across.d) * kTokenColumns};
-    };
-    auto fetch = [&](Corner corner) { tokens_fetch(buffer, x, item, corner, rank, rows, run_bits); };
-
-    if (warp == 0) signs[lane] = signs_within();
-
-    int first = blockIdx.x / item.blocks, step = gridDim.x / item.blocks;
-    Corner corner = locate(first);
-    fetch(corner);
+// The only pass of vectors that are one run.
+template <int kRunBits, typename Sink>
+__global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sink, Rows<const bf16> x, int chunks, int x_rows, int y_rows,
+                                                                        int cols, int run_bits) {
+    SHARED(TokenTile<true>, tile);
+    enum { kTogether = kTokenStripThreads / kTokenOctets };   // tokens of a strip's threads
+    TilePlace place = tile_place(blockIdx.x, chunks, cols);
     sink.begin();
-    for (int i = first; i < item.items; i += step) {
-        cp_async_wait<0>();
-        __syncthreads();   // the item has arrived
-        item_within<kRunBits>(buffer, of_octet, exponents, layout.chunks, run_bits, signs);
-        sync();   // from here on nothing of the item's x is read: y may be x
-
-        // The runs' scales, and the unit of their sums.
-        auto rescale = [&](int vector) {
-            auto exponent_of = [&](int g) {
-#if HALO_CLUSTERS
-                if (kCluster) return cluster_load_int(run_exponents[g]);
-#endif
-                return exponents[(vector * item.n + (min(g, item.order - 1) << run_bits)) / kTokenChunk];
-            };
-            int last = exponent_of(lane), largest = lane < item.order ? last : 0;   // of this lane's runs, one after the other
-#pragma unroll 1
-            for (int g = kWarp + lane; kTiles > 2 && g < item.order; g += kWarp) largest = max(largest, exponent_of(g));
-            largest = __reduce_max_sync(0xffffffffu, largest);
-#pragma unroll 1
-            for (int g = lane; g < layout.padded; g += kWarp) {
-                if (kTiles > 2) last = exponent_of(g);
-                scales[g] = (uint16_t)(g < item.order ? half_power(largest - last) : 0);
-            }
-            __syncwarp();
-            sink.unit(f32_from_bits((uint32_t)(largest + run_bits - 14) << 23));   // 2^(largest + run_bits - 141)
-        };
-        int scaled = -1;   // the vector
-        if (kCluster) rescale(scaled = 0);
-        for (int tile = 0; tile * kFragment < item.order; tile += kTiles) {
-            // 32 positions of the runs: the columns of a token of each.
-            for (int group = warp * item.blocks + rank; group < item.vectors * tokens; group += kTokenWarps * item.blocks) {
-                int vector = kCluster ? 0 : group >> run_bits, token = group & (tokens - 1);
-                if (vector != scaled) rescale(scaled = vector);
-                int in = token_place(token, lane / 8, 30) + lane / 4 % 2 * 4;
-                int row = corner.row + vector * item.n + token, col = corner.col + lane % 4 * 8;
-                int inside = col < item.cols ? min(item.order, (item.y_rows - row + tokens - 1) >> run_bits) : 0;   // runs
-                size_t to = sink.at(row, col);
-                auto put = [&](int g, const Values<8>& values) {
-                    if (g < inside) sink.put(to + g * (tokens * sink.ld()), values);
-                };
-                if (kCluster) {
-#if HALO_CLUSTERS
-                    int from = in * (int)sizeof(bf16);
-                    auto load = [&](int g) {
-                        ClusterAddress even = pairs[g / 2] + from;
-                        return TwoHalfRuns{cluster_load(even), cluster_load(even + run_stride * (int)sizeof(bf16))};
-                    };
-                    hadamard_across_halves<kTiles>(fragments, (const uint32_t*)scales, item.order, tile, first_step, load, put);
-#endif
-                } else {
-                    const bf16* from = buffer + vector * item.order * run_stride + in;
-                    auto load = [&](int g) {
-                        const bf16* even = from + min(g, item.order - 2) * run_stride;
-                        return TwoHalfRuns{*(const uint2*)even, *(const uint2*)(even + run_stride)};
-                    };
-                    hadamard_across_halves<kTiles>(fragments, (const uint32_t*)scales, item.order, tile, 0, load, put);
-                }
-            }
-        }
-        sync();   // all blocks have read this block's values
-        corner = locate(i + step);
-        if (i + step < item.items) fetch(corner);
+    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits);
+    int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
+    named_barrier_sync(1 + half, kTokenStripThreads);
+    int octet = thread % kTokenOctets, token = thread / kTokenOctets;
+    int row = place.chunk * kTokenChunk + token, col = (place.pair * kTokenStrips + half) * kTokenColumns + octet * 8;
+    int inside = col < cols ? y_rows - row : 0;
+    const float* from = (const float*)tile->values[half];
+    sink.unit(token_unit(tile->exponent[half], kRunBits ? kRunBits : run_bits));
+    size_t to = sink.at(row, col);
+#pragma unroll 2
+    for (int t = 0; t < kTokenChunk; t += kTogether) {
+        float4 low = *(const float4*)(from + wide_place(token + t, octet, 0));
+        float4 high = *(const float4*)(from + wide_place(token + t, octet, 1));
+        if (t < inside) sink.put(to + t * sink.ld(), Values<8>{{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}});
     }
     sink.finish();
 }
 
-// ---- launchers
-// False if no such cluster fits the device.
-template <int kTiles, bool kCluster, int kRunBits>
-static bool launch_rotate_tokens_of(const RotateJob& job, const TokenItem& item) {
-    TokenLayout layout(item);
-    size_t bytes = (size_t)layout.bytes;
-    if (bytes > shared_limit()) return false;
-    return with_sink(job, [&](auto sink) {
-        int clusters = resident_clusters(rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>, item.blocks, kTokenThreads, bytes);
-        if (clusters == 0) return false;
-        int blocks = min_int(item.items, clusters) * item.blocks;
-        if constexpr (kCluster)
-            LAUNCH_CLUSTERS((rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>), item.blocks, blocks, kTokenThreads, bytes, sink,
-                            rows_of<const bf16>(job.x), item, layout);
-        else
-            LAUNCH((rotate_tokens_kernel<kTiles, kCluster, kRunBits, decltype(sink)>), blocks, kTokenThreads, bytes, sink, rows_of<const bf16>(job.x), item,
-                   layout);
+// ================================================================ across runs
+
+// 2^-down in FP16, as bits; zero if FP16 has no such value.
+__device__ inline uint32_t half_power(int down) {
+    return down < 15 ? (uint32_t)(15 - down) << 10 : down < 25 ? 1u << (24 - down) : 0;
+}
+
+// The scales of a vector's runs in FP16, up to whole fragments of them, by a warp; returns the unit of their sums. exponents: of the
+// strip's chunks; row: the vector's first.
+__device__ inline float scale_runs(uint16_t* scales, const int* exponents, const TokenRuns& runs, int row) {
+    int lane = threadIdx.x % kWarp, padded = (runs.order + kFragment - 1) / kFragment * kFragment;
+    auto exponent_of = [&](int g) { return exponents[(row + (g << runs.run_bits)) / kTokenChunk]; };
+    int largest = 0;
+#pragma unroll 1
+    for (int g = lane; g < runs.order; g += kWarp) largest = max(largest, exponent_of(g));
+    largest = __reduce_max_sync(0xffffffffu, largest);
+#pragma unroll 1
+    for (int g = lane; g < padded; g += kWarp) scales[g] = (uint16_t)(g < runs.order ? half_power(largest - exponent_of(g)) : 0);
+    __syncwarp();
+    return token_unit(largest, runs.run_bits);
+}
+
+// The bytes of a stage of a warp's ring, and of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
+__host__ __device__ inline int across_stage_bytes(int tiles) { return tiles * kFragment * kTokenBytes; }
+__host__ __device__ inline int across_scale_bytes(int tiles) { return tiles * kFragment * (int)sizeof(uint16_t); }
+static int across_bytes(int tiles) { return kAcrossWarps * (kAcrossStages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
+
+// Where 16 bytes of a run's token lie in a stage: every two of eight runs have them in another of four orders, for ldmatrix.
+__device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
+
+// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kTogether) of 16 x 16 tiles of the matrix across, of
+// `tiles` in all. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums. scales:
+// of the runs, two to a word.
+template <int kTogether>
+__device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage, const uint4* fragments, const uint32_t* scales, int tiles,
+                                int first_tile) {
+    int lane = threadIdx.x % kWarp, place = stage_place(lane % 16, lane / 16);
+    auto add = [&](int step, bool first) {   // 16 runs
+        uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
+        uint32_t sign[kTogether][4], b[2][4];
+#pragma unroll
+        for (int two = 0; two < 2; two++)   // products
+            ldmatrix<true>(b[two], (const bf16*)(stage + (place ^ two * 32) + step * kFragment * kTokenBytes));
+#pragma unroll
+        for (int r = 0; r < kTogether; r++) {   // beyond the last tile its signs serve again: the result is not put
+            uint4 a = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
+            sign[r][0] = (a.x & 0x80008000u) | scale[0];
+            sign[r][1] = (a.y & 0x80008000u) | scale[0];
+            sign[r][2] = (a.z & 0x80008000u) | scale[1];
+            sign[r][3] = (a.w & 0x80008000u) | scale[1];
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+#pragma unroll
+            for (int r = 0; r < kTogether; r++) {
+                const uint32_t* runs = b[t / 2] + t % 2 * 2;
+                if (first) mma_f16_first(sum[r][t], sign[r], runs[0], runs[1]);
+                else mma_f16(sum[r][t], sign[r], runs[0], runs[1]);
+            }
+        }
+    };
+    add(0, true);
+    for (int step = 1; step < tiles; step++) add(step, false);
+}
+
+// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix
+// across, or 0 for any number, two at a time. backwards: the last strip first.
+template <int kTiles, typename Sink>
+__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors,
+                                                                          int y_rows, int cols, bool backwards) {
+    SHARED(char, shared);
+    enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
+    int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - 4, rest = block >> piece_bits;
+    int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
+    int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // of the first run
+    int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
+    char* ring = shared + warp * kAcrossStages * stage_bytes;
+    uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
+    size_t chunks = (size_t)min(strip, halves.strips - 1) * halves.chunks;   // before the strip's
+    const char* values = (const char*)(halves.values + chunks * kTokenImage) + (size_t)first * kTokenBytes + lane % 4 * 16;
+    int offsets[kTiles ? kTiles * 2 : 1], place = stage_place(lane / 4, lane % 4), arriving = 0, present = 0;   // places: in bytes
+    auto offset_of = [&](int i) { return min(i * 8 + lane / 4, runs.order - 1) * kTokenBytes << runs.run_bits; };   // of each eighth run
+#pragma unroll
+    for (int i = 0; i < kTiles * 2; i++) offsets[i] = offset_of(i);
+    auto after = [&](int stage) { return stage + stage_bytes < kAcrossStages * stage_bytes ? stage + stage_bytes : 0; };
+    auto fetch = [&] {   // beyond the last run that run's values serve again: their scale is zero
+#pragma unroll
+        for (int i = 0; i < tiles * 2; i++)
+            cp_async16(ring + arriving + place + i * 8 * kTokenBytes, values + (kTiles ? offsets[kTiles ? i : 0] : offset_of(i)));
+        values += kStep * kTokenBytes;
+        arriving = after(arriving);
+    };
+
+    sink.begin();
+    for (int group = 0; group < kAcrossStages - 1; group++) {
+        fetch();
+        cp_async_commit();
+    }
+    sink.unit(scale_runs(scales, halves.exponents + chunks, runs, row));
+#pragma unroll 1
+    for (int group = 0; group < kGroups; group++, present = after(present)) {
+        cp_async_wait<kAcrossStages - 2>();
+        __syncwarp();   // all lanes' copies have arrived, and the stage before is no longer read
+        if (group + kAcrossStages - 1 < kGroups) fetch();
+        cp_async_commit();
+        int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
+        int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
+        size_t to = sink.at(token, col), step = sink.ld() << runs.run_bits;
+        for (int tile = 0; tile < tiles; tile += kTogether) {
+            float sum[kTogether][4][4];   // [tile][product][mma]
+            sum_runs<kTogether>(sum, ring + present, runs.fragments, (const uint32_t*)scales, tiles, tile);
+#pragma unroll
+            for (int i = 0; i < kTogether * 2; i++) {
+                int run = tile * kFragment + i * 8 + lane / 4;
+                Values<8> octet;
+#pragma unroll
+                for (int k = 0; k < 8; k++) octet.v[k] = sum[i / 2][k / 2][i % 2 * 2 + k % 2];
+                if (run < inside) sink.put(to + run * step, octet);
+            }
+        }
+    }
+    cp_async_wait<0>();
+    sink.finish();
+}
+
+// ================================================================ launchers
+
+// False if columns of this job cannot be cut, or its matrices have no aligned octets.
+static bool token_runs(const RotateJob& job, TokenRuns* runs) {
+    int K0 = hadamard_base_order(job.n), run = job.n / K0, doublings = 0;
+    if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
+    if (!with_sink(job, [](auto) { return true; })) return false;
+    // Across: the base order, or 16 for powers of two beyond 256 (512 tokens are 16 runs of 32, which fill a product), and all bits beyond
+    // 8 within.
+    if (K0 == 1 && run > kTokenChunk) doublings = 4;
+    while (run >> doublings > kTokenChunk) doublings++;
+    if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
+    TokenRuns r = {job.n, K0 << doublings, floor_log2(run >> doublings),
+                   rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose]};
+    *runs = r;
+    return true;
+}
+
+static int token_pairs(int cols) { return ceil_div(cols, kTokenStrips * kTokenColumns); }
+
+static void launch_tokens_alone(const RotateJob& job, const TokenRuns& runs) {
+    int chunks = ceil_div(max_int(job.x.rows, job.y.rows), kTokenChunk), blocks = chunks * token_pairs(job.x.cols);
+    auto launch = [&](auto sink, auto bits) {
+        allow_shared(tokens_alone_kernel<decltype(bits)::value, decltype(sink)>, sizeof(TokenTile<true>));
+        LAUNCH((tokens_alone_kernel<decltype(bits)::value, decltype(sink)>), blocks, kTokenThreads, sizeof(TokenTile<true>), sink,
+               rows_of<const bf16>(job.x), chunks, job.x.rows, job.y.rows, job.x.cols, runs.run_bits);
         return true;
+    };
+    with_sink(job, [&](auto sink) {
+        return runs.run_bits == 8 ? launch(sink, std::integral_constant<int, 8>()) : launch(sink, std::integral_constant<int, 0>());
     });
 }
 
-template <int kTiles>
-static bool launch_rotate_tokens(const RotateJob& job, const TokenItem& item) {
-    if (item.blocks == 1) return launch_rotate_tokens_of<kTiles, false, 0>(job, item);
-    if (item.run_bits != 8) return launch_rotate_tokens_of<kTiles, true, 0>(job, item);
-    return launch_rotate_tokens_of<kTiles, true, 8>(job, item);
+static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRuns& runs) {
+    int blocks = halves.chunks * token_pairs(x.cols), bytes = (int)sizeof(TokenTile<false>);
+    Rows<const bf16> from = rows_of<const bf16>(x);
+    if (runs.run_bits == 8) LAUNCH(tokens_within_kernel<8>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, 8);
+    else LAUNCH(tokens_within_kernel<0>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, runs.run_bits);
 }
 
-// False, with nothing done, if the shape is not one for this kernel, or does not fit.
-static bool rotate_tokens(const RotateJob& job) {
-    int n = job.n, K0 = hadamard_base_order(n), run = n / K0, doublings = 0, rows = max_int(job.x.rows, job.y.rows);
-    if (job.axis != ROTATE_ROWS || job.step != 1 || job.x.fmt != BF16 || !is_octets(job.x)) return false;
-    // Across: the base order, or 16 for powers of two (256 tokens are 16 runs of 16, which fill a product), and all bits beyond 8 within.
-    if (K0 == 1) doublings = 4;
-    while (run >> doublings > kTokenChunk) doublings++;
-    if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
-    run >>= doublings;
+static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves, const TokenRuns& runs, bool backwards) {
+    int vectors = max_int(job.x.rows, job.y.rows) / runs.n, blocks = (token_pairs(job.x.cols) * vectors << runs.run_bits) / kAcrossTokens;
+    int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles);
+    auto launch = [&](auto sink, auto of) {
+        allow_shared(tokens_across_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
+        LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors,
+               job.y.rows, job.x.cols, backwards);
+        return true;
+    };
+    with_sink(job, [&](auto sink) {
+        return tiles == 1   ? launch(sink, std::integral_constant<int, 1>())
+               : tiles == 2 ? launch(sink, std::integral_constant<int, 2>())
+                            : launch(sink, std::integral_constant<int, 0>());
+    });
+}
 
-    TokenItem item = {};
-    item.n = n;
-    item.order = K0 << doublings;
-    item.run_bits = floor_log2(run);
-    item.fragments = rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose];
-    item.x_rows = job.x.rows;
-    item.y_rows = job.y.rows;
-    item.cols = job.x.cols;
-    // The fewest blocks with at most kTokenLocal tokens each, or else with at most kTokenLocalMost.
-    int most_blocks = gpu_device().clusters ? kMostClusterBlocks : 1;
-    for (int share = kTokenLocal; share <= kTokenLocalMost; share *= 2) {
-        for (item.blocks = 1; item.blocks <= most_blocks; item.blocks++) {
-            if (item.order % (2 * item.blocks) || n / item.blocks > share) continue;   // two neighbouring runs are in one block
-            item.vectors = 1;
-            while (item.blocks == 1 && item.vectors * n * 2 <= share && item.vectors * n < rows) item.vectors *= 2;
-            item.runs = item.order / item.blocks;
-            item.local = item.vectors * n / item.blocks;
-            item.items_across = divisor(ceil_div(job.x.cols, kTokenColumns));
-            item.items = (int)item.items_across.d * ceil_div(rows, item.vectors * n);
-            bool launched = item.order <= kFragment       ? launch_rotate_tokens<1>(job, item)
-                            : item.order <= 2 * kFragment ? launch_rotate_tokens<2>(job, item)
-                                                          : launch_rotate_tokens<4>(job, item);
-            if (launched) return true;
+// False, with nothing done, if the shape is not one for these kernels.
+static bool rotate_tokens(const RotateJob& job) {
+    TokenRuns runs;
+    if (!token_runs(job, &runs)) return false;
+    if (runs.order == 1) {
+        launch_tokens_alone(job, runs);
+        return true;
+    }
+    // Bands of whole vectors and whole pairs of strips, about as large as each other: half of the L2 cache.
+    int bytes = min_int((int)(gpu_device().l2_bytes / 2), kRotateStripBytes);
+    int tiles = max_int(1, bytes / (int)cuda_token_halves_bytes(kTokenChunk, kTokenStrips * kTokenColumns));   // of a band
+    int rows = max_int(job.x.rows, job.y.rows), down = min_int(rows, max_int(1, tiles * kTokenChunk / job.n) * job.n);
+    int pairs = token_pairs(job.x.cols), most = max_int(1, tiles / ceil_div(down, kTokenChunk)), bands = ceil_div(pairs, most);
+    int across = ceil_div(pairs, bands) * kTokenStrips * kTokenColumns;
+    check(cuda_token_halves_bytes(down, across) <= kRotateStripBytes, "rotate (cuda): %d tokens exceed the workspace", job.n);
+    for (int row = 0; row < rows; row += down) {
+        for (int col = 0; col < job.x.cols; col += across) {
+            auto part = [&](Mat m) {
+                return mat_cols(mat_rows(m, row, max_int(0, min_int(down, m.rows - row))), col, min_int(across, job.x.cols - col));
+            };
+            RotateJob band = job;
+            band.x = part(job.x);
+            band.y = part(job.y);
+            TokenHalves halves = token_halves(cuda_held().strip, max_int(band.x.rows, band.y.rows), band.x.cols);
+            launch_tokens_within(halves, band.x, runs);
+            launch_tokens_across(band, halves, runs, false);
         }
     }
-    return false;
+    return true;
+}
+
+// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. The first job
+// goes backwards: the strips that were written last are still in the L2 cache. False, with nothing done, if the shape is not one for these
+// kernels.
+static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, void* scratch) {
+    TokenRuns runs;
+    if (!token_runs(first, &runs) || !token_runs(second, &runs)) return false;
+    if (runs.order == 1) {
+        launch_tokens_alone(first, runs);
+        launch_tokens_alone(second, runs);
+        return true;
+    }
+    check(scratch, "rotate (cuda): no scratch for %d tokens", runs.n);
+    TokenHalves halves = token_halves(scratch, max_int(first.x.rows, first.y.rows), first.x.cols);
+    launch_tokens_within(halves, first.x, runs);
+    launch_tokens_across(first, halves, runs, true);
+    launch_tokens_across(second, halves, runs, false);
+    return true;
 }
 
 #endif
