@@ -4,9 +4,11 @@
 //   a block     each of its threads is a fiber with a stack of its own; a fiber runs until it waits for others
 //   waiting     __syncthreads, and operations in which the lanes of a warp meet (shuffles, votes, mma): `simt_meet`
 //   memory      __shared__ is static to the OS thread, which runs one block at a time; device memory is host memory
+//   a cluster   its blocks run at the same time, each on an OS thread of its own, and meet at the cluster's barrier
 //   streams     are threads (simt_streams.h); a launch, a copy and an event are work that one of them does later
 //
 // What it finds: threads that wait for others that never come, lanes that meet in different operations or outside their mask,
+// blocks that read another's shared memory before it is written or after its block has ended (if it shows: it is NaN by then),
 // writes behind the dynamic shared memory, reads of dynamic shared memory that nobody wrote (it starts as NaN), accesses
 // outside of an allocation and misaligned vectors (built with -fsanitize=address,undefined), and, by running the threads in an
 // order drawn from SIMT_SEED (0: in turn), most missing barriers. What it does not: memory models, alignment of asynchronous copies, anything about time.
@@ -21,7 +23,11 @@
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <time.h>
+
+#include <atomic>
 
 #include <tuple>
 #include <utility>
@@ -118,7 +124,9 @@ enum {
     kSimtStack = 256 << 10,          // address space; a page is used when it is touched
     kSimtSharedMax = 227 << 10,      // bytes of dynamic shared memory a block may ask for (sm_90)
     kSimtCanary = 4 << 10,
-    kSimtBarriers = 16
+    kSimtBarriers = 16,
+    kSimtMaxCluster = 8,
+    kSimtPatience = 300              // seconds that a thread waits for another block
 };
 
 typedef enum { SIMT_READY, SIMT_AT_BARRIER, SIMT_MEETING, SIMT_DONE } SimtState;
@@ -131,6 +139,16 @@ struct SimtThread {
     unsigned mask;       // MEETING: with whom,
     const void* what;    //   in which operation,
     void* brought;       //   with what
+    bool arrived;        // at the cluster's barrier, and has not yet waited
+    unsigned turn;       //   which ends when the cluster's turn is this
+};
+
+struct SimtBlock;
+struct SimtCluster {
+    SimtBlock* block[kSimtMaxCluster];
+    int blocks;
+    std::atomic<int> arrived;      // blocks all of whose threads have arrived
+    std::atomic<unsigned> turn;    // how often the barrier has opened
 };
 
 struct SimtBlock {       // what one OS thread runs
@@ -146,6 +164,9 @@ struct SimtBlock {       // what one OS thread runs
     char *stacks, *shared;
     size_t shared_bytes;
     int stacks_guarded;
+    SimtCluster* cluster;   // NULL: launched without
+    int rank;               // of the block in it
+    int cluster_arrived;    // threads
 #if defined(__SANITIZE_ADDRESS__)
     const void* outside_stack;
     size_t outside_stack_bytes;
@@ -246,6 +267,45 @@ static inline int __syncthreads_or(int predicate) {
     if (predicate) any = 1;
     __syncthreads();
     return any;
+}
+
+// ---- the barrier of a cluster counts the threads of all its blocks; one that has ended counts as arrived
+static inline void simt_cluster_count(SimtBlock* b) {
+    SimtCluster* c = b->cluster;
+    if (b->alive == 0 || b->cluster_arrived < b->alive) return;
+    b->cluster_arrived = 0;
+    if (c->arrived.fetch_add(1) + 1 < c->blocks) return;
+    c->arrived.store(0);
+    c->turn.fetch_add(1);
+}
+static inline void simt_cluster_arrive() {
+    SimtBlock* b = simt_block;
+    SimtThread* self = &b->thread[b->current];
+    check(b->cluster, "%s: a cluster's barrier in a launch without clusters", b->kernel);
+    check(!self->arrived, "%s: thread %d arrives twice at the cluster's barrier", b->kernel, b->current);
+    self->arrived = true;
+    self->turn = b->cluster->turn.load() + 1;
+    b->cluster_arrived++;
+    simt_cluster_count(b);
+}
+static inline void simt_cluster_wait() {
+    SimtBlock* b = simt_block;
+    SimtThread* self = &b->thread[b->current];
+    check(self->arrived, "%s: thread %d waits at the cluster's barrier without having arrived", b->kernel, b->current);
+    time_t start = time(NULL);
+    while ((int)(b->cluster->turn.load() - self->turn) < 0) {
+        check(time(NULL) - start < kSimtPatience, "%s: block %u waits for its cluster, which never comes", b->kernel, blockIdx.x);
+        if (b->ready_count == 0) sched_yield();
+        simt_yield();
+    }
+    self->arrived = false;
+}
+static inline char* simt_cluster_address(const void* p, int rank) {
+    SimtBlock* b = simt_block;
+    size_t offset = (size_t)((const char*)p - b->shared);
+    check(b->cluster && rank >= 0 && rank < b->cluster->blocks && offset < b->shared_bytes, "%s: byte %zu of shared memory of block %d of a cluster",
+          b->kernel, offset, rank);
+    return b->cluster->block[rank]->shared + offset;
 }
 
 // ---- the lanes of a warp meet
@@ -373,6 +433,8 @@ static void simt_fiber() {
     int self = b->current, first = self / kSimtWarp * kSimtWarp;
     b->thread[self].state = SIMT_DONE;
     b->alive--;
+    check(!b->thread[self].arrived, "%s: thread %d has ended and not waited at the cluster's barrier", b->kernel, self);
+    if (b->cluster) simt_cluster_count(b);
     if (b->alive > 0) {
         if (b->wanted[0] == 0 && simt_barrier_is_full(b, 0)) simt_open_barrier(b, 0);
         for (int i = first; i < min_int(first + kSimtWarp, b->threads); i++)
@@ -422,6 +484,7 @@ static inline void simt_run_block(const char* kernel, uint3 index, dim3 grid, di
     b->arguments = arguments;
     b->threads = b->alive = threads;
     b->shared_bytes = shared_bytes;
+    b->cluster_arrived = 0;
     b->first_ready = b->ready_count = 0;
     b->random = seed ? seed * 2654435761u + index.x + 65537u * index.y + 131u * index.z : 0;
     memset(b->waiting, 0, sizeof b->waiting);
@@ -440,6 +503,7 @@ static inline void simt_run_block(const char* kernel, uint3 index, dim3 grid, di
         s->index.y = (unsigned)t / block.x % block.y;
         s->index.z = (unsigned)t / (block.x * block.y);
         s->barrier = 0;
+        s->arrived = false;
         simt_prepare(&s->context, b->stacks + (size_t)t * kSimtStack, kSimtStack, simt_fiber);
         simt_make_ready(b, t);
     }
@@ -467,25 +531,47 @@ static inline void simt_run_block(const char* kernel, uint3 index, dim3 grid, di
               shared_bytes + i, shared_bytes);
 }
 
-// The blocks of a grid, one after another on as many OS threads as there are.
-static inline void simt_run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*),
+// The blocks of a grid, or of the clusters of a grid along x, one after another on as many OS threads as there are.
+static inline void simt_run_grid(const char* kernel, int cluster, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*),
                                  void* arguments) {
     size_t blocks = (size_t)grid.x * grid.y * grid.z, threads = (size_t)block.x * block.y * block.z;
     check(blocks > 0 && grid.y < 65536 && grid.z < 65536, "launch of %s: a grid of (%u, %u, %u)", kernel, grid.x, grid.y, grid.z);
     check(threads > 0 && threads <= kSimtMaxThreads, "launch of %s: %zu threads a block", kernel, threads);
     check(shared_bytes <= kSimtSharedMax, "launch of %s: %zu bytes of shared memory", kernel, shared_bytes);
+    check(cluster >= 0 && cluster <= kSimtMaxCluster && (cluster == 0 || grid.x % (unsigned)cluster == 0),
+          "launch of %s: %u blocks in clusters of %d", kernel, grid.x, cluster);
     const char* seed_text = getenv("SIMT_SEED");
     uint64_t seed = seed_text ? strtoull(seed_text, NULL, 10) : 0;
     auto run = [&](size_t i) {
         uint3 index = {(unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y)};
         simt_run_block(kernel, index, grid, block, shared_bytes, body, arguments, seed);
     };
+    if (cluster == 0) {
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < blocks; i++) run(i);
+        for (size_t i = 0; i < blocks; i++) run(i);
+        return;
+    }
+    size_t clusters = blocks / (size_t)cluster, teams = (size_t)max_int(1, omp_get_max_threads() / cluster);
+    SimtCluster* shared = new SimtCluster[teams]();
+#pragma omp parallel num_threads((int)teams * cluster)
+    {
+        check(omp_get_num_threads() == (int)teams * cluster, "%s: no threads for clusters of %d", kernel, cluster);
+        int rank = omp_get_thread_num() % cluster;
+        size_t team = (size_t)(omp_get_thread_num() / cluster);
+        SimtBlock* mine = simt_block_of_this_thread();
+        mine->cluster = &shared[team];
+        mine->rank = rank;
+        shared[team].block[rank] = mine;
+        shared[team].blocks = cluster;
+#pragma omp barrier
+        for (size_t c = team; c < clusters; c += teams) run(c * (size_t)cluster + (size_t)rank);
+        mine->cluster = NULL;
+    }
+    delete[] shared;
 }
 
 template <typename... Parameters, typename... Arguments>
-static inline void simt_launch(cudaStream_t stream, const char* name, dim3 grid, dim3 block, size_t shared_bytes,
+static inline void simt_launch(cudaStream_t stream, const char* name, int cluster, dim3 grid, dim3 block, size_t shared_bytes,
                                void (*kernel)(Parameters...), Arguments&&... arguments) {
     typedef std::tuple<std::decay_t<Parameters>...> Copies;
     struct Call {
@@ -493,10 +579,12 @@ static inline void simt_launch(cudaStream_t stream, const char* name, dim3 grid,
         Copies copies;
     } call = {kernel, Copies(std::forward<Arguments>(arguments)...)};
     void (*body)(void*) = [](void* p) { std::apply(((Call*)p)->kernel, ((Call*)p)->copies); };
-    simt_enqueue(stream, [=]() mutable { simt_run_grid(name, grid, block, shared_bytes, body, &call); });
+    simt_enqueue(stream, [=]() mutable { simt_run_grid(name, cluster, grid, block, shared_bytes, body, &call); });
 }
 #define LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...) \
-    simt_launch((stream), #kernel, (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
+    simt_launch((stream), #kernel, 0, (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
+#define LAUNCH_CLUSTERS(kernel, cluster, grid, block, shared_bytes, ...) \
+    simt_launch(cuda_stream(), #kernel, (cluster), (grid), (block), (shared_bytes), kernel, __VA_ARGS__)
 
 // ---- atomics: blocks run on several OS threads. None on floats: their order would show in the bits.
 template <typename T, typename New>

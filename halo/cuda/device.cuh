@@ -20,6 +20,30 @@
         kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                \
         cuda_ok(cudaGetLastError(), "launch of " #kernel);                                 \
     } while (0)
+// The description of a launch in clusters that the CUDA runtime takes.
+struct ClusterLaunch {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute shape;
+    ClusterLaunch(int cluster, int grid, int threads, size_t shared_bytes, cudaStream_t stream) {
+        config = cudaLaunchConfig_t{};
+        shape = cudaLaunchAttribute{};
+        shape.id = cudaLaunchAttributeClusterDimension;
+        shape.val.clusterDim.x = (unsigned)cluster;
+        shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
+        config.gridDim = dim3((unsigned)grid);
+        config.blockDim = dim3((unsigned)threads);
+        config.dynamicSmemBytes = shared_bytes;
+        config.stream = stream;
+        config.attrs = &shape;
+        config.numAttrs = 1;
+    }
+};
+// A grid of clusters, each of `cluster` blocks that run together and reach each other's shared memory.
+#define LAUNCH_CLUSTERS(kernel, cluster, grid, block, shared_bytes, ...)                                                       \
+    do {                                                                                                                       \
+        ClusterLaunch launch((cluster), (grid), (block), (shared_bytes), cuda_stream());                                       \
+        cuda_ok(cudaLaunchKernelEx(&launch.config, kernel, __VA_ARGS__), "launch of " #kernel);                                \
+    } while (0)
 #define SHARED(type, name)                        \
     extern __shared__ __align__(1024) char shared_memory[]; \
     type* name = (type*)shared_memory

@@ -6,6 +6,13 @@
 
 static inline uint32_t shared_address(const void* p) { return (uint32_t)((const char*)p - simt_block->shared); }
 
+// ---- clusters
+static inline int cluster_rank() { return simt_block->rank; }
+static inline void cluster_sync() {
+    simt_cluster_arrive();
+    simt_cluster_wait();
+}
+
 // ---- mbarriers: blocks of a cluster, each on an OS thread, arrive at each other's
 struct SimtMbarrier {
     uint64_t arrivals : 12, pending : 12, phase : 1;
@@ -47,6 +54,13 @@ static inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
         if (simt_block->cluster && simt_block->ready_count == 0) sched_yield();
         simt_yield();
     }
+}
+
+// ---- clusters
+static inline int cluster_rank() { return simt_block->rank; }
+static inline void cluster_sync() {
+    simt_cluster_arrive();
+    simt_cluster_wait();
 }
 
 // ---- TMA on a (planes, rows, columns) tensor, in boxes of 128 bytes of each of some rows
