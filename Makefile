@@ -88,7 +88,9 @@ DEMO     = $(patsubst data/demo/%.c,$(BUILD)/data/demo/%,$(wildcard data/demo/*.
 
 .PHONY: all test demo bench kernels help found clean train_llama3 always
 .SECONDARY:
-all: found train_llama3
+all:
+	@CC="$(CC)" scripts/setup.sh --check
+	@$(MAKE) --no-print-directory found train_llama3
 
 $(CONFIG): always
 	$(call write_if_new,$(COMPILED_WITH))

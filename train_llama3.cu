@@ -24,6 +24,7 @@
 #include "halo/run/status.h"
 #include "halo/run/stop.h"
 #include "halo/run/summary.h"
+#include "halo/run/threads.h"
 #include "halo/run/verify.h"
 
 // ---- training
@@ -234,9 +235,10 @@ static int command_train(Options o) {
     if (leads(s) && o.demo)
         printf("the demo, since there is no --model and no --data: the small Llama of %s is fine-tuned on %s, with flags of its own\n", o.model,
                o.data);
-    if (leads(s)) options_print(&s->o, TRAIN);
     model_options(s, true);   // called only for its user_errors: flags that contradict the model, before anything is loaded
+    refuse_taken_places(s);
     open_training_data(&r);
+    print_run(s, r.steps);
     print_start(s);
     claim_out(s);
     bool finished = o.resume && run_is_finished(s, r.settings.list, r.settings.count), all = true;
@@ -274,6 +276,7 @@ enum { kCommandCount = sizeof kCommands / sizeof kCommands[0] };
 
 int main(int argc, char** argv) {
     const Command* command;
+    let_waiting_threads_sleep(argv);
     open_standard_streams();
     setvbuf(stdout, NULL, _IOLBF, 0);   // so that a file of the output is up to date to its last line
     if (help_asked(argc, argv, kCommands, kCommandCount)) return 0;

@@ -140,15 +140,44 @@ static void write_lengths(const Dataset* d, FILE* out) {
 
 // ---- what is likely a mistake
 
-static bool begins_twice(const Example* e, int bos) { return bos >= 0 && e->count > 1 && e->tokens[0] == bos && e->tokens[1] == bos; }
+// What an example is judged by.
+typedef struct {
+    const Tokenizer* tokenizer;
+    const ChatFormat* chat;
+    int seq, bos;
+} Judge;
+
+static bool begins_twice(const Example* e, const Judge* j) {
+    return j->bos >= 0 && e->count > 1 && e->tokens[0] == j->bos && e->tokens[1] == j->bos;
+}
 
 // Does an end token close each run of trained tokens? A plain text that goes on in the next row need not end here.
-static bool lacks_end(const Example* e, const Tokenizer* tokenizer, const ChatFormat* chat, int seq) {
+static bool lacks_end(const Example* e, const Judge* j) {
     for (int i = 1; i < e->count; i++) {
         bool last = e->scored[i] && (i + 1 == e->count || !e->scored[i + 1]);
         int token = e->tokens[i];
-        bool ends = token == chat->turn_end || token == chat->text_eos || tokenizer_is_special(tokenizer, token);
-        if (last && !ends) return e->reference || e->count <= seq;
+        bool ends = token == j->chat->turn_end || token == j->chat->text_eos || tokenizer_is_special(j->tokenizer, token);
+        if (last && !ends) return e->reference || e->count <= j->seq;
+    }
+    return false;
+}
+
+// Does a run of trained tokens hold white space and control tokens alone?
+static bool answers_nothing(const Example* e, const Judge* j) {
+    for (int from = 0, to; from < e->count; from = to) {
+        for (to = from; to < e->count && !e->scored[to] == !e->scored[from];) to++;
+        if (!e->scored[from]) continue;
+        Text text = {NULL, 0, 0};
+        DecodeStream stream;
+        memset(&stream, 0, sizeof stream);
+        stream.started = from > 0;
+        for (int i = from; i < to; i++)
+            if (!tokenizer_is_special(j->tokenizer, e->tokens[i])) tokenizer_decode_next(j->tokenizer, &stream, e->tokens[i], false, &text);
+        tokenizer_decode_finish(&stream, &text);
+        text_append(&text, "", 1);
+        bool nothing = !text.data[strspn(text.data, " \t\r\n")];
+        text_free(&text);
+        if (nothing) return true;
     }
     return false;
 }
@@ -195,36 +224,39 @@ static int find_repeats(const Dataset* d, int* repeats) {
     return found;
 }
 
-static void write_mistakes(const Dataset* d, const Tokenizer* tokenizer, const ChatFormat* chat, int seq, FILE* out) {
-    int n = dataset_stats(d)->examples, twice = 0, endless = 0, bos = tokenizer_bos(tokenizer), shown = 0;
+static void write_repeats(const Dataset* d, FILE* out) {
+    int n = dataset_stats(d)->examples, shown = 0;
     int* repeats = (int*)host_alloc(sizeof(int) * (size_t)n);
-    if (bos < 0) bos = chat->text_bos;
-    for (int i = 0; i < n; i++) {
-        twice += begins_twice(dataset_example(d, i), bos);
-        endless += lacks_end(dataset_example(d, i), tokenizer, chat, seq);
-    }
-    fprintf(out, "\n%-32s %10d%s\n", "begin with two BOS tokens", twice, twice ? "   one is enough: look at --chat" : "");
-    for (int i = 0; i < n && shown < min_int(twice, kPlacesShown); i++) {
-        if (!begins_twice(dataset_example(d, i), bos)) continue;
-        write_place(d, dataset_example(d, i), NULL, out);
-        shown++;
-    }
-    fprintf(out, "%-32s %10d%s\n", "answers without an end token", endless, endless ? "   the model will not learn to stop" : "");
-    shown = 0;
-    for (int i = 0; i < n && shown < min_int(endless, kPlacesShown); i++) {
-        if (!lacks_end(dataset_example(d, i), tokenizer, chat, seq)) continue;
-        write_place(d, dataset_example(d, i), NULL, out);
-        shown++;
-    }
-    int repeated = find_repeats(d, repeats);
-    fprintf(out, "%-32s %10d\n", "duplicates", repeated);
-    shown = 0;
-    for (int i = 0; i < n && shown < min_int(repeated, kPlacesShown); i++) {
+    fprintf(out, "%-32s %10d\n", "duplicates", find_repeats(d, repeats));
+    for (int i = 0; i < n && shown < kPlacesShown; i++) {
         if (repeats[i] < 0) continue;
         write_place(d, dataset_example(d, i), dataset_example(d, repeats[i]), out);
         shown++;
     }
     free(repeats);
+}
+
+static void write_mistakes(const Dataset* d, const Tokenizer* tokenizer, const ChatFormat* chat, int seq, FILE* out) {
+    static const struct {
+        const char *name, *remedy;
+        bool (*made)(const Example* e, const Judge* j);
+    } mistakes[] = {{"begin with two BOS tokens", "one is enough: look at --chat", begins_twice},
+                    {"answers without an end token", "the model will not learn to stop", lacks_end},
+                    {"empty answers", "the model will learn to say nothing", answers_nothing}};
+    int n = dataset_stats(d)->examples, bos = tokenizer_bos(tokenizer);
+    Judge judge = {tokenizer, chat, seq, bos >= 0 ? bos : chat->text_bos};
+    putc('\n', out);
+    for (size_t m = 0; m < sizeof mistakes / sizeof mistakes[0]; m++) {
+        int count = 0, first[kPlacesShown];
+        for (int i = 0; i < n; i++) {
+            if (!mistakes[m].made(dataset_example(d, i), &judge)) continue;
+            if (count < kPlacesShown) first[count] = i;
+            count++;
+        }
+        fprintf(out, "%-32s %10d%s%s\n", mistakes[m].name, count, count ? "   " : "", count ? mistakes[m].remedy : "");
+        for (int i = 0; i < min_int(count, kPlacesShown); i++) write_place(d, dataset_example(d, first[i]), NULL, out);
+    }
+    write_repeats(d, out);
 }
 
 void inspect_summary(const Dataset* d, const Tokenizer* tokenizer, const ChatFormat* chat, int seq, FILE* out) {

@@ -14,8 +14,8 @@ typedef struct {
 C_API void inspect_dataset(const Dataset* d, const Tokenizer* tokenizer, const InspectOptions* options, FILE* out);
 
 // Writes what the examples are like, in lines of at most 80 columns: counts, a histogram of their lengths with the longest ones and where they
-// stand, and what is likely a mistake: a beginning token twice, answers that no end token closes (such a model does not learn to stop), examples
-// that are there already, token for token. `chat` and `seq`: of the options that the dataset was loaded with.
+// stand, and what is likely a mistake: a beginning token twice, answers that no end token closes (such a model does not learn to stop), empty
+// answers, examples that are there already, token for token. `chat` and `seq`: of the options that the dataset was loaded with.
 C_API void inspect_summary(const Dataset* d, const Tokenizer* tokenizer, const ChatFormat* chat, int seq, FILE* out);
 
 #endif

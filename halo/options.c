@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <sys/stat.h>
 
 // TRISTATE: auto, on or off, stored as 0, 1 or 2. Like a switch, a bare flag means on, and its values are shown as yes and no.
 typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH, TRISTATE } FlagType;
@@ -406,6 +407,16 @@ static void drop_outvoted(FlagSources* from) {
         }
 }
 
+// What a bare word on the command line was likely meant for, as the end of an error: a folder for --model, a file for --data.
+static const char* likely_meaning(const char* word, char text[600]) {
+    struct stat there;
+    size_t n = strlen(word);
+    bool gguf = n > 5 && !strcmp(word + n - 5, ".gguf");
+    if (n > 500 || stat(word, &there)) return "train_llama3 --help lists them";
+    snprintf(text, 600, "did you mean --%s %s?", gguf || S_ISDIR(there.st_mode) ? "model" : "data", word);
+    return text;
+}
+
 static void read_command_line(FlagSources* from, int argc, char** argv, int first) {
     const Command* c = from->command;
     for (int a = first; a < argc; a++) {
@@ -413,7 +424,8 @@ static void read_command_line(FlagSources* from, int argc, char** argv, int firs
             from->o->model = argv[a];
             continue;
         }
-        if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; train_llama3 --help lists them", argv[a]);
+        char meaning[600];
+        if (strncmp(argv[a], "--", 2)) user_error("%s: a --flag was expected; %s", argv[a], likely_meaning(argv[a], meaning));
         char *name = host_strdup(argv[a] + 2), *equals = strchr(name, '=');   // kept: --flag=value has its value in there
         if (equals) *equals++ = 0;
         const Flag* found = flag_named(name, c->bit);
@@ -482,7 +494,8 @@ Options options_parse(int argc, char** argv, const Command* commands, int comman
     int first = 1, which = 0;
     if (argc > 1 && argv[1][0] != '-') {
         for (which = 0; which < command_count && strcmp(argv[1], commands[which].name); which++) {}
-        if (which == command_count) user_error("%s: no such command; train_llama3 --help lists them", argv[1]);
+        char meaning[600];
+        if (which == command_count) user_error("%s: no such command; %s", argv[1], likely_meaning(argv[1], meaning));
         first = 2;
     }
     *command = &commands[which];
@@ -680,19 +693,6 @@ char* options_line(const Options* o) {
     }
     check(fclose(out) == 0, "options_line: no memory");
     return line;
-}
-
-void options_print(const Options* o, int command) {
-    char text[64];
-    int column = 0;
-    for (int i = 0; i < kFlagCount; i++) {
-        const char* value = flag_text(o, &kFlags[i], text);
-        if (!takes(&kFlags[i], command) || !*value || kFlags[i].at == AT(help)) continue;
-        int width = (int)strlen(kFlags[i].name) + (int)strlen(value) + 4;
-        if (column && column + width > 118) putchar('\n'), column = 0;
-        column += printf("%s%s=%s", column ? "  " : "", kFlags[i].name, value);
-    }
-    putchar('\n');
 }
 
 // A string as TOML writes it.

@@ -107,7 +107,5 @@ C_API void options_write(FILE* out, const Options* o, int command);
 C_API char* options_line(const Options* o);
 // Writes a word as a shell reads it: within quotes where it holds characters that a shell gives a meaning.
 C_API void print_shell_word(FILE* out, const char* word);
-// The values of a command's flags, for the start of a run.
-C_API void options_print(const Options* o, int command);
 
 #endif

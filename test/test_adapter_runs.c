@@ -1,4 +1,4 @@
-// Programs with an adapter: train writes PEFT's directory; eval, generate, export --merge and train read it; runs resume bit for bit, and
+// Programs with an adapter: train writes PEFT's directory, and says how it is served; eval, generate, export --merge and train read it; runs resume bit for bit, and
 // are the same bits on 1, 2 and 3 ranks; HUT leaves a model; what is not such an adapter is refused.
 #include "program.h"
 
@@ -73,6 +73,37 @@ static void files_case(void) {
     char* next = trained_adapter("onward", onward);
     ok(same_files(out, next, "adapter_model.safetensors"), "train --adapter-dir goes on from the adapter: a step of lr 1e-30 writes it again");
     char* const texts[] = {val, out, flags, path, with, merged, merge, generate, onward, next};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// The arguments that a run printed behind `words` and the program's name, to the end of the line.
+static char* printed_arguments(const char* text, const char* words) {
+    const char* at = strstr(text, words);
+    if (!at) return host_strdup("");
+    at += strlen(words);
+    at += strspn(at, " ");
+    at += strcspn(at, " \n");   // the program
+    return text_of("%.*s", (int)strcspn(at, "\n"), at);
+}
+
+// An adapter on a GGUF file: what the run says to do before serving works, and names no base that vLLM could not read.
+static void gguf_base_case(void) {
+    make_base();
+    char *file = scratch_path("base.gguf"), *export_flags = text_of("export --model %s --gguf %s", base_dir, file);
+    free(run_well(export_flags, "the base as a GGUF file"));
+    char *out = scratch_path("on gguf"), *flags = text_of("train --model %s --data %s --chat none --seq 32 --steps 3 --warmup 0 --lr 2e-2 --backend cpu "
+                                                          "--adapter lora --rank 4 --out '%s'", file, data_path, out);
+    char *text = run_well(flags, "an adapter on a GGUF file"), *merge = printed_arguments(text, "merge it:");
+    char *merged = path_join(out, "merged"), *serve = text_of("vllm serve '%s'\n", merged);
+    ok(strstr(text, serve) && !strstr(text, "--enable-lora"), "what is served is the merged model");
+    ok(strstr(merge, " --merge ") != NULL, "the command that merges:%s", merge);
+    free(run_well(merge, "that command"));
+    ok(exists_in(merged, "config.json") && exists_in(merged, "model.safetensors") && exists_in(merged, "tokenizer.json"), "leaves a Hugging Face directory");
+    char* talk = printed_arguments(text, "talk to it:");
+    free(run_well(talk, "the command to talk to it"));
+    char *beside = trained_adapter("on-folder", "--steps 1"), *again = adapter_flags(beside, "--steps 1 --overwrite"), *of_folder = run_well(again, "on a folder");
+    ok(strstr(of_folder, " --enable-lora ") && !strstr(of_folder, "merge it:"), "an adapter on a folder is served beside its base");
+    char* const texts[] = {file, export_flags, out, flags, text, merge, merged, serve, talk, beside, again, of_folder};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
@@ -269,7 +300,7 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
+static const Case kCases[] = {{"files", files_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
                               {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

@@ -373,7 +373,12 @@ static void summary_case(void) {
            "summary of %s: %ld begin twice, %ld do not end", forms[i].name, forms[i].twice, forms[i].endless);
         ok(count_in(text, "duplicates") == 3 && strstr(text, "line 3 repeats line 1") && strstr(text, "line 5 repeats line 1") &&
            strstr(text, "line 6 repeats line 2"), "  three of six records repeat an earlier one");
+        ok(count_in(text, "empty answers") == 0, "  no answer is empty");
         ok(count_in(text, "records") == 6 && strstr(text, " tokens, line 4") && fits_80_columns(text, NULL), "  the longest is named; lines of 80 columns");
+        free(text);
+        text = summary_of(ANSWER("A") ANSWER("") ANSWER(" \\n ") ANSWER("B"), &chat, 200);
+        ok(count_in(text, "empty answers") == (i == 2 ? 1 : 2) && strstr(text, "\n    line 3\n"), "  empty answers are counted and named: %ld",
+           count_in(text, "empty answers"));
         free(text);
         chat_free(&chat);
     }

@@ -19,7 +19,7 @@ static int first_line_says(const char* text, const char* words) {
 static void demo_case(void) {
     char* text = run_well("--level halo2 --dtype int8 --backend cpu --steps 2 --warmup 1 --limit 12 --max-tokens 4", "the demo");
     ok(first_line_says(text, "the demo"), "the first line says so: %.*s", (int)strcspn(text, "\n"), text);
-    ok(strstr(text, "\nno --out DIR: ") && strstr(text, "batch=8"), "nothing is saved; eight rows a step");
+    ok(strstr(text, "\nno --out DIR: ") && strstr(text, "\n2 steps, --batch 8 x "), "nothing is saved; eight rows a step");
     ok(strstr(text, "2/2 ") && strstr(text, "\nexact: "), "it trains, and answers its test");
     free(text);
 
@@ -32,7 +32,7 @@ static void demo_case(void) {
     text = run_well(flags, "the demo through a link, from another folder");
     launcher = "";
     binary = own;
-    ok(strstr(text, "steps=0") && strstr(text, "epochs=0.001"), "--epochs takes the place of the demo's steps");
+    ok(strstr(text, " --epochs 0.001 ") && !strstr(text, " --steps "), "--epochs takes the place of the demo's steps");
     ok(exists_in(out, "model.safetensors") && exists_in(out, "tokenizer.json"), "with --out the model is saved");
     free(text);
     free(flags);
@@ -79,7 +79,7 @@ static void demo_ranks_case(void) {
     launcher = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np 4 ";
     Run r = run("--level halo2 --dtype int8 --backend cpu --steps 1 --warmup 1 --limit 12 --val-split 0.5 --max-tokens 4");
     launcher = "";
-    ok(r.code == 0 && strstr(r.out, "the demo") && strstr(r.out, "batch=2"), "four ranks share the demo's batch: exit %d %s", r.code, r.err);
+    ok(r.code == 0 && strstr(r.out, "the demo") && strstr(r.out, "--batch 2 x --accum 1 x 4 ranks"), "four ranks share the demo's batch: exit %d %s", r.code, r.err);
     free_run(r);
 }
 
@@ -110,6 +110,23 @@ static void install_case(void) {
     ok(first_line_says(text, "/usr/share/train_llama3/demo/model"), "from the installed folder: %.*s", (int)strcspn(text, "\n"), text);
     char* const texts[] = {text, installed, usr, line, command, program, stage};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// Threads that wait sleep, unless the environment says how they wait: doctor shows what OpenMP's library was started with.
+static void threads_case(void) {
+    const struct {
+        const char *environment, *policy;
+    } starts[] = {{"-u OMP_WAIT_POLICY", "OMP_WAIT_POLICY passive"}, {"OMP_WAIT_POLICY=active", "OMP_WAIT_POLICY active"},
+                  {"-u OMP_WAIT_POLICY GOMP_SPINCOUNT=1000", "OMP_WAIT_POLICY unset"}};
+    for (int i = 0; i < COUNT(starts); i++) {
+        char* before = text_of("env %s ", starts[i].environment);
+        launcher = before;
+        Run r = run("doctor");
+        launcher = "";
+        ok(strstr(r.out, starts[i].policy) != NULL, "env %s: %s", starts[i].environment, starts[i].policy);
+        free_run(r);
+        free(before);
+    }
 }
 
 // ---- what it says of itself
@@ -342,7 +359,7 @@ static void plain_case(void) {
 
 static const Case kCases[] = {
     {"demo", demo_case}, {"demo_flags", demo_flags_case}, {"demo_ranks", demo_ranks_case}, {"install", install_case}, {"help", help_case},
-    {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
+    {"threads", threads_case}, {"check", check_case}, {"hub", hub_case}, {"talk", talk_case}, {"stop", stop_case}, {"plain", plain_case},
 };
 
 int main(int argc, char** argv) { return program_main("test_everyday", kCases, COUNT(kCases), argc, argv); }

@@ -4,6 +4,8 @@
 
 #include <regex.h>
 
+#include "../halo/version.h"
+
 enum { kSteps = 12 };   // 3 an epoch, the last one not full: step 5 is in the middle of the second
 
 // A run of the tiny model; `more` may say more.
@@ -343,13 +345,14 @@ static void pack_auto_case(void) {
 static void pack_words_case(void) {
     make_inputs();
     const struct {
-        const char *flags, *printed;
-    } words[] = {{"", "pack=auto"}, {"--pack", "pack=yes"}, {"--pack --warmup 0", "pack=yes"}, {"--pack on", "pack=yes"}, {"--pack yes", "pack=yes"},
-                 {"--pack no", "pack=no"}, {"--pack off", "pack=no"}, {"--pack auto", "pack=auto"}};
+        const char *flags, *printed;   // auto, the default, is not printed
+    } words[] = {{"", NULL}, {"--pack", " --pack on "}, {"--pack --warmup 0", " --pack on "}, {"--pack on", " --pack on "}, {"--pack yes", " --pack on "},
+                 {"--pack no", " --pack off "}, {"--pack off", " --pack off "}, {"--pack auto", NULL}};
     for (int i = 0; i < COUNT(words); i++) {
         char* flags = text_of("train --from-scratch %s --data %s --chat none --seq 32 --batch 8 --steps 1 %s", model_dir, data_path, words[i].flags);
         char* text = run_well(flags, words[i].flags);
-        ok(strstr(text, words[i].printed) != NULL, "'%s' is %s", words[i].flags, words[i].printed);
+        ok(words[i].printed ? strstr(text, words[i].printed) != NULL : !strstr(text, " --pack "), "'%s' is%s", words[i].flags,
+           words[i].printed ? words[i].printed : " the default");
         free(text);
         free(flags);
     }
@@ -727,6 +730,7 @@ static void short_warmup_case(void) {
 }
 
 static void help_case(void) {
+    make_inputs();
     const struct {
         const char *command, *flags;
     } commands[] = {
@@ -766,6 +770,13 @@ static void help_case(void) {
     free(train);
     const char* const unbuilt[] = {"serve", "chart", "trian"};
     for (int i = 0; i < COUNT(unbuilt); i++) run_refused(unbuilt[i], "no such command|--help", unbuilt[i]);
+    char *bare_data = text_of("inspect %s", data_path), *bare_model = text_of("generate %s", model_dir), *no_command = text_of("%s --seq 8", data_path);
+    char *meant_data = text_of("did you mean --data %s?", data_path), *meant_model = text_of("did you mean --model %s?", model_dir);
+    run_refused(bare_data, meant_data, "a data file without its flag");
+    run_refused(bare_model, meant_model, "a model without its flag");
+    run_refused(no_command, meant_data, "a data file where a command stands");
+    char* const bare[] = {bare_data, bare_model, no_command, meant_data, meant_model};
+    for (int i = 0; i < COUNT(bare); i++) free(bare[i]);
 }
 
 static void bad_flags_case(void) {
@@ -961,8 +972,41 @@ static void wrong_places_case(void) {
     free(out);
 }
 
+// A command line that cannot run: this message, and not a word else.
+static void refused_alone(char* more, const char* words) {
+    char* flags = text_of("train --from-scratch %s --chat none --seq 32 %s", model_dir, more);
+    Run r = run(flags);
+    ok(r.code == 2 && !*r.out && lines_in(r.err) == 1 && strstr(r.err, words), "exit %d, the error alone: %s%s", r.code, r.err, r.out);
+    free_run(r);
+    free(flags);
+    free(more);
+}
+
+// An error that the command line, the places it names or the first look at the data shows is all that is printed; a run that begins says
+// its version, its command line, and what is asked of a log first.
+static void error_alone_case(void) {
+    make_inputs();
+    char *out = trained("taken", ""), *cut = scratch_path("cut.jsonl");
+    put_file(cut, "{\"prompt\": \"a\"\n", 15);
+    refused_alone(text_of("--data %s --dtype int4", data_path), "--dtype int4");
+    refused_alone(text_of("--data %s --batch 0", data_path), "--batch 0");
+    refused_alone(text_of("--data %s.not", data_path), "cannot be read");
+    refused_alone(text_of("--data %s --out %s", data_path, out), "holds a model");
+    refused_alone(text_of("--data %s --log %s", data_path, out), "holds the lines of another run");
+    refused_alone(text_of("--data %s --log %s", data_path, val_path), "is not a log");
+    refused_alone(text_of("--data %s", cut), "cut.jsonl:1:");
+    char* flags = text_of("train --from-scratch %s --chat none --seq 32 --data %s --seed 7 --steps 1", model_dir, data_path);
+    char* said = run_well(flags, "a run");
+    char* line = text_of("\ntrain_llama3 " HALO_VERSION ": %s --from-scratch %s --data %s --chat none --seq 32 --steps 1 --seed 7\n"
+                         "1 step, --batch 8 x --accum 1 x 1 rank, --seq 32, --lr 1e-05, --seed 7\n", binary, model_dir, data_path);
+    ok(strstr(said, line) != NULL, "a run that begins says:%s", line);
+    char* const texts[] = {line, said, flags, cut, out};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 static const Case kCases[] = {
     {"help", help_case},
+    {"error_alone", error_alone_case},
     {"bad_flags", bad_flags_case},
     {"bad_inputs", bad_inputs_case},
     {"wrong_places", wrong_places_case},

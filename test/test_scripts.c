@@ -72,6 +72,19 @@ static void tables_case(void) {
     free(tables);
 }
 
+// `make` on a machine without what the build needs says so before it compiles anything.
+static void setup_case(void) {
+    pid_t child = start_line("exec env -u MAKEFLAGS -u MAKELEVEL make CC=/nowhere/cc");
+    Run r = finish(child);
+    ok(r.code == 2 && strstr(r.err, "lacks build-essential libjansson-dev") && strstr(r.err, "scripts/setup.sh installs") && !strstr(r.out, ".c"),
+       "make without a compiler: exit %d %s", r.code, r.err);
+    free_run(r);
+    child = start_line("exec scripts/setup.sh --check");
+    r = finish(child);
+    ok(r.code == 0 && !*r.out && !*r.err, "and where all is there, nothing is said: exit %d %s", r.code, r.err);
+    free_run(r);
+}
+
 // A run that trained and whose answers failed is not trained again.
 static void cut_off_case(void) {
     char *tables = scratch_path("cut_off"), *body = text_of("[ \"$1\" = train ] && exec '%s' \"$@\"\nexit 7", binary);
@@ -109,7 +122,7 @@ static void budget_case(void) {
 }
 
 static const Case kCases[] = {
-    {"tables", tables_case},
+    {"setup", setup_case}, {"tables", tables_case},
     {"cut_off", cut_off_case},
     {"budget", budget_case},
 };

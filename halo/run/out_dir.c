@@ -44,6 +44,15 @@ static void refuse_other_file(int fd, const char* path) {
     if (n > 0 && memcmp(start, kOpening, (size_t)n)) user_error("--log: %s is not a log of this program; choose another place for it", path);
 }
 
+// `fd`: the log's file, open at `path`. --resume and --overwrite take the lines of another run.
+static void refuse_other_log(const Options* o, int fd, const char* path) {
+    if (lseek(fd, 0, SEEK_END) <= 0) return;
+    refuse_other_file(fd, path);
+    if (!o->resume && !o->overwrite)
+        user_error("--log %s: holds the lines of another run; go on with it (--resume), replace them (--overwrite), or choose another --log",
+                   o->log);
+}
+
 static void claim_log(const Session* s) {
     const Options* o = &s->o;
     if (!o->log) return;
@@ -53,12 +62,20 @@ static void claim_log(const Session* s) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) user_error("%s: cannot be written: %s", path, strerror(errno));
     lock(fd, "log", path);
-    bool empty = lseek(fd, 0, SEEK_END) <= 0;
-    if (!empty) refuse_other_file(fd, path);
-    if (!empty && !o->resume && !o->overwrite)
-        user_error("--log %s: holds the lines of another run; go on with it (--resume), replace them (--overwrite), or choose another --log",
-                   o->log);
+    refuse_other_log(o, fd, path);
     free(path);
+}
+
+static void refuse_other_model(const Options* o) {
+    char *dir = path_join(o->out, "checkpoints"), *newest = checkpoint_latest(dir);
+    if (newest && !o->resume)
+        user_error("--out %s: holds the checkpoint %s; go on with it (--resume), choose another --out, or remove %s", o->out, newest, dir);
+    const char* model = model_in(o->out);
+    bool ours = o->resume && (newest || dir_holds(o->out, kNoteName));
+    if (model && !ours && !o->overwrite)
+        user_error("--out %s: holds a model (%s) already; choose another --out, or replace it with --overwrite", o->out, model);
+    free(newest);
+    free(dir);
 }
 
 static void claim_model_dir(const Session* s) {
@@ -69,15 +86,21 @@ static void claim_model_dir(const Session* s) {
     if (fd < 0) user_error("--out %s: cannot be opened: %s", o->out, strerror(errno));
     lock(fd, "out", o->out);
     if (hf_model_recover(o->out)) printf("%s: a model that an earlier run had written whole was moved to its place\n", o->out);
-    char *dir = path_join(o->out, "checkpoints"), *newest = checkpoint_latest(dir);
-    if (newest && !o->resume)
-        user_error("--out %s: holds the checkpoint %s; go on with it (--resume), choose another --out, or remove %s", o->out, newest, dir);
-    const char* model = model_in(o->out);
-    bool ours = o->resume && (newest || dir_holds(o->out, kNoteName));
-    if (model && !ours && !o->overwrite)
-        user_error("--out %s: holds a model (%s) already; choose another --out, or replace it with --overwrite", o->out, model);
-    free(newest);
-    free(dir);
+    refuse_other_model(o);
+}
+
+void refuse_taken_places(const Session* s) {
+    const Options* o = &s->o;
+    if (!leads(s)) return;
+    if (o->out && dir_exists(o->out)) refuse_other_model(o);
+    bool folder;
+    char* path = o->log ? log_lines_path(o->log, &folder) : NULL;
+    int fd = path ? open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC) : -1;   // a pipe without a writer is not waited for
+    if (fd >= 0) {
+        refuse_other_log(o, fd, path);
+        close(fd);
+    }
+    free(path);
 }
 
 void claim_out(const Session* s) {

@@ -5,6 +5,10 @@
 #include "../../data/checkpoint.h"
 #include "session.h"
 
+// To be called before anything is read or printed: where --out or --log holds another run's work already, nothing but this is said. Rank 0
+// looks, and changes nothing.
+C_API void refuse_taken_places(const Session* s);
+
 // Called by rank 0 before any work, so that what would lose results later is a user_error now:
 // - --out must be writable, and not claimed by another running process. The claim is a lock on the open folder, which ends with the
 //   process, however the process ends. A file system without locks gets a warning, no error.

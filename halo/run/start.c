@@ -1,8 +1,23 @@
 // The start of a run; see start.h.
 #include "start.h"
 
+#include <errno.h>
+
+#include "../version.h"
+
 MemoryPlan plan_memory(const Session* s) {
     return memory_plan(&s->config, s->ops, s->comm, s->recipe, shard_options(s, true), model_options(s, true));
+}
+
+void print_run(const Session* s, int steps) {
+    if (!leads(s)) return;
+    const Options* o = &s->o;
+    char* line = options_line(o);
+    printf("train_llama3 %s: ", HALO_VERSION);
+    print_shell_word(stdout, program_invocation_name);
+    printf(" %s\n%d step%s, --batch %d x --accum %d x %d rank%s, --seq %d, --lr %g, --seed %d\n", line, steps, steps == 1 ? "" : "s", o->batch,
+           o->accum, s->comm->ranks, s->comm->ranks == 1 ? "" : "s", o->seq, o->lr, o->seed);
+    free(line);
 }
 
 static void print_adapter(const Config* c) {

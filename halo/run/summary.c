@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <math.h>
 
+#include "../../data/files.h"
 #include "clock.h"
 #include "energy.h"
 
@@ -26,25 +27,47 @@ static double joules_since(const Session* s, const RunTally* t) {
     return sums[1] > 0 ? -1 : sums[0];
 }
 
+static void print_flag(const char* flag, const char* value) {
+    printf(" --%s ", flag);
+    print_shell_word(stdout, value);
+}
+
+// vLLM serves an adapter beside its base only where the base is a Hugging Face directory: an adapter on a GGUF file is merged into a model first.
+static void print_serving(const Session* s, bool adapter) {
+    const Options* o = &s->o;
+    if (adapter && !dir_exists(s->source_path)) {
+        char* merged = path_join(o->out, "merged");
+        printf("  merge it:    %s export", program_invocation_name);
+        print_flag("model", s->source_path);
+        print_flag("adapter-dir", o->out);
+        printf(" --merge");
+        print_flag("out", merged);
+        printf("\n  serve that:  vllm serve ");
+        print_shell_word(stdout, merged);
+        putchar('\n');
+        free(merged);
+        return;
+    }
+    printf("  serve it:    vllm serve ");
+    print_shell_word(stdout, adapter ? s->source_path : o->out);
+    if (adapter) {
+        printf(" --enable-lora --max-lora-rank %d --lora-modules tuned=", s->config.adapter.rank);
+        print_shell_word(stdout, o->out);
+    }
+    putchar('\n');
+}
+
 static void print_commands(const Session* s) {
     const Options* o = &s->o;
     bool adapter = adapts(s) && s->config.adapter.kind != ADAPTER_HUT;
     const char* model = adapter ? s->source_path : o->out;
     printf("the %s is in %s\n", adapter ? "adapter" : "model", o->out);
     if (!model) return;   // an adapter of a preset's random weights
-    printf("  talk to it:  %s generate --model ", program_invocation_name);
-    print_shell_word(stdout, model);
-    if (adapter) {
-        printf(" --adapter-dir ");
-        print_shell_word(stdout, o->out);
-    }
-    printf(" --prompt \"...\"\n  serve it:    vllm serve ");
-    print_shell_word(stdout, model);
-    if (adapter) {
-        printf(" --enable-lora --max-lora-rank %d --lora-modules tuned=", s->config.adapter.rank);
-        print_shell_word(stdout, o->out);
-    }
-    putchar('\n');
+    printf("  talk to it:  %s generate", program_invocation_name);
+    print_flag("model", model);
+    if (adapter) print_flag("adapter-dir", o->out);
+    puts(" --prompt \"...\"");
+    print_serving(s, adapter);
 }
 
 void print_summary(const Session* s, const RunTally* t, const Progress* done, bool written) {
