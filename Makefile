@@ -174,7 +174,7 @@ $(SIMT_PROGRAM): $(BUILD)/simt/train_llama3.o $(SIMT_OBJECTS) $(LIB)
 # ---- what one runs
 test: setup
 	@$(MAKE) --no-print-directory -j$(shell nproc) run-tests
-run-tests: found $(BUILD)/train_llama3 $(BUILD)/test/jinja_driver $(BUILD)/dev/gradient_cosine $(TESTS) $(SIMT) $(SIMT_PROGRAM) $(DEMO)
+run-tests: found $(BUILD)/train_llama3 $(BUILD)/test/jinja_driver $(BUILD)/dev/gradient_cosine $(BUILD)/dev/chart $(TESTS) $(SIMT) $(SIMT_PROGRAM) $(DEMO)
 	@BUILD=$(BUILD) test/run.sh $(TESTS) $(SIMT) $(OTHER_KERNELS)
 
 demo: setup

@@ -18,12 +18,13 @@
 #   SHOW      1 prints the table of the cells that are there, and makes none
 #   KEEP_MODELS  1 keeps the trained models ($TABLES/runs/*/model)
 #   MORE      further flags for every training run
-#   REFPACK TRAIN_LLAMA3    the reference pack (../shared), the program (./train_llama3)
+#   REFPACK TRAIN_LLAMA3 CHART    the reference pack (../shared), the program (./train_llama3), what draws (build/release/dev/chart)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PACK=${REFPACK:-../shared}/data
 TRAIN_LLAMA3=${TRAIN_LLAMA3:-./train_llama3}
+CHART=${CHART:-build/release/dev/chart}
 TABLES=${TABLES:-build/tables}
 SEEDS=${SEEDS:-1 2 3}
 DATASETS=${DATASETS:-gsm8k viggo sql}
@@ -38,6 +39,7 @@ CUT_OFF=4   # the exit code of train_llama3 and of these scripts when they were 
 fail() { echo "${0##*/}: $*" >&2; exit 2; }
 
 [ -x "$TRAIN_LLAMA3" ] || fail "$TRAIN_LLAMA3: not there; run make first"
+[ -x "$CHART" ] || fail "$CHART: not there; run make $CHART first"
 mkdir -p "$TABLES/runs" "$TABLES/data"
 touch "$RESULTS"
 : "${MODEL:=$(scripts/fetch_smollm2.sh models)}"
@@ -244,5 +246,36 @@ print_answers_table() {
         DATASETS=$dataset lines_of "$2" | awk -v dataset="$dataset" -v lr="$(lr_of "$2" "$dataset")" '
             { sub(".*\"answers\": ", ""); answers = $0 + 0; sub(".*\"standard_error\": ", ""); sum += $0; n++ }
             END { if (n) printf "%s: %d questions, learning rate %s, standard error of one run'"'"'s answers %.1f.\n", dataset, answers, lr, sum / n }'
+    done
+}
+
+# ---- pictures
+
+# draw NAME: the figure on stdin (lines of JSON, dev/chart.c) becomes $TABLES/NAME.svg; without a series there is nothing to draw.
+draw() {
+    local figure
+    figure=$(cat)
+    grep -q '^{"series"' <<<"$figure" || return 0
+    "$CHART" <<<"$figure" >"$TABLES/$1.svg"
+    echo "${0##*/}: drawn in $TABLES/$1.svg" >&2
+}
+
+# loss_curves TABLE KIND TITLE LR_OF...: a panel for each dataset, and in it each recipe's training loss, of the first seed whose log is here.
+# LR_OF: the command that prints a dataset's learning rate.
+loss_curves() {
+    local table=$1 kind=$2 title=$3 dataset recipe seed head log
+    shift 3
+    printf '{"chart": "%s", "subtitle": "training loss, mean of 21 steps: %s"}\n' "$title" "$MODEL"
+    for dataset in $DATASETS; do
+        printf '{"panel": "%s", "x_name": "step", "wide": false}\n' "$dataset"
+        for recipe in $RECIPES; do
+            for seed in $SEEDS; do
+                head=$(opening "$table" "$dataset" "$recipe" "$seed" "$("$@" "$dataset")")
+                log=$(run_folder "$head" "$kind-$dataset" "$recipe" "$seed")/log.jsonl
+                [ -s "$log" ] || continue
+                printf '{"series": "%s", "log": "%s", "key": "loss", "smooth": 10}\n' "$recipe" "$log"
+                break
+            done
+        done
     done
 }

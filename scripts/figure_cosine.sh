@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The paper's figure of gradients: the cosine of every dW with that of BF16 products when products are quantized in the forward pass alone,
 # in the backward pass alone, or in both, with and without rotation, for the first batch of a fine-tuning (dev/gradient_cosine.c). Prints
-# Markdown, mean and least over layers and matrices; the cosines are lines of JSON in $TABLES/runs/cosine-*/cosines.jsonl.
+# Markdown, mean and least over layers and matrices, and draws the means by layer in $TABLES/cosine.svg (the first dataset and seed); the
+# cosines are lines of JSON in $TABLES/runs/cosine-*/cosines.jsonl.
 #
 #   [MODEL=DIR] [DATASETS=viggo] [SEEDS=1] scripts/figure_cosine.sh      (more in scripts/cells.sh; GRADIENT_COSINE names the binary)
 DATASETS=${DATASETS:-viggo} SEEDS=${SEEDS:-1} RECIPES=all LR=0
@@ -37,3 +38,22 @@ for dataset in $DATASETS; do
                       print ""
                   } }'
 done
+
+# A panel for each part of the pass: by layer, the mean cosine over its matrices, a line for each format as it is and rotated.
+figure() {
+    local dataset=${DATASETS%% *} seed=${SEEDS%% *} part
+    printf '{"chart": "Cosine of dW with BF16 products", "subtitle": "%s on %s, the first batch"}\n' "$MODEL" "$dataset"
+    for part in forward backward both; do
+        printf '{"panel": "%s quantized", "x_name": "layer", "wide": false}\n' "$part"
+        sed -nE 's/.*"format": "([^"]+)", "rotated": ([a-z]+), "quantized": "'"$part"'", "layer": ([0-9]+).*"cosine": (-?[0-9.]+|-?nan).*/\1 \2 \3 \4/p' \
+            "$(run_folder "$(opening cosine "$dataset" all "$seed" 0)" "cosine-$dataset" all "$seed")/cosines.jsonl" | awk '
+            { line = $1 ($2 == "true" ? " rotated" : ""); if (!(line in seen)) { seen[line] = 1; lines[++count] = line }
+              key = line SUBSEP $3; sum[key] += $4; n[key]++; if ($3 > last) last = $3 }
+            END { for (i = 1; i <= count; i++) {
+                      x = y = ""
+                      for (l = 0; l <= last; l++) { key = lines[i] SUBSEP l; x = x (l ? ", " : "") l; y = y (l ? ", " : "") (n[key] ? sum[key] / n[key] : "null") }
+                      printf "{\"series\": \"%s\", \"x\": [%s], \"y\": [%s]}\n", lines[i], x, y
+                  } }'
+    done
+}
+figure | draw cosine

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's figure of outliers: the largest magnitude among inputs X, weights W and output gradients dY of each layer's linears, as they
 # are and rotated (X and W along the features, dY along the tokens), in the first step of a fine-tuning under halo2-int8. Prints Markdown,
-# of each dataset; each layer is a line of JSON in $TABLES/outliers.jsonl.
+# of each dataset, and draws the first one in $TABLES/outliers.svg; each layer is a line of JSON in $TABLES/outliers.jsonl.
 #
 #   [MODEL=DIR] [DATASETS=viggo] scripts/figure_outliers.sh      (more in scripts/cells.sh)
 DATASETS=${DATASETS:-viggo}
@@ -56,3 +56,19 @@ for dataset in $DATASETS; do
     grep -F "\"dataset\": \"$dataset\"" "$TABLES/outliers.jsonl" | sed -E \
         's/.*"seed": ([0-9]+), "layer": ([0-9]+), "x": ([^,]+), "x_rotated": ([^,]+), "w": ([^,]+), "w_rotated": ([^,]+), "dy": ([^,]+), "dy_rotated": ([^}]+)}/| \1 | \2 | \3 | \4 | \5 | \6 | \7 | \8 |/'
 done
+
+# A panel for each operand: by layer, the largest magnitude as it is and rotated.
+figure() {
+    local name
+    printf '{"chart": "Largest magnitudes as they are and rotated", "subtitle": "%s on %s"}\n' "$MODEL" "${DATASETS%% *}"
+    for name in x w dy; do
+        printf '{"panel": "%s", "x_name": "layer", "log_y": true, "wide": false}\n' "$(sed 's/x/X/; s/w/W/; s/dy/dY/' <<<"$name")"
+        for what in "$name" "${name}_rotated"; do
+            grep -F "\"dataset\": \"${DATASETS%% *}\", \"seed\": ${SEEDS%% *}," "$TABLES/outliers.jsonl" | sed -E "s/.*\"$what\": ([^,}]+).*/\1/" |
+                awk -v label="$([ "$what" = "$name" ] && echo 'as it is' || echo rotated)" '
+                    { x = x (NR > 1 ? ", " : "") NR - 1; y = y (NR > 1 ? ", " : "") $1 }
+                    END { printf "{\"series\": \"%s\", \"x\": [%s], \"y\": [%s]}\n", label, x, y }'
+        done
+    done
+}
+figure | draw outliers

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's pre-training from random weights, in BF16, FP8, FP6 and INT8: the loss on text that was not trained on. The model has MODEL's
 # config.json and tokenizer, cut to LAYERS layers (0: all). The text is that of the reference pack's corpora; with DATASETS=demo the
-# embedded one. Prints Markdown; each cell is a line of JSON in $TABLES/results.jsonl.
+# embedded one. Prints Markdown and draws the losses in $TABLES/pretrain.svg; each cell is a line of JSON in $TABLES/results.jsonl.
 #
 #   [MODEL=DIR] [RECIPES="bf16 halo2-int8"] [SEEDS="1 2 3"] [LR=1e-3] scripts/table_pretrain.sh      (more in scripts/cells.sh)
 DATASETS=${DATASETS:-corpora}
@@ -40,3 +40,4 @@ pretrain_cell() {   # dataset, recipe, seed
 every_cell | run_cells pretrain_cell
 printf '\nPre-training from random weights: %s, %s layers. Loss on held-out text: mean ± deviation over (seeds).\n\n' "$MODEL" "${LAYERS/#0/all}"
 lines_of "pretrain-$LAYERS" | spread val_loss 4
+loss_curves "pretrain-$LAYERS" pretrain "Pre-training from random weights" lr_of pretrain | draw pretrain

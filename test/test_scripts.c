@@ -9,8 +9,8 @@ static const char kSmall[] = "MODEL=data/demo/model DATASETS=demo STEPS=1 LIMIT=
 
 // Runs a script under these settings ("NAME=VALUE ...") with its results in the folder `tables`.
 static Run run_script(const char* name, const char* settings, const char* tables) {
-    char* line = text_of("exec env %s TRAIN_LLAMA3='%s' TABLES='%s' GRADIENT_COSINE=%s/dev/gradient_cosine %s scripts/%s.sh", kSmall, binary,
-                         tables, build_dir(), settings, name);
+    char* line = text_of("exec env %s TRAIN_LLAMA3='%s' TABLES='%s' GRADIENT_COSINE=%s/dev/gradient_cosine CHART=%s/dev/chart %s scripts/%s.sh",
+                         kSmall, binary, tables, build_dir(), build_dir(), settings, name);
     pid_t child = start_line(line);
     free(line);
     return finish(child);
@@ -31,17 +31,19 @@ typedef struct {
     const char* name;
     const char* rows[3];   // words of what it prints
     int cells;             // lines of results.jsonl
+    const char* picture;   // what it draws; NULL: nothing
+    int lines;             // in the picture
 } TableScript;
 
 // Each prints its table; a second time it prints the same without having run the program.
 static void tables_case(void) {
     static const TableScript scripts[] = {
-        {"choose_lr", {"| dataset | learning rate | loss |", "| demo | 1e-4 | ", "| chosen |"}, 3},
-        {"table_finetune", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 7},
-        {"table_peft", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 14},
-        {"table_pretrain", {"| recipe | demo |", "| bf16 | ", " (2) |"}, 18},
-        {"figure_outliers", {"| seed | layer | X | rotated |", "\n| 1 | 0 | ", "\n| 2 | 3 | "}, 20},
-        {"figure_cosine", {"| format | rotated |", "\n| int8 | no | 0.", "\n| fp8 | yes | 0."}, 22},
+        {"choose_lr", {"| dataset | learning rate | loss |", "| demo | 1e-4 | ", "| chosen |"}, 3, NULL, 0},
+        {"table_finetune", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 7, "finetune.svg", 2},
+        {"table_peft", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 14, "lora.svg", 2},
+        {"table_pretrain", {"| recipe | demo |", "| bf16 | ", " (2) |"}, 18, "pretrain.svg", 2},
+        {"figure_outliers", {"| seed | layer | X | rotated |", "\n| 1 | 0 | ", "\n| 2 | 3 | "}, 20, "outliers.svg", 6},
+        {"figure_cosine", {"| format | rotated |", "\n| int8 | no | 0.", "\n| fp8 | yes | 0."}, 22, "cosine.svg", 18},
     };
     char *tables = scratch_path("tables"), *none = stand_in("none", "exit 7"), *no_program = text_of("TRAIN_LLAMA3='%s'", none);
     for (int i = 0; i < COUNT(scripts); i++) {
@@ -55,6 +57,12 @@ static void tables_case(void) {
         json_t* cell = json_loads(strrchr(results, '{'), 0, NULL);
         ok(json_object_get(cell, "table") && json_object_get(cell, "seed"), "%s: a cell is a line of JSON", s->name);
         json_decref(cell);
+        if (s->picture) {
+            char* picture = text_at(tables, s->picture);
+            int drawn = count_of(picture, "<path class=\"line ");
+            ok(!strncmp(picture, "<svg", 4) && drawn == s->lines, "%s draws %s: %d lines, %d are expected", s->name, s->picture, drawn, s->lines);
+            free(picture);
+        }
         Run again = run_script(s->name, no_program, tables);
         ok(again.code == 0 && !strcmp(again.out, first.out), "%s: done already, it prints the same without the program", s->name);
         free(results);

@@ -176,7 +176,8 @@ static void check_format(Doctor* d, const Ops* ops, const char* name, Opnd how) 
     int differ = 0;
     for (int i = 0; i < kM * kK; i++) differ += got->codes[i] != want->codes[i];
     double far = distance(got, want);
-    bool right = far <= kMostError && (how.rotate ? differ < kM * kK / 1000 : differ == 0);   // rotated codes may differ at ties
+    // Rotated codes may differ at ties, and between two halves of a rotation a GPU holds FP16.
+    bool right = far <= kMostError && (how.rotate ? differ < kM * kK / 60 : differ == 0);
     char codes[48] = "";
     if (how.gran != NO_SCALE) snprintf(codes, sizeof codes, ", %d of %d codes differ", differ, kM * kK);
     char check[32];

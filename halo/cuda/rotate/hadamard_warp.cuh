@@ -7,8 +7,9 @@
 //   blocks   up to 16 neighbouring 256s of a warp: additions in registers.
 //   across   a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
 // FP16's range: a row's values are multiplied by the power of two that keeps all its sums below 2^15, which a sink undoes. So each of at most
-// two roundings to FP16 errs by 2^-12 of a value, whatever the magnitudes of the row. A row with a NaN or an infinity has nothing else.
-// Instructions an element: within 1 to scale, 1 to round and 0.5 mma; blocks one a bit; across 1 to load and pair, G/64 mma.
+// two roundings to FP16 errs by 2^-12 of a value, whatever the row's magnitude; what is 2^29 times smaller than the row's largest is lost. A
+// row with a NaN or an infinity has nothing else.
+// Instructions an element: within 1 to round and 0.5 mma; blocks one a bit; across 1 to load and pair, G/64 mma.
 #ifndef HALO_CUDA_HADAMARD_WARP_CUH
 #define HALO_CUDA_HADAMARD_WARP_CUH
 
@@ -62,8 +63,8 @@ __device__ inline uint32_t largest_pair(const Packed<8>& x) {
 constexpr float kSignAsHalf = 1.875f;
 enum { kLeastExponent = 14 };   // smaller ones would ask for powers that bf16 does not have
 
-// For rows whose largest magnitude has this exponent, and sums of up to 2^bits values: the power that keeps sums below 2^15 (with a sign as
-// half: below 61440), and its inverse.
+// For values whose largest magnitude has this exponent, and sums of up to 2^bits of them: the power that keeps sums below 2^15 (with a sign
+// as half: below 61440), and its inverse.
 __device__ inline float half_power_of(int exponent, int bits) { return f32_from_bits((uint32_t)(268 - bits - exponent) << 23); }
 __device__ inline float half_unit_of(int exponent, int bits) { return f32_from_bits((uint32_t)(exponent + bits - 14) << 23); }
 

@@ -32,7 +32,6 @@ enum {
     kTokenStripThreads = kTokenThreads / kTokenStrips,
     kTokenAbreast = 8,         // tiles side by side that run together: 1 KB of each row
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
-    kTokenLeastExponent = 14,  // of a chunk: smaller ones would ask for factors that bf16 does not have
     kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
     kAcrossTokens = 16,        // of each run that a block takes; no run is shorter
     kAcrossStages = 3,         // of a warp's ring
@@ -68,9 +67,6 @@ __device__ inline int token_place(int token, int octet) { return token * kTokenC
 __device__ inline int half_place(int token, int octet, int pair) {
     return token * (kTokenColumns / 2) + pair * 4 + (octet ^ (token >> 1 & 3));
 }
-
-// The unit of FP16 values whose chunk has this exponent.
-__device__ inline float token_unit(int exponent, int run_bits) { return f32_from_bits((uint32_t)(exponent + run_bits - 14) << 23); }
 
 // ================================================================ within runs
 // A block's shared memory. A strip's values are bf16 and then FP16, or FP32 if kWide.
@@ -140,17 +136,17 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
     uint32_t pair = in[0][0];
 #pragma unroll
     for (int i = 1; i < 32; i++) pair = larger_pair_bf16(pair, in[i / 4][i % 4]);
-    int exponent = __reduce_max_sync(0xffffffffu, (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu));
+    int exponent = __reduce_max_sync(0xffffffffu, pair_exponent(pair));
     if (lane == 0) of_octet[octet] = exponent;
     named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: results lie elsewhere in its memory
     uint4 all = *(const uint4*)of_octet;
-    exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kTokenLeastExponent);
+    exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kLeastExponent);
 
-    uint32_t power = (uint32_t)(268 - run_bits - exponent);   // sums are below 2^(run_bits + exponent - 126)
+    uint32_t power = f32_bits(half_power_of(exponent, run_bits)) >> 16;   // in bf16
     uint32_t plus[4], minus[4], signs = all_signs[lane];
 #pragma unroll
     for (int r = 0; r < 4; r++) {
-        plus[r] = (signs << r & 0x80008000u) | power << 7 | power << 23;
+        plus[r] = (signs << r & 0x80008000u) | power | power << 16;
         minus[r] = plus[r] ^ 0x80008000u;
     }
 #pragma unroll
@@ -239,7 +235,7 @@ __global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sin
     int row = place.chunk * kTokenChunk + token, col = (place.pair * kTokenStrips + half) * kTokenColumns + octet * 8;
     int inside = col < cols ? y_rows - row : 0;
     const float* from = (const float*)tile->values[half];
-    sink.unit(token_unit(tile->exponent[half], kRunBits ? kRunBits : run_bits));
+    sink.unit(half_unit_of(tile->exponent[half], kRunBits ? kRunBits : run_bits));
     size_t to = sink.at(row, col);
 #pragma unroll 2
     for (int t = 0; t < kTokenChunk; t += kTogether) {
@@ -269,7 +265,7 @@ __device__ inline float scale_runs(uint16_t* scales, const int* exponents, const
 #pragma unroll 1
     for (int g = lane; g < padded; g += kWarp) scales[g] = (uint16_t)(g < runs.order ? half_power(largest - exponent_of(g)) : 0);
     __syncwarp();
-    return token_unit(largest, runs.run_bits);
+    return half_unit_of(largest, runs.run_bits);
 }
 
 // The bytes of a stage of a warp's ring, and of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
