@@ -82,6 +82,12 @@ static bool bench(Shape s, double copy) {
         us = median_us([&] { cuda_ops.rotate(nowhere, x, s.axis, s.transpose, s.block, alone); });
         report(tokens ? "max of rows" : "max of cols", detail, s.rows, s.cols, s.fmt, us, (double)mat_bytes(x), copy, right_maximum);
     }
+    if (s.fmt == BF16 && !s.transpose && !tokens) {
+        QMat q = {mat(y.data, s.rows, s.cols, INT8), {NULL, 0, 0, 0, F32}, (float*)cuda_ops.alloc(sizeof(float)), PER_TENSOR};
+        us = median_us([&] { cuda_ops.quantize(q, x, Rotation{ROTATE_COLS, 0}, alone, INT8, 1); });
+        report("codes of cols", "", s.rows, s.cols, INT8, us, 1.5 * mat_bytes(x), copy, true);
+        cuda_ops.release(q.scale);
+    }
     if (!tokens && s.cols == 4096) {
         us = median_us([&] { cuda_ops.absmax(written, x); });
         report("absmax", "", s.rows, s.cols, s.fmt, us, (double)mat_bytes(x), copy, true);

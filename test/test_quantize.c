@@ -309,7 +309,7 @@ static bool is_far(uint8_t a, uint8_t b, Fmt fmt, double tol) {
 typedef struct {
     double flipped, far, maximum;   // codes, of all; distances, of the largest code; of the maximum
 } RotatedTol;
-static const RotatedTol kFeaturesTol = {1.6e-2, 1.0 / 2048, 3.0 / 4096}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
+static const RotatedTol kFeaturesTol = {2.4e-2, 1.0 / 2048, 3.0 / 4096}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
 
 static void rotated_codes_one(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted) {
     char name[160];

@@ -5,8 +5,8 @@
 // Orders 2^k up to 4096: rotate_warp_kernel, all of a row in one warp, without shared memory or barriers: 14 instructions an element for codes,
 // 11 for the maximum, which is half of what a multiprocessor can issue while memory brings and takes the bytes.
 // Others: rotate_features_kernel. A block takes one item of rows after the other. An item lies in 2 bytes of shared memory an element, as
-// bf16 and then, in place, as FP16; the next one is on its way from memory meanwhile. Three blocks a multiprocessor wait for their barriers
-// at different times. About 10 instructions an element.
+// bf16 and then, in place, as FP16; where there is room the next one is on its way from memory meanwhile. Three to six blocks a
+// multiprocessor wait for their barriers at different times. About 14 instructions an element for the maximum, which is what bounds it.
 #ifndef HALO_CUDA_ROTATE_FEATURES_CUH
 #define HALO_CUDA_ROTATE_FEATURES_CUH
 
@@ -18,7 +18,8 @@ enum { kRotateWarpThreads = 128 };
 
 // A warp takes a row of 256 kBlocks elements, or (kBlocks 1) the rows of order 2^log2_n in 256, which share an exponent.
 template <int kBlocks, typename Sink>
-__global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 3 : kBlocks == 8 ? 6 : 8) rotate_warp_kernel(Sink sink, Rows<const bf16> x, int rows, int log2_n) {
+__global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 4 : 8) rotate_warp_kernel(Sink sink, Rows<const bf16> x,
+                                                                                                    int rows, int log2_n) {
     enum { kSumBits = 8 };
     int lane = threadIdx.x % kWarp;
     unsigned number = blockIdx.x * (kRotateWarpThreads / kWarp) + threadIdx.x / kWarp;
@@ -78,7 +79,7 @@ static bool launch_rotate_warp(const RotateJob& job) {
 }
 
 // ================================================================ through shared memory
-enum { kRotateThreads = 256, kRotateElements = 8192 };
+enum { kRotateThreads = 128, kRotateMostThreads = 256, kRotateElements = 8192 };
 
 // How rows of order n are cut: runs of 2^log2_run elements, whose lowest within_end bits are transformed within 256s and the other bits by
 // additions between `together` 256s; then a dense matrix of signs transforms across runs.
@@ -97,6 +98,7 @@ struct FeatureItem {
     bool shared_exponent;    // have all rows of an item one exponent? For rows that are not whole 256s
     bool dense;              // the rows of x follow each other without gaps
     bool ahead;              // is there room for the next item?
+    int threads;             // of a block
     __host__ __device__ int place(int e) const { return e + (e >> runs.log2_run) * 8; }
     __device__ int vector_of(int block) const { return vectors == 1 || shared_exponent ? 0 : (int)blocks_across.quotient(block); }
     __host__ __device__ int places() const { return place(vectors * runs.n); }
@@ -105,7 +107,7 @@ struct FeatureItem {
 
 // One row that a producer writes to shared memory itself: features_within, with exponents[0] raised before, and features_across do the rest.
 static inline FeatureItem one_row(const RowRuns& runs) {
-    FeatureItem item = {runs, {}, 1, 1, 1, false, true, false};
+    FeatureItem item = {runs, {}, 1, 1, 1, false, true, false, 0};
     return item;
 }
 
@@ -199,7 +201,7 @@ __device__ inline void features_across(Sink& sink, const bf16* buffer, const int
 }
 
 template <int kTiles, int kGroup, typename Sink>
-__global__ void __launch_bounds__(kRotateThreads, kTiles > 2 ? 2 : 3) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
+__global__ void __launch_bounds__(kRotateMostThreads, kTiles > 2 ? 2 : 3) rotate_features_kernel(Sink sink, Rows<const bf16> x, FeatureItem item) {
     SHARED(bf16, shared);
     int places = item.places(), flip = 0;
     int* all_exponents = (int*)(shared + places * (item.ahead ? 2 : 1));
@@ -245,8 +247,8 @@ static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
 template <int kTiles, int kGroup>
 static bool launch_rotate_features(const RotateJob& job, const FeatureItem& item) {
     return with_sink(job, [&](auto sink) {
-        int blocks = resident_blocks(rotate_features_kernel<kTiles, kGroup, decltype(sink)>, kRotateThreads, item.bytes());
-        LAUNCH((rotate_features_kernel<kTiles, kGroup, decltype(sink)>), min_int(item.items, blocks), kRotateThreads, item.bytes(), sink,
+        int blocks = resident_blocks(rotate_features_kernel<kTiles, kGroup, decltype(sink)>, item.threads, item.bytes());
+        LAUNCH((rotate_features_kernel<kTiles, kGroup, decltype(sink)>), min_int(item.items, blocks), item.threads, item.bytes(), sink,
                rows_of<const bf16>(job.x), item);
         return true;
     });
@@ -274,9 +276,12 @@ static bool rotate_features(const RotateJob& job) {
     item.rows = job.x.rows;
     item.items = ceil_div(job.x.rows, vectors);
     item.dense = job.x.ld == n;
-    item.ahead = true;   // if three blocks fit a multiprocessor so
-    item.ahead = item.bytes() <= shared_limit() / 3;
-    if (item.bytes() > shared_limit() || vectors > kRotateThreads / 2) return false;
+    // Six small blocks a multiprocessor wait at their barriers less than three large ones; the next item is loaded ahead where as many fit.
+    size_t bytes = item.bytes(), small = shared_limit() / 6, large = shared_limit() / 3;
+    item.threads = bytes <= small ? kRotateThreads : kRotateMostThreads;
+    item.ahead = true;
+    item.ahead = item.bytes() <= (bytes <= small ? small : large);
+    if (bytes > shared_limit() || 2 * vectors > item.threads) return false;
     if (item.runs.order <= kFragment) return launch_rotate_features<1>(job, item);
     if (item.runs.order <= 2 * kFragment) return launch_rotate_features<2>(job, item);
     return launch_rotate_features<4>(job, item);
