@@ -2,7 +2,10 @@
 # whole model, parameters, gradients and optimizer state in BF16, each block under torch.compile, gathered blocks let go after their forward
 # pass, fused AdamW. Prints the median ms of a step, tokens/s of all GPUs and peak GiB of the first.
 #
-#   torchrun --nproc-per-node N dev/fsdp_baseline.py --batch 4 [--seq 1024] [--layers 32] [--steps 8] [--checkpointing]
+#   torchrun --nproc-per-node N dev/fsdp_baseline.py --batch 4 [--seq 1024] [--layers 32] [--steps 8] [--checkpointing] [--float8]
+#
+# --float8: torchao's FP8 products in all linears of the blocks, one scale a tensor, weights gathered in FP8 with their scales found together
+# after each update: the counterpart of halo0-fp8 --qfsdp.
 import argparse
 import os
 import statistics
@@ -20,6 +23,7 @@ parser.add_argument("--seq", type=int, default=1024)
 parser.add_argument("--layers", type=int, default=32)
 parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--checkpointing", action="store_true", help="activations of a block are made again in backward")
+parser.add_argument("--float8", action="store_true", help="torchao's FP8 products, and weights gathered in FP8")
 args = parser.parse_args()
 
 dist.init_process_group("nccl")
@@ -36,6 +40,11 @@ with torch.device("meta"):
     model = LlamaForCausalLM(config).to(torch.bfloat16)
 if args.checkpointing:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+if args.float8:
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training, precompute_float8_dynamic_scale_for_fsdp
+    convert_to_float8_training(model, config=Float8LinearConfig(enable_fsdp_float8_all_gather=True),
+                               module_filter_fn=lambda module, name: name != "lm_head")
 
 mesh = init_device_mesh("cuda", (ranks,))
 policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
@@ -57,6 +66,8 @@ def step():
     loss = model(input_ids=tokens, labels=tokens).loss
     loss.backward()
     optimizer.step()
+    if args.float8:
+        precompute_float8_dynamic_scale_for_fsdp(model)
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -75,5 +86,5 @@ dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
 if rank == 0:
     ms, peak = 1e3 * seconds.item(), torch.cuda.max_memory_allocated() / 2**30
     print(f"fsdp2: {ms:.1f} ms a step  {1e3 * ranks * args.batch * args.seq / ms:.0f} tok/s  {peak:.3f} GiB  ({ranks} GPUs, {args.layers} layers, "
-          f"{args.batch} x {args.seq} a GPU{', checkpointing' if args.checkpointing else ''}, PyTorch {torch.__version__})", flush=True)
+          f"{args.batch} x {args.seq} a GPU{', checkpointing' if args.checkpointing else ''}{', float8' if args.float8 else ''}, PyTorch {torch.__version__})", flush=True)
 dist.destroy_process_group()
