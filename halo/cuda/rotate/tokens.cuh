@@ -33,7 +33,7 @@ enum {
     kTokenAbreast = 8,         // tiles side by side that run together: 1 KB of each row
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
-    kAcrossTokens = 16,        // of each run that a block takes; no run is shorter
+    kAcrossBits = 4, kAcrossTokens = 1 << kAcrossBits,   // tokens of each run that a block takes; no run is shorter
     kAcrossStages = 3,         // of a warp's ring
     kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink s
     SHARED(char, shared);
     enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
-    int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - 4, rest = block >> piece_bits;
+    int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - kAcrossBits, rest = block >> piece_bits;
     int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
     int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // of the first run
     int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
