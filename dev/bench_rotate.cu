@@ -116,6 +116,10 @@ static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
     bool right = host_float(numbers) == host_float(numbers + 1) && !memcmp(a.data, b.data, mat_bytes(a));
     double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch); });
     report("max + codes of rows", "", rows, cols, INT8, us, 2.5 * mat_bytes(x), copy, right);
+    Mat y = zeros(rows, cols, BF16);
+    us = median_us([&] { cuda_ops.unrotate_tokens(y, x, 0, scratch); });
+    report("rows back, scratch", "", rows, cols, BF16, us, 2.0 * mat_bytes(x), copy, true);
+    cuda_ops.release(y.data);
     us = median_us([&] { cuda_ops.quantize(two, x, tokens, numbers + 1, INT8, 1); });
     report("codes of rows", "", rows, cols, INT8, us, 1.5 * mat_bytes(x), copy, right);
     void* used[] = {x.data, one.codes.data, two.codes.data, numbers, scratch};

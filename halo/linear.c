@@ -60,8 +60,8 @@ void linear_place(Linear* ln, Arena* arena, const Ops* ops, const Recipe* recipe
     ln->product = recipe->ee.rotate ? arena_take(arena, rows * widest_K * act_bytes) : NULL;
     ln->x_codes = is_plain(recipe->fx) ? NULL : arena_take(arena, (size_t)tokens * code_ld(widest_K));
     ln->x_scale = (float*)arena_take(arena, sizeof(float) * scale_count(tokens, widest_K, recipe->fx.gran));
-    size_t turned = recipe->ee.rotate ? ops->quantize_tokens_scratch(ln->rotated_rows, widest_part, token_block) : 0;
-    ln->dy_turned = turned ? arena_take(arena, turned) : NULL;
+    size_t turned = recipe->ee.rotate ? ops->quantize_tokens_scratch(ln->rotated_rows, max_int(widest_part, widest_K), token_block) : 0;
+    ln->turned = turned ? arena_take(arena, turned) : NULL;
     ln->dy_codes = is_plain(recipe->ee) ? NULL : arena_take(arena, rows * code_ld(widest_part));
     ln->dy_codes_t = is_plain(recipe->ge) ? NULL : arena_take(arena, (size_t)widest_part * code_ld(tokens));
     ln->e_scale = (float*)arena_take(arena, sizeof(float) * scale_count(ln->rotated_rows, widest_part, recipe->ee.gran));
@@ -155,7 +155,7 @@ static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
     Rotation r = rotation_of(ln, how, axis);
     if (r.axis == ROTATE_ROWS && !done.absmax) {
-        ln->ops->quantize_tokens(q, x, r.block, absmax, how.fmt, how.clip, ln->dy_turned);
+        ln->ops->quantize_tokens(q, x, r.block, absmax, how.fmt, how.clip, ln->turned);
         return;
     }
     if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
@@ -299,7 +299,7 @@ void linear_backward(const Linear* ln, Mat dx, float dx_beta, Mat dw, float beta
         if (!e_whole) ops->gemm(product, dY.e, W, p ? 1 : dx_beta);
         if (!g_whole && dw.data) ops->gemm(mat_rows(dw, row, N), dY.g, X, beta);
     }
-    if (r->ee.rotate) ops->rotate(dx, product, ROTATE_ROWS, true, ln->token_block, NULL);
+    if (r->ee.rotate) ops->unrotate_tokens(dx, product, ln->token_block, ln->turned);
     if (r->ew.rotate) ops->rotate(dx, dx, ROTATE_COLS, true, 0, NULL);
 }
 

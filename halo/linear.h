@@ -57,7 +57,7 @@ typedef struct {
     void* product;     // (rotated_rows, K) dX before H_M is undone, in ops->act
     void* dy_codes;    // (rotated_rows, N) for E
     void* dy_codes_t;  // (N, M) for G
-    void* dy_turned;   // what finding the maximum of H_M dY leaves for its codes (Ops.quantize_tokens_scratch); NULL without
+    void* turned;      // of dY and of dX on their way to and from H_M (Ops.quantize_tokens_scratch); NULL without
     float *e_scale, *g_scale;
 } Linear;
 

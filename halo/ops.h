@@ -306,7 +306,9 @@ typedef struct Ops {
     // Codes of H x along the tokens when its maximum is not yet known: raises *absmax to the largest |H x|, as rotate with y.data NULL does,
     // and then is quantize. scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.
     void (*quantize_tokens)(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch);
-    size_t (*quantize_tokens_scratch)(int rows, int cols, int block);
+    // y = H^T x along the tokens, as rotate, with scratch of the same size.
+    void (*unrotate_tokens)(Mat y, Mat x, int block, void* scratch);
+    size_t (*quantize_tokens_scratch)(int rows, int cols, int block);   // for either
 
     // Adds to *counts what quantizing x as `how` says does to its values. x is rotated already if `how` rotates. absmax as in quantize.
     void (*count_codes)(CodeCounts* counts, Mat x, const float* absmax, Opnd how);

@@ -177,6 +177,11 @@ static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float
     inner->quantize_tokens(q, x, block, max, fmt, clip, scratch);
     end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
+static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
+    int from = begin();
+    inner->unrotate_tokens(y, x, block, scratch);
+    end("rotate tokens", from, size_of(x) + size_of(y));
+}
 static void add(Mat y, Mat x, const Noise* noise) {
     int from = begin();
     inner->add(y, x, noise);
@@ -266,6 +271,7 @@ const Ops* profile_ops(const Ops* ops) {
     table.absmax = absmax;
     table.quantize = quantize;
     table.quantize_tokens = quantize_tokens;
+    table.unrotate_tokens = unrotate_tokens;
     table.add = add;
     table.convert = convert;
     table.sum_squares = sum_squares;

@@ -412,14 +412,20 @@ static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wante
         ops->download(empty.codes_t.data, two.codes_t.data, mat_bytes(empty.codes_t));
         differ += differing_bytes(one.codes_t, empty.codes_t);
     }
+    Mat plain = fenced(s.y_rows, s.cols, s.cols, in), back = fenced(s.y_rows, s.cols, s.cols, in), Plain = put(plain), Back = put(back);
+    ops->rotate(Plain, X, ROTATE_ROWS, true, s.block, NULL);
+    ops->unrotate_tokens(Back, X, s.block, scratch.data);
+    ops->download(back.data, Back.data, mat_bytes(back));
+    size_t back_differ = with_nan ? 0 : differing_bytes(Plain, back);
+    ops->release(Plain.data); ops->release(Back.data); free(plain.data); free(back.data);
     ops->download(fence.data, scratch.data, mat_bytes(fence));
     for (size_t i = bytes; i < bytes + 256; i++) beyond += ((uint8_t*)fence.data)[i] != kFence;
     bool same = f32_bits(got[0]) == f32_bits(got[1]) && f32_bits(got[2]) == f32_bits(got[3]);
     bool nan = isnan(got[0]) && isnan(got[1]) && isnan(got[2]) && isnan(got[3]);
-    ok((with_nan ? nan : same && got[0] > 0) && differ == 0 && beyond == 0,
-       "tokens in one call %s %d -> %d x %d block %d slack %d %s -> %s wanted %d%s: maximum %g of %g, %zu bytes of codes differ, %zu bytes "
+    ok((with_nan ? nan : same && got[0] > 0) && differ == 0 && back_differ == 0 && beyond == 0,
+       "tokens in one call %s %d -> %d x %d block %d slack %d %s -> %s wanted %d%s: maximum %g of %g, %zu bytes of codes differ, %zu of those rotated back, %zu bytes "
        "beyond %zu of scratch", ops->name, s.x_rows, s.y_rows, s.cols, s.block, s.slack, fmt_name(in), fmt_name(fmt), (int)wanted,
-       with_nan ? " NaN" : "", (double)got[1], (double)got[0], differ, beyond, bytes);
+       with_nan ? " NaN" : "", (double)got[1], (double)got[0], differ, back_differ, beyond, bytes);
     ops->release(X.data); ops->release(scratch.data); ops->release(numbers);
     if (wanted & CODES) { ops->release(two.codes.data); ops->release(one.codes.data); free(empty.codes.data); }
     if (wanted & TRANSPOSED) { ops->release(two.codes_t.data); ops->release(one.codes_t.data); free(empty.codes_t.data); }

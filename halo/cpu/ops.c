@@ -115,6 +115,7 @@ const Ops CPU_OPS = {
     absmax,
     quantize,
     quantize_tokens,
+    unrotate_tokens,
     quantize_tokens_scratch,
     count_codes,
     add,

@@ -139,6 +139,10 @@ static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, fl
     rotate(mat(NULL, qmat_row_count(q), x.cols, x.fmt), x, ROTATE_ROWS, false, block, absmax);
     quantize(q, x, rotation, absmax, fmt, clip);
 }
+static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
+    (void)scratch;
+    rotate(y, x, ROTATE_ROWS, true, block, NULL);
+}
 static size_t quantize_tokens_scratch(int rows, int cols, int block) {
     (void)rows, (void)cols, (void)block;
     return 0;

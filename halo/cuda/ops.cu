@@ -267,6 +267,7 @@ const Ops cuda_ops = {
     absmax,
     quantize,
     quantize_tokens,
+    unrotate_tokens,
     cuda_quantize_tokens_scratch,
     count_codes,
     add,

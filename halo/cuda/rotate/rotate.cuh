@@ -73,7 +73,7 @@ static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int b
           x.cols, y.rows, y.cols);
     check(block >= 0 && (from_right ? block == 0 : rows % max_int(n, 1) == 0), "rotate (cuda): (%d, %d) in blocks of %d", rows, x.cols, block);
     check(rows == 0 || hadamard_supported(n), "rotate (cuda): no Hadamard transform of order %d", n);
-    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}};
+    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}, NULL};
     return job;
 }
 
@@ -84,6 +84,12 @@ static void run_rotate_job(const RotateJob& job) {
     else rotate_long_columns(job);
 }
 
+static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
+    check_mat(y, y.rows, y.cols, "rotate");
+    RotateJob job = rotate_job(y, x, ROTATE_ROWS, true, block);
+    job.scratch = scratch;
+    run_rotate_job(job);
+}
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     check(y.data || absmax, "rotate (cuda): nothing to do");
     if (y.data) check_mat(y, y.rows, y.cols, "rotate");

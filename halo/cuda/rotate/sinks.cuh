@@ -171,6 +171,7 @@ struct RotateJob {
     float scale;           // 1 / sqrt(n)
     float* absmax;         // raised unless NULL
     Quantizer quantizer;   // if y is codes
+    void* scratch;         // NULL, or along tokens cuda_quantize_tokens_scratch bytes: then nothing is cut into bands
 };
 
 static inline AnySink any_sink(const RotateJob& job) {
