@@ -8,9 +8,9 @@
 //
 //   y += u B^T      dB += dY^T u      dA += v^T drop(x)      dx += drop(v A), by the mask of the forward pass
 //
-// The products are plain ones of activations in the backend's format; s is a factor of those that make u and v, and those that read dY, dB's and
-// v's, are asked for together. Where the frozen product
-// can add to what is there, the adapter's part of y or dx is written first: one pass over it less than adding it afterwards.
+// The products are plain ones of activations in the backend's format; s is a factor of those that make u and v. The two that read dY, dB's
+// and v's, are asked for together. Where the frozen product can add to what is there, the adapter's part of y or dx is written first: one
+// pass over it less than adding it afterwards.
 //
 // HUT (arXiv 2409.13501): y = W' x with W' = W (.) (1 + s B A), the weight updated through an element-wise (Hadamard) product with a product
 // of two low-rank matrices. The form is the paper's; assumed here, since its abstract leaves them open: s is LoRA's alpha / rank, A starts

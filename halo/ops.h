@@ -286,8 +286,8 @@ typedef struct Ops {
 
     // ---- the one product: c (M,N) = a (M,K) b (N,K)^T + beta * c, c in F32 or BF16; beta 0 does not read c.
     // Rounding: the sum over K is rounded to FP32 once (INT8 codes are summed exactly), then (sum * a's scale) * b's scale
-    // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each 32-long partial sum is first
-    // multiplied by the two block scales.
+    // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each
+    // 32-long partial sum is first multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
     // Two narrow products of one matrix, by one pass over it where the backend can: xp (M,W) = factor * x p and xtq (N,W) = x^T q + beta * xtq,
     // with x (M,N), p (N,W) and q (M,W) in `act`. By definition `gemm` twice (gemm_narrow_by), but for the order of the sums.

@@ -86,7 +86,7 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
     if constexpr (kTiles > 0) {
         raise_row_exponent(exponent, largest);
         __syncthreads();
-        features_within<2>(shared, exponent, row, within_signs(0, row.runs.within_end));
+        features_within<2>(shared, exponent, row, within_signs(row.runs.within_end));
         __syncthreads();
         MaxSink sink = {row.runs.scale, absmax, 0, 0, 1};
         features_across<kTiles>(sink, shared, exponent, row, 0);

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kern
     }
     raise_row_exponent(exponent, largest);
     __syncthreads();
-    features_within<2>(shared, exponent, row, within_signs(0, row.runs.within_end));
+    features_within<2>(shared, exponent, row, within_signs(row.runs.within_end));
     __syncthreads();
     sink.begin();
     features_across<kTiles>(sink, shared, exponent, row, 0);

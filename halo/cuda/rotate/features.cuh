@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 4 : 8) rot
     for (int b = 0; b < kBlocks; b++) largest = larger_pair_bf16(largest, largest_pair(octets[b]));
 
     int exponent = max(__reduce_max_sync(0xffffffffu, pair_exponent(largest)), (int)kLeastExponent);
-    WithinSigns signs = within_signs(0, log2_n).times(half_power_of(exponent, kSumBits));
+    WithinSigns signs = within_signs(log2_n).times(half_power_of(exponent, kSumBits));
     sink.unit(half_unit_of(exponent, kSumBits) * (1 / kSignAsHalf));
     if constexpr (kBlocks == 1) {
         float v[8];
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kRotateMostThreads, kTiles > 2 ? 2 : 3) rotate
     if ((int)threadIdx.x < 2 * item.vectors) all_exponents[threadIdx.x] = kLeastExponent;
     features_fetch(shared, x, item, blockIdx.x);
     sink.begin();
-    WithinSigns signs = within_signs(0, item.runs.within_end);
+    WithinSigns signs = within_signs(item.runs.within_end);
     for (int i = blockIdx.x; i < item.items; i += gridDim.x, flip ^= 1) {
         bf16* buffer = shared + (item.ahead ? flip * places : 0);
         int *exponents = all_exponents + flip * item.vectors, *next_exponents = all_exponents + (flip ^ 1) * item.vectors;

@@ -43,8 +43,9 @@ struct WithinSigns {
         return s;
     }
 };
-__device__ inline WithinSigns within_signs(int first_bit, int end_bit) {
-    unsigned bits = ((1u << min(end_bit, 8)) - 1) & ~((1u << min(first_bit, 8)) - 1);
+// Those of the bits below end_bit.
+__device__ inline WithinSigns within_signs(int end_bit) {
+    unsigned bits = (1u << min(end_bit, 8)) - 1;
     auto at = [bits](int from, int to) { return (bits >> from & 1u) << to; };
     WithinSigns s;
     partial_hadamard(s.first, at(0, 0) | at(3, 1) | at(4, 2) | at(1, 3));

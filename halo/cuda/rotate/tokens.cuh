@@ -429,6 +429,15 @@ static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves
     });
 }
 
+// Both passes, with cuda_token_halves_bytes of memory between them. Across goes backwards: the strips that were written last are still in the L2
+// cache.
+static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, void* memory) {
+    TokenHalves halves = token_halves(memory, max_int(job.x.rows, job.y.rows), job.x.cols);
+    launch_tokens_within(halves, job.x, runs);
+    launch_tokens_across(job, halves, runs, true);
+    return halves;
+}
+
 // False, with nothing done, if the shape is not one for these kernels.
 static bool rotate_tokens(const RotateJob& job) {
     TokenRuns runs;
@@ -438,9 +447,7 @@ static bool rotate_tokens(const RotateJob& job) {
         return true;
     }
     if (job.scratch) {
-        TokenHalves halves = token_halves(job.scratch, max_int(job.x.rows, job.y.rows), job.x.cols);
-        launch_tokens_within(halves, job.x, runs);
-        launch_tokens_across(job, halves, runs, true);
+        launch_tokens(job, runs, job.scratch);
         return true;
     }
     // Bands of whole vectors and whole pairs of strips, about as large as each other: half of the L2 cache.
@@ -458,17 +465,14 @@ static bool rotate_tokens(const RotateJob& job) {
             RotateJob band = job;
             band.x = part(job.x);
             band.y = part(job.y);
-            TokenHalves halves = token_halves(cuda_held().strip, max_int(band.x.rows, band.y.rows), band.x.cols);
-            launch_tokens_within(halves, band.x, runs);
-            launch_tokens_across(band, halves, runs, false);
+            launch_tokens(band, runs, cuda_held().strip);
         }
     }
     return true;
 }
 
-// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. The first job
-// goes backwards: the strips that were written last are still in the L2 cache. False, with nothing done, if the shape is not one for these
-// kernels.
+// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. False, with
+// nothing done, if the shape is not one for these kernels.
 static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, void* scratch) {
     TokenRuns runs;
     if (!token_runs(first, &runs) || !token_runs(second, &runs)) return false;
@@ -478,10 +482,7 @@ static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second,
         return true;
     }
     check(scratch, "rotate (cuda): no scratch for %d tokens", runs.n);
-    TokenHalves halves = token_halves(scratch, max_int(first.x.rows, first.y.rows), first.x.cols);
-    launch_tokens_within(halves, first.x, runs);
-    launch_tokens_across(first, halves, runs, true);
-    launch_tokens_across(second, halves, runs, false);
+    launch_tokens_across(second, launch_tokens(first, runs, scratch), runs, false);
     return true;
 }
 
