@@ -263,14 +263,15 @@ draw() {
 # loss_curves TABLE KIND TITLE LR_OF...: a panel for each dataset, and in it each recipe's training loss, of the first seed whose log is here.
 # LR_OF: the command that prints a dataset's learning rate.
 loss_curves() {
-    local table=$1 kind=$2 title=$3 dataset recipe seed head log
+    local table=$1 kind=$2 title=$3 dataset lr recipe seed head log
     shift 3
     printf '{"chart": "%s", "subtitle": "training loss, mean of 21 steps: %s"}\n' "$title" "$MODEL"
     for dataset in $DATASETS; do
+        lr=$("$@" "$dataset")
         printf '{"panel": "%s", "x_name": "step", "wide": false}\n' "$dataset"
         for recipe in $RECIPES; do
             for seed in $SEEDS; do
-                head=$(opening "$table" "$dataset" "$recipe" "$seed" "$("$@" "$dataset")")
+                head=$(opening "$table" "$dataset" "$recipe" "$seed" "$lr")
                 log=$(run_folder "$head" "$kind-$dataset" "$recipe" "$seed")/log.jsonl
                 [ -s "$log" ] || continue
                 printf '{"series": "%s", "log": "%s", "key": "loss", "smooth": 10}\n' "$recipe" "$log"

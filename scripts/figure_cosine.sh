@@ -23,13 +23,19 @@ cosine_cell() {   # dataset, recipe, seed
 }
 
 every_cell | run_cells cosine_cell
+
+# cosines DATASET SEED: "format rotated quantized layer cosine", a line for each matrix.
+cosines() {
+    sed -E 's/.*"format": "([^"]+)", "rotated": ([a-z]+), "quantized": "([a-z]+)", "layer": ([0-9]+).*"cosine": (-?[0-9.]+|-?nan).*/\1 \2 \3 \4 \5/' \
+        "$(run_folder "$(opening cosine "$1" all "$2" 0)" "cosine-$1" all "$2")/cosines.jsonl"
+}
+
 for dataset in $DATASETS; do
     printf '\nCosine of dW with BF16 products'"'"', mean (least) over layers and matrices: %s on %s.\n\n' "$MODEL" "$dataset"
     printf '| format | rotated | forward quantized | backward quantized | both |\n|---|---|---|---|---|\n'
-    for seed in $SEEDS; do cat "$(run_folder "$(opening cosine "$dataset" all "$seed" 0)" "cosine-$dataset" all "$seed")/cosines.jsonl"; done |
-        sed -E 's/.*"format": "([^"]+)", "rotated": ([a-z]+), "quantized": "([a-z]+)".*"cosine": (-?[0-9.]+|-?nan).*/\1 \2 \3 \4/' | awk '
+    for seed in $SEEDS; do cosines "$dataset" "$seed"; done | awk '
             { row = $1 " " $2; if (!(row in seen)) { seen[row] = 1; rows[++count] = row }
-              key = row " " $3; sum[key] += $4; if (!n[key]++ || $4 < least[key]) least[key] = $4 }
+              key = row " " $3; sum[key] += $5; if (!n[key]++ || $5 < least[key]) least[key] = $5 }
             END { parts = split("forward backward both", part, " ")
                   for (i = 1; i <= count; i++) {
                       split(rows[i], of, " ")
@@ -45,10 +51,9 @@ figure() {
     printf '{"chart": "Cosine of dW with BF16 products", "subtitle": "%s on %s, the first batch"}\n' "$MODEL" "$dataset"
     for part in forward backward both; do
         printf '{"panel": "%s quantized", "x_name": "layer", "wide": false}\n' "$part"
-        sed -nE 's/.*"format": "([^"]+)", "rotated": ([a-z]+), "quantized": "'"$part"'", "layer": ([0-9]+).*"cosine": (-?[0-9.]+|-?nan).*/\1 \2 \3 \4/p' \
-            "$(run_folder "$(opening cosine "$dataset" all "$seed" 0)" "cosine-$dataset" all "$seed")/cosines.jsonl" | awk '
-            { line = $1 ($2 == "true" ? " rotated" : ""); if (!(line in seen)) { seen[line] = 1; lines[++count] = line }
-              key = line SUBSEP $3; sum[key] += $4; n[key]++; if ($3 > last) last = $3 }
+        cosines "$dataset" "$seed" | awk -v part="$part" '
+            $3 == part { line = $1 ($2 == "true" ? " rotated" : ""); if (!(line in seen)) { seen[line] = 1; lines[++count] = line }
+              key = line SUBSEP $4; sum[key] += $5; n[key]++; if ($4 > last) last = $4 }
             END { for (i = 1; i <= count; i++) {
                       x = y = ""
                       for (l = 0; l <= last; l++) { key = lines[i] SUBSEP l; x = x (l ? ", " : "") l; y = y (l ? ", " : "") (n[key] ? sum[key] / n[key] : "null") }
