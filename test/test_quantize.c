@@ -176,6 +176,13 @@ static void rotate_many_tokens_case(void) {
         rotate_one(shapes[s], F32, s % 2);
     }
 }
+// Between the two halves of a rotation values are FP16, along features twice: an error of 2e-4 to 3e-4 of the deviation of the results, which is
+// 1 / 100 of a step of INT8 and half a step of E4M3's smallest. The maximum is a single value, a sum of some that err by up to 2^-12 each.
+typedef struct {
+    double flipped, far, maximum;   // codes, of all; distances, of the largest code; of the maximum
+} RotatedTol;
+static const RotatedTol kFeaturesTol = {2.4e-2, 1.0 / 2048, 3.0 / 4096}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
+
 // Magnitudes that FP16 does not have, and values that are not finite: they stay in their column, but may ruin others' precision.
 typedef enum { TOKENS_APART, RUNS_APART, TINY, HUGE_VALUES, NOT_FINITE, kExtremes } Extreme;
 
@@ -219,8 +226,8 @@ static void rotate_extreme(RotateShape s, Extreme kind) {
     float scale = kind == TINY ? 1e30f : kind == HUGE_VALUES ? 1e-30f : 1;   // so that squares are in range
     for (size_t i = 0; i < n; i++) got[i] *= scale, wanted[i] *= scale, rounded[i] *= scale;
     if (kind != NOT_FINITE) close_to(got, wanted, n, 2 * rel_err(rounded, wanted, n), "%s", name);
-    float tol = s.axis == ROTATE_ROWS ? 3e-4f : 3.0f / 4096;
-    ok(isfinite(most) ? fabsf(raised - most) <= tol * most : !isfinite(raised), "%s: maximum %g of %g", name, (double)raised, (double)most);
+    double tol = (s.axis == ROTATE_ROWS ? kTokensTol : kFeaturesTol).maximum;
+    ok(isfinite(most) ? fabs(raised - most) <= tol * most : !isfinite(raised), "%s: maximum %g of %g", name, (double)raised, (double)most);
     ops->release(X.data); ops->release(Y.data); ops->release(largest);
     free(got); free(wanted); free(rounded); free(x.data); free(y.data); free(plain.data); free(exact.data); free(x32.data);
 }
@@ -303,13 +310,6 @@ static int code_number(uint8_t code, Fmt fmt) {
 static bool is_far(uint8_t a, uint8_t b, Fmt fmt, double tol) {
     return abs(code_number(a, fmt) - code_number(b, fmt)) > 1 && fabsf(f32_from_code(a, fmt) - f32_from_code(b, fmt)) > fmt_max(fmt) * tol;
 }
-
-// Between the two halves of a rotation values are FP16, along features twice: an error of 2e-4 to 3e-4 of the deviation of the results, which is
-// 1 / 100 of a step of INT8 and half a step of E4M3's smallest. The maximum is a single value, a sum of some that err by up to 2^-12 each.
-typedef struct {
-    double flipped, far, maximum;   // codes, of all; distances, of the largest code; of the maximum
-} RotatedTol;
-static const RotatedTol kFeaturesTol = {2.4e-2, 1.0 / 2048, 3.0 / 4096}, kTokensTol = {1.6e-2, 1.0 / 2048, 3e-4};
 
 static void rotated_codes_one(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted) {
     char name[160];
