@@ -12,7 +12,7 @@
 // stretches of K besides, whose fastest should be what the launcher chooses.
 //
 // `narrow`: gemm_narrow on dY of Llama-3-8B's linears, of ranks 16 and 64, checked against the two products that define it. One line per shape:
-// dY | rank | us | GB/s, every input read and every output written once | x of a copy's rate | x of the two products.
+// dY | matrices side by side and their rank | us | GB/s, every input read and every output written once | x of a copy's rate | x of the two products.
 #include "../halo/cuda/facts.h"
 #include "../halo/ops.h"
 
@@ -294,16 +294,18 @@ static bool bench(int M, int N, int K, Fmt c_fmt, bool bf16_alone, bool cuts) {
 
 // ---- two narrow products of one matrix: v (M, W) = 2 x p and db (N, W) = x^T q
 typedef struct {
-    int M, N, W;
+    int M, N, W;   // N: of all parts
+    SideBySide parts;
     Buffers x, p, q, v, db;
 } NarrowJob;
 
-static void narrow_by(const NarrowJob* j, int run, void (*narrow)(Mat, float, Mat, float, Mat, Mat, Mat)) {
-    narrow(mat(buffer(j->v, run), j->M, j->W, BF16), 2, mat(buffer(j->db, run), j->N, j->W, F32), 0, mat(buffer(j->x, run), j->M, j->N, BF16),
-           mat(buffer(j->p, run), j->N, j->W, BF16), mat(buffer(j->q, run), j->M, j->W, BF16));
+static void narrow_by(const NarrowJob* j, int run, void (*narrow)(Mat, float, Mat, float, Mat, Mat, Mat, SideBySide)) {
+    int u = j->parts.count * j->W;
+    narrow(mat(buffer(j->v, run), j->M, u, BF16), 2, mat(buffer(j->db, run), j->N, j->W, F32), 0, mat(buffer(j->x, run), j->M, j->N, BF16),
+           mat(buffer(j->p, run), j->N, j->W, BF16), mat(buffer(j->q, run), j->M, u, BF16), j->parts);
 }
-static void two_products(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
-    gemm_narrow_by(cuda_ops.gemm, xp, factor, xtq, beta, x, p, q);
+static void two_products(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
+    gemm_narrow_by(cuda_ops.gemm, xp, factor, xtq, beta, x, p, q, parts);
 }
 static void run_narrow(const NarrowJob* j, int run) { narrow_by(j, run, cuda_ops.gemm_narrow); }
 static void run_two_products(const NarrowJob* j, int run) { narrow_by(j, run, two_products); }
@@ -314,7 +316,7 @@ static void run_copy(const NarrowJob* j, int run) {
 
 // What a run of `narrow` leaves of v and db, in the host's memory and in FP32.
 static float* narrow_result(const NarrowJob* j, void (*narrow)(const NarrowJob*, int)) {
-    size_t v = (size_t)j->M * j->W, db = (size_t)j->N * j->W;
+    size_t v = (size_t)j->M * j->parts.count * j->W, db = (size_t)j->N * j->W;
     float* result = (float*)host_alloc((v + db) * sizeof(float));
     uint16_t* bf16s = (uint16_t*)host_alloc(v * sizeof(uint16_t));
     cuda_ok(cudaMemset(buffer(j->v, 0), 0xff, v * sizeof(uint16_t)), "results that are none");
@@ -330,7 +332,7 @@ static float* narrow_result(const NarrowJob* j, void (*narrow)(const NarrowJob*,
 
 // Whether two runs agree in every bit, and with the two products up to the rounding of results and the order of FP32 sums.
 static bool narrow_agrees(const NarrowJob* j) {
-    size_t counts[2] = {(size_t)j->M * j->W, (size_t)j->N * j->W}, first = 0;
+    size_t counts[2] = {(size_t)j->M * j->parts.count * j->W, (size_t)j->N * j->W}, first = 0;
     const double tolerances[2] = {4e-3, 1e-4};   // of the norm
     float *got = narrow_result(j, run_narrow), *again = narrow_result(j, run_narrow), *want = narrow_result(j, run_two_products);
     bool right = !memcmp(got, again, (counts[0] + counts[1]) * sizeof(float));
@@ -349,12 +351,14 @@ static bool narrow_agrees(const NarrowJob* j) {
     return right;
 }
 
-static bool bench_narrow(int M, int N, int W, double copy) {
-    size_t x = (size_t)M * N * 2, p = (size_t)N * W * 2, q = (size_t)M * W * 2;
-    NarrowJob j = {M, N, W, random_buffers(x, BF16, 1), random_buffers(p, BF16, 2), random_buffers(q, BF16, 3), buffers(q), buffers(2 * p)};
+static bool bench_narrow(int M, SideBySide parts, int W, double copy) {
+    int N = 0;
+    for (int i = 0; i < parts.count; i++) N += parts.N[i];
+    size_t x = (size_t)M * N * 2, p = (size_t)N * W * 2, q = (size_t)M * parts.count * W * 2;
+    NarrowJob j = {M, N, W, parts, random_buffers(x, BF16, 1), random_buffers(p, BF16, 2), random_buffers(q, BF16, 3), buffers(q), buffers(2 * p)};
     bool right = narrow_agrees(&j);
     double us = median_us(run_narrow, &j), two_us = median_us(run_two_products, &j), gbs = (double)(x + p + 2 * q + 2 * p) / us * 1e-3;
-    printf("dY %6d x %5d | rank %2d | %7.1f us | %5.0f GB/s | %.2f of copy | %.2fx of two products%s\n", M, N, W, us, gbs, gbs / copy, two_us / us,
+    printf("dY %6d x %5d | %d of rank %2d | %7.1f us | %5.0f GB/s | %.2f of copy | %.2fx of two products%s\n", M, N, parts.count, W, us, gbs, gbs / copy, two_us / us,
            right ? "" : " | WRONG");
     fflush(stdout);
     for (Buffers b : {j.x, j.p, j.q, j.v, j.db}) cudaFree(b.data);
@@ -362,13 +366,15 @@ static bool bench_narrow(int M, int N, int W, double copy) {
 }
 
 static bool bench_narrow_8b(int T) {
-    NarrowJob large = {0, 0, 0, buffers(1 << 29), {}, {}, {}, {}};
+    static const int columns[][3] = {{0}, {0, 4096, 5120}, {0, 14336}}, one[] = {4096}, qkv[] = {4096, 1024, 1024}, gate_up[] = {14336, 14336};
+    static const SideBySide linears[] = {{1, columns[0], one}, {3, columns[1], qkv}, {2, columns[2], gate_up}};
+    NarrowJob large = {0, 0, 0, {}, buffers(1 << 29), {}, {}, {}, {}};
     double copy = (double)(1 << 29) / median_us(run_copy, &large) * 1e-3;
     cudaFree(large.x.data);
     printf("copy %.0f GB/s\n", copy);
     bool right = true;
     for (int W : {16, 64})
-        for (int N : {1024, 4096, 14336}) right = bench_narrow(T, N, W, copy) && right;
+        for (SideBySide parts : linears) right = bench_narrow(T, parts, W, copy) && right;
     return right;
 }
 
