@@ -2,7 +2,7 @@
 // empty mbarriers; consumer warpgroups multiply.
 //
 // forward   A persistent block has two consumers of 64 queries each (kM = 128), which walk over the same keys, kN = 128 at a time from
-//           the diagonal down. Q has one buffer, K and V two each. Tiles are handed out longest first, round robin: those of one round are
+//           the diagonal down. Q, K and V have two buffers each. Tiles are handed out longest first, round robin: those of one round are
 //           of one length.
 //           Two overlaps keep the tensor cores busy through the exponentials. Within a warpgroup, S = Q K^T of the next keys is issued
 //           before P V of the last ones, and its softmax runs during P V. Between warpgroups, named barriers let one issue its products
@@ -34,9 +34,9 @@ struct ForwardSm90 {
     static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;   // of the 65536; multiples of 8
 
     struct Shared {
-        bf16 q[tile_values<kM, kHD>()];   // and y on its way out
+        bf16 q[kStages][tile_values<kM, kHD>()];   // and y on its way out
         bf16 k[kStages][tile_values<kN, kHD>()], v[kStages][tile_values<kN, kHD>()];
-        uint64_t q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+        uint64_t q_full[kStages], q_empty[kStages], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
     };
 };
 
@@ -83,14 +83,13 @@ __device__ inline void tile_fetch(bf16* tile, const CUtensorMap* map, int column
 
 template <typename S>
 __device__ inline void forward_producer(typename S::Shared* shared, const AttnForward& a, const CUtensorMap* map, int tiles) {
-    Ring<S::kStages> ring;
-    Ring<1> q_ring;
+    Ring<S::kStages> ring, q_ring;
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
         ForwardTile t = forward_tile<S>(a, index);
         int kv = t.h / (a.NH / a.NKV), k_column = (a.NH + kv) * S::kHD, v_column = k_column + a.NKV * S::kHD;
-        mbarrier_wait(&shared->q_empty, q_ring.parity ^ 1);
-        mbarrier_expect(&shared->q_full, S::kM * S::kHD * sizeof(bf16));
-        tile_fetch<S::kM, S::kPanels>(shared->q, map, t.h * S::kHD, t.first, t.b, &shared->q_full);
+        mbarrier_wait(&shared->q_empty[q_ring.stage], q_ring.parity ^ 1);
+        mbarrier_expect(&shared->q_full[q_ring.stage], S::kM * S::kHD * sizeof(bf16));
+        tile_fetch<S::kM, S::kPanels>(shared->q[q_ring.stage], map, t.h * S::kHD, t.first, t.b, &shared->q_full[q_ring.stage]);
         q_ring.next();
         for (int n = t.last_block; n >= t.first_block; n--, ring.next()) {
             mbarrier_wait(&shared->k_empty[ring.stage], ring.parity ^ 1);
@@ -144,12 +143,12 @@ __device__ __forceinline__ void accumulators_to_fragments(uint32_t (&fragment)[k
 
 // Store: y and lse of a warp's 16 queries, through the tile of its queries. TMA may write the next queries there afterwards.
 template <typename S>
-__device__ __forceinline__ void forward_store(typename S::Shared* shared, const AttnForward& a, const ForwardTile& t, float (&y)[S::kHD / 2],
+__device__ __forceinline__ void forward_store(bf16* tile, const AttnForward& a, const ForwardTile& t, float (&y)[S::kHD / 2],
                                               SoftmaxRows& rows, int warp_row, float& largest) {
     float* lse = a.lse ? a.lse + ((size_t)t.b * a.NH + t.h) * a.T : nullptr;
-    forward_end<S::kM>(a, y, rows, shared->q, warp_row, t.first, lse, largest);
+    forward_end<S::kM>(a, y, rows, tile, warp_row, t.first, lse, largest);
     __syncwarp();
-    tile_store<S::kM, S::kHD, 16>(a.y + ((size_t)t.b * a.T + t.first) * a.ld_y + t.h * S::kHD, a.ld_y, shared->q, warp_row, a.T - t.first,
+    tile_store<S::kM, S::kHD, 16>(a.y + ((size_t)t.b * a.T + t.first) * a.ld_y + t.h * S::kHD, a.ld_y, tile, warp_row, a.T - t.first,
                                   S::kHD, true);
     async_proxy_fence();   // before TMA writes the next queries here
     __syncwarp();
@@ -160,9 +159,7 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
     constexpr int kHD = S::kHD, kN = S::kN;
     int warp_row = consumer * 64 + threadIdx.x % kWarpgroup / kWarp * 16;   // of this warp's 16 rows
     bool speaks = threadIdx.x % kWarp == 0;                                 // for its warp, at mbarriers
-    bf16* q = shared->q + consumer * 64 * kPanel;
-    Ring<S::kStages> k_ring, v_ring;
-    Ring<1> q_ring;
+    Ring<S::kStages> k_ring, v_ring, q_ring;
     float largest = 0;
     if (consumer == S::kConsumers - 1) turn_pass<S>(consumer);
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -192,7 +189,8 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
             v_ring.next();
         };
 
-        mbarrier_wait(&shared->q_full, q_ring.parity);
+        const bf16* q = shared->q[q_ring.stage] + consumer * 64 * kPanel;
+        mbarrier_wait(&shared->q_full[q_ring.stage], q_ring.parity);
         mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
         turn_wait<S>(consumer);
         issue_rows_by_rows<S::kHD, S::kM, S::kN>(s, q, shared->k[k_ring.stage]);
@@ -201,9 +199,9 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         scores_are_here();
         softmax_of(t.last_block);
         accumulators_to_fragments(p, s);
+        if (t.last_block > t.first_block) mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
 #pragma unroll 1
         for (int n = t.last_block - 1; n >= t.first_block; n--) {
-            mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
             turn_wait<S>(consumer);
             issue_rows_by_rows<S::kHD, S::kM, S::kN>(s, q, shared->k[k_ring.stage]);
             mbarrier_wait(&shared->v_full[v_ring.stage], v_ring.parity);
@@ -212,6 +210,9 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
             wgmma_wait<1>();   // the scores are done; P V may go on
             scores_are_here();
             softmax_of(n);
+            // ptxas moves the wait for P V up to the last branch, if that is before the softmax: hence this one here, on softmax's results.
+            wgmma_pin(s);
+            if (n > t.first_block) mbarrier_wait(&shared->k_full[k_ring.stage], k_ring.parity);
             values_are_added();
 #pragma unroll
             for (int i = 0; i < kHD / 2; i++) y[i] *= rescale[i / 2 % 2];
@@ -222,8 +223,8 @@ __device__ inline void forward_consumer(typename S::Shared* shared, const AttnFo
         values_are_added();
 
         named_barrier_sync(kTurnBarrier + S::kConsumers + consumer, kWarpgroup);   // all four warps have read their queries
-        forward_store<S>(shared, a, t, y, rows, warp_row, largest);
-        if (speaks) mbarrier_arrive(&shared->q_empty);
+        forward_store<S>(shared->q[q_ring.stage], a, t, y, rows, warp_row, largest);
+        if (speaks) mbarrier_arrive(&shared->q_empty[q_ring.stage]);
         q_ring.next();
     }
     if (a.absmax) raise_absmax_of_warp(a.absmax, largest);
@@ -236,9 +237,9 @@ attention_forward_sm90_kernel(AttnForward a, const __grid_constant__ CUtensorMap
 #if HALO_HOPPER
     SHARED(typename S::Shared, shared);
     if (threadIdx.x == 0) {
-        mbarrier_init(&shared->q_full, 1);
-        mbarrier_init(&shared->q_empty, 4 * S::kConsumers);   // warps
         for (int i = 0; i < S::kStages; i++) {
+            mbarrier_init(&shared->q_full[i], 1);
+            mbarrier_init(&shared->q_empty[i], 4 * S::kConsumers);   // warps
             mbarrier_init(&shared->k_full[i], 1);
             mbarrier_init(&shared->v_full[i], 1);
             mbarrier_init(&shared->k_empty[i], 4 * S::kConsumers);
