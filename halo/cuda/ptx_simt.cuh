@@ -99,37 +99,29 @@ static inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_
     simt_mbarrier_update(barrier, 0, -(int)bytes);
 }
 
-// From shared to global memory: a group reads only at bulk_wait_read and writes only at bulk_wait, so that a missing wait shows.
+// From shared to global memory: both are read and written only at bulk_wait, so that a missing wait shows.
 struct SimtBulk {
     void* dst;
     const void* src;
-    bool adds, is_read;
-    std::vector<char> bytes;
+    uint32_t bytes;
+    bool adds;
 };
 inline thread_local std::vector<SimtBulk> simt_bulks[kSimtMaxThreads];
 static inline void simt_bulk(void* dst, const void* src, uint32_t bytes, bool adds) {
     check((uintptr_t)dst % 16 == 0 && shared_address(src) % 16 == 0 && bytes % 16 == 0, "bulk copy: %u bytes from %p to %p", bytes, src, dst);
-    simt_bulks[simt_block->current].push_back(SimtBulk{dst, src, adds, false, std::vector<char>(bytes)});
+    simt_bulks[simt_block->current].push_back(SimtBulk{dst, src, bytes, adds});
 }
 static inline void bulk_store(void* dst, const void* src, uint32_t bytes) { simt_bulk(dst, src, bytes, false); }
 static inline void bulk_add(float* dst, const float* src, uint32_t bytes) { simt_bulk(dst, src, bytes, true); }
-static inline void bulk_commit() {}
-static inline void bulk_fence() {}
-static inline void bulk_wait_read() {
-    for (SimtBulk& bulk : simt_bulks[simt_block->current]) {
-        if (!bulk.is_read) memcpy(bulk.bytes.data(), bulk.src, bulk.bytes.size());
-        bulk.is_read = true;
-    }
-}
 static inline void bulk_wait() {
-    bulk_wait_read();
-    for (SimtBulk& bulk : simt_bulks[simt_block->current]) {
+    for (const SimtBulk& bulk : simt_bulks[simt_block->current]) {
         if (bulk.adds)
-            for (size_t i = 0; i < bulk.bytes.size() / sizeof(float); i++) ((float*)bulk.dst)[i] += ((const float*)bulk.bytes.data())[i];
-        else memcpy(bulk.dst, bulk.bytes.data(), bulk.bytes.size());
+            for (uint32_t i = 0; i < bulk.bytes / sizeof(float); i++) ((float*)bulk.dst)[i] += ((const float*)bulk.src)[i];
+        else memcpy(bulk.dst, bulk.src, bulk.bytes);
     }
     simt_bulks[simt_block->current].clear();
 }
+static inline void bulk_fence() {}
 
 // ---- warps
 static inline void named_barrier_sync(int id, int threads) { simt_barrier(id, threads); }

@@ -11,9 +11,9 @@
 //           for heads of 64); Q, dY, dS and dQ have two buffers each. Of dQ each consumer forms 64 x 64.
 //           Products are queued so that one runs during each stretch of other work: dP during the exponentials; dV during dS = P (dP - D);
 //           dK while dS goes to shared memory and the consumers wait for each other; S of the next queries while dQ goes there.
-//           dQ leaves by shared memory: a thread of the producer's warpgroup waits for the block's turn and has the memory system add the
-//           buffer to the sums. So the consumers wait for no turn unless they are two steps ahead, and hold no sums in registers. At a
-//           query block's last turn the same buffer brings them the sums so far, and they write the total.
+//           dQ leaves by shared memory: for each buffer a thread of the producer's warpgroup waits for the block's turn and has the memory
+//           add the buffer to the sums. So the consumers wait for no turn unless they are two steps ahead, and hold no sums in registers.
+//           At a query block's last turn the same buffer brings them the sums so far, and they write the total.
 //           Registers decide: of 240 a thread dK, dV, P, dP and P in bf16 take 208. ptxas warns (C75xx) if it finds no room, or if a product
 //           is under way where the loop closes, and then lets each product end before the next: such a build must not pass.
 //
@@ -336,9 +336,9 @@ __device__ inline void backward_producer(typename S::Shared* shared, const AttnB
     }
 }
 
-// One thread adds dQ to the sums in memory. For each step it gives the consumers a buffer: an empty one, which they return with their dQ, or, at
-// a query block's last turn, one that holds the sums so far, from which they write the total. This thread alone waits for turns and for
-// the memory to have added; the consumers wait for it only if they are kStages steps ahead.
+// Each buffer of dQ has a thread that adds it to the sums in memory, every kStages-th step. The thread gives the buffer to the consumers, who
+// return it with their dQ; at a query block's last turn it gives them the sums so far in it, from which they write the total. These threads
+// alone wait for turns, and for the memory to have added; the consumers wait for a buffer only if they are kStages steps ahead.
 __device__ inline void wait_for_turn(const AttnBackward& a, DqTurn t) {
     if (t.turn == 0) return;
     while (load_acquire(a.turns + t.block) != t.turn) __nanosleep(20);
@@ -346,43 +346,30 @@ __device__ inline void wait_for_turn(const AttnBackward& a, DqTurn t) {
 }
 
 template <typename S>
-__device__ inline void backward_add_dq(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w) {
-    Ring<S::kStages> ring, given_ring;
-    BackwardStep at(w), given_at(w);   // the step whose dQ is added, and the one that is given a buffer
-    auto give = [&] {
-        uint64_t* given = &shared->dq_given[given_ring.stage];
-        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, given_at.h, given_at.m, w.key);
-        shared->alone[given_ring.stage] = turn.turn == 0;
+__device__ inline void backward_add_dq(typename S::Shared* shared, const AttnBackward& a, const BackwardWork& w, int stage) {
+    uint32_t parity = 0;
+    BackwardStep at(w);
+    for (int i = 0; i < stage; i++) at.next(w);
+    for (int step = stage; step < w.steps(); step += S::kStages, parity ^= 1) {
+        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
+        float *sums = reinterpret_cast<float*>(dq_sums<S::kM, S::kHD>(a, turn)), *dq = shared->dq[stage];
+        shared->alone[stage] = turn.turn == 0;
         if (turn.last && turn.turn > 0) {
             wait_for_turn(a, turn);
-            mbarrier_expect(given, S::kDqBytes);
-            bulk_load(shared->dq[given_ring.stage], dq_sums<S::kM, S::kHD>(a, turn), S::kDqBytes, given);
+            mbarrier_expect(&shared->dq_given[stage], S::kDqBytes);
+            bulk_load(dq, sums, S::kDqBytes, &shared->dq_given[stage]);
         } else {
-            mbarrier_arrive(given);
+            mbarrier_arrive(&shared->dq_given[stage]);
         }
-        given_at.next(w);
-        given_ring.next();
-    };
-    int steps = w.steps();
-    for (int step = 0; step < min(S::kStages, steps); step++) give();
-    for (int step = 0; step < steps; step++, at.next(w), ring.next()) {
-        DqTurn turn = dq_turn<S::kM, S::kN>(a, w.b, at.h, at.m, w.key);
-        bool gives = step + S::kStages < steps, waits = dq_turn_is_last<S::kM, S::kN>(a.T, given_at.m, w.key);
         if (!turn.last) wait_for_turn(a, turn);
-        mbarrier_wait(&shared->dq_returned[ring.stage], ring.parity);
+        mbarrier_wait(&shared->dq_returned[stage], parity);
         if (!turn.last) {
-            float *sums = reinterpret_cast<float*>(dq_sums<S::kM, S::kHD>(a, turn)), *dq = shared->dq[ring.stage];
             if (turn.turn == 0) bulk_store(sums, dq, S::kDqBytes);
             else bulk_add(sums, dq, S::kDqBytes);
-            bulk_commit();
-            bulk_wait_read();
-        }
-        if (gives && !waits) give();
-        if (!turn.last) {
             bulk_wait();
             store_release(a.turns + turn.block, turn.turn + 1);
         }
-        if (gives && waits) give();   // this turn is over before this thread waits for another one
+        for (int i = 0; i < S::kStages; i++) at.next(w);
     }
 }
 
@@ -540,7 +527,8 @@ attention_backward_sm90_kernel(AttnBackward a, const __grid_constant__ CUtensorM
     if (warpgroup == 0) {
         registers_shrink<S::kProducerRegisters>();
         if (threadIdx.x == 0) backward_producer<S>(shared, a, &qkv, &dy, w);
-        if (threadIdx.x == kWarp) backward_add_dq<S>(shared, a, w);
+        int dq_stage = threadIdx.x / kWarp - 1;   // the first warp is TMA's
+        if (threadIdx.x % kWarp == 0 && dq_stage >= 0 && dq_stage < S::kStages) backward_add_dq<S>(shared, a, w, dq_stage);
     } else {
         registers_grow<S::kConsumerRegisters>();
         backward_consumer<S>(shared, a, w, warpgroup - 1);
