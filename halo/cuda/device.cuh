@@ -62,7 +62,6 @@ typedef struct {
     float* partial_sums;   // (kSumBlocksMax)
     struct WideTally* wide_tally;   // zeros between two calls of sum_row_squares
     unsigned* arrived;     // (kSplitCounters), zeros between two products
-    unsigned* turns;       // (2 + 2 kTokenBands), zeros between two rotations of tokens
     float* scales[2];      // (kLtVectorRows) each: of the two sides of a product by cuBLASLt
 } CudaHeld;
 const CudaHeld& cuda_held();

@@ -47,7 +47,6 @@ static void allocate_held(CudaHeld* held) {
         held->partial_sums = (float*)arena_take(&arena, kSumBlocksMax * sizeof(float));
         held->wide_tally = (WideTally*)arena_take(&arena, kWideTallyBytes);
         held->arrived = (unsigned*)arena_take(&arena, kSplitCounters * sizeof(unsigned));
-        held->turns = (unsigned*)arena_take(&arena, (2 + 2 * kTokenBands) * sizeof(unsigned));
         for (int i = 0; i < 2; i++) held->scales[i] = (float*)arena_take(&arena, kLtVectorRows * sizeof(float));
         if (place) continue;
         check(arena.used == cuda_held_bytes(), "cuda: %zu bytes are held, %zu counted", arena.used, cuda_held_bytes());
@@ -56,7 +55,6 @@ static void allocate_held(CudaHeld* held) {
     }
     cuda_ok(cudaMemsetAsync(held->wide_tally, 0, kWideTallyBytes, device.stream), "workspaces");
     cuda_ok(cudaMemsetAsync(held->arrived, 0, kSplitCounters * sizeof(unsigned), device.stream), "workspaces");
-    cuda_ok(cudaMemsetAsync(held->turns, 0, (2 + 2 * kTokenBands) * sizeof(unsigned), device.stream), "workspaces");
 }
 
 // A user_error if the program holds no code for this GPU: asks for the attributes of a kernel, of which any would do.

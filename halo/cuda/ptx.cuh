@@ -304,31 +304,22 @@ __device__ inline void cp_async_wait() {
 #endif
 }
 
-// Four times `fours` times 16 bytes, to_step and from_step bytes apart. once: nobody reads them soon again, and the L2 gives their lines up
-// first. Four at a time, since the compiler fences each group of copies.
-__device__ inline void cp_async_many(void* dst, const void* src, int to_step, size_t from_step, int fours, bool once) {
+// `count` times 16 bytes, to_step and from_step bytes apart. Four at a time: the compiler fences each group of copies.
+__device__ inline void cp_async_many(void* dst, const void* src, int to_step, size_t from_step, int count) {
     char* to = (char*)dst;
     const char* from = (const char*)src;
-#ifndef HALO_SIMT
-    uint64_t first, normal, policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
-    policy = once ? first : normal;
-    auto copy = [policy](void* to, const void* from) {
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "l"(policy)
-                     : "memory");
-    };
-#else
-    (void)once;
-    auto copy = [](void* to, const void* from) { cp_async16(to, from); };
-#endif
 #pragma unroll 1
-    for (; fours > 0; fours--, to += 4 * to_step, from += 4 * from_step) {
-        copy(to, from);
-        copy(to + to_step, from + from_step);
-        copy(to + 2 * to_step, from + 2 * from_step);
-        copy(to + 3 * to_step, from + 3 * from_step);
+    for (; count >= 4; count -= 4, to += 4 * to_step, from += 4 * from_step) {
+        cp_async16(to, from);
+        cp_async16(to + to_step, from + from_step);
+        cp_async16(to + 2 * to_step, from + 2 * from_step);
+        cp_async16(to + 3 * to_step, from + 3 * from_step);
     }
+    if (count & 2) {
+        cp_async16(to, from);
+        cp_async16(to + to_step, from + from_step);
+    }
+    if (count & 1) cp_async16(to + (count & 2) * to_step, from + (count & 2) * from_step);
 }
 
 // Fetches the line of p from global memory into the L2, without waiting.

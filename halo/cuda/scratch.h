@@ -13,12 +13,11 @@ enum {
     kSumBlocksMax = 2048,            // partial sums of sum_squares, floats (sums.cuh)
     kWideTallyBytes = 256,           // digits that blocks of sum_row_squares add to (sums.cuh)
     kSplitCounters = 256,            // parts of a product's C that several blocks share (gemm/tile.cuh)
-    kTokenBands = 511,               // of a matrix whose tokens are rotated in one launch, with two counters each (rotate/tokens.cuh)
     kLtVectorRows = 256 << 10        // the longest vector of scales that is filled in for cuBLASLt, floats: one for each side of a product
 };
 static inline size_t cuda_held_bytes(void) {
     return (size_t)kWorkspaceBytes + kRotateStripBytes + kSignsBytes + sizeof(float) * kSumBlocksMax + kWideTallyBytes +
-           sizeof(unsigned) * (kSplitCounters + 2 + 2 * kTokenBands) + 2 * sizeof(float) * kLtVectorRows;
+           sizeof(unsigned) * kSplitCounters + 2 * sizeof(float) * kLtVectorRows;
 }
 
 // ---- scratch that the caller gives an op for one call

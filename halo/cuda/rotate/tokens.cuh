@@ -9,11 +9,9 @@
 // read and those of the output.
 //
 // Bytes an element of two passes, beside the output's (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
-// time across. One launch takes both passes of up to 64 runs of 256 tokens: bands of columns pass one after the other, and what across
-// reads was written a moment ago, so that the L2 cache still has it. If nobody needs the FP16 values later, bands use the same memory over and over,
-// and those values need not reach memory at all: 2 and the output, the floor. A maximum and the codes that need it share the pass
-// within, and all its values are kept: 2 + 2 and 2 + 1, where two whole rotations would have a floor of 2 + 3.
-// Other orders take a launch for each pass; without scratch a band at a time.
+// time across. A maximum and the codes that need it share the pass within: 4 + 2 + 3, where two whole rotations would have a floor of 2 + 3.
+// Without scratch a rotation takes columns in bands, whose FP16 values stay in the L2 cache: then memory moves 2 and the output, the floor, but
+// two launches a band cost more than that on an H200 (0.38 of copy, 0.45 in one band).
 //
 // FP16's range: 256 tokens of 32 columns (a chunk) have one exponent, that of their largest magnitude, and are multiplied by the power
 // of two that keeps all possible sums below 2^15: this power is part of the signs within. The signs across carry each chunk's exponent
@@ -21,7 +19,7 @@
 // column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
 // Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp
-// has its own ring of values that arrive, at order 32 80 KB a multiprocessor under way.
+// has its own ring of values that arrive, at order 32 80 KB a multiprocessor under way. No block waits for another one.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -35,13 +33,10 @@ enum {
     kTokenStripThreads = kTokenThreads / kTokenStrips,
     kTokenAbreast = 8,         // tiles side by side that run together: 1 KB of each row
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
-    kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,   // of a block that takes the pass across alone
-    kAcrossGroups = 8,         // tokens of each run that a warp takes, one after the other
-    kAcrossBits = 4, kAcrossTokens = kAcrossGroups * kAcrossWarps / kTokenStrips,   // 2^4 tokens of each run; no run is shorter
+    kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
+    kAcrossBits = 4, kAcrossTokens = 1 << kAcrossBits,   // tokens of each run that a block takes; no run is shorter
     kAcrossStages = 3,         // of a warp's ring
-    kTokenBytes = kTokenColumns * (int)sizeof(bf16),  // of a strip
-    kTokenRunBits = 8,         // of runs that are a whole chunk
-    kTokenBandBytes = 4 << 20  // of FP16 values in a band of a launch that takes both passes
+    kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
 
 // How columns are cut: vectors of n tokens have `order` runs of 2^run_bits; the signs across are those of H, order x order.
@@ -110,9 +105,9 @@ __device__ inline TilePlace tile_place(int block, int chunks, int cols) {
     return TilePlace{chunk, first + inside - chunk * abreast};
 }
 
-// Starts the copy of a tile into shared memory; tokens and columns outside of the matrix are zero. once: as cp_async_many has it.
+// Starts the copy of a tile into shared memory; tokens and columns outside of the matrix are zero.
 template <typename Tile>
-__device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, bool once) {
+__device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols) {
     enum { kOctets = kTokenStrips * kTokenOctets, kTogether = kTokenThreads / kOctets };   // tokens of all threads
     int octet = threadIdx.x % kOctets, token = threadIdx.x / kOctets;
     int row = place.chunk * kTokenChunk + token, col = (place.pair * kOctets + octet) * 8;
@@ -121,7 +116,7 @@ __device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePla
     const bf16* from = inside > 0 ? x[row] + col : x.data;
     size_t step = kTogether * x.ld;
     if (inside > kTokenChunk - kTogether) {
-        cp_async_many(to, from, kTogether * kTokenColumns * (int)sizeof(bf16), step * sizeof(bf16), kTokenChunk / kTogether / 4, once);
+        cp_async_many(to, from, kTogether * kTokenColumns * (int)sizeof(bf16), step * sizeof(bf16), kTokenChunk / kTogether);
     } else {
         for (int t = 0; t < kTokenChunk; t += kTogether)
             cp_async16(to + t * kTokenColumns, t < inside ? from + t / kTogether * step : from, t < inside);
@@ -198,10 +193,9 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
 // Load and transform: leaves the values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait
 // for the others of their strip.
 template <bool kWide, int kRunBits>
-__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits,
-                                   bool once) {
+__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits) {
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
-    fetch_tile(tile, x, place, rows, cols, once);
+    fetch_tile(tile, x, place, rows, cols);
     if (warp == 0) tile->signs[lane] = signs_within();
     cp_async_wait<0>();
     __syncthreads();
@@ -209,27 +203,22 @@ __device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16
     if (octet == 0 && lane == 0) tile->exponent[strip] = exponent;
 }
 
-// The first of two passes, for one tile. slot: the pair of strips of `halves` that takes the values.
-template <int kRunBits>
-__device__ inline void store_within(TokenTile<false>* tile, const TokenHalves& halves, const Rows<const bf16>& x, TilePlace place, int slot,
-                                    int rows, int cols, int run_bits, bool once) {
-    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits, once);
-    int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
-    named_barrier_sync(1 + half, kTokenStripThreads);
-    if ((place.pair * kTokenStrips + half) * kTokenColumns >= cols) return;
-    size_t at = (size_t)(slot * kTokenStrips + half) * halves.chunks + place.chunk;
-    uint4* to = halves.values + at * kTokenImage;
-    const uint4* from = (const uint4*)tile->values[half];
-#pragma unroll
-    for (int i = 0; i < kTokenImage; i += kTokenStripThreads) to[i + thread] = from[i + thread];
-    if (thread == 0) halves.exponents[at] = tile->exponent[half];
-}
+// The first of two passes.
 template <int kRunBits>
 __global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, Rows<const bf16> x, int rows, int cols,
                                                                          int run_bits) {
     SHARED(TokenTile<false>, tile);
     TilePlace place = tile_place(blockIdx.x, halves.chunks, cols);
-    store_within<kRunBits>(tile, halves, x, place, place.pair, rows, cols, run_bits, false);
+    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits);
+    int half = threadIdx.x / kTokenStripThreads, strip = place.pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
+    named_barrier_sync(1 + half, kTokenStripThreads);
+    if (strip >= halves.strips) return;
+    size_t at = (size_t)strip * halves.chunks + place.chunk;
+    uint4* to = halves.values + at * kTokenImage;
+    const uint4* from = (const uint4*)tile->values[half];
+#pragma unroll
+    for (int i = 0; i < kTokenImage; i += kTokenStripThreads) to[i + thread] = from[i + thread];
+    if (thread == 0) halves.exponents[at] = tile->exponent[half];
 }
 
 // The only pass of vectors that are one run.
@@ -240,7 +229,7 @@ __global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sin
     enum { kTogether = kTokenStripThreads / kTokenOctets };   // tokens of a strip's threads
     TilePlace place = tile_place(blockIdx.x, chunks, cols);
     sink.begin();
-    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits, false);
+    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits);
     int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     int octet = thread % kTokenOctets, token = thread / kTokenOctets;
@@ -283,7 +272,7 @@ __device__ inline float scale_runs(uint16_t* scales, const int* exponents, const
 // The bytes of a stage of a warp's ring, and of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
 __host__ __device__ inline int across_stage_bytes(int tiles) { return tiles * kFragment * kTokenBytes; }
 __host__ __device__ inline int across_scale_bytes(int tiles) { return tiles * kFragment * (int)sizeof(uint16_t); }
-static int across_bytes(int tiles, int warps) { return warps * (kAcrossStages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
+static int across_bytes(int tiles) { return kAcrossWarps * (kAcrossStages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
 
 // Where 16 bytes of a run's token lie in a stage: every two of eight runs have them in another of four orders, for ldmatrix.
 __device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
@@ -323,23 +312,21 @@ __device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage
     for (int step = 1; step < tiles; step++) add(step, false);
 }
 
-// What a block of the second pass takes: tokens [token, token + kAcrossGroups kWarps / kTokenStrips) of each run of a vector, in a pair of strips.
-struct AcrossPlace {
-    int pair, slot;   // in the matrix, in `halves`
-    int vector, token;
-};
-
-// The second pass, by a block of kWarps. kTiles: of the matrix across, or 0 for any number, two at a time.
-template <int kTiles, int kWarps, typename Sink>
-__device__ inline void tokens_across(Sink& sink, char* shared, const TokenHalves& halves, const TokenRuns& runs, AcrossPlace at, int y_rows,
-                                     int cols) {
-    enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kWarps / kTokenStrips };
+// The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix
+// across, or 0 for any number, two at a time. backwards: the last strip first.
+template <int kTiles, typename Sink>
+__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors,
+                                                                          int y_rows, int cols, bool backwards) {
+    SHARED(char, shared);
+    enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
-    int half = warp % kTokenStrips, row = at.vector * runs.n, first = row + at.token + warp / kTokenStrips;   // of the first run
-    int stage_bytes = across_stage_bytes(tiles), strip_col = (at.pair * kTokenStrips + half) * kTokenColumns;
+    int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - kAcrossBits, rest = block >> piece_bits;
+    int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
+    int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // of the first run
+    int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
     char* ring = shared + warp * kAcrossStages * stage_bytes;
-    uint16_t* scales = (uint16_t*)(shared + kWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
-    size_t chunks = (size_t)min(at.slot * kTokenStrips + half, halves.strips - 1) * halves.chunks;   // before the strip's
+    uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
+    size_t chunks = (size_t)min(strip, halves.strips - 1) * halves.chunks;   // before the strip's
     const char* values = (const char*)(halves.values + chunks * kTokenImage) + (size_t)first * kTokenBytes + lane % 4 * 16;
     int offsets[kTiles ? kTiles * 2 : 1], place = stage_place(lane / 4, lane % 4), arriving = 0, present = 0;   // places: in bytes
     auto offset_of = [&](int i) { return min(i * 8 + lane / 4, runs.order - 1) * kTokenBytes << runs.run_bits; };   // of each eighth run
@@ -354,16 +341,17 @@ __device__ inline void tokens_across(Sink& sink, char* shared, const TokenHalves
         arriving = after(arriving);
     };
 
+    sink.begin();
     for (int group = 0; group < kAcrossStages - 1; group++) {
         fetch();
         cp_async_commit();
     }
     sink.unit(scale_runs(scales, halves.exponents + chunks, runs, row));
 #pragma unroll 1
-    for (int group = 0; group < kAcrossGroups; group++, present = after(present)) {
+    for (int group = 0; group < kGroups; group++, present = after(present)) {
         cp_async_wait<kAcrossStages - 2>();
         __syncwarp();   // all lanes' copies have arrived, and the stage before is no longer read
-        if (group + kAcrossStages - 1 < kAcrossGroups) fetch();
+        if (group + kAcrossStages - 1 < kGroups) fetch();
         cp_async_commit();
         int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
         int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
@@ -382,76 +370,7 @@ __device__ inline void tokens_across(Sink& sink, char* shared, const TokenHalves
         }
     }
     cp_async_wait<0>();
-}
-
-// The second pass alone. backwards: the last strip first.
-template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors,
-                                                                          int y_rows, int cols, bool backwards) {
-    SHARED(char, shared);
-    int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - kAcrossBits, rest = block >> piece_bits;
-    int pair = rest / vectors, token = (block - (rest << piece_bits)) * kAcrossTokens;
-    sink.begin();
-    tokens_across<kTiles, kAcrossWarps>(sink, shared, halves, runs, AcrossPlace{pair, pair, rest - pair * vectors, token}, y_rows, cols);
     sink.finish();
-}
-
-// ================================================================ both passes in one launch
-
-// Blocks draw tickets. A ticket's step is a band of tiles within, and the pass across of the band `lag` steps before it, mixed evenly: so across
-// reads what was written a moment ago, and blocks that wait for memory run beside others that compute. A block waits only for blocks with
-// earlier tickets.
-struct TokenBands {
-    unsigned* turns;     // (2 + 2 count) zeros between two launches: tickets, blocks that ended, each band's tiles and pieces that are done
-    int pairs;           // of strips in the matrix
-    int abreast, count;  // pairs in a band, bands
-    int lag, held;       // bands that `halves` holds: a band's values take the place of those `held` bands before
-    int tiles, pieces;   // of a pair: items of the pass within, and of the pass across
-    bool once;           // is x too large for the L2 cache to keep for its next reader?
-};
-enum { kPieceTokens = kAcrossGroups * (kTokenThreads / kWarp) / kTokenStrips };   // tokens of each run in a piece
-
-template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kTokenThreads, 3) tokens_both_kernel(Sink sink, TokenHalves halves, TokenRuns runs, Rows<const bf16> x,
-                                                                       TokenBands bands, int x_rows, int y_rows, int cols) {
-    SHARED(char, shared);
-    __shared__ int ticket;
-    sink.begin();
-    if (threadIdx.x == 0) ticket = (int)add_acquire_release(bands.turns, 1);
-    __syncthreads();
-    int items = bands.abreast * (bands.tiles + bands.pieces), pieces = bands.abreast * bands.pieces;   // of a step
-    int step = ticket / items, inside = ticket - step * items, before = inside * pieces / items;       // pieces before this item
-    bool is_piece = (inside + 1) * pieces / items > before;
-    int band = is_piece ? step - bands.lag : step, item = is_piece ? before : inside - before;
-    int abreast = min(bands.abreast, bands.pairs - band * bands.abreast);   // of this band
-    auto wait_for = [&](int of_band, unsigned* done, int each) {
-        if (threadIdx.x == 0)
-            while (load_acquire(done + of_band) != (unsigned)(min(bands.abreast, bands.pairs - of_band * bands.abreast) * each)) __nanosleep(64);
-        __syncthreads();
-    };
-    auto signal = [&](unsigned* done) {
-        __syncthreads();
-        if (threadIdx.x == 0) add_acquire_release(done + band, 1);
-    };
-    unsigned *tiles_done = bands.turns + 2, *pieces_done = tiles_done + bands.count;
-    if (band >= 0 && item < abreast * (is_piece ? bands.pieces : bands.tiles)) {
-        int row = item / abreast, pair = band * bands.abreast + item - row * abreast;   // row: a chunk, or a piece of a pair
-        int slot = pair - band / bands.held * bands.held * bands.abreast;
-        if (is_piece) {
-            wait_for(band, tiles_done, bands.tiles);
-            int vector = (row * kPieceTokens) >> runs.run_bits, token = row * kPieceTokens - (vector << runs.run_bits);
-            tokens_across<kTiles, kTokenThreads / kWarp>(sink, shared, halves, runs, AcrossPlace{pair, slot, vector, token}, y_rows, cols);
-            signal(pieces_done);
-        } else {
-            if (band >= bands.held) wait_for(band - bands.held, pieces_done, bands.pieces);
-            store_within<kTokenRunBits>((TokenTile<false>*)shared, halves, x, TilePlace{row, pair}, slot, x_rows, cols, kTokenRunBits,
-                                        bands.once);
-            signal(tiles_done);
-        }
-    }
-    if (is_piece) sink.finish();
-    if (threadIdx.x == 0 && add_acquire_release(bands.turns + 1, 1) == gridDim.x - 1)
-        for (int i = 0; i < 2 + 2 * bands.count; i++) bands.turns[i] = 0;
 }
 
 // ================================================================ launchers
@@ -496,7 +415,7 @@ static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRu
 
 static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves, const TokenRuns& runs, bool backwards) {
     int vectors = max_int(job.x.rows, job.y.rows) / runs.n, blocks = (token_pairs(job.x.cols) * vectors << runs.run_bits) / kAcrossTokens;
-    int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles, kAcrossWarps);
+    int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles);
     auto launch = [&](auto sink, auto of) {
         allow_shared(tokens_across_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
         LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors,
@@ -510,44 +429,8 @@ static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves
     });
 }
 
-// How one launch can take both passes; all: values between them are all kept, else in kRotateStripBytes. False if it cannot.
-static bool token_bands(const RotateJob& job, const TokenRuns& runs, bool all, TokenBands* bands) {
-    int rows = max_int(job.x.rows, job.y.rows), chunks = ceil_div(rows, kTokenChunk);
-    if (runs.run_bits != kTokenRunBits || runs.order > 4 * kFragment) return false;
-    size_t pair_bytes = cuda_token_halves_bytes(rows, kTokenStrips * kTokenColumns);
-    TokenBands b = {cuda_held().turns, token_pairs(job.x.cols), 0, 0, 0, 0, chunks, rows / runs.n * (kTokenChunk / kPieceTokens),
-                    mat_bytes(job.x) > gpu_device().l2_bytes / 2};
-    b.abreast = min_int(b.pairs, max_int(1, (int)(kTokenBandBytes / pair_bytes)));
-    b.count = ceil_div(b.pairs, b.abreast);
-    // Far enough behind that a piece seldom waits: by as many tickets as blocks that run at once.
-    b.lag = ceil_div(3 * gpu_device().multiprocessors, b.abreast * (b.tiles + b.pieces));
-    b.held = all ? b.count : min_int(b.count, 2 * b.lag);
-    if (b.count > kTokenBands || (!all && (size_t)b.held * (size_t)b.abreast * pair_bytes > kRotateStripBytes)) return false;
-    *bands = b;
-    return true;
-}
-
-static TokenHalves launch_tokens_both(const RotateJob& job, const TokenRuns& runs, const TokenBands& bands, void* memory) {
-    int rows = max_int(job.x.rows, job.y.rows), cols = min_int(job.x.cols, bands.held * bands.abreast * kTokenStrips * kTokenColumns);
-    TokenHalves halves = token_halves(memory, rows, cols);
-    int tiles = ceil_div(runs.order, kFragment), blocks = (bands.count + bands.lag) * bands.abreast * (bands.tiles + bands.pieces);
-    int bytes = max_int((int)sizeof(TokenTile<false>), across_bytes(tiles, kTokenThreads / kWarp));
-    auto launch = [&](auto sink, auto of) {
-        allow_shared(tokens_both_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
-        LAUNCH((tokens_both_kernel<decltype(of)::value, decltype(sink)>), blocks, kTokenThreads, bytes, sink, halves, runs,
-               rows_of<const bf16>(job.x), bands, job.x.rows, job.y.rows, job.x.cols);
-        return true;
-    };
-    with_sink(job, [&](auto sink) {
-        return tiles == 1   ? launch(sink, std::integral_constant<int, 1>())
-               : tiles == 2 ? launch(sink, std::integral_constant<int, 2>())
-                            : launch(sink, std::integral_constant<int, 0>());
-    });
-    return halves;
-}
-
-// Both passes one after the other, with cuda_token_halves_bytes of memory between them. Across goes backwards: the strips that were written
-// last are still in the L2 cache.
+// Both passes, with cuda_token_halves_bytes of memory between them. Across goes backwards: the strips that were written last are still in the L2
+// cache.
 static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, void* memory) {
     TokenHalves halves = token_halves(memory, max_int(job.x.rows, job.y.rows), job.x.cols);
     launch_tokens_within(halves, job.x, runs);
@@ -561,11 +444,6 @@ static bool rotate_tokens(const RotateJob& job) {
     if (!token_runs(job, &runs)) return false;
     if (runs.order == 1) {
         launch_tokens_alone(job, runs);
-        return true;
-    }
-    TokenBands one_launch;
-    if (token_bands(job, runs, false, &one_launch)) {
-        launch_tokens_both(job, runs, one_launch, cuda_held().strip);
         return true;
     }
     if (job.scratch) {
@@ -604,10 +482,7 @@ static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second,
         return true;
     }
     check(scratch, "rotate (cuda): no scratch for %d tokens", runs.n);
-    TokenBands one_launch;
-    bool both = token_bands(first, runs, true, &one_launch);
-    TokenHalves halves = both ? launch_tokens_both(first, runs, one_launch, scratch) : launch_tokens(first, runs, scratch);
-    launch_tokens_across(second, halves, runs, both);
+    launch_tokens_across(second, launch_tokens(first, runs, scratch), runs, false);
     return true;
 }
 
