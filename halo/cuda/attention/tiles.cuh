@@ -182,8 +182,10 @@ __device__ inline void softmax_step(float (&x)[kCount], SoftmaxRows& rows, float
         for (int n = 0; n < kCount / 4; n++) largest = fmaxf(largest, fmaxf(x[4 * n + 2 * half], x[4 * n + 2 * half + 1]));
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-        float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;   // a row that has seen nothing yet
-        rescale[half] = exp2_approx(rows.largest[half] * scale_log2 - shift);
+        float shift = largest == -INFINITY ? 0.0f : __fmul_rn(largest, scale_log2);   // a row that has seen nothing yet
+        // Exactly 1 where the largest stays, so that keys which a row does not see change none of its bits: a fused multiply-add would leave
+        // the product's rounding error in the exponent.
+        rescale[half] = exp2_approx(__fsub_rn(__fmul_rn(rows.largest[half], scale_log2), shift));
         rows.largest[half] = largest;
         float total = rows.total[half] * rescale[half];
 #pragma unroll

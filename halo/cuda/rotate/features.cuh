@@ -182,6 +182,7 @@ __device__ inline void rotate_row_in_place(Sink& sink, bf16* buffer, const int* 
         RunValues<kSteps> x[1];
         int in = group * 32 + lane / 4 * 4 + (lane % 4 * 2 << runs.log2_run);
         load_runs(x[0], buffer + runs.place(in), buffer + runs.place(in + runs.run()), 8 * runs.run(), runs.order);
+        __syncwarp();   // all lanes have read what the sums of the same positions overwrite
         const int places[1] = {runs.place(group * 32 + lane % 4 * 8 + (lane / 4 << runs.log2_run))};
         features_across(buffer, places, x, runs, *exponent);
     }
