@@ -11,7 +11,7 @@
 // Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
 // milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. That takes about 0.3 s a
 // shape, once on a machine: the winner is kept in the user's cache directory (trial_cache.h) under GPU, driver and library, and counts in later
-// runs where the heuristic still offers it and cuBLASLt still takes it for the product.
+// runs where the heuristic still offers it and cuBLASLt still takes it for the product. Processes of one machine try in turn.
 #ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
 #define HALO_CUDA_GEMM_CUBLASLT_CUH
 
@@ -28,6 +28,7 @@ enum {
     kLtRounds = 4                     // in each every candidate is timed once; the first round drops hopeless ones
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
+static const double kLtPatience = 10;   // seconds that a process waits for another one's trial
 enum { kLtTrialRules = 1 };                // changes with what is tried and how, so that older trials do not count
 static const float kLtHopeless = 1.08f;   // a candidate slower than this times the fastest of the first round is dropped
 
@@ -257,10 +258,15 @@ static int lt_choose(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeur
     if (known >= 0) return known;
     cudaStreamCaptureStatus capture;
     cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
-    int fastest = capture == cudaStreamCaptureStatusNone ? lt_fastest(plan, g, found, count) : -1;
-    if (fastest < 0) return 0;
-    trial_cache_add(lt.trials, &plan->key, &found[fastest].algo);
-    return fastest;
+    if (capture != cudaStreamCaptureStatusNone) return 0;
+    trial_cache_begin(lt.trials, kLtPatience);
+    int fastest = lt_known(plan, found, count);   // by now another process may have found it
+    if (fastest < 0) {
+        fastest = lt_fastest(plan, g, found, count);
+        if (fastest >= 0) trial_cache_add(lt.trials, &plan->key, &found[fastest].algo);
+    }
+    trial_cache_end(lt.trials);
+    return max_int(fastest, 0);
 }
 
 static void lt_make(LtPlan* plan, const Gemm& g) {
