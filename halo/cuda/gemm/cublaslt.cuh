@@ -178,6 +178,25 @@ static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const
                           cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }
 
+template <typename T>
+static int lt_config(const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t what) {
+    T value = 0;
+    size_t written;
+    (void)cublasLtMatmulAlgoConfigGetAttribute(algo, what, &value, sizeof value, &written);
+    return (int)value;
+}
+// Ends the program if an algorithm failed while it was timed, and says which one: a GPU takes no work after a failure, and keeps no record
+// of what failed.
+static void lt_timed(cudaError_t status, const Gemm& g, const cublasLtMatmulAlgo_t* algo) {
+    if (status == cudaSuccess) return;
+    die("CUDA: timed product: %s: (%d, %d) of %s%s and %s%s along %d, beta %g, by cuBLASLt %zu's algorithm %d, tile %d, stages %d, inner shape %d, "
+        "cluster %d, option %d", cudaGetErrorString(status), g.M, g.N, g.a.transposed ? "transposed " : "", fmt_name(g.a.fmt),
+        g.b.transposed ? "transposed " : "", fmt_name(g.b.fmt), g.K, (double)g.beta, cublasLtGetVersion(),
+        lt_config<int>(algo, CUBLASLT_ALGO_CONFIG_ID), lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_TILE_ID),
+        lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_STAGES_ID), lt_config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
+        lt_config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION));
+}
+
 // Milliseconds of one run, averaged over `runs` in a row; infinite if the algorithm does not run.
 static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo, int runs) {
     cudaEvent_t start, stop;
@@ -187,8 +206,8 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     cuda_ok(cudaEventRecord(start, cuda_stream()), "event");
     if (lt_run(plan, g, out, algo) == CUBLAS_STATUS_SUCCESS) {
         for (int run = 1; run < runs; run++) lt_ok(lt_run(plan, g, out, algo), "timed product");
-        cuda_ok(cudaEventRecord(stop, cuda_stream()), "event");
-        cuda_ok(cudaEventSynchronize(stop), "timed product");
+        lt_timed(cudaEventRecord(stop, cuda_stream()), g, algo);
+        lt_timed(cudaEventSynchronize(stop), g, algo);
         cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
     }
     cuda_ok(cudaEventDestroy(start), "event");
@@ -217,6 +236,7 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
 // write to memory that is given back at once. Without room for that, they compute only as many of c's rows as rotate's strip holds, and write
 // them there. -1 if these are too few to tell.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before a product's trial");   // a failure of its own does not pass for the trial's
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
     void* aside = NULL;
     if (cudaMalloc(&aside, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) == cudaSuccess) {
@@ -288,8 +308,10 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(lt.handle, plan->product, plan->b, plan->a, plan->c, plan->c, preference,
                                                            kLtCandidates, found, &count);
     lt_ok(cublasLtMatmulPreferenceDestroy(preference), "preference");
+    for (int i = 0; i < count; i++)
+        if (found[i].state != CUBLAS_STATUS_SUCCESS) count = i;
     plan->made = true;
-    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && found[0].state == CUBLAS_STATUS_SUCCESS;
+    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0;
     if (!plan->works) return;
     bool choose = large && min_int(g.M, min_int(g.N, g.K)) >= kLtWorthTrying && count > 1;
     plan->algo = found[choose ? lt_choose(plan, g, found, count) : 0].algo;
