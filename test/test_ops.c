@@ -692,6 +692,8 @@ static void prep_shape(int BT, int F) {
 static void prep_case(void) {
     prep_shape(9, 48);
     prep_shape(5, 172);
+    prep_shape(3, 256);   // whose runs would be shorter than a warp takes
+    prep_shape(3, 768);
     prep_shape(3, 4096);
     prep_shape(2, 3072);
     prep_shape(2, 5120);
