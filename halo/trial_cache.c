@@ -142,7 +142,7 @@ void trial_cache_add(TrialCache* c, const void* key, const void* value) {
     write_file(c);
 }
 
-// The lock is held by the open file: it ends with the process, however that ends.
+// The lock is held by the open file: it ends with the process, however that ends. Where a lock cannot be had at all, nobody waits.
 void trial_cache_begin(TrialCache* c, double seconds) {
     enum { kPollMs = 10 };
     const struct timespec pause = {0, kPollMs * 1000000L};
@@ -158,7 +158,10 @@ void trial_cache_begin(TrialCache* c, double seconds) {
     merge_file(c);
 }
 void trial_cache_end(TrialCache* c) {
-    if (c->turn >= 0) close(c->turn);
+    if (c->turn >= 0) {
+        flock(c->turn, LOCK_UN);   // even if a forked process has the open file too
+        close(c->turn);
+    }
     c->turn = -1;
 }
 

@@ -465,7 +465,7 @@ static void attention_case(void) {
     // several blocks of keys take turns at dQ (attention/sm80.cuh), in Hopper's kernels too
     attention_shape(1, 262, 2, 1, 128, 0, 0);
     attention_shape(1, 290, 1, 1, 128, 150, 7);
-    attention_shape(1, 270, 1, 1, 64, 0, 0);
+    attention_shape(5, 270, 1, 1, 64, 0, 0);   // on a GPU of four multiprocessors heads are taken two at a time, then the last three
     attention_shape(3, 140, 2, 2, 64, 0, 3);
 }
 
@@ -692,6 +692,8 @@ static void prep_shape(int BT, int F) {
 static void prep_case(void) {
     prep_shape(9, 48);
     prep_shape(5, 172);
+    prep_shape(3, 256);   // whose runs would be shorter than a warp takes
+    prep_shape(3, 768);
     prep_shape(3, 4096);
     prep_shape(2, 3072);
     prep_shape(2, 5120);

@@ -402,7 +402,7 @@ __device__ inline void bulk_load(void* dst, const void* src, uint32_t bytes, uin
                  "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 // From shared to global memory, `bytes` and addresses as above: bulk_store copies; bulk_add adds FP32 values, each sum rounded to nearest, as
-// red.global.add.f32 does it: what is below 2^-126 counts as zero. After bulk_wait this thread sees what all that it started has written.
+// red.global.add.f32 does it: what is below 2^-126 counts as zero. After bulk_wait this thread sees all that the copies it started have written.
 __device__ inline void bulk_store(void* dst, const void* src, uint32_t bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(shared_address(src)), "r"(bytes) : "memory");
 }

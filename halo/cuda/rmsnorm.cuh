@@ -245,7 +245,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     bool fast = is_octets(y) && is_octets(x) && is_octets(w) && C <= kNormForwardMax && (!delta.data || (is_octets(delta) && is_octets(res)));
     RowRuns runs = {};
     bool rotates = prep.rotate && prep.absmax;
-    bool inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 1, false, &runs) && runs.order <= 2 * kFragment;
+    bool inside = rotates && fast && octets <= 4 * 512 && producer_runs(C, &runs) && runs.order <= 2 * kFragment;
     float* absmax = rotates && !inside ? NULL : prep.absmax;
     // Which kernel is launched for rows of up to most_octets octets: its kKeep, its kTiles, and its most threads. The first row that fits.
     static const struct {

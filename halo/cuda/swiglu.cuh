@@ -104,7 +104,7 @@ static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     check_bf16(gate_up, y.rows, 2 * y.cols, "swiglu_forward");
     bool octets = is_octets(y) && is_octets(gate_up), rotates = prep.rotate && prep.absmax;
     RowRuns runs;
-    if (rotates && octets && y.cols % 256 == 0 && row_runs(y.cols, 1, false, &runs) && one_row(runs).bytes() <= shared_limit()) {
+    if (rotates && octets && producer_runs(y.cols, &runs) && one_row(runs).bytes() <= shared_limit()) {
         if (runs.order <= kFragment) return launch_swiglu_forward_rotated<1>(y, gate_up, prep.absmax, one_row(runs));
         if (runs.order <= 2 * kFragment) return launch_swiglu_forward_rotated<2>(y, gate_up, prep.absmax, one_row(runs));
         if (runs.order <= 4 * kFragment) return launch_swiglu_forward_rotated<4>(y, gate_up, prep.absmax, one_row(runs));

@@ -2,7 +2,7 @@
 //
 // Floors per head of a causal sequence: forward 2 T^2 HD flops, backward 5 T^2 HD; bytes (T (2 HD) each of q, k, v, y, dy and the
 // gradients) matter only below T of a few hundred. Beside the products the backward pass moves, per query row and head: dy and y once
-// for D = rowsum(dY Y), 8 bytes of statistics, and 4 HD bytes of partial dQ there and back per key block, which stay in the L2.
+// for D = rowsum(dY Y), 8 bytes of statistics, and per key block 4 HD bytes of partial dQ to the L2, and back except on Hopper, whose memory adds.
 #ifndef HALO_CUDA_ATTENTION_CUH
 #define HALO_CUDA_ATTENTION_CUH
 

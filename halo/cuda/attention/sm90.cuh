@@ -12,8 +12,8 @@
 //           Products are queued so that one runs during each stretch of other work: dP during the exponentials; dV during dS = P (dP - D);
 //           dK while dS goes to shared memory and the consumers wait for each other; S of the next queries while dQ goes there.
 //           dQ leaves by shared memory: for each buffer a thread of the producer's warpgroup waits for the block's turn and has the memory
-//           add the buffer to the sums. So the consumers wait for no turn unless they are two steps ahead, and hold no sums in registers.
-//           At a query block's last turn the same buffer brings them the sums so far, and they write the total.
+//           add the buffer to the sums. So the consumers hold no sums in registers, and wait for a turn only if they are two steps ahead, or
+//           at a query block's last turn, where the same buffer brings them the sums so far and they write the total.
 //           Registers decide: of 240 a thread dK, dV, P, dP and P in bf16 take 208. ptxas warns (C75xx) if it finds no room, or if a product
 //           is under way where the loop closes, and then lets each product end before the next: such a build must not pass.
 //
@@ -338,7 +338,7 @@ __device__ inline void backward_producer(typename S::Shared* shared, const AttnB
 
 // Each buffer of dQ has a thread that adds it to the sums in memory, every kStages-th step. The thread gives the buffer to the consumers, who
 // return it with their dQ; at a query block's last turn it gives them the sums so far in it, from which they write the total. These threads
-// alone wait for turns, and for the memory to have added; the consumers wait for a buffer only if they are kStages steps ahead.
+// alone wait for turns, and for the memory to have added; the consumers wait for a buffer if they are kStages steps ahead, or for those sums.
 __device__ inline void wait_for_turn(const AttnBackward& a, DqTurn t) {
     if (t.turn == 0) return;
     while (load_acquire(a.turns + t.block) != t.turn) __nanosleep(20);

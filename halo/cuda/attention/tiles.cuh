@@ -134,15 +134,6 @@ __device__ inline void accumulators_to_fragment(uint32_t (&a)[4], const float (&
     for (int j = 0; j < 4; j++) a[j] = pack_bf16(x[8 * k + 2 * j], x[8 * k + 2 * j + 1]);
 }
 
-// Stores an A fragment into a tile: 16 rows from `row` on, 16 columns from 16 k on.
-template <int kRows>
-__device__ inline void fragment_to_tile(bf16* tile, int row, int k, const uint32_t (&a)[4]) {
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4 + j % 2 * 8, 2 * k + j / 2))[lane % 4] = a[j];
-}
-
 // ---- softmax, updated block by block of scores. The four lanes of a quad hold two rows of a 16-row fragment, `half` 0 and 1;
 // x[4 i + 2 half + j] is a lane's value in column 8 i + 2 (lane % 4) + j.
 struct SoftmaxRows {

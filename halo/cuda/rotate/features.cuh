@@ -104,7 +104,7 @@ struct FeatureItem {
     RowRuns runs;
     Divisor octets_across;   // octets in a row
     int vectors, rows;       // of the item, of the matrix
-    bool alone;              // has each row its own exponent, or all rows of the item one?
+    bool alone;              // each row has its own exponent; else (rows of no whole 256s, or runs shorter than a warp's positions) the item has one
     __host__ __device__ int elements() const { return vectors * runs.n; }
     __device__ int exponent_of(int vector) const { return alone ? vector : 0; }
     size_t bytes() const { return (size_t)elements() * sizeof(bf16); }
@@ -173,7 +173,7 @@ __device__ inline void features_within(Sink& sink, const bf16* buffer, const int
     }
 }
 
-// A row that a producer has written to shared memory (in the order of place), with its exponent: gives x H to the sink. Runs are of up to 512.
+// A row that a producer has written to shared memory (in the order of place), with its exponent: gives x H to the sink. Runs are of 32 to 512.
 template <int kSteps, typename Sink>
 __device__ inline void rotate_row_in_place(Sink& sink, bf16* buffer, const int* exponent, const FeatureItem& row) {
     const RowRuns& runs = row.runs;
@@ -267,6 +267,8 @@ static bool row_runs(int n, int added, bool transpose, RowRuns* runs) {
     *runs = r;
     return true;
 }
+// The same for a row that a producer gives to rotate_row_in_place: whole 256s, and a warp takes 32 positions of runs.
+static bool producer_runs(int n, RowRuns* runs) { return n % 256 == 0 && row_runs(n, 1, false, runs) && runs->run() >= 32; }
 
 template <int kSteps, int kRunBits>
 static bool launch_rotate_features(const RotateJob& job, FeatureItem item) {
@@ -276,8 +278,9 @@ static bool launch_rotate_features(const RotateJob& job, FeatureItem item) {
     while (item.vectors * run < kRotateThreads * groups || item.elements() % 256) item.vectors *= 2;
     item.alone = item.runs.n % 256 == 0 && run >= 32 * groups;
     int threads = item.vectors * run / groups;
-    if (item.bytes() > shared_limit()) return false;
-    check(threads <= Shape::kThreads && (kRunBits == 0 || (item.vectors == Shape::kVectors && item.alone)), "rotate (cuda): runs of %d", run);
+    // Orders above 64 leave no registers for the threads that runs of 1024 take (K0 of up to 64, rows beyond 65536).
+    if (item.bytes() > shared_limit() || threads > Shape::kThreads) return false;
+    check(kRunBits == 0 || (item.vectors == Shape::kVectors && item.alone), "rotate (cuda): runs of %d", run);
     return with_pair_sink(job, [&](auto sink) {
         allow_shared(rotate_features_kernel<kSteps, kRunBits, decltype(sink)>, shared_limit());
         LAUNCH((rotate_features_kernel<kSteps, kRunBits, decltype(sink)>), ceil_div(item.rows, item.vectors), threads, item.bytes(), sink,
