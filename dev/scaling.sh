@@ -8,14 +8,15 @@
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
 #   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py), which makes blocks again where it does not fit otherwise, as
 #                             ours does
+#   dev/scaling.sh torch8     the same with torchao's FP8 products and gathers; not among all
 #
 # In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
-# RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun).
+# RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun), TRAIN_LLAMA3 (./train_llama3), LIMIT (600: seconds of a run).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
 batches=${BATCHES:-1 2 4 8 16} steps=${STEPS:-5} cut=${CUT:-16} layers=${LAYERS:-32} recipes=${RECIPES:-bf16 halo0-fp8 halo2-int8}
-more=${MORE:-} mpirun=${MPIRUN:-mpirun --bind-to none}
+more=${MORE:-} mpirun=${MPIRUN:-mpirun --bind-to none} train=${TRAIN_LLAMA3:-./train_llama3} limit=${LIMIT:-600}
 [ "$(id -u)" -ne 0 ] || mpirun="$mpirun --allow-run-as-root"
 export OMP_WAIT_POLICY=passive
 table=$(mktemp) alone=$(mktemp -d)
@@ -32,10 +33,10 @@ ours() {   # name, recipe, GPUs, layers, rows, recompute
         --state-dtype bf16 --steps $steps $more"
     if [ "$3" -gt 1 ]; then
         [ "$2" = bf16 ] || flags="$flags --qfsdp"
-        out=$(OMP_NUM_THREADS=$(($(nproc) / $3)) $mpirun -np "$3" ./train_llama3 bench $flags 2>&1)
+        out=$(OMP_NUM_THREADS=$(($(nproc) / $3)) timeout "$limit" $mpirun -np "$3" "$train" bench $flags 2>&1)
     else
         for ((gpu = 0; gpu < gpus; gpu++)); do
-            CUDA_VISIBLE_DEVICES=$gpu OMP_NUM_THREADS=$(($(nproc) / gpus)) ./train_llama3 bench $flags >"$alone/$gpu" 2>&1 &
+            CUDA_VISIBLE_DEVICES=$gpu OMP_NUM_THREADS=$(($(nproc) / gpus)) "$train" bench $flags >"$alone/$gpu" 2>&1 &
         done
         wait
         slowest=$(grep -H '^bench:' "$alone"/* | sort -t ' ' -k 2 -g | tail -n 1 | cut -d : -f 1)
@@ -52,16 +53,16 @@ ours() {   # name, recipe, GPUs, layers, rows, recompute
               else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' >>"$table"
 }
 
-torch() {   # layers, rows: blocks are made again in backward (--checkpointing) only if it does not fit otherwise
+torch() {   # layers, rows, flags: blocks are made again in backward (--checkpointing) only if it does not fit otherwise
     local flags out
-    for flags in "" --checkpointing; do
-        out=$(python3 -m torch.distributed.run --standalone --nproc-per-node "$gpus" dev/fsdp_baseline.py --layers "$1" --batch "$2" \
+    for flags in "$3" "$3 --checkpointing"; do
+        out=$(timeout "$limit" python3 -m torch.distributed.run --standalone --nproc-per-node "$gpus" dev/fsdp_baseline.py --layers "$1" --batch "$2" \
             --steps "$steps" $flags 2>&1)
         ! grep -q '^fsdp2:' <<<"$out" || break
     done
     echo "-- FSDP2 on $gpus GPUs, $1 layers, $2 x 1024 tokens a GPU $flags"
     grep '^fsdp2:' <<<"$out" || grep -v '^$' <<<"$out" | tail -n 3
-    awk -v what="PyTorch FSDP2 ${flags#--}" -v gpus="$gpus" -v rows="$2" '
+    awk -v what="PyTorch FSDP2 ${flags//--/}" -v gpus="$gpus" -v rows="$2" '
         /^fsdp2:/ { ms = $2; rate = $6 / gpus; peak = $8 }
         END { if (ms) printf "%-24s %4d %7d %9.1f %9.0f %9s %8s %7.1f %7s\n", what, gpus, 1024 * rows, ms, rate, "-", "-", peak, "-"
               else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' <<<"$out" >>"$table"
@@ -77,8 +78,9 @@ for part in ${*:-gpus batches torch}; do
             for rows in $batches; do
                 for recipe in $recipes; do ours all "$recipe" "$gpus" "$layers" "$rows" "$(recompute "$layers" "$rows")"; done
             done ;;
-        torch) for rows in $batches; do torch "$layers" "$rows"; done ;;
-        *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch" >&2; exit 2 ;;
+        torch) for rows in $batches; do torch "$layers" "$rows" ""; done ;;
+        torch8) for rows in $batches; do torch "$layers" "$rows" --float8; done ;;
+        *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch, torch8" >&2; exit 2 ;;
     esac
 done
 echo
