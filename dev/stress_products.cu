@@ -1,21 +1,20 @@
 // Runs every algorithm that cuBLASLt offers for the BF16 products of SmolLM2-135M's linears, forward and backward, at 8 to 20 rows of 512
 // tokens, as the trials of halo/cuda/gemm/cublaslt.cuh do: some hundred runs of one algorithm after the other. For finding an algorithm that
-// fails when processes share a GPU, which compute-sanitizer does not see: start several of these at once. Stands alone:
+// fails when processes share a GPU, which compute-sanitizer does not see: start several of these at once. Needs cuBLASLt alone:
 //
 //   nvcc -std=c++17 -O2 -arch=sm_90a dev/stress_products.cu -lcublasLt -o /tmp/stress
 //   for i in 1 2 3 4 5 6; do /tmp/stress BETA place|apart|fresh SECONDS & done; wait
 //
 // place: the product is written to c, which it adds BETA times to; apart: to other memory; fresh: to other memory, allocated for each product
 // and given back. Prints one line: how many algorithms ran, or the product and the algorithm that failed (exit code 1).
-#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+
+#include "../halo/cuda/gemm/algorithm.cuh"
 
 enum { kFewestRows = 8, kMostRows = 20, kRowTokens = 512, kWidest = 3072, kMost = 8, kRuns = 300, kWorkspaceBytes = 32 << 20 };
 
@@ -59,14 +58,6 @@ static cudaStream_t stream;
 static __nv_bfloat16 *x, *w, *y, *other;
 static void* workspace;
 
-template <typename T>
-static int config(const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t what) {
-    T value = 0;
-    size_t written;
-    (void)cublasLtMatmulAlgoConfigGetAttribute(algo, what, &value, sizeof value, &written);
-    return (int)value;
-}
-
 static cublasLtMatrixLayout_t layout(int rows, int cols) {   // row-major
     cublasLtMatrixLayout_t l;
     lt_ok(cublasLtMatrixLayoutCreate(&l, CUDA_R_16BF, cols, rows, cols));
@@ -94,13 +85,8 @@ static int run_product(int M, Product p, float beta, const char* where) {
     for (int i = 0; i < count; i++) {
         const cublasLtMatmulAlgo_t* algo = &found[i].algo;
         const float one = 1;
-        snprintf(at_work, sizeof at_work,
-                 "(%d, %d) along %d%s, beta %g, %s; algorithm %d of the heuristic: id %d, tile %d, stages %d, inner shape %d, "
-                 "cluster %d, option %d, workspace %zu", M, p.N, p.K, p.turned ? ", turned" : "", beta, where, i,
-                 config<int>(algo, CUBLASLT_ALGO_CONFIG_ID), config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_TILE_ID),
-                 config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_STAGES_ID), config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
-                 config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
-                 found[i].workspaceSize);
+        snprintf(at_work, sizeof at_work, "(%d, %d) along %d%s, beta %g, %s; number %d of the heuristic, workspace %zu: %s", M, p.N, p.K,
+                 p.turned ? ", turned" : "", beta, where, i, found[i].workspaceSize, algorithm_name(algo).text);
         for (int run = 0; run < kRuns; run++)
             lt_ok(cublasLtMatmul(handle, product, &one, w, lw, x, lx, &beta, y, ly, to, ly, algo, workspace, kWorkspaceBytes, stream));
         cuda_ok(cudaStreamSynchronize(stream));

@@ -19,6 +19,7 @@
 #include <cublasLt.h>
 
 #include "../../trial_cache.h"
+#include "algorithm.cuh"
 #include "tile.cuh"
 
 enum {
@@ -178,23 +179,12 @@ static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const
                           cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }
 
-template <typename T>
-static int lt_config(const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t what) {
-    T value = 0;
-    size_t written;
-    (void)cublasLtMatmulAlgoConfigGetAttribute(algo, what, &value, sizeof value, &written);
-    return (int)value;
-}
-// Ends the program if an algorithm failed while it was timed, and says which one: a GPU takes no work after a failure, and keeps no record
-// of what failed.
+// Ends the program if an algorithm failed while it was timed, and says which one: after a failure a GPU takes no more work.
 static void lt_timed(cudaError_t status, const Gemm& g, const cublasLtMatmulAlgo_t* algo) {
     if (status == cudaSuccess) return;
-    die("CUDA: timed product: %s: (%d, %d) of %s%s and %s%s along %d, beta %g, by cuBLASLt %zu's algorithm %d, tile %d, stages %d, inner shape %d, "
-        "cluster %d, option %d", cudaGetErrorString(status), g.M, g.N, g.a.transposed ? "transposed " : "", fmt_name(g.a.fmt),
-        g.b.transposed ? "transposed " : "", fmt_name(g.b.fmt), g.K, (double)g.beta, cublasLtGetVersion(),
-        lt_config<int>(algo, CUBLASLT_ALGO_CONFIG_ID), lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_TILE_ID),
-        lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_STAGES_ID), lt_config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
-        lt_config<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), lt_config<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION));
+    die("CUDA: timed product: %s: (%d, %d) of %s%s and %s%s along %d, beta %g, by %s", cudaGetErrorString(status), g.M, g.N,
+        g.a.transposed ? "transposed " : "", fmt_name(g.a.fmt), g.b.transposed ? "transposed " : "", fmt_name(g.b.fmt), g.K, (double)g.beta,
+        algorithm_name(algo).text);
 }
 
 // Milliseconds of one run, averaged over `runs` in a row; infinite if the algorithm does not run.
