@@ -297,14 +297,11 @@ static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p,
     bool match = xp.rows == x.rows && q.rows == x.rows && p.rows == N && xtq.rows == N && xtq.cols == W && xp.cols == parts.count * W;
     check(match && q.cols == xp.cols, "gemm_narrow: %d of (%d, %d) with (%d, %d) and (%d, %d)", parts.count, x.rows, x.cols, p.rows, W, q.rows, q.cols);
     if (gemm_narrow_at_once(xp, factor, xtq, beta, x, p, q, parts)) return;
-    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++]) {   // one at a time, where all together have too many sums of blocks
-        const int none = 0;
-        SideBySide alone = {1, &none, &parts.N[i]};
-        Mat xp_i = mat_cols(xp, i * W, W), xtq_i = mat_rows(xtq, row, parts.N[i]), x_i = mat_cols(x, parts.column[i], parts.N[i]);
-        Mat p_i = mat_rows(p, row, parts.N[i]), q_i = mat_cols(q, i * W, W);
-        if (parts.count > 1 && gemm_narrow_at_once(xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone)) continue;
-        gemm_narrow_by(gemm, xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone);
-    }
+    if (parts.count == 1) return gemm_narrow_by(gemm, xp, factor, xtq, beta, x, p, q, parts);
+    const int none = 0;
+    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++])   // one at a time: all together have too many sums of blocks
+        gemm_narrow(mat_cols(xp, i * W, W), factor, mat_rows(xtq, row, parts.N[i]), beta, mat_cols(x, parts.column[i], parts.N[i]),
+                    mat_rows(p, row, parts.N[i]), mat_cols(q, i * W, W), SideBySide{1, &none, &parts.N[i]});
 }
 
 #endif
