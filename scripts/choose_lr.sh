@@ -28,12 +28,9 @@ rm "$TABLES/data/rates.$$"
 
 # rates_of DATASET: all rates that were ever tried under these settings, "rate loss", whatever LRS was then; by rate.
 rates_of() {
-    local head lr
-    head=$(opening "rates-$TUNE" "$1" bf16 0 RATE)
-    grep -F -- "${head%%RATE*}" "$RESULTS" | while read -r line; do
-        lr=$(sed -E 's/.*"lr": ([^,]+),.*/\1/' <<<"$line")
-        case $line in "$(opening "rates-$TUNE" "$1" bf16 0 "$lr"),"*) sed -E 's/.*"val_loss": ([^},]+).*/'"$lr"' \1/' <<<"$line" ;; esac
-    done | sort -g
+    local head
+    head=$(opening "rates-$TUNE" "$1" bf16 0 '<lr>')
+    grep -F -- "${head%%<lr>*}" "$RESULTS" | grep -F -- "${head#*<lr>}," | sed -E 's/.*"lr": ([^,]+),.*"val_loss": ([^},]+).*/\1 \2/' | sort -g
 }
 
 printf '\nLoss on held-out training records, BF16, %s: %s\n\n| dataset | learning rate | loss | |\n|---|---|---|---|\n' "$TUNE" "$MODEL"
