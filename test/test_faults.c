@@ -226,6 +226,18 @@ static void full_at_the_end_case(void) {
     free(out);
 }
 
+// Starts a run and returns once its log has a step. The run takes turns behind this process, which so notices before the run is over.
+static pid_t start_and_step(const char* flags, const char* log) {
+    pid_t child = start(flags);
+    setpriority(PRIO_PROCESS, (id_t)child, 19);
+    for (int polls = 0; polls < 100000; polls++) {
+        struct stat info;
+        if (!stat(log, &info) && info.st_size > 0) break;
+        usleep(200);
+    }
+    return child;
+}
+
 // The model's text files were read at the start: without them the run ends as with them.
 static void lost_side_files_case(void) {
     make_whole();
@@ -235,13 +247,7 @@ static void lost_side_files_case(void) {
     shell("rm -rf", model);
     shell(copy, model);
     char *more = text_of("--from-scratch %s", model), *flags = flags_for(out, more);
-    pid_t child = start(flags);
-    setpriority(PRIO_PROCESS, (id_t)child, 19);   // so that this process notices the first step before the run is over
-    for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
-        struct stat info;
-        if (!stat(log, &info) && info.st_size > 0) break;
-        usleep(1000);
-    }
+    pid_t child = start_and_step(flags, log);
     shell("rm -rf", model);
     Run r = finish(child);
     ok(r.code == 0 && same_files(whole_dir, out, "model.safetensors") && same_files(whole_dir, out, "config.json") &&
@@ -312,13 +318,7 @@ static void log_and_locks_case(void) {
 static Run stopped_by(const char* out, int signal_number, int times) {
     char *flags = flags_for(out, "--save-every 0 --steps 5 --batch 8"), *log = path_join(out, "log.jsonl");
     empty_dir(out);
-    pid_t child = start(flags);
-    setpriority(PRIO_PROCESS, (id_t)child, 19);   // so that this process notices the first step before the run is over
-    for (int waited_ms = 0; waited_ms < 20000; waited_ms++) {
-        struct stat info;
-        if (!stat(log, &info) && info.st_size > 0) break;
-        usleep(200);
-    }
+    pid_t child = start_and_step(flags, log);
     for (int i = 0; i < times; i++) {
         kill(child, signal_number);
         usleep(500);
