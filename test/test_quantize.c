@@ -374,7 +374,7 @@ static void each_of(const Stacked* stacks, int count, Fmt fmt, bool rotated, boo
 // The layer of a small model, on and off the boundaries of tiles; rows of no whole octets; stacks of orders 2^k and others.
 static void each_case(void) {
     static const Stacked layer[] = {{576, {192, 64, 64}}, {192, {96, 0, 0}}, {576, {128, 128, 0}}, {1536, {24, 0, 0}}};
-    static const Stacked odd[] = {{512, {33, 40, 7}}, {96, {50, 30, 0}}, {128, {100, 4, 36}}};
+    static const Stacked odd[] = {{512, {33, 40, 7}}, {96, {50, 30, 0}}, {128, {104, 8, 36}}};
     static const Stacked ragged[] = {{45, {13, 6, 0}}, {64, {16, 0, 0}}}, single[] = {{1024, {16, 32, 0}}};
     for (int rotated = 0; rotated < 2; rotated++) {
         for (int transposed = 0; transposed < 2; transposed++) {

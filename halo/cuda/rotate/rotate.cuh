@@ -83,7 +83,7 @@ static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int b
           x.cols, y.rows, y.cols);
     check(block >= 0 && (from_right ? block == 0 : rows % max_int(n, 1) == 0), "rotate (cuda): (%d, %d) in blocks of %d", rows, x.cols, block);
     check(rows == 0 || hadamard_supported(n), "rotate (cuda): no Hadamard transform of order %d", n);
-    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}, NULL};
+    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}, NULL, 0, NULL};
     return job;
 }
 
