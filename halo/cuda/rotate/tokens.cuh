@@ -361,17 +361,17 @@ __global__ void __launch_bounds__(kAcrossThreads, kTiles == 1 || kTiles == 2 ? 5
         cp_async_commit();
         int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
         int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
-        size_t to = sink.at(token, col), step = sink.ld() << runs.run_bits;
+        int run = lane / 4;
+        size_t step = sink.ld() << runs.run_bits, to = sink.at(token, col) + run * step;
         for (int tile = 0; tile < tiles; tile += kSums) {
             float sum[kSums][4][4];   // [tile][product][mma]
             sum_runs<kTiles>(sum, ring + present, runs.signs, (const uint32_t*)scales, tiles, tile);
 #pragma unroll
-            for (int i = 0; i < kSums * 2; i++) {
-                int run = tile * kFragment + i * 8 + lane / 4;
+            for (int i = 0; i < kSums * 2; i++, run += 8, to += 8 * step) {
                 Values<8> octet;
 #pragma unroll
                 for (int k = 0; k < 8; k++) octet.v[k] = sum[i / 2][k / 2][i % 2 * 2 + k % 2];
-                if (run < inside) sink.put(to + run * step, octet);
+                if (run < inside) sink.put(to, octet);
             }
         }
     }
