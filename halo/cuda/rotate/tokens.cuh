@@ -36,7 +36,7 @@ enum {
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
     kAcrossBits = 4, kAcrossTokens = 1 << kAcrossBits,   // tokens of each run that a block takes; no run is shorter
-    kAcrossSums = 4,           // tiles of the matrix across whose sums a warp holds at a time
+    kAcrossSums = 4,           // tiles of the matrix across, at most, whose sums a warp holds at a time
     kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
 
@@ -270,9 +270,11 @@ __device__ inline float scale_runs(uint16_t* scales, const int* exponents, const
     return half_unit_of(largest, runs.run_bits);
 }
 
-// The stages of a warp's ring: fewer where a matrix across of more than kAcrossSums tiles (kTiles 0) makes them large. The bytes of a stage, and
-// of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
-__host__ __device__ constexpr int across_stages(int kTiles) { return kTiles ? 3 : 2; }
+// The tiles of the matrix across whose sums a warp holds at a time, and the stages of its ring: fewer where more tiles make them large.
+// kTiles: of the matrix, or 0 for a number of them, above kAcrossSums, that is known at run time only. Then the bytes of a stage, and of a
+// block's shared memory: a ring for each warp, and the scales that it multiplies by.
+__host__ __device__ constexpr int across_sums(int kTiles) { return kTiles && kTiles < kAcrossSums ? kTiles : (int)kAcrossSums; }
+__host__ __device__ constexpr int across_stages(int kTiles) { return kTiles && kTiles <= kAcrossSums ? 3 : 2; }
 __host__ __device__ inline int across_stage_bytes(int tiles) { return tiles * kFragment * kTokenBytes; }
 __host__ __device__ inline int across_scale_bytes(int tiles) { return tiles * kFragment * (int)sizeof(uint16_t); }
 static int across_bytes(int tiles, int stages) { return kAcrossWarps * (stages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
@@ -281,18 +283,18 @@ static int across_bytes(int tiles, int stages) { return kAcrossWarps * (stages *
 __device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
 
 // Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kSums) of 16 x 16 tiles of the matrix across, as far as it
-// has them; it has kTiles by kTiles or, if that is 0, `tiles`. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that
-// lane c of four has an octet's sums. scales: of the runs, two to a word.
-template <int kTiles, int kSums>
+// has them: `tiles`. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums.
+// scales: of the runs, two to a word.
+template <int kSums>
 __device__ inline void sum_runs(float (&sum)[kSums][4][4], const char* stage, const uint32_t* signs, const uint32_t* scales, int tiles,
                                 int first_tile) {
     int lane = threadIdx.x % kWarp, place = stage_place(lane % 16, lane / 16), words = (tiles + kSignTiles - 1) / kSignTiles;
-    auto add = [&](int word, bool first) {   // the 16 runs of each of kSignTiles tiles
+    auto add = [&](int word, bool first) {   // the 16 runs of each of up to kSignTiles tiles
         uint32_t packed[kSums];
 #pragma unroll
         for (int r = 0; r < kSums; r++) packed[r] = __ldg(signs + (min(first_tile + r, tiles - 1) * words + word) * kWarp + lane);
 #pragma unroll
-        for (int s = 0; s < (kTiles ? kTiles : (int)kSignTiles); s++) {
+        for (int s = 0; s < kSignTiles; s++) {
             int step = word * kSignTiles + s;
             if (step >= tiles) break;
             uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]}, b[2][4];
@@ -319,13 +321,12 @@ __device__ inline void sum_runs(float (&sum)[kSums][4][4], const char* stage, co
 }
 
 // The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix
-// across, up to kAcrossSums, or 0 for more. backwards: the last strip first.
+// across, or 0 for a number above kAcrossSums. backwards: the last strip first.
 template <int kTiles, typename Sink>
 __global__ void __launch_bounds__(kAcrossThreads, kTiles == 1 || kTiles == 2 ? 5 : 4)
     tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors, int y_rows, int cols, bool backwards) {
     SHARED(char, shared);
-    enum { kSums = kTiles ? kTiles : (int)kAcrossSums, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
-    enum { kStages = across_stages(kTiles) };
+    enum { kSums = across_sums(kTiles), kStages = across_stages(kTiles), kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
     int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - kAcrossBits, rest = block >> piece_bits;
     int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
@@ -365,7 +366,7 @@ __global__ void __launch_bounds__(kAcrossThreads, kTiles == 1 || kTiles == 2 ? 5
         size_t step = sink.ld() << runs.run_bits, to = sink.at(token, col) + run * step;
         for (int tile = 0; tile < tiles; tile += kSums) {
             float sum[kSums][4][4];   // [tile][product][mma]
-            sum_runs<kTiles>(sum, ring + present, runs.signs, (const uint32_t*)scales, tiles, tile);
+            sum_runs<kSums>(sum, ring + present, runs.signs, (const uint32_t*)scales, tiles, tile);
 #pragma unroll
             for (int i = 0; i < kSums * 2; i++, run += 8, to += 8 * step) {
                 Values<8> octet;
@@ -435,6 +436,7 @@ static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves
             case 2: return launch(sink, std::integral_constant<int, 2>());
             case 3: return launch(sink, std::integral_constant<int, 3>());
             case 4: return launch(sink, std::integral_constant<int, 4>());
+            case 8: return launch(sink, std::integral_constant<int, 8>());
             default: return launch(sink, std::integral_constant<int, 0>());
         }
     });
