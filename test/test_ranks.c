@@ -235,9 +235,9 @@ static void gpu_bits_case(void) {
     if (on_gpus()) bits();
 }
 
-// The streams in the order of their creation: NCCL's, that of the sums, the backend's.
+// The streams in the order of their creation: NCCL's and that of the sums, of a rank's own part of a gather, the backend's.
 static const RankRun kEmulatedPlainRuns[] = {{2, "--zero 3", "0"}, {2, "--zero 3", "1"}, {2, "--zero 3 --prefetch 2", "2"},
-                                             {2, "--zero 2", "0"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "0"}};
+                                             {2, "--zero 2", "3"}, {3, "--zero 3", NULL}, {3, "--zero 3 --prefetch 0", "3"}};
 static const RankRun kEmulatedCodedRuns[] = {{2, "--qfsdp", "0"}, {2, "--qfsdp --prefetch 2", "2"}, {3, "--qfsdp", NULL},
                                              {2, "--zero 3 --codes remake --recompute block", NULL}};
 static void emulated_bits_case(void) {
@@ -349,7 +349,12 @@ static void cpu_stages_case(void) {
 }
 // In BF16 a last digit of a weight may turn.
 static void emulated_stages_case(void) {
-    if (on_emulated_gpus()) other_stages(1e-3);
+    if (!on_emulated_gpus()) return;
+    other_stages(1e-3);
+    setenv("HALO_COPY_ENGINES", "0", 1);   // all transfers by NCCL
+    same_bits(deep_dir, "--level bf16", kEmulatedPlainRuns + 2, 2);
+    same_bits(deep_dir, "--level halo1 --dtype fp6", kEmulatedCodedRuns + 2, 1);
+    unsetenv("HALO_COPY_ENGINES");
 }
 static void gpu_stages_case(void) {
     if (on_gpus()) other_stages(1e-3);

@@ -5,6 +5,9 @@
 // GPUs, which comm.h rules out: here every rank receives the other ranks' parts of its slice and one kernel adds them in rank
 // order. A rank sends as many bytes as in a ring.
 //
+// Where all ranks are on one host and their GPUs can open each other's memory, copy engines write gathered bytes and slices to the other
+// ranks, and NCCL is left with the rest (engines.cuh): its kernels would take multiprocessors from the products beside them.
+//
 //   staging   two halves; in each a lane for every other rank, which holds a slice of what that rank sends
 //   transfer  two events, `ready` behind the backend's earlier work and `done` behind the transfer, and the host's place when it was
 //             started: the watchdog asks the events how far the GPU is
@@ -15,10 +18,7 @@
 
 #include <atomic>
 
-#define OMPI_SKIP_MPICXX 1
-#include <mpi.h>
-
-#include "comm.h"
+#include "engines.cuh"
 #include "../cuda/rank_sums.cuh"
 #include "../progress.h"
 
@@ -67,16 +67,18 @@ typedef struct {
     size_t first, count;
     size_t lane_offset;   // bytes
 } Segment;
+static size_t segment_bytes(const Segment* g) { return g->count * fmt_bytes(g->sum->fmt); }
 
 static struct {
     Comm table;               // MPI's, with NCCL's collectives
     void (*finish_mpi)(void);
     ncclComm_t comm;
     int device;
-    cudaStream_t wire, sums;
+    cudaStream_t wire, sums, own;   // own: copies of what this rank itself brings to a gather
     char* staging;            // (2, kHalfBytes)
     size_t lane_bytes;
     cudaEvent_t arrived[2], summed[2];   // of each half: its last slice has arrived, has been added up
+    cudaEvent_t begun, copied;           // of a gather by copy engines: its turn on the wire has come, `own` has done its part
     int half;                 // the half to be filled next
     unsigned* bad;            // of RankValues, on the GPU; 0: every sum has been finite
     double sent;              // bytes
@@ -147,25 +149,52 @@ static void give_up() {
 
 // ---- sums
 
+// A segment of what this rank brings, for rank `to`.
+static const char* part_for(const Segment* g, int to) {
+    return g->sum->in + (g->sum->step * (size_t)to + g->first) * fmt_bytes(g->sum->fmt);
+}
+// Where in `half` of the staging memory of rank `at` a segment from rank `from` arrives: an address of this rank's.
+static char* lane_place(const Segment* g, int half, int at, int from) {
+    return gpu.staging + (size_t)half * kHalfBytes + (size_t)(from - (from > at)) * gpu.lane_bytes + g->lane_offset;
+}
+
+static void exchange_by_engines(const Window* w, const Segment* segments, int count, int half) {
+    int rank = gpu.table.rank, ranks = gpu.table.ranks;
+    engines_meet(gpu.wire);
+    for (int k = 1; k < ranks; k++) {
+        int to = (rank + k) % ranks;
+        for (int i = 0; i < count; i++) {
+            const Segment* g = &segments[i];
+            char* lane = engines_at(w, to, lane_place(g, half, to, rank));
+            cuda_ok(cudaMemcpyAsync(lane, part_for(g, to), segment_bytes(g), cudaMemcpyDeviceToDevice, gpu.wire), "a slice");
+        }
+    }
+    engines_meet(gpu.wire);
+}
+
+static void exchange_by_nccl(const Segment* segments, int count, int half) {
+    int rank = gpu.table.rank, ranks = gpu.table.ranks;
+    nccl_ok(ncclGroupStart(), "a group");
+    for (int i = 0; i < count; i++) {
+        const Segment* g = &segments[i];
+        for (int k = 1; k < ranks; k++) {
+            int to = (rank + k) % ranks, from = (rank + ranks - k) % ranks;
+            nccl_ok(ncclSend(part_for(g, to), segment_bytes(g), ncclInt8, to, gpu.comm, gpu.wire), "send");
+            nccl_ok(ncclRecv(lane_place(g, half, rank, from), segment_bytes(g), ncclInt8, from, gpu.comm, gpu.wire), "receive");
+        }
+    }
+    nccl_ok(ncclGroupEnd(), "send and receive");
+}
+
 // Receives a slice into the next half of staging, and adds it up.
 static void run_slice(const Segment* segments, int count) {
     int rank = gpu.table.rank, ranks = gpu.table.ranks, half = gpu.half;
     char* staging = gpu.staging + (size_t)half * kHalfBytes;
     cuda_ok(cudaStreamWaitEvent(gpu.wire, gpu.summed[half], 0), "a half of the staging memory");
-    nccl_ok(ncclGroupStart(), "a group");
-    for (int i = 0; i < count; i++) {
-        const Segment* g = &segments[i];
-        size_t value = fmt_bytes(g->sum->fmt), bytes = g->count * value;
-        for (int k = 1; k < ranks; k++) {
-            int to = (rank + k) % ranks, from = (rank + ranks - k) % ranks;
-            const char* part = g->sum->in + (g->sum->step * (size_t)to + g->first) * value;
-            char* lane = staging + (size_t)(from - (from > rank)) * gpu.lane_bytes + g->lane_offset;
-            nccl_ok(ncclSend(part, bytes, ncclInt8, to, gpu.comm, gpu.wire), "send");
-            nccl_ok(ncclRecv(lane, bytes, ncclInt8, from, gpu.comm, gpu.wire), "receive");
-            gpu.sent += (double)bytes;
-        }
-    }
-    nccl_ok(ncclGroupEnd(), "send and receive");
+    const Window* w = window_of(staging, (size_t)kHalfBytes);
+    if (w) exchange_by_engines(w, segments, count, half);
+    else exchange_by_nccl(segments, count, half);
+    for (int i = 0; i < count; i++) gpu.sent += (double)segment_bytes(&segments[i]) * (ranks - 1);
     cuda_ok(cudaEventRecord(gpu.arrived[half], gpu.wire), "an event");
     cuda_ok(cudaStreamWaitEvent(gpu.sums, gpu.arrived[half], 0), "a slice");
     for (int i = 0; i < count; i++) {
@@ -210,12 +239,52 @@ static void run_sums() {
     if (count > 0) run_slice(segments, count);
 }
 
+// A gather writes to this window on every rank; NULL: NCCL has to do it.
+static const Window* gather_window(const Gather* g) { return window_of(g->out, g->bytes * (size_t)gpu.table.ranks); }
+
+// Writes what rank `from` has brought to a gather, which lies at `bytes`, to its place on rank `to`.
+static void write_part(const Gather* g, int from, int to, const void* bytes, cudaStream_t stream) {
+    char* place = (char*)g->out + (size_t)from * g->bytes;
+    const Window* w = gather_window(g);
+    if (!w || (to == gpu.table.rank && place == bytes)) return;
+    cuda_ok(cudaMemcpyAsync(engines_at(w, to, place), bytes, g->bytes, cudaMemcpyDeviceToDevice, stream), "a gather");
+}
+
+// What this rank brings goes to the others on `wire`. Into its own place it is copied beside that, on `own`, by multiprocessors, since copy
+// engines are slow within a GPU; or mirrored: the next rank writes what it has received back.
+static void gather_by_engines() {
+    int rank = gpu.table.rank, ranks = gpu.table.ranks, before = (rank + ranks - 1) % ranks;
+    cuda_ok(cudaEventRecord(gpu.begun, gpu.wire), "an event");
+    cuda_ok(cudaStreamWaitEvent(gpu.own, gpu.begun, 0), "a gather");
+    engines_meet(gpu.wire);
+    for (int k = engines.mirrors; k < ranks; k++)
+        for (int i = 0; i < gpu.gather_count; i++)
+            write_part(&gpu.gathers[i], rank, (rank + k) % ranks, gpu.gathers[i].in, k ? gpu.wire : gpu.own);
+    engines_meet(gpu.wire);
+    if (engines.mirrors) {
+        for (int i = 0; i < gpu.gather_count; i++) {
+            const Gather* g = &gpu.gathers[i];
+            if ((char*)g->out + (size_t)rank * g->bytes == g->in) continue;   // on every rank it is there already
+            write_part(g, before, before, (char*)g->out + (size_t)before * g->bytes, gpu.wire);
+        }
+        engines_meet(gpu.wire);
+    }
+    cuda_ok(cudaEventRecord(gpu.copied, gpu.own), "an event");
+    cuda_ok(cudaStreamWaitEvent(gpu.wire, gpu.copied, 0), "a gather");
+}
+
 static void run_gathers() {
+    int by_engines = 0;
+    for (int i = 0; i < gpu.gather_count; i++) {
+        by_engines += gather_window(&gpu.gathers[i]) != NULL;
+        gpu.sent += (double)gpu.gathers[i].bytes * (gpu.table.ranks - 1);
+    }
+    if (by_engines) gather_by_engines();
+    if (by_engines == gpu.gather_count && gpu.maximum_count == 0) return;
     nccl_ok(ncclGroupStart(), "a group");
     for (int i = 0; i < gpu.gather_count; i++) {
         const Gather* g = &gpu.gathers[i];
-        nccl_ok(ncclAllGather(g->in, g->out, g->bytes, ncclInt8, gpu.comm, gpu.wire), "all-gather");
-        gpu.sent += (double)g->bytes * (gpu.table.ranks - 1);
+        if (!gather_window(g)) nccl_ok(ncclAllGather(g->in, g->out, g->bytes, ncclInt8, gpu.comm, gpu.wire), "all-gather");
     }
     for (int i = 0; i < gpu.maximum_count; i++) {   // magnitudes as integers: NaN above all (numfmt.h)
         const Maximum* m = &gpu.maxima[i];
@@ -333,11 +402,12 @@ static int pick_device() {
     return device;
 }
 
-// First transfers, before training: NCCL connects the ranks and takes its memory. The sums are checked, since they are known.
+// First transfers, before training: NCCL connects the ranks and takes its memory, copy engines show that they work. The sums are
+// checked, since they are known.
 static void greet() {
     int ranks = gpu.table.ranks, count = 2 * ranks * kBlockValues + 1;
     size_t bytes = sizeof(float) * (size_t)(count + 1);
-    float *x = (float*)cuda_ops.alloc(bytes), *host = (float*)host_alloc(bytes);
+    float *x = (float*)engines_alloc(bytes), *host = (float*)host_alloc(bytes);
     for (int i = 0; i <= count; i++) host[i] = (float)(gpu.table.rank + i % 7);
     cuda_ops.upload(x, host, bytes);
     gpu_all_reduce(x, (size_t)count, F32);
@@ -346,9 +416,9 @@ static void greet() {
     cuda_ops.download(host, x, bytes);
     for (int i = 0; i <= count; i++) {
         int want = i < count ? ranks * (ranks - 1) / 2 + ranks * (i % 7) : ranks - 1 + i % 7;
-        check(host[i] == (float)want, "NCCL: value %d over %d ranks is %g, not %d", i, ranks, (double)host[i], want);
+        check(host[i] == (float)want, "ranks: value %d over %d ranks is %g, not %d", i, ranks, (double)host[i], want);
     }
-    cuda_ops.release(x);
+    engines_release(x);
     free(host);
 }
 
@@ -373,6 +443,9 @@ const Comm* comm_nccl(const Comm* mpi) {
     cuda_ok(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities");
     cuda_ok(cudaStreamCreateWithPriority(&gpu.wire, cudaStreamNonBlocking, highest), "a stream");
     cuda_ok(cudaStreamCreateWithPriority(&gpu.sums, cudaStreamNonBlocking, highest), "a stream");
+    cuda_ok(cudaStreamCreateWithPriority(&gpu.own, cudaStreamNonBlocking, highest), "a stream");
+    cuda_ok(cudaEventCreateWithFlags(&gpu.begun, cudaEventDisableTiming), "an event");
+    cuda_ok(cudaEventCreateWithFlags(&gpu.copied, cudaEventDisableTiming), "an event");
     for (int half = 0; half < 2; half++) {
         cuda_ok(cudaEventCreateWithFlags(&gpu.arrived[half], cudaEventDisableTiming), "an event");
         cuda_ok(cudaEventCreateWithFlags(&gpu.summed[half], cudaEventDisableTiming), "an event");
@@ -381,7 +454,8 @@ const Comm* comm_nccl(const Comm* mpi) {
         cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].ready, cudaEventDisableTiming), "an event");
         cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].done, cudaEventDisableTiming), "an event");
     }
-    gpu.staging = (char*)cuda_ops.alloc(2 * (size_t)kHalfBytes);
+    engines_start(mpi);
+    gpu.staging = (char*)engines_alloc(2 * (size_t)kHalfBytes);
     gpu.bad = (unsigned*)cuda_ops.alloc(sizeof *gpu.bad);
     gpu.lane_bytes = (size_t)kHalfBytes / (size_t)(mpi->ranks - 1) / kArenaAlign * kArenaAlign;
 
@@ -403,6 +477,8 @@ const Comm* comm_nccl(const Comm* mpi) {
     gpu.table.sent_bytes = gpu_sent_bytes;
     gpu.table.bad_rank = gpu_bad_rank;
     gpu.table.finish = gpu_finish;
+    gpu.table.alloc = engines_alloc;
+    gpu.table.release = engines_release;
     progress_watch_device(look, give_up);
     greet();
     gpu.sent = 0;
