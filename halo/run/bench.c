@@ -6,6 +6,7 @@
 #include "../progress.h"
 #include "bench_generation.h"
 #include "clock.h"
+#include "plan.h"
 #include "start.h"
 #include "train_step.h"
 
@@ -80,8 +81,9 @@ static void print_speed(const Session* s, double seconds, double plain_tflops, s
 // Only of a GPU, since other programs use the host's memory too. left_before: bytes that were free before the weights were loaded.
 static void print_memory_taken(const Session* s, size_t planned, size_t left_before, size_t left) {
     size_t used = left_before + held_bytes(s) - left;
-    printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f\n", gib(used), gib(planned),
-           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - held_bytes(s) - left_before));
+    printf("memory: %.3f GiB taken, %.3f planned (%+.1f%%); context and libraries beside it %.3f, %.3f planned\n", gib(used), gib(planned),
+           100 * ((double)used / (double)planned - 1), gib(s->ops->total_bytes() - held_bytes(s) - left_before),
+           gib(planned_libraries(s->ops, s->comm)));
 }
 
 // Measures, on all ranks, the ceilings that the profile compares with, and prints the profile.

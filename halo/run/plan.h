@@ -18,6 +18,8 @@ typedef struct {
     MemoryPlan plan;
     size_t tables, libraries, all;
 } PlannedMemory;
+// Of which `libraries`: the CUDA context, the code of kernels, cuBLASLt, and NCCL where there are several ranks.
+C_API size_t planned_libraries(const Ops* ops, const Comm* comm);
 // `s` on dry_ops and dry_comm, with `o` for its flags; tables: bytes beside the plan.
 C_API PlannedMemory planned_memory(const Session* s, const Options* o, size_t tables);
 

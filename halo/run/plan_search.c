@@ -3,6 +3,11 @@
 
 int remade_by_flag(const Session* s, const Options* o) { return o->codes == CODES_REMAKE ? s->config.L : 0; }
 
+// Measured on H100 and H200: the context, the code of kernels and cuBLASLt; with ranks NCCL's buffers too.
+size_t planned_libraries(const Ops* ops, const Comm* comm) {
+    return strcmp(ops->name, "cuda") ? 0 : (size_t)(comm->ranks > 1 ? 1280 : 640) << 20;
+}
+
 PlannedMemory planned_memory(const Session* session, const Options* o, size_t tables) {
     Session s = *session;
     s.o = *o;
@@ -13,9 +18,7 @@ PlannedMemory planned_memory(const Session* session, const Options* o, size_t ta
     memset(&m, 0, sizeof m);
     m.plan = memory_plan(&s.config, s.ops, s.comm, s.recipe, shard_options(&s, true), model_options(&s, true));
     m.tables = tables;
-    // Measured on H100 and H200: the context, the code of kernels and cuBLASLt; with ranks NCCL's buffers too.
-    bool gpu = !strcmp(s.ops->name, "cuda");
-    if (gpu) m.libraries = (size_t)(s.comm->ranks > 1 ? 1280 : 640) << 20;
+    m.libraries = planned_libraries(s.ops, s.comm);
     m.all = m.plan.together + m.tables + m.libraries;
     return m;
 }
