@@ -5,10 +5,14 @@
 // INT8 -> INT32 too, which leaves dequantization to be done. C is in BF16, dW of the smaller models in F32, as training has it.
 //
 //   bench_gemm [cuts] [8b | 1b | 135m] [tokens ...]
+//   bench_gemm narrow [tokens ...]
 //
 // Default: the shapes of Llama-3-8B at 4096, 8192 and 16384 tokens. 1b and 135m: those of Llama-3.2-1B at 16384 tokens and of SmolLM2-135M at
 // 8192, matrix by matrix as INT8 recipes multiply them, beside cuBLASLt's BF16 alone. `cuts`: ours in every width of tiles and in 1 to 8
 // stretches of K besides, whose fastest should be what the launcher chooses.
+//
+// `narrow`: gemm_narrow on dY of Llama-3-8B's linears, of ranks 16 and 64, checked against the two products that define it. One line per shape:
+// dY | matrices side by side and their rank | us | GB/s, every input read and every output written once | x of a copy's rate | x of the two products.
 #include "../halo/cuda/facts.h"
 #include "../halo/ops.h"
 
@@ -104,7 +108,8 @@ static cublasStatus_t try_lt(const Job* j, int run) {
 static void run_lt(const Job* j, int run) { lt_ok(try_lt(j, run), "product"); }
 
 // Median microseconds of a call, several in a row, recorded as the program records its steps: the host's launching does not count.
-static double median_us(void (*run)(const Job*, int), const Job* j) {
+template <typename J>
+static double median_us(void (*run)(const J*, int), const J* j) {
     enum { kInner = 8 };
     double us[kRuns];
     run(j, 0);   // what a kernel needs to be launched at all
@@ -287,6 +292,92 @@ static bool bench(int M, int N, int K, Fmt c_fmt, bool bf16_alone, bool cuts) {
     return right;
 }
 
+// ---- two narrow products of one matrix: v (M, W) = 2 x p and db (N, W) = x^T q
+typedef struct {
+    int M, N, W;   // N: of all parts
+    SideBySide parts;
+    Buffers x, p, q, v, db;
+} NarrowJob;
+
+static void narrow_by(const NarrowJob* j, int run, void (*narrow)(Mat, float, Mat, float, Mat, Mat, Mat, SideBySide)) {
+    int u = j->parts.count * j->W;
+    narrow(mat(buffer(j->v, run), j->M, u, BF16), 2, mat(buffer(j->db, run), j->N, j->W, F32), 0, mat(buffer(j->x, run), j->M, j->N, BF16),
+           mat(buffer(j->p, run), j->N, j->W, BF16), mat(buffer(j->q, run), j->M, u, BF16), j->parts);
+}
+static void two_products(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
+    gemm_narrow_by(cuda_ops.gemm, xp, factor, xtq, beta, x, p, q, parts);
+}
+static void run_narrow(const NarrowJob* j, int run) { narrow_by(j, run, cuda_ops.gemm_narrow); }
+static void run_two_products(const NarrowJob* j, int run) { narrow_by(j, run, two_products); }
+static void run_copy(const NarrowJob* j, int run) {
+    size_t half = j->x.bytes / 2;
+    cuda_ops.copy((char*)buffer(j->x, run) + half, buffer(j->x, run), half);
+}
+
+// What a run of `narrow` leaves of v and db, in the host's memory and in FP32.
+static float* narrow_result(const NarrowJob* j, void (*narrow)(const NarrowJob*, int)) {
+    size_t v = (size_t)j->M * j->parts.count * j->W, db = (size_t)j->N * j->W;
+    float* result = (float*)host_alloc((v + db) * sizeof(float));
+    uint16_t* bf16s = (uint16_t*)host_alloc(v * sizeof(uint16_t));
+    cuda_ok(cudaMemset(buffer(j->v, 0), 0xff, v * sizeof(uint16_t)), "results that are none");
+    cuda_ok(cudaMemset(buffer(j->db, 0), 0xff, db * sizeof(float)), "results that are none");
+    narrow(j, 0);
+    cuda_ok(cudaDeviceSynchronize(), "narrow products");
+    cuda_ok(cudaMemcpy(bf16s, buffer(j->v, 0), v * sizeof(uint16_t), cudaMemcpyDeviceToHost), "v");
+    cuda_ok(cudaMemcpy(result + v, buffer(j->db, 0), db * sizeof(float), cudaMemcpyDeviceToHost), "db");
+    for (size_t i = 0; i < v; i++) result[i] = f32_from_bf16(bf16s[i]);
+    free(bf16s);
+    return result;
+}
+
+// Whether two runs agree in every bit, and with the two products up to the rounding of results and the order of FP32 sums.
+static bool narrow_agrees(const NarrowJob* j) {
+    size_t counts[2] = {(size_t)j->M * j->parts.count * j->W, (size_t)j->N * j->W}, first = 0;
+    const double tolerances[2] = {4e-3, 1e-4};   // of the norm
+    float *got = narrow_result(j, run_narrow), *again = narrow_result(j, run_narrow), *want = narrow_result(j, run_two_products);
+    bool right = !memcmp(got, again, (counts[0] + counts[1]) * sizeof(float));
+    for (int part = 0; part < 2; first += counts[part++]) {
+        double diff = 0, norm = 0;
+        for (size_t i = first; i < first + counts[part]; i++) {
+            double d = (double)got[i] - want[i];
+            diff += d * d;
+            norm += (double)want[i] * want[i];
+        }
+        right = right && norm > 0 && sqrt(diff / norm) <= tolerances[part];   // false for NaN
+    }
+    free(got);
+    free(again);
+    free(want);
+    return right;
+}
+
+static bool bench_narrow(int M, SideBySide parts, int W, double copy) {
+    int N = 0;
+    for (int i = 0; i < parts.count; i++) N += parts.N[i];
+    size_t x = (size_t)M * N * 2, p = (size_t)N * W * 2, q = (size_t)M * parts.count * W * 2;
+    NarrowJob j = {M, N, W, parts, random_buffers(x, BF16, 1), random_buffers(p, BF16, 2), random_buffers(q, BF16, 3), buffers(q), buffers(2 * p)};
+    bool right = narrow_agrees(&j);
+    double us = median_us(run_narrow, &j), two_us = median_us(run_two_products, &j), gbs = (double)(x + p + 2 * q + 2 * p) / us * 1e-3;
+    printf("dY %6d x %5d | %d of rank %2d | %7.1f us | %5.0f GB/s | %.2f of copy | %.2fx of two products%s\n", M, N, parts.count, W, us, gbs, gbs / copy, two_us / us,
+           right ? "" : " | WRONG");
+    fflush(stdout);
+    for (Buffers b : {j.x, j.p, j.q, j.v, j.db}) cudaFree(b.data);
+    return right;
+}
+
+static bool bench_narrow_8b(int T) {
+    static const int columns[][3] = {{0}, {0, 4096, 5120}, {0, 14336}}, one[] = {4096}, qkv[] = {4096, 1024, 1024}, gate_up[] = {14336, 14336};
+    static const SideBySide linears[] = {{1, columns[0], one}, {3, columns[1], qkv}, {2, columns[2], gate_up}};
+    NarrowJob large = {0, 0, 0, {}, buffers(1 << 29), {}, {}, {}, {}};
+    double copy = (double)(1 << 29) / median_us(run_copy, &large) * 1e-3;
+    cudaFree(large.x.data);
+    printf("copy %.0f GB/s\n", copy);
+    bool right = true;
+    for (int W : {16, 64})
+        for (SideBySide parts : linears) right = bench_narrow(T, parts, W, copy) && right;
+    return right;
+}
+
 // ---- the models
 static bool bench_8b(int T, bool cuts) {
     bool right = true;
@@ -310,15 +401,17 @@ int main(int argc, char** argv) {
     enum { kMostCounts = 16 };
     const char* model = "8b";
     int tokens[kMostCounts] = {0}, count = 0;
-    bool cuts = false, right = true;
+    bool cuts = false, narrow = false, right = true;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "cuts")) cuts = true;
+        else if (!strcmp(argv[i], "narrow")) narrow = true;
         else if (!strcmp(argv[i], "8b") || !strcmp(argv[i], "1b") || !strcmp(argv[i], "135m")) model = argv[i];
         else {
-            check(count < kMostCounts && atoi(argv[i]) > 0, "bench_gemm: \"%s\" is neither cuts, 8b, 1b, 135m nor a number of tokens", argv[i]);
+            check(count < kMostCounts && atoi(argv[i]) > 0, "bench_gemm: \"%s\" is neither cuts, narrow, 8b, 1b, 135m nor a number of tokens", argv[i]);
             tokens[count++] = atoi(argv[i]);
         }
     }
+    if (narrow && count == 0) tokens[count++] = 4096;
     bool is_8b = !strcmp(model, "8b"), is_1b = !strcmp(model, "1b");
     if (count == 0) {
         if (is_8b) tokens[count++] = 4096;
@@ -327,7 +420,7 @@ int main(int argc, char** argv) {
     }
     lt_ok(cublasLtCreate(&handle), "start");
     for (int t = 0; t < count; t++) {
-        bool agree = is_8b ? bench_8b(tokens[t], cuts) : is_1b ? bench_small(tokens[t], 2048, 512, 8192, cuts) : bench_small(tokens[t], 576, 192, 1536, cuts);
+        bool agree = narrow ? bench_narrow_8b(tokens[t]) : is_8b ? bench_8b(tokens[t], cuts) : is_1b ? bench_small(tokens[t], 2048, 512, 8192, cuts) : bench_small(tokens[t], 576, 192, 1536, cuts);
         right = right && agree;
     }
     return right ? 0 : 1;

@@ -2,7 +2,7 @@
 # the whole model under torch.compile, random weights and tokens. With fp8 the linears of the layers multiply in E4M3, with one dynamic
 # scale a tensor, in all three products; lm_head stays in BF16.
 #
-#   pytorch_step.py 1b|3b|8b LAYERS BATCH SEQ bf16|fp8        LAYERS 0: all of them
+#   pytorch_step.py 1b|3b|8b LAYERS BATCH SEQ bf16|fp8 [ACCUM]        LAYERS 0: all of them; ACCUM: batches a step (1)
 #
 # Prints one line: ms (median) | tok/s | model TFLOP/s, counted as train_llama3 bench counts them | peak GiB | seconds until warm.
 import sys
@@ -74,7 +74,7 @@ def build(size, layers, fp8):
     return model.train(), config
 
 
-def main(size, layers, batch, seq, dtype):
+def main(size, layers, batch, seq, dtype, accum):
     torch.manual_seed(0)
     model, config = build(size, layers, dtype == "fp8")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -82,8 +82,9 @@ def main(size, layers, batch, seq, dtype):
     tokens = torch.randint(0, config.vocab_size, (batch, seq), device="cuda")
 
     def step():
-        loss = compiled(input_ids=tokens, labels=tokens).loss
-        loss.backward()
+        for _ in range(accum):
+            loss = compiled(input_ids=tokens, labels=tokens).loss
+            (loss / accum).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
@@ -104,13 +105,13 @@ def main(size, layers, batch, seq, dtype):
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size  # the embedding is only looked up
     flops = 6 * weights + 6 * config.num_hidden_layers * seq * config.num_attention_heads * config.head_dim
-    rate = batch * seq / seconds
-    print(f"pytorch {torch.__version__} {size} layers {config.num_hidden_layers} batch {batch} x {seq} {dtype}: {1e3 * seconds:.1f} ms a step  "
+    rate = batch * accum * seq / seconds
+    print(f"pytorch {torch.__version__} {size} layers {config.num_hidden_layers} batch {batch} x {accum} x {seq} {dtype}: {1e3 * seconds:.1f} ms a step  "
           f"{rate:.0f} tok/s  {rate * flops / 1e12:.0f} TFLOP/s  peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  "
           f"warm after {warm:.0f} s  loss {loss.item():.3f}", flush=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 6 or sys.argv[1] not in SIZES or sys.argv[5] not in ("bf16", "fp8"):
-        sys.exit("usage: pytorch_step.py 1b|3b|8b LAYERS BATCH SEQ bf16|fp8")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    if len(sys.argv) not in (6, 7) or sys.argv[1] not in SIZES or sys.argv[5] not in ("bf16", "fp8"):
+        sys.exit("usage: pytorch_step.py 1b|3b|8b LAYERS BATCH SEQ bf16|fp8 [ACCUM]")
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], int(sys.argv[6]) if len(sys.argv) > 6 else 1)

@@ -54,9 +54,8 @@ void lora_backward(const Lora* lora, LoraShape s, Mat dx, float dx_beta, Mat da,
                    const Noise* drop) {
     const Ops* ops = lora->ops;
     Mat v = mat(lora->v, x.rows, lora_width(s), x.fmt);
-    for (int p = 0, row = 0; p < s.parts; row += s.N[p++])
-        ops->gemm_narrow(part_columns(s, v, p), lora->scale, mat_rows(db, row, s.N[p]), beta, mat_cols(dy, s.column[p], s.N[p]),
-                         mat_rows(b, row, s.N[p]), part_columns(s, u, p));
+    SideBySide parts = {s.parts, s.column, s.N};
+    ops->gemm_narrow(v, lora->scale, db, beta, dy, b, u, parts);
     ops->gemm(da, plain_side(v, true), plain_side(dropped(lora, x, drop), true), beta);
     if (!dx.data) return;
     Mat more = drop && dx_beta != 0 ? mat(lora->dropped, dx.rows, dx.cols, dx.fmt) : dx;

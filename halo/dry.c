@@ -80,8 +80,8 @@ static void dry_cross_entropy(float* loss, Mat logits, const int* labels, const 
 }
 static void dry_argmax(int* best, Mat logits) { (void)best, (void)logits; }
 static void dry_gemm(Mat c, Side a, Side b, float beta) { (void)c, (void)a, (void)b, (void)beta; }
-static void dry_gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
-    (void)xp, (void)factor, (void)xtq, (void)beta, (void)x, (void)p, (void)q;
+static void dry_gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
+    (void)xp, (void)factor, (void)xtq, (void)beta, (void)x, (void)p, (void)q, (void)parts;
 }
 static void dry_rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     (void)y, (void)x, (void)axis, (void)transpose, (void)block, (void)absmax;

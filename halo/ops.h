@@ -121,9 +121,21 @@ static inline Side multiplied_side(Mat m, bool transposed, float factor) {
     return s;
 }
 static inline Side plain_side(Mat m, bool transposed) { return multiplied_side(m, transposed, 1); }
-static inline void gemm_narrow_by(void (*gemm)(Mat c, Side a, Side b, float beta), Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
-    gemm(xtq, plain_side(x, true), plain_side(q, true), beta);
-    gemm(xp, plain_side(x, false), multiplied_side(p, true, factor), 0);
+
+// Matrices side by side in a wider one: matrix i is its columns [column[i], column[i] + N[i]).
+typedef struct {
+    int count;
+    const int *column, *N;
+} SideBySide;
+
+static inline void gemm_narrow_by(void (*gemm)(Mat c, Side a, Side b, float beta), Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q,
+                                  SideBySide parts) {
+    int W = p.cols;
+    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++]) {
+        Mat part = mat_cols(x, parts.column[i], parts.N[i]);
+        gemm(mat_rows(xtq, row, parts.N[i]), plain_side(part, true), plain_side(mat_cols(q, i * W, W), true), beta);
+        gemm(mat_cols(xp, i * W, W), plain_side(part, false), multiplied_side(mat_rows(p, row, parts.N[i]), true, factor), 0);
+    }
 }
 // The operand itself, and its transpose, as a side of a product.
 static inline Side side_codes(QMat q) {
@@ -289,9 +301,11 @@ typedef struct Ops {
     // (+ beta * c) follow in FP32, then the rounding to c's format; a side without a scale has its factor there. With PER_BLOCK32 each
     // 32-long partial sum is first multiplied by the two block scales.
     void (*gemm)(Mat c, Side a, Side b, float beta);
-    // Two narrow products of one matrix, by one pass over it where the backend can: xp (M,W) = factor * x p and xtq (N,W) = x^T q + beta * xtq,
-    // with x (M,N), p (N,W) and q (M,W) in `act`. By definition `gemm` twice (gemm_narrow_by), but for the order of the sums.
-    void (*gemm_narrow)(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q);
+    // Two narrow products of each of x's parts, matrices side by side in x (M,), by one pass over them where the backend can:
+    // xp_i (M,W) = factor * x_i p_i and xtq_i (N_i,W) = x_i^T q_i + beta * xtq_i. xp_i and q_i are columns [i W, (i + 1) W) of xp and q (M, count W);
+    // p_i and xtq_i lie one above the other in p and xtq. All but xtq in `act`. By definition `gemm` twice for each part (gemm_narrow_by), but
+    // for the order of the sums.
+    void (*gemm_narrow)(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts);
 
     // ---- preparing operands. rotate: y = x H | H x (or with H^T), FP32 inside; y may be x, and for ROTATE_ROWS y or x may have more
     // rows than the other: missing rows count as zero, surplus ones are dropped. block: 0 = the whole axis, else that many tokens.

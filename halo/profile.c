@@ -149,11 +149,12 @@ static void gemm(Mat c, Side a, Side b, float beta) {
     double K = a.transposed ? a.m.rows : a.m.cols;
     end_as(name, codes, from, size_of(a.m) + size_of(b.m) + (beta != 0 ? 2 : 1) * size_of(c), 2 * K * c.rows * c.cols);
 }
-static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
     int from = begin();
-    inner->gemm_narrow(xp, factor, xtq, beta, x, p, q);
-    double bytes = size_of(x) + size_of(p) + size_of(q) + size_of(xp) + (beta != 0 ? 2 : 1) * size_of(xtq);
-    end_as("gemm narrow", false, from, bytes, 4.0 * x.rows * x.cols * p.cols);
+    inner->gemm_narrow(xp, factor, xtq, beta, x, p, q, parts);
+    double values = (double)x.rows * p.rows;   // of the parts
+    double bytes = values * fmt_bytes(x.fmt) + size_of(p) + size_of(q) + size_of(xp) + (beta != 0 ? 2 : 1) * size_of(xtq);
+    end_as("gemm narrow", false, from, bytes, 4 * values * p.cols);
 }
 static void rotate(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax) {
     int from = begin();

@@ -10,14 +10,14 @@ TUNE=${TUNE:-finetune}
 LRS=${LRS:-1e-4 3e-4 1e-3}
 [ "$TUNE" = finetune ] || [ "$TUNE" = lora ] || fail "TUNE=$TUNE: must be finetune or lora"
 
-rate_cell() {   # dataset, learning rate
+rate_cell() {   # dataset, learning rate; a run that was cut off has kept nothing, and begins again (--overwrite)
     local head dir
     head=$(opening "rates-$TUNE" "$1" bf16 0 "$2")
     ! is_done "$head" || return 0
     dir=$(run_folder "$head" "rates-$TUNE-$1" "$2" 0)
     data_of "$1"
     tuning_flags "$TUNE"
-    training "$dir" bf16 0 "$2" --model "$MODEL" --data "$train" "${TUNING[@]}" --val-split "${VAL_SPLIT:-0.1}" || return
+    training "$dir" bf16 0 "$2" --model "$MODEL" --data "$train" "${TUNING[@]}" --val-split "${VAL_SPLIT:-0.1}" --overwrite || return
     record "$head" "\"val_loss\": $(last_of "$dir" val_loss)"
 }
 

@@ -21,7 +21,7 @@ text_of_corpora() {
         END { put() }'
 }
 
-pretrain_cell() {   # dataset, recipe, seed
+pretrain_cell() {   # dataset, recipe, seed; a run that was cut off has kept nothing, and begins again (--overwrite)
     local head dir flags=()
     head=$(opening "pretrain-$LAYERS" "$@" "$LR")
     ! is_done "$head" || return 0
@@ -31,7 +31,7 @@ pretrain_cell() {   # dataset, recipe, seed
     demo) text=data/demo/train.jsonl unseen=data/demo/test.jsonl flags=(--train-on-prompt) ;;
     *) fail "DATASETS=$1: must be corpora or demo" ;;
     esac
-    training "$dir" "$2" "$3" "$LR" --from-scratch "$MODEL" --layers "$LAYERS" --data "$text" --val "$unseen" "${flags[@]}" || return
+    training "$dir" "$2" "$3" "$LR" --from-scratch "$MODEL" --layers "$LAYERS" --data "$text" --val "$unseen" "${flags[@]}" --overwrite || return
     record "$head" "\"val_loss\": $(last_of "$dir" val_loss), \"loss\": $(last_of "$dir" loss)"
 }
 

@@ -329,27 +329,48 @@ static void cuts_case(void) {
 #endif
 }
 
-// Both narrow products of x, which the third input holds transposed for the comparison.
-static void narrow_product(int M, int N, int W, Fmt grad_fmt, float beta) {
+static Input zero_values(int rows, int K) {   // for worst_error alone
+    Input in = {plain_side(mat(NULL, 0, 0, F32), false), (double*)host_alloc((size_t)rows * K * sizeof(double)), rows, K, NULL, NULL};
+    memset(in.value, 0, (size_t)rows * K * sizeof(double));
+    return in;
+}
+
+enum { kMostBeside = 4 };
+typedef struct {
+    int M, columns, W, count, column[kMostBeside], N[kMostBeside];
+} NarrowShape;
+
+// Narrow products of matrices side by side, against one product each: xp is x by p with zeros where a column is not xp_i's matrix's, xtq the
+// transposed matrices, each in its own stretch of K, by q.
+static void narrow_product(const NarrowShape* s, Fmt grad_fmt, float beta) {
     Kind plain = {ops->act, NO_SCALE, false, false}, narrow = {ops->act, NO_SCALE, true, false};
-    Input x = make_input(M, N, plain), p = make_input(W, N, narrow), q = make_input(W, M, narrow), xt = x;
-    xt.value = (double*)host_alloc((size_t)M * N * sizeof(double));
-    xt.rows = N;
-    xt.K = M;
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) xt.value[(size_t)j * M + i] = x.value[(size_t)i * N + j];
-    for (int i = 0; i < W * M; i++) q.value[i] /= q.side.factor;   // no factor of x^T q
-    Output xp = make_output(M, W, ops->act, true), xtq = make_output(N, W, grad_fmt, beta == 0);
-    ops->gemm_narrow(xp.there, p.side.factor, xtq.there, beta, x.side.m, p.side.m, q.side.m);
+    SideBySide parts = {s->count, s->column, s->N};
+    int M = s->M, W = s->W, N = 0, K = s->count * M;
+    for (int i = 0; i < s->count; i++) N += s->N[i];
+    Input x = make_input(M, s->columns, plain), p = make_input(W, N, narrow), q = make_input(s->count * W, M, narrow);
+    Input wide_p = zero_values(s->count * W, s->columns), tall_x = zero_values(N, K), tall_q = zero_values(W, K);
+    for (int i = 0, row = 0; i < s->count; row += s->N[i++]) {
+        for (int n = 0; n < s->N[i]; n++) {
+            int column = s->column[i] + n;
+            for (int j = 0; j < W; j++) wide_p.value[(size_t)(i * W + j) * s->columns + column] = p.value[(size_t)j * N + row + n];
+            for (int m = 0; m < M; m++) tall_x.value[(size_t)(row + n) * K + i * M + m] = x.value[(size_t)m * s->columns + column];
+        }
+        for (int j = 0; j < W; j++)   // no factor of x^T q
+            for (int m = 0; m < M; m++) tall_q.value[(size_t)j * K + i * M + m] = q.value[(size_t)(i * W + j) * M + m] / q.side.factor;
+    }
+    Output xp = make_output(M, s->count * W, ops->act, true), xtq = make_output(N, W, grad_fmt, beta == 0);
+    ops->gemm_narrow(xp.there, p.side.factor, xtq.there, beta, x.side.m, p.side.m, q.side.m, parts);
     ops->download(xp.c.data, xp.there.data, mat_bytes(xp.c));
     ops->download(xtq.c.data, xtq.there.data, mat_bytes(xtq.c));
     double tol[2] = {store_error(plain, narrow, ops->act, 0) + 1e-6, store_error(plain, narrow, grad_fmt, beta) + 1e-6};
-    double err[2] = {worst_error(xp, &x, &p, 0, 0), worst_error(xtq, &xt, &q, beta, 0)};
-    double planted[2] = {worst_error(xp, &x, &p, 0, 2.5 * tol[0]), worst_error(xtq, &xt, &q, beta, 2.5 * tol[1])};
+    double err[2] = {worst_error(xp, &x, &wide_p, 0, 0), worst_error(xtq, &tall_x, &tall_q, beta, 0)};
+    double planted[2] = {worst_error(xp, &x, &wide_p, 0, 2.5 * tol[0]), worst_error(xtq, &tall_x, &tall_q, beta, 2.5 * tol[1])};
     ok(err[0] <= tol[0] && err[1] <= tol[1] && planted[0] > tol[0] && planted[1] > tol[1],
-       "gemm_narrow %s (%d, %d) by %d, gradient in %s, beta %g: err %.1e (tol %.1e) and %.1e (tol %.1e)", ops->name, M, N, W, fmt_name(grad_fmt),
-       (double)beta, err[0], tol[0], err[1], tol[1]);
-    free(xt.value);
+       "gemm_narrow %s %d of (%d, %d) by %d, gradient in %s, beta %g: err %.1e (tol %.1e) and %.1e (tol %.1e)", ops->name, s->count, M, N, W,
+       fmt_name(grad_fmt), (double)beta, err[0], tol[0], err[1], tol[1]);
+    free(wide_p.value);
+    free(tall_x.value);
+    free(tall_q.value);
     free_input(&x);
     free_input(&p);
     free_input(&q);
@@ -357,11 +378,18 @@ static void narrow_product(int M, int N, int W, Fmt grad_fmt, float beta) {
     free_output(&xtq);
 }
 static void narrow_case(void) {
-    static const int shapes[][3] = {{300, 328, 16}, {130, 72, 32}, {700, 136, 64}, {1, 8, 16}, {129, 1032, 16}, {40, 64, 8}, {37, 21, 16}};
+    static const NarrowShape shapes[] = {
+        {300, 328, 16, 1, {0}, {328}},    {130, 72, 32, 1, {0}, {72}},      {1, 8, 16, 1, {0}, {8}},   {40, 64, 8, 1, {0}, {64}},
+        {37, 21, 16, 1, {0}, {21}},       {520, 1096, 16, 1, {0}, {1096}},  {300, 1096, 32, 1, {0}, {1096}},   // more tiles than stages
+        {60, 72, 64, 1, {0}, {72}},       {600, 600, 16, 3, {0, 264, 392}, {264, 128, 208}},
+        {270, 400, 32, 2, {8, 264}, {136, 128}},                  // columns of neither
+        {200, 96, 16, 4, {0, 16, 40, 80}, {16, 24, 40, 16}},      // one at a time
+        {50, 40, 64, 2, {0, 19}, {16, 21}},
+    };
     for (guard = kAlignedGuard; guard; guard = guard == kAlignedGuard ? kOddGuard : 0)
         for (int s = 0; s < COUNT(shapes); s++) {
-            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], F32, s % 2 ? 1.0f : 0.0f);
-            narrow_product(shapes[s][0], shapes[s][1], shapes[s][2], ops->act, s % 2 ? 0.0f : 0.5f);
+            narrow_product(&shapes[s], F32, s % 2 ? 1.0f : 0.0f);
+            narrow_product(&shapes[s], ops->act, s % 2 ? 0.0f : 0.5f);
         }
     guard = kOddGuard;
 }

@@ -117,6 +117,26 @@ static void cut_off_case(void) {
     free(tables);
 }
 
+// A run without checkpoints that ended early is made again, whatever it has left behind.
+static void begins_again_case(void) {
+    static const char* const scripts[] = {"choose_lr", "table_pretrain"};
+    char *tables = scratch_path("begins_again"), *body = text_of("'%s' \"$@\"\nexit 7", binary);
+    char *dies = stand_in("dies_late", body), *settings = text_of("RECIPES=bf16 SEEDS=1 LRS=1e-3 TRAIN_LLAMA3='%s'", dies);
+    for (int i = 0; i < COUNT(scripts); i++) {
+        Run first = run_script(scripts[i], settings, tables);
+        ok(first.code == 2 && strstr(first.err, "failed"), "%s: a run that fails ends it: exit %d", scripts[i], first.code);
+        Run second = run_script(scripts[i], "RECIPES=bf16 SEEDS=1 LRS=1e-3", tables);
+        ok(second.code == 0 && strstr(second.out, "| demo |"), "%s: the same command makes the run again: exit %d %s", scripts[i], second.code,
+           second.err);
+        free_run(first);
+        free_run(second);
+    }
+    free(settings);
+    free(dies);
+    free(body);
+    free(tables);
+}
+
 static void budget_case(void) {
     char *tables = scratch_path("budget"), *slow = stand_in("slow", "exec sleep 60");
     char* settings = text_of("RECIPES=bf16 SEEDS='1 2' LR=1e-3 BUDGET=1 TRAIN_LLAMA3='%s'", slow);
@@ -132,6 +152,7 @@ static void budget_case(void) {
 static const Case kCases[] = {
     {"setup", setup_case}, {"tables", tables_case},
     {"cut_off", cut_off_case},
+    {"begins_again", begins_again_case},
     {"budget", budget_case},
 };
 

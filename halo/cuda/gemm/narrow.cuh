@@ -1,56 +1,81 @@
-// The two narrow products of one matrix (ops.h, gemm_narrow) in one pass over it: xp (M, W) = factor * x p and xtq (N, W) = x^T q + beta * xtq,
-// with x (M, N), p (N, W) and q (M, W) in BF16. Each of them alone would be a pass over x, whose bytes are all that counts: W is a LoRA rank.
+// The two narrow products of matrices side by side in x (ops.h, gemm_narrow) in one pass over it: for each of them, columns x_i of x,
+// xp_i (M, W) = factor * x_i p_i and xtq_i (N_i, W) = x_i^T q_i + beta * xtq_i in BF16, the gradient xtq in any format. Each product alone would be
+// a pass over x, whose bytes are all that counts: W is a LoRA rank.
 //
-// A block has kTiles tiles of 128 rows by some tiles of 64 columns of x, and goes down its rows before it goes on to the next columns. A tile
-// comes to shared memory once, four of them are in flight, and two products read it there:
+// A block has kTiles tiles of 128 rows by some tiles of 128 columns of one matrix, and goes down its rows before it goes on to the next columns.
+// A tile of 32 KB comes to shared memory once; up to five are in flight to a multiprocessor, whose only block reads a sixth there, twice:
 //
-//   x p     warp w takes rows 16 w; its sums stay in registers over all columns, kTiles * W / 8 * 4 = 32 a thread
-//   x^T q   warp w takes columns 16 (w % 4) and rows 64 (w / 4); its sums stay over all rows, then the two warps of a column add theirs
+//   x p     warp w takes rows 16 w; its sums stay in registers over all columns
+//   x^T q   warp w takes columns 16 w and all rows, whose q it keeps in registers from the start; its sums are the block's
 //
-// What a block has summed goes to the workspace, and a second kernel adds the blocks' sums in their order. Rows of shared memory lie so that
-// eight neighbouring ones fall on all 32 banks: 16-byte unit u of row r is at u ^ (r / (8 / units) % units).
+// so that q is never read again and no two warps add their sums. What a block has summed goes to the workspace, and a second kernel adds the
+// blocks' sums in an order that depends on the shapes and the number of multiprocessors. Rows of shared memory lie so that eight neighbouring
+// ones fall on all 32 banks: 16-byte unit u of row r is at u ^ (r % 8), and of rows shorter than 8 units at u ^ (r / (8 / units) % units).
 #ifndef HALO_CUDA_GEMM_NARROW_CUH
 #define HALO_CUDA_GEMM_NARROW_CUH
 
 #include "gemm.cuh"
 
-enum { kNarrowRows = 128, kNarrowCols = 64, kNarrowThreads = 256, kNarrowStages = 4, kNarrowResident = 2, kNarrowSumThreads = 256 };
+enum {
+    kNarrowTile = 128,                 // rows and columns: 16 for each warp
+    kNarrowThreads = 256,
+    kNarrowSteps = kNarrowTile / 16,   // instructions along K in a tile, of both products
+    kNarrowTogether = 1,               // tiles below each other that make a stage
+    kNarrowStages = 6 / kNarrowTogether,
+    kNarrowMatrices = 3,               // at most, side by side
+    kNarrowSumThreads = 256,
+    kNarrowWays = 4                    // lanes that share an octet's parts
+};
 
 template <int kW>
 struct NarrowSizes {
     enum {
-        kTiles = 64 / kW,
-        kUnits = kW / 8,                                        // of a row of p or q
-        kXBytes = kNarrowRows * kNarrowCols * sizeof(bf16),
-        kStageBytes = kXBytes + kNarrowCols * kW * sizeof(bf16),   // x, p
-        kQBytes = kTiles * kNarrowRows * kW * sizeof(bf16),
-        kHalfBytes = kNarrowCols * kW * sizeof(float),             // sums of x^T q over half of the rows
-        kSharedBytes = kNarrowStages * kStageBytes + kQBytes + kHalfBytes
+        kTiles = 64 / kW,                 // as many as leave q in registers
+        kRows = kTiles * kNarrowTile,
+        kUnits = kW / 8,                  // of a row of p or q
+        kXUnits = kNarrowTile / 8,
+        kTurns = kTiles / kNarrowTogether,   // stages down a block
+        kXBytes = kNarrowTogether * kNarrowTile * kNarrowTile * sizeof(bf16),
+        kPBytes = kNarrowTile * kW * sizeof(bf16),
+        kPStages = (kNarrowStages + kTurns - 2) / kTurns + 1,   // columns of tiles that kNarrowStages can belong to
+        kSharedBytes = kNarrowStages * kXBytes + kPStages * kPBytes
     };
 };
 
 struct Narrow {
     const bf16 *x, *p, *q;
-    int M, N, x_ld, p_ld, q_ld;
-    int cols;           // of a block, a multiple of kNarrowCols
-    int across, down;   // blocks
-    float* xp_parts;    // (across, M, W)
-    float* xtq_parts;   // (down, N, W)
+    int M, N, x_ld, p_ld, q_ld;          // N: of all matrices
+    int matrices;
+    int column[kNarrowMatrices];         // a matrix's first column of x
+    int row[kNarrowMatrices + 1];        // and row of p and xtq
+    int strip[kNarrowMatrices + 1];      // and strip, the columns of a block
+    int cols;                            // of a strip, a multiple of kNarrowTile
+    int down;                            // blocks of a strip
+    float* xp_parts;                     // (strips, M, W)
+    float* xtq_parts;                    // (down, N, W)
 };
 
 template <int kUnits>
 __device__ inline char* narrow_unit(char* rows, int row, int unit) {
-    return rows + (row * kUnits + (unit ^ (row / (8 / kUnits) % kUnits))) * 16;
+    int turn = kUnits < 8 ? row / (8 / min(kUnits, 8)) % kUnits : row % 8;
+    return rows + (row * kUnits + (unit ^ turn)) * 16;
 }
 
-// Starts copying rows [first, first + kRows) of a matrix, 8 * kUnits columns of each from `col` on; outside the matrix there are zeros.
+// Starts copying kRows rows of 8 * kUnits columns, the first of which `from` points to; `rows` (0 or less: none) and `cols` are left of the matrix,
+// beyond which there are zeros. A thread's rows are a multiple of 8 apart, so that they lie alike.
 template <int kRows, int kUnits>
-__device__ inline void narrow_load(char* to, const bf16* from, int ld, int rows, int cols, int first, int col) {
+__device__ inline void narrow_load(char* to, const bf16* from, int ld, int rows, int cols) {
+    const int kApart = kNarrowThreads / kUnits;
+    static_assert(kApart % 8 == 0 && kRows % kApart == 0, "every thread has the same number of units");
+    int row = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+    if (8 * unit >= cols) rows = 0;
+    const bf16* at = from + (size_t)row * ld + 8 * unit;
+    to = narrow_unit<kUnits>(to, row, unit);
 #pragma unroll
-    for (int i = 0; i < kRows * kUnits / kNarrowThreads; i++) {
-        int index = i * kNarrowThreads + threadIdx.x, row = index / kUnits, unit = index % kUnits;
-        bool inside = first + row < rows && col + 8 * unit < cols;
-        cp_async16(narrow_unit<kUnits>(to, row, unit), from + (inside ? (size_t)(first + row) * ld + col + 8 * unit : 0), inside);
+    for (int i = 0; i < kRows / kApart; i++) {
+        bool inside = row + i * kApart < rows;
+        cp_async16(to + i * kApart * kUnits * 16, inside ? at : from, inside);
+        at += (size_t)kApart * ld;
     }
 }
 
@@ -82,99 +107,114 @@ __device__ inline void narrow_store(float* to, int row, int rows, const float (&
 }
 
 template <int kW>
-__global__ void __launch_bounds__(kNarrowThreads, kNarrowResident) gemm_narrow_kernel(Narrow g) {
+__global__ void __launch_bounds__(kNarrowThreads, 1) gemm_narrow_kernel(const __grid_constant__ Narrow g) {
     typedef NarrowSizes<kW> S;
-    const int kXUnits = kNarrowCols / 8, kSteps = 4;   // instructions along K: of a tile's columns, and of half its rows
-    SHARED(char, stages);
-    char* q_rows = stages + kNarrowStages * S::kStageBytes;
-    float* half_sums = (float*)(q_rows + S::kQBytes);
-    int first_row = blockIdx.y * S::kTiles * kNarrowRows, first_col = blockIdx.x * g.cols;
-    int col_tiles = tiles_over(min(g.cols, g.N - first_col), kNarrowCols), tiles = col_tiles * S::kTiles;
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, col_block = warp % 4, row_half = warp / 4;
+    const int kPairs = kW / 16;
+    SHARED(char, x_stages);
+    char* p_stages = x_stages + kNarrowStages * S::kXBytes;
+    int matrix = 0;
+    while ((int)blockIdx.x >= g.strip[matrix + 1]) matrix++;
+    int first_row = blockIdx.y * S::kRows, first_col = (blockIdx.x - g.strip[matrix]) * g.cols, N = g.row[matrix + 1] - g.row[matrix];
+    int col_tiles = tiles_over(min(g.cols, N - first_col), kNarrowTile), all = col_tiles * S::kTurns;
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const bf16* x_from = g.x + (size_t)first_row * g.x_ld + g.column[matrix] + first_col;
+    const bf16* p_from = g.p + (size_t)(g.row[matrix] + first_col) * g.p_ld;
+    const bf16* q_from = g.q + (size_t)first_row * g.q_ld + matrix * kW;
 
-    auto load = [&](int tile) {
-        char* stage = stages + tile % kNarrowStages * S::kStageBytes;
-        int col = first_col + tile / S::kTiles * kNarrowCols;
-        if (tile < tiles) {
-            narrow_load<kNarrowRows, kXUnits>(stage, g.x, g.x_ld, g.M, g.N, first_row + tile % S::kTiles * kNarrowRows, col);
-            for (int i = threadIdx.x; i < kNarrowCols * S::kUnits; i += kNarrowThreads) {
-                int row = i / S::kUnits, unit = i % S::kUnits;
-                bool inside = col + row < g.N;
-                cp_async16(narrow_unit<S::kUnits>(stage + S::kXBytes, row, unit), g.p + (inside ? (size_t)(col + row) * g.p_ld + 8 * unit : 0), inside);
-            }
+    auto load = [&](int stage) {
+        const int kRows = kNarrowTogether * kNarrowTile;
+        int col_tile = stage / S::kTurns, row = stage % S::kTurns * kRows, col = col_tile * kNarrowTile;
+        if (stage < all) {
+            narrow_load<kRows, S::kXUnits>(x_stages + stage % kNarrowStages * S::kXBytes, x_from + (size_t)row * g.x_ld + col, g.x_ld,
+                                           g.M - first_row - row, N - first_col - col);
+            if (row == 0)
+                narrow_load<kNarrowTile, S::kUnits>(p_stages + col_tile % S::kPStages * S::kPBytes, p_from + (size_t)col * g.p_ld, g.p_ld,
+                                                    N - first_col - col, kW);
         }
         cp_async_commit();   // an empty group at the end keeps the count
     };
-    narrow_load<S::kTiles * kNarrowRows, S::kUnits>(q_rows, g.q, g.q_ld, g.M, kW, first_row, 0);
-    for (int tile = 0; tile < kNarrowStages - 1; tile++) load(tile);
+    char* q_rows = x_stages + (kNarrowStages - 1) * S::kXBytes;   // before the first of x comes here
+    narrow_load<S::kRows, S::kUnits>(q_rows, q_from, g.q_ld, g.M - first_row, kW);
+    cp_async_commit();
+    for (int stage = 0; stage < kNarrowStages - 1; stage++) load(stage);
+    cp_async_wait<kNarrowStages - 1>();
+    __syncthreads();
+    uint32_t q[S::kTiles][kNarrowSteps][kPairs][4];
+#pragma unroll
+    for (int t = 0; t < S::kTiles; t++)
+#pragma unroll
+        for (int s = 0; s < kNarrowSteps; s++)
+#pragma unroll
+            for (int j = 0; j < kPairs; j++) narrow_read_b<S::kUnits>(q[t][s][j], q_rows, t * kNarrowTile + 16 * s, 2 * j);
 
     float xp[S::kTiles][kW / 8][4] = {};
+#pragma unroll 1
     for (int c = 0; c < col_tiles; c++) {
+        char* p = p_stages + c % S::kPStages * S::kPBytes;
         float xtq[kW / 8][4] = {};
 #pragma unroll
-        for (int t = 0; t < S::kTiles; t++) {
-            int tile = c * S::kTiles + t;
+        for (int turn = 0; turn < S::kTurns; turn++) {
+            int stage = c * S::kTurns + turn;
             cp_async_wait<kNarrowStages - 2>();
-            __syncthreads();   // this tile has arrived, and all warps have read the tile before it
-            load(tile + kNarrowStages - 1);
-            char* x = stages + tile % kNarrowStages * S::kStageBytes;
+            __syncthreads();   // this stage has arrived, and all warps have read q or the stage before this one
+            load(stage + kNarrowStages - 1);
+            char* x = x_stages + stage % kNarrowStages * S::kXBytes;
 #pragma unroll
-            for (int s = 0; s < kSteps; s++) {
-                uint32_t a[4], b[4];
-                ldmatrix<false>(a, (const bf16*)narrow_unit<kXUnits>(x, 16 * warp + lane % 16, 2 * s + lane / 16));
+            for (int s = 0; s < kNarrowSteps; s++) {
+                uint32_t b[kPairs][4];
 #pragma unroll
-                for (int j = 0; j < kW / 16; j++) {
-                    narrow_read_b<S::kUnits>(b, x + S::kXBytes, 16 * s, 2 * j);
-                    narrow_multiply(xp[t], a, b, j);
-                }
-                int row = 64 * row_half + 16 * s;
-                ldmatrix<true>(a, (const bf16*)narrow_unit<kXUnits>(x, row + lane / 16 * 8 + lane % 8, 2 * col_block + lane / 8 % 2));
+                for (int j = 0; j < kPairs; j++) narrow_read_b<S::kUnits>(b[j], p, 16 * s, 2 * j);
 #pragma unroll
-                for (int j = 0; j < kW / 16; j++) {
-                    narrow_read_b<S::kUnits>(b, q_rows, t * kNarrowRows + row, 2 * j);
-                    narrow_multiply(xtq, a, b, j);
+                for (int i = 0; i < kNarrowTogether; i++) {
+                    uint32_t a[4];
+                    int t = turn * kNarrowTogether + i, row = i * kNarrowTile;
+                    ldmatrix<false>(a, (const bf16*)narrow_unit<S::kXUnits>(x, row + 16 * warp + lane % 16, 2 * s + lane / 16));
+#pragma unroll
+                    for (int j = 0; j < kPairs; j++) narrow_multiply(xp[t], a, b[j], j);
+                    row += 16 * s + lane / 16 * 8 + lane % 8;
+                    ldmatrix<true>(a, (const bf16*)narrow_unit<S::kXUnits>(x, row, 2 * warp + lane / 8 % 2));
+#pragma unroll
+                    for (int j = 0; j < kPairs; j++) narrow_multiply(xtq, a, q[t][s][j], j);
                 }
             }
         }
-        if (row_half == 1) narrow_store<kW>(half_sums, 16 * col_block, kNarrowCols, xtq);
-        __syncthreads();
-        if (row_half == 1) continue;
-#pragma unroll
-        for (int j = 0; j < kW / 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) xtq[j][e] += half_sums[(16 * col_block + lane / 4 + e / 2 * 8) * kW + 8 * j + 2 * (lane % 4) + e % 2];
-        narrow_store<kW>(g.xtq_parts + (size_t)blockIdx.y * g.N * kW, first_col + c * kNarrowCols + 16 * col_block, g.N, xtq);
+        float* to = g.xtq_parts + ((size_t)blockIdx.y * g.N + g.row[matrix]) * kW;
+        narrow_store<kW>(to, first_col + c * kNarrowTile + 16 * warp, N, xtq);
     }
     cp_async_wait<0>();
 #pragma unroll
     for (int t = 0; t < S::kTiles; t++)
-        narrow_store<kW>(g.xp_parts + (size_t)blockIdx.x * g.M * kW, first_row + t * kNarrowRows + 16 * warp, g.M, xp[t]);
+        narrow_store<kW>(g.xp_parts + (size_t)blockIdx.x * g.M * kW, first_row + t * kNarrowTile + 16 * warp, g.M, xp[t]);
 }
 
-// An octet's sum over parts, (n, count), in their order.
-__device__ inline Values<8> narrow_total(const float* parts, size_t count, int n, size_t at) {
-    Values<8> total = {};
+// An octet of xp, matrix by matrix, or after all of those of xtq for kNarrowWays neighbouring lanes. A lane adds every kNarrowWays-th part, so
+// that few reads wait for each other, and the lanes add what they have in pairs.
+template <typename Grad>
+__global__ void __launch_bounds__(kNarrowSumThreads, 4) narrow_sum_kernel(Rows<bf16> xp, float factor, Rows<Grad> xtq, float beta, const __grid_constant__ Narrow g, int W) {
+    size_t at = ((size_t)blockIdx.x * kNarrowSumThreads + threadIdx.x) / kNarrowWays * 8, xp_count = (size_t)g.M * W, xtq_count = (size_t)g.N * W;
+    int matrix = 0, way = threadIdx.x % kNarrowWays, n = 0;
+    for (; matrix < g.matrices && at >= xp_count; matrix++) at -= xp_count;
+    bool is_xp = matrix < g.matrices, inside = is_xp || at < xtq_count;
+    const float* parts = is_xp ? g.xp_parts + g.strip[matrix] * xp_count : g.xtq_parts;
+    size_t count = is_xp ? xp_count : xtq_count;
+    if (inside) n = is_xp ? g.strip[matrix + 1] - g.strip[matrix] : g.down;
+    Values<8> out = {};
 #pragma unroll 4
-    for (int part = 0; part < n; part++) {
+    for (int part = way; part < n; part += kNarrowWays) {
         Values<8> more = load_values<8>(parts + part * count + at);
 #pragma unroll
-        for (int i = 0; i < 8; i++) total.v[i] += more.v[i];
+        for (int i = 0; i < 8; i++) out.v[i] += more.v[i];
     }
-    return total;
-}
-
-// An octet a thread: first those of xp, then those of xtq.
-template <typename Grad>
-__global__ void __launch_bounds__(kNarrowSumThreads) narrow_sum_kernel(Rows<bf16> xp, float factor, Rows<Grad> xtq, float beta, Narrow g, int W) {
-    size_t at = ((size_t)blockIdx.x * kNarrowSumThreads + threadIdx.x) * 8, xp_count = (size_t)g.M * W, xtq_count = (size_t)g.N * W;
-    if (at < xp_count) {
-        Values<8> out = narrow_total(g.xp_parts, xp_count, g.across, at);
+#pragma unroll
+    for (int step = 1; step < kNarrowWays; step *= 2)
+#pragma unroll
+        for (int i = 0; i < 8; i++) out.v[i] += __shfl_xor_sync(0xffffffffu, out.v[i], step);
+    if (!inside || way != 0) return;
+    if (is_xp) {
 #pragma unroll
         for (int i = 0; i < 8; i++) out.v[i] *= factor;
-        store_values(xp[at / W] + at % W, out);
-    } else if (at - xp_count < xtq_count) {
-        at -= xp_count;
-        Values<8> out = narrow_total(g.xtq_parts, xtq_count, g.down, at);
+        store_values(xp[at / W] + matrix * W + at % W, out);
+    } else {
         Grad* to = xtq[at / W] + at % W;
         if (beta != 0.0f) {
             Values<8> before = load_values<8>(to);
@@ -185,43 +225,84 @@ __global__ void __launch_bounds__(kNarrowSumThreads) narrow_sum_kernel(Rows<bf16
     }
 }
 
-// False, with nothing done, if the blocks' sums do not fit into the workspace or a block's tiles into shared memory.
+// Cuts the matrices into strips of `tiles` columns of tiles.
+static void narrow_strips(Narrow* g, int tiles) {
+    g->cols = tiles * kNarrowTile;
+    for (int i = 0; i < g->matrices; i++) g->strip[i + 1] = g->strip[i] + tiles_over(g->row[i + 1] - g->row[i], g->cols);
+}
+// Cuts rows and columns. An estimate of the time decides, in what reading a block's tile takes while all multiprocessors read: kPace of that is the
+// least for a block alone, kStart is a block's first and last tile, and W / 32 kTiles tiles are its sums of x p, written and read again.
 template <int kW>
-static bool gemm_narrow_launch(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
+static void narrow_cut(Narrow* g) {
     typedef NarrowSizes<kW> S;
-    Narrow g = {(const bf16*)x.data, (const bf16*)p.data, (const bf16*)q.data, x.rows, x.cols, x.ld, p.ld, q.ld, 0, 0, 0, NULL, NULL};
-    int col_tiles = tiles_over(g.N, kNarrowCols);
-    g.down = tiles_over(g.M, S::kTiles * kNarrowRows);
-    int across = min_int(col_tiles, max_int(1, kNarrowResident * gpu_device().multiprocessors / g.down));
-    g.cols = tiles_over(col_tiles, across) * kNarrowCols;
-    g.across = tiles_over(g.N, g.cols);
-    size_t xp_values = (size_t)g.across * g.M * kW, xtq_values = (size_t)g.down * g.N * kW;
+    const double kPace = 0.75, kStart = 4;
+    double least = INFINITY, all = 0, sms = gpu_device().multiprocessors;
+    int best = 1, widest = 0;
+    g->down = tiles_over(g->M, S::kRows);
+    for (int i = 0; i < g->matrices; i++) {
+        int tiles = tiles_over(g->row[i + 1] - g->row[i], kNarrowTile);
+        widest = max_int(widest, tiles);
+        all += (double)tiles * g->down * S::kTiles / sms;
+    }
+    for (int tiles = 1; tiles <= widest; tiles++) {
+        narrow_strips(g, tiles);
+        double blocks = (double)g->strip[g->matrices] * g->down, turns = ceil(blocks / sms);
+        double time = fmax(turns * tiles * S::kTiles * kPace, all) + turns * kStart + blocks / sms * kW * S::kTiles / 32;
+        if (time < least) least = time, best = tiles;
+    }
+    narrow_strips(g, best);
+}
+
+// False, with nothing done, if the sums of blocks do not fit into the workspace or a block's tiles into shared memory.
+template <int kW>
+static bool gemm_narrow_launch(Mat xp, float factor, Mat xtq, float beta, Narrow g) {
+    typedef NarrowSizes<kW> S;
+    narrow_cut<kW>(&g);
+    size_t strips = (size_t)g.strip[g.matrices], xp_values = strips * g.M * kW, xtq_values = (size_t)g.down * g.N * kW;
     if ((xp_values + xtq_values) * sizeof(float) > kWorkspaceBytes || S::kSharedBytes > shared_limit() || g.down > 65535) return false;
     g.xp_parts = (float*)cuda_held().workspace;
     g.xtq_parts = g.xp_parts + xp_values;
     allow_shared(gemm_narrow_kernel<kW>, S::kSharedBytes);
-    LAUNCH(gemm_narrow_kernel<kW>, dim3(g.across, g.down), kNarrowThreads, S::kSharedBytes, g);
-    int blocks = (int)(((size_t)(g.M + g.N) * kW / 8 + kNarrowSumThreads - 1) / kNarrowSumThreads);
+    LAUNCH(gemm_narrow_kernel<kW>, dim3((unsigned)strips, g.down), kNarrowThreads, S::kSharedBytes, g);
+    const int kOctets = kNarrowSumThreads / kNarrowWays;
+    unsigned blocks = (unsigned)((((size_t)g.matrices * g.M + g.N) * kW / 8 + kOctets - 1) / kOctets);
     if (xtq.fmt == F32) LAUNCH(narrow_sum_kernel<float>, blocks, kNarrowSumThreads, 0, rows_of<bf16>(xp), factor, rows_of<float>(xtq), beta, g, kW);
     else LAUNCH(narrow_sum_kernel<bf16>, blocks, kNarrowSumThreads, 0, rows_of<bf16>(xp), factor, rows_of<bf16>(xtq), beta, g, kW);
     return true;
 }
 
-static bool gemm_narrow_at_once(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
-    bool plain = x.fmt == BF16 && p.fmt == BF16 && q.fmt == BF16 && xp.fmt == BF16 && x.rows > 0 && x.cols % 8 == 0;
+static bool gemm_narrow_at_once(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
+    bool plain = x.fmt == BF16 && p.fmt == BF16 && q.fmt == BF16 && xp.fmt == BF16 && x.rows > 0 && parts.count <= kNarrowMatrices;
     if (!plain || !is_octets(x) || !is_octets(p) || !is_octets(q) || !is_octets(xp) || !is_octets(xtq)) return false;
+    Narrow g = {(const bf16*)x.data, (const bf16*)p.data, (const bf16*)q.data, x.rows, p.rows, x.ld, p.ld, q.ld, parts.count, {}, {}, {}, 0, 0, NULL, NULL};
+    for (int i = 0; i < parts.count; i++) {
+        if (parts.column[i] % 8 || parts.N[i] % 8 || parts.N[i] == 0) return false;
+        g.column[i] = parts.column[i];
+        g.row[i + 1] = g.row[i] + parts.N[i];
+    }
     switch (p.cols) {
-        case 16: return gemm_narrow_launch<16>(xp, factor, xtq, beta, x, p, q);
-        case 32: return gemm_narrow_launch<32>(xp, factor, xtq, beta, x, p, q);
-        case 64: return gemm_narrow_launch<64>(xp, factor, xtq, beta, x, p, q);
-        default: return false;
+        case 16: return gemm_narrow_launch<16>(xp, factor, xtq, beta, g);
+        case 32: return gemm_narrow_launch<32>(xp, factor, xtq, beta, g);
+        default: return false;   // of rank 64, sums of blocks would be as many bytes as x
     }
 }
 
-static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q) {
-    bool match = xp.rows == x.rows && xp.cols == p.cols && xtq.rows == x.cols && xtq.cols == q.cols && p.rows == x.cols && q.rows == x.rows;
-    check(match && p.cols == q.cols, "gemm_narrow: (%d, %d) with (%d, %d) and (%d, %d)", x.rows, x.cols, p.rows, p.cols, q.rows, q.cols);
-    if (!gemm_narrow_at_once(xp, factor, xtq, beta, x, p, q)) gemm_narrow_by(gemm, xp, factor, xtq, beta, x, p, q);
+static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p, Mat q, SideBySide parts) {
+    int W = p.cols, N = 0;
+    for (int i = 0; i < parts.count; N += parts.N[i++])
+        check(parts.column[i] >= 0 && parts.column[i] + parts.N[i] <= x.cols, "gemm_narrow: columns %d to %d of %d", parts.column[i],
+              parts.column[i] + parts.N[i], x.cols);
+    bool match = xp.rows == x.rows && q.rows == x.rows && p.rows == N && xtq.rows == N && xtq.cols == W && xp.cols == parts.count * W;
+    check(match && q.cols == xp.cols, "gemm_narrow: %d of (%d, %d) with (%d, %d) and (%d, %d)", parts.count, x.rows, x.cols, p.rows, W, q.rows, q.cols);
+    if (gemm_narrow_at_once(xp, factor, xtq, beta, x, p, q, parts)) return;
+    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++]) {   // one at a time, where all together have too many sums of blocks
+        const int none = 0;
+        SideBySide alone = {1, &none, &parts.N[i]};
+        Mat xp_i = mat_cols(xp, i * W, W), xtq_i = mat_rows(xtq, row, parts.N[i]), x_i = mat_cols(x, parts.column[i], parts.N[i]);
+        Mat p_i = mat_rows(p, row, parts.N[i]), q_i = mat_cols(q, i * W, W);
+        if (parts.count > 1 && gemm_narrow_at_once(xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone)) continue;
+        gemm_narrow_by(gemm, xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone);
+    }
 }
 
 #endif
