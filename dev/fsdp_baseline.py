@@ -56,7 +56,8 @@ model.to_empty(device="cuda")
 with torch.no_grad():
     for name, p in model.named_parameters():
         p.fill_(1.0) if "norm" in name else p.normal_(0, 0.02)
-model.model.rotary_emb = type(model.model.rotary_emb)(config=config, device="cuda")   # its buffers were on meta
+with torch.device("cuda"):
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)   # its buffers were on meta
 model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 tokens = torch.randint(0, config.vocab_size, (args.batch, args.seq), device="cuda")
