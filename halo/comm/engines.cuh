@@ -171,13 +171,28 @@ static bool find_stream_values() {
 #endif
 }
 
-// With HALO_COPY_ENGINES=0 in the environment, and where ranks are on several hosts, NCCL does all transfers; 2: gathers are mirrored.
+// Is this rank's GPU joined to the others' by NVLink? Over PCIe it depends on the host's bridges whether writing to another GPU is fast.
+static bool joined_by_nvlink() {
+    int gpus = cuda_device_count(), own = 0;
+    if (gpus < engines.host->ranks) return false;   // ranks that see their own GPU alone
+    cuda_ok(cudaGetDevice(&own), "the current device");
+    for (int r = 0; r < engines.host->ranks; r++) {
+        int atomics = 0, other = cuda_usable_device(r);
+        if (other == own) continue;
+        if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, other) != cudaSuccess || !atomics) return false;
+    }
+    return true;
+}
+
+// In the environment HALO_COPY_ENGINES=0: NCCL does all transfers, as where ranks are on several hosts. 1 and 2: copy engines, over whatever joins
+// the GPUs; 2: gathers are mirrored. Unset: 1 over NVLink.
 static void engines_start(const Comm* host) {
     engines.host = host;
     const char* asked = getenv("HALO_COPY_ENGINES");
-    if (!engines_agree(!asked || strcmp(asked, "0"))) return engines_give_up("HALO_COPY_ENGINES is 0");
-    if (!engines_agree(host->host_ranks == host->ranks)) return;
-    engines.mirrors = !engines_agree(!asked || strcmp(asked, "2"));
+    bool off = !engines_agree(!asked || strcmp(asked, "0")), mirrors = !engines_agree(!asked || strcmp(asked, "2"));
+    if (off) return engines_give_up("HALO_COPY_ENGINES is 0");
+    if (!engines_agree(host->host_ranks == host->ranks && (asked || joined_by_nvlink()))) return;
+    engines.mirrors = mirrors;
     engines.work = engines_agree(find_stream_values());
     if (!engines.work) return engines_give_up("the driver's streams know no values to wait for");
     (void)engines_alloc(sizeof(uint32_t) * (size_t)(host->ranks + 1));
