@@ -319,6 +319,9 @@ static void ranks_case(void) {
     setenv("SIMT_NO_IPC", "1", 1);
     run_ranks(3, "cuda", "1", "cannot open memory of another");
     unsetenv("SIMT_NO_IPC");
+    setenv("SIMT_NO_VALUES", "0", 1);
+    run_ranks(3, "cuda", "none", "do not meet");
+    unsetenv("SIMT_NO_VALUES");
     setenv("HALO_COPY_ENGINES", "0", 1);
     for (int i = 0; i < 3; i++) run_ranks(2 + i % 2, "cuda", slow[i], "HALO_COPY_ENGINES is 0");
     unsetenv("HALO_COPY_ENGINES");

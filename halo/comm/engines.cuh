@@ -22,9 +22,9 @@
 
 #ifndef HALO_SIMT
 #include <cuda.h>
-enum { kWindowAlign = 2 << 20 };   // a driver's own allocation each, so that nothing else is opened with it
+enum { kWindowAlign = 2 << 20, kProofSeconds = 10 };   // windows: a driver's own allocation each, so that nothing else is opened with it
 #else
-enum { kWindowAlign = 4 << 10 };
+enum { kWindowAlign = 4 << 10, kProofSeconds = 3 };
 #endif
 
 typedef struct {
@@ -144,17 +144,46 @@ static void engines_release(void* p) {
 
 // ---- meetings
 
-static void engines_meet(cudaStream_t wire) {
+// False if the driver refuses.
+static bool meet(cudaStream_t wire) {
     int rank = engines.host->rank, ranks = engines.host->ranks;
     const Window* w = &engines.windows[0];
     uint32_t *flags = (uint32_t*)w->at[rank], *number = flags + ranks;
     engines.meeting++;
-    check(engines.write_value(wire, (CUdeviceptr)number, engines.meeting, 0) == CUDA_SUCCESS, "CUDA: a value written by a stream");
+    bool fine = engines.write_value(wire, (CUdeviceptr)number, engines.meeting, 0) == CUDA_SUCCESS;
     for (int k = 1; k < ranks; k++)
         cuda_ok(cudaMemcpyAsync(engines_at(w, (rank + k) % ranks, flags + rank), number, sizeof *number, cudaMemcpyDeviceToDevice, wire), "a flag");
-    for (int k = 1; k < ranks; k++)
-        check(engines.wait_value(wire, (CUdeviceptr)(flags + (rank + ranks - k) % ranks), engines.meeting, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS,
-              "CUDA: a stream that waits for a value");
+    for (int k = 1; k < ranks; k++) {
+        CUdeviceptr flag = (CUdeviceptr)(flags + (rank + ranks - k) % ranks);
+        fine = engines.wait_value(wire, flag, engines.meeting, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS && fine;
+    }
+    return fine;
+}
+static void engines_meet(cudaStream_t wire) { check(meet(wire), "CUDA: streams no longer wait for values"); }
+
+// Do the ranks meet, within kProofSeconds? If not, the wires that still wait are let go.
+static bool meeting_proved(cudaStream_t wire) {
+    cudaEvent_t met;
+    cuda_ok(cudaEventCreateWithFlags(&met, cudaEventDisableTiming), "an event");
+    bool fine = meet(wire);
+    cuda_ok(cudaEventRecord(met, wire), "an event");
+    enum { kLookUs = 200 };
+    bool there = false;
+    for (int looks = 0; !there && looks < kProofSeconds * (1000000 / kLookUs); looks++) {
+        there = cudaEventQuery(met) == cudaSuccess;
+        if (!there) usleep(kLookUs);
+    }
+    fine = engines_agree(fine && there);
+    if (!fine) {
+        size_t bytes = sizeof(uint32_t) * (size_t)engines.host->ranks;
+        uint32_t* numbers = (uint32_t*)host_alloc(bytes);
+        for (int r = 0; r < engines.host->ranks; r++) numbers[r] = engines.meeting;
+        cuda_ops.upload(engines.windows[0].at[engines.host->rank], numbers, bytes);
+        free(numbers);
+    }
+    cuda_ok(cudaStreamSynchronize(wire), "a meeting");
+    cuda_ok(cudaEventDestroy(met), "an event");
+    return fine;
 }
 
 static bool find_stream_values() {
@@ -186,7 +215,7 @@ static bool joined_by_nvlink() {
 
 // In the environment HALO_COPY_ENGINES=0: NCCL does all transfers, as where ranks are on several hosts. 1 and 2: copy engines, over whatever joins
 // the GPUs; 2: gathers are mirrored. Unset: 1 over NVLink.
-static void engines_start(const Comm* host) {
+static void engines_start(const Comm* host, cudaStream_t wire) {
     engines.host = host;
     const char* asked = getenv("HALO_COPY_ENGINES");
     bool off = !engines_agree(!asked || strcmp(asked, "0")), mirrors = !engines_agree(!asked || strcmp(asked, "2"));
@@ -195,7 +224,11 @@ static void engines_start(const Comm* host) {
     engines.mirrors = mirrors;
     engines.work = engines_agree(find_stream_values());
     if (!engines.work) return engines_give_up("the driver's streams know no values to wait for");
-    (void)engines_alloc(sizeof(uint32_t) * (size_t)(host->ranks + 1));
+    void* flags = engines_alloc(sizeof(uint32_t) * (size_t)(host->ranks + 1));
+    if (!engines.work || meeting_proved(wire)) return;
+    engines.work = false;
+    engines_release(flags);
+    engines_give_up("the GPUs' streams do not meet");
 }
 
 #endif

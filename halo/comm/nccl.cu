@@ -454,7 +454,7 @@ const Comm* comm_nccl(const Comm* mpi) {
         cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].ready, cudaEventDisableTiming), "an event");
         cuda_ok(cudaEventCreateWithFlags(&gpu.records[i].done, cudaEventDisableTiming), "an event");
     }
-    engines_start(mpi);
+    engines_start(mpi, gpu.wire);
     gpu.staging = (char*)engines_alloc(2 * (size_t)kHalfBytes);
     gpu.bad = (unsigned*)cuda_ops.alloc(sizeof *gpu.bad);
     gpu.lane_bytes = (size_t)kHalfBytes / (size_t)(mpi->ranks - 1) / kArenaAlign * kArenaAlign;
