@@ -25,25 +25,36 @@ static void* random_values(const Ops* ops, size_t count, Fmt fmt, uint64_t seed)
 
 enum { kCeilingWarmups = 3, kCeilingRuns = 10 };
 
-// Milliseconds of a call, averaged over many in a row, so that the clock rate is that of steady work.
+// Milliseconds of a call, averaged over the last kCeilingRuns of those that fill warm_ms, at least so many. A GPU that was idle runs products
+// up to 15% faster for a few tenths of a second, until its power limit lowers the clock to that of steady work.
 typedef void (*Repeated)(void* self);
-static double steady_ms(const Ops* ops, Repeated run, void* self) {
+static double steady_ms(const Ops* ops, Repeated run, void* self, double warm_ms) {
+    double ms, together = 0;
     for (int i = 0; i < kCeilingWarmups; i++) run(self);
-    int from = ops->mark();
-    for (int i = 0; i < kCeilingRuns; i++) run(self);
-    double ms = ops->marked_ms(from, ops->mark()) / kCeilingRuns;
-    ops->forget_marks();
-    return ms;
+    do {
+        int from = ops->mark();
+        for (int i = 0; i < kCeilingRuns; i++) run(self);
+        ms = ops->marked_ms(from, ops->mark());
+        together += ms;
+        ops->forget_marks();
+    } while (together < warm_ms);
+    return ms / kCeilingRuns;
 }
 
 typedef struct {
-    const Ops* ops;
     Mat out;
     Side a, b;
 } Product;
-static void run_product(void* self) {
-    const Product* p = (const Product*)self;
-    p->ops->gemm(p->out, p->a, p->b, 0);
+// The F, E and G products of every linear stack of a block.
+typedef struct {
+    const Ops* ops;
+    Product product[3 * kLinearCount];
+    int count;
+    double flops;
+} Products;
+static void run_products(void* self) {
+    const Products* all = (const Products*)self;
+    for (int i = 0; i < all->count; i++) all->ops->gemm(all->product[i].out, all->product[i].a, all->product[i].b, 0);
 }
 
 // Operands and output of the largest product; `one` is the scale of codes.
@@ -71,29 +82,33 @@ static void operands_free(const Ops* ops, Operands* o) {
     for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) ops->release(used[i]);
 }
 
-// Milliseconds of out (rows, cols) = left right^T over `depth`. Only BF16 and F32 operands can be transposed in memory; codes always have
-// their contracted axis last.
-static double product_ms(const Ops* ops, const Operands* o, Fmt fmt, int rows, int cols, int depth, bool left_transposed, bool right_transposed) {
+// Adds out (rows, cols) = left right^T over `depth`. Only BF16 and F32 operands can be transposed in memory; codes always have their
+// contracted axis last.
+static void add_product(Products* all, const Operands* o, Fmt fmt, int rows, int cols, int depth, bool left_transposed,
+                        bool right_transposed) {
     bool codes = fmt_bytes(fmt) == 1, lt = left_transposed && !codes, rt = right_transposed && !codes;
-    Product p = {ops, mat(o->out, rows, cols, ops->act), plain_side(mat(o->left, lt ? depth : rows, lt ? rows : depth, fmt), lt),
+    Product p = {mat(o->out, rows, cols, all->ops->act), plain_side(mat(o->left, lt ? depth : rows, lt ? rows : depth, fmt), lt),
                  plain_side(mat(o->right, rt ? depth : cols, rt ? cols : depth, fmt), rt)};
     if (codes) p.a.gran = p.b.gran = PER_TENSOR, p.a.scale = p.b.scale = o->one;
-    return steady_ms(ops, run_product, &p);
+    all->product[all->count++] = p;
+    all->flops += 2.0 * rows * cols * depth;
 }
 
-double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt) {
+double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt, double warm_ms) {
     Operands o = operands_new(ops, c, tokens, fmt);
-    double flops = 0, ms = 0;
+    Products all;
+    memset(&all, 0, sizeof all);
+    all.ops = ops;
     for (int i = 0; i < kLinearCount; i++) {
         LinearShape shape = stack_shape(c, kLinears[i].stack);
         int M = tokens, N = linear_N(shape), K = shape.K;
-        ms += product_ms(ops, &o, fmt, M, N, K, false, false);   // Y = X W^T
-        ms += product_ms(ops, &o, fmt, M, K, N, false, true);    // dX = dY W
-        ms += product_ms(ops, &o, fmt, N, K, M, true, true);     // dW = dY^T X
-        flops += 3 * 2.0 * M * N * K;
+        add_product(&all, &o, fmt, M, N, K, false, false);   // Y = X W^T
+        add_product(&all, &o, fmt, M, K, N, false, true);    // dX = dY W
+        add_product(&all, &o, fmt, N, K, M, true, true);     // dW = dY^T X
     }
+    double ms = steady_ms(ops, run_products, &all, warm_ms);
     operands_free(ops, &o);
-    return flops / ms * 1e-9;
+    return all.flops / ms * 1e-9;
 }
 
 typedef struct {
@@ -110,7 +125,7 @@ double ceiling_gbs(const Ops* ops) {
     Copy c = {ops, NULL, NULL, (size_t)512 << 20};
     c.from = random_values(ops, c.bytes / sizeof(uint16_t), BF16, 3);
     c.to = ops->alloc(c.bytes);
-    double ms = steady_ms(ops, run_copy, &c);
+    double ms = steady_ms(ops, run_copy, &c, 0);
     ops->release(c.from);
     ops->release(c.to);
     return 2.0 * (double)c.bytes / ms * 1e-6;
