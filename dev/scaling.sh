@@ -7,9 +7,10 @@
 #                             the same time, and the slowest of them: ranks wait for the slowest too
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
 #   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py), which makes blocks again where it does not fit otherwise, as
-#                             ours does; torch8: with torchao's FP8 products and gathers
+#                             ours does
 #
 # Not among all:
+#   dev/scaling.sh torch8     torch with torchao's FP8 products and gathers
 #   dev/scaling.sh engines    batches, with each HALO_COPY_ENGINES of ENGINES ("0 1 2"): transfers by NCCL's kernels, by copy engines, and by copy
 #                             engines that mirror what a rank itself brings
 #   dev/scaling.sh transfers  dev/bench_comm: transfers alone, and what products lose to them, also with few of NCCL's multiprocessors

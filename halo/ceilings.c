@@ -23,7 +23,7 @@ static void* random_values(const Ops* ops, size_t count, Fmt fmt, uint64_t seed)
     return data;
 }
 
-enum { kCeilingWarmups = 3, kCeilingRuns = 10 };
+enum { kCeilingWarmups = 3, kCeilingRuns = 10, kSteadyMs = 1000 };
 
 // Milliseconds of a call, averaged over the last kCeilingRuns of those that fill warm_ms, at least so many. A GPU that was idle runs products
 // up to 15% faster for a few tenths of a second, until its power limit lowers the clock to that of steady work.
@@ -94,7 +94,7 @@ static void add_product(Products* all, const Operands* o, Fmt fmt, int rows, int
     all->flops += 2.0 * rows * cols * depth;
 }
 
-double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt, double warm_ms) {
+double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt) {
     Operands o = operands_new(ops, c, tokens, fmt);
     Products all;
     memset(&all, 0, sizeof all);
@@ -106,7 +106,7 @@ double ceiling_tflops(const Ops* ops, const Config* c, int tokens, Fmt fmt, doub
         add_product(&all, &o, fmt, M, K, N, false, true);    // dX = dY W
         add_product(&all, &o, fmt, N, K, M, true, true);     // dW = dY^T X
     }
-    double ms = steady_ms(ops, run_products, &all, warm_ms);
+    double ms = steady_ms(ops, run_products, &all, kSteadyMs);
     operands_free(ops, &o);
     return all.flops / ms * 1e-9;
 }

@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -22,6 +24,7 @@ struct TrialCache {
     unsigned char* records;   // count of header.record_bytes each
     int count;
     char dir[kPathBytes], path[kPathBytes];   // "" where there is no directory
+    int turn;                                 // the open file whose lock is this process's turn; -1: it has none
 };
 
 static unsigned char* record_at(const TrialCache* c, int i) { return c->records + (size_t)i * c->header.record_bytes; }
@@ -116,6 +119,7 @@ TrialCache* trial_cache_open(const char* identity, size_t key_bytes, size_t valu
     c->key_bytes = key_bytes;
     c->value_bytes = value_bytes;
     c->seed = XXH3_64bits(&c->header, sizeof c->header);
+    c->turn = -1;
     name_file(c);
     merge_file(c);
     return c;
@@ -136,6 +140,29 @@ void trial_cache_add(TrialCache* c, const void* key, const void* value) {
     put(c, key, value);
     merge_file(c);
     write_file(c);
+}
+
+// The lock is held by the open file: it ends with the process, however that ends. Where a lock cannot be had at all, nobody waits.
+void trial_cache_begin(TrialCache* c, double seconds) {
+    enum { kPollMs = 10 };
+    const struct timespec pause = {0, kPollMs * 1000000L};
+    char name[kPathBytes + 32];
+    check(c->turn < 0, "trials: begun twice");
+    if (!*c->path) return;
+    snprintf(name, sizeof name, "%s.lock", c->path);
+    c->turn = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600);
+    for (double waited = 0; c->turn >= 0 && waited < seconds; waited += 1e-3 * kPollMs) {
+        if (flock(c->turn, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) break;
+        nanosleep(&pause, NULL);
+    }
+    merge_file(c);
+}
+void trial_cache_end(TrialCache* c) {
+    if (c->turn >= 0) {
+        flock(c->turn, LOCK_UN);   // even if a forked process has the open file too
+        close(c->turn);
+    }
+    c->turn = -1;
 }
 
 const char* trial_cache_path(const TrialCache* c) { return c->path; }

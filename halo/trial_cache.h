@@ -22,6 +22,10 @@ C_API bool trial_cache_find(const TrialCache* c, const void* key, void* value);
 // Notes a value, in place of one that is there, and writes the file anew, with what other processes have added since. The file is whole at
 // any time.
 C_API void trial_cache_add(TrialCache* c, const void* key, const void* value);
+// Processes that share the file make their trials in turn, since each would disturb the other's timing on a GPU that they share: begin waits,
+// at most `seconds`, until no other process is between begin and end, and takes over what others have found. Without a directory it does not wait.
+C_API void trial_cache_begin(TrialCache* c, double seconds);
+C_API void trial_cache_end(TrialCache* c);
 // Where the file is or would be; "" without a directory.
 C_API const char* trial_cache_path(const TrialCache* c);
 

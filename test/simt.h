@@ -752,10 +752,5 @@ template <typename Kernel>
 static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) { return cudaSuccess; }
 template <typename Kernel>
 static inline cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
-template <typename Kernel>
-static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
-    *blocks = 1;
-    return cudaSuccess;
-}
 
 #endif

@@ -254,7 +254,7 @@ static void run_case(void) {
 
 // Whether the sources hold the words.
 static bool in_sources(const char* words) {
-    char* line = text_of("grep -rqF -e '%s' halo data train_llama3.cu --include=*.c --include=*.h --include=*.cu", words);
+    char* line = text_of("grep -rqF -e '%s' halo data train_llama3.cu --include=*.c --include=*.h --include=*.cu --include=*.cuh", words);
     bool found = system(line) == 0;
     free(line);
     return found;

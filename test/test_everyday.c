@@ -191,6 +191,8 @@ static void hub_case(void) {
     const char* own_home = getenv("HOME");
     char *saved = host_strdup(own_home ? own_home : "/"), *nowhere = scratch_path("nowhere");
     setenv("HOME", nowhere, 1);
+    const char* const set_by_users[] = {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"};
+    for (int i = 0; i < COUNT(set_by_users); i++) unsetenv(set_by_users[i]);
     char* flags = text_of("train --from-scratch org/tiny/ --data %s --chat none --seq 32 --steps 1", data_path);
     run_refused(flags, "org/tiny/|nowhere/.cache/huggingface/hub|hf download org/tiny", "a model that is not in the cache");
     for (int i = 0; i < COUNT(places); i++) {

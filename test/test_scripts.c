@@ -38,7 +38,7 @@ typedef struct {
 // Each prints its table; a second time it prints the same without having run the program.
 static void tables_case(void) {
     static const TableScript scripts[] = {
-        {"choose_lr", {"| dataset | learning rate | loss |", "| demo | 1e-4 | ", "| chosen |"}, 3, NULL, 0},
+        {"choose_lr", {"| dataset | learning rate | loss |", "| demo | 3e-4 | ", "| chosen |"}, 3, NULL, 0},
         {"table_finetune", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 7, "finetune.svg", 2},
         {"table_peft", {"| recipe | demo |", "| bf16 | ", "| halo2-int8 | "}, 14, "lora.svg", 2},
         {"table_pretrain", {"| recipe | demo |", "| bf16 | ", " (2) |"}, 18, "pretrain.svg", 2},
@@ -69,6 +69,10 @@ static void tables_case(void) {
         free_run(first);
         free_run(again);
     }
+    Run wider = run_script("choose_lr", "LRS=1e-4", tables);
+    ok(wider.code == 0 && strstr(wider.out, "| demo | 1e-4 | ") && strstr(wider.out, "| demo | 3e-3 | "), "choose_lr compares all rates that were tried");
+    ok(strstr(wider.err, "demo: 3e-3 is the first or last rate tried") != NULL, "and says that the best of one step is the highest: %s", wider.err);
+    free_run(wider);
     Run more = run_script("table_finetune", "SEEDS='1 2 3'", tables);
     ok(more.code == 0 && count_of(more.err, "{\"table\"") == 2, "another seed is two more cells: %d", count_of(more.err, "{\"table\""));
     Run refused = run_script("table_finetune", "SEEDS=4 TRAIN_LLAMA3=/nowhere/train", tables);

@@ -2,7 +2,10 @@
 #include "../halo/trial_cache.h"
 #include "scratch.h"
 
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -162,6 +165,57 @@ static void nowhere_case(void) {
     free(home);
 }
 
-static const Case kCases[] = {{"kept", kept_case}, {"damaged", damaged_case}, {"foreign", foreign_case}, {"nowhere", nowhere_case}};
+// A process that begins its trials, holds them for `ms` (less than 0: until it is killed) and then adds trial i. It is at work when this returns.
+static pid_t other_process(int ms, int i) {
+    int ready[2];
+    check(pipe(ready) == 0, "pipe");
+    pid_t child = fork();
+    check(child >= 0, "fork");
+    if (child == 0) {
+        TrialCache* c = open_cache(kMachine);
+        trial_cache_begin(c, 10);
+        if (write(ready[1], "", 1) != 1) _exit(1);
+        if (ms < 0) pause();
+        usleep((useconds_t)ms * 1000);
+        add(c, i);
+        trial_cache_end(c);
+        _exit(0);
+    }
+    char byte;
+    check(read(ready[0], &byte, 1) == 1, "the other process did not begin");
+    close(ready[0]);
+    close(ready[1]);
+    return child;
+}
+static double seconds_to_begin(TrialCache* c, double patience) {
+    struct timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    trial_cache_begin(c, patience);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    trial_cache_end(c);
+    return (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+}
+static void turns_case(void) {
+    free(fresh_file(0));
+    TrialCache* c = open_cache(kMachine);
+    Shape s = shape_of(3);
+    Algo got, want = algo_of(3);
+    ok(seconds_to_begin(c, 10) < 5, "nobody else tries: no wait");
+    pid_t other = other_process(400, 3);
+    double waited = seconds_to_begin(c, 10);
+    bool found = trial_cache_find(c, &s, &got) && !memcmp(&got, &want, sizeof got);
+    ok(waited > 0.05 && found, "its turn comes after the other's, with what that found: %.2f s", waited);
+    waitpid(other, NULL, 0);
+    other = other_process(-1, 0);
+    waited = seconds_to_begin(c, 0.2);
+    ok(waited > 0.1 && waited < 5, "patience ends: %.2f s", waited);
+    kill(other, SIGKILL);
+    waitpid(other, NULL, 0);
+    ok(seconds_to_begin(c, 10) < 5, "a killed process holds nobody up");
+    trial_cache_free(c);
+}
+
+static const Case kCases[] = {{"kept", kept_case}, {"damaged", damaged_case}, {"foreign", foreign_case}, {"nowhere", nowhere_case},
+                              {"turns", turns_case}};
 
 int main(int argc, char** argv) { return scratch_main("test_trial_cache", kCases, COUNT(kCases), argc, argv); }

@@ -11,7 +11,6 @@
 #include "scratch.h"
 
 #include <map>
-#include <tuple>
 
 #ifndef HALO_SIMT
 #include <cuda_runtime.h>
@@ -113,20 +112,6 @@ static inline void allow_shared(Kernel kernel, size_t bytes) {
 }
 
 static inline size_t shared_limit() { return gpu_device().shared_bytes - 1024; }   // of dynamic shared memory, beside a little static
-
-// How many blocks of a kernel the device runs at once. Asks the runtime once per argument.
-template <typename Kernel>
-static int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
-    typedef std::tuple<const void*, int, size_t> Shape;
-    static std::map<Shape, int> known;
-    Shape shape((const void*)kernel, threads, shared_bytes);
-    auto found = known.find(shape);
-    if (found != known.end()) return found->second;
-    int count = 0;
-    allow_shared(kernel, shared_limit());
-    cuda_ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes), "blocks of a multiprocessor");
-    return known[shape] = count * gpu_device().multiprocessors;
-}
 
 // ---- bf16 values travel as uint16_t (numfmt.h is the only definition of the rounding); eight of them are one access.
 typedef uint16_t bf16;

@@ -401,6 +401,21 @@ __device__ inline void bulk_load(void* dst, const void* src, uint32_t bytes, uin
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(dst)), "l"(src),
                  "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
+// From shared to global memory, `bytes` and addresses as above: bulk_store copies; bulk_add adds FP32 values, each sum rounded to nearest, as
+// red.global.add.f32 does it: what is below 2^-126 counts as zero. After bulk_wait this thread sees all that the copies it started have written.
+__device__ inline void bulk_store(void* dst, const void* src, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(shared_address(src)), "r"(bytes) : "memory");
+}
+__device__ inline void bulk_add(float* dst, const float* src, uint32_t bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst), "r"(shared_address(src)), "r"(bytes)
+                 : "memory");
+}
+__device__ inline void bulk_wait() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// Orders what this thread has seen in global memory before the bulk copies that it starts from here on.
+__device__ inline void bulk_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
 __device__ inline void tma_load_3d(void* dst, const CUtensorMap* map, int column, int row, int plane, uint64_t* barrier) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
                      shared_address(dst)), "l"(map), "r"(column), "r"(row), "r"(plane), "r"(shared_address(barrier)) : "memory");

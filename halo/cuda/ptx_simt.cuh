@@ -99,6 +99,30 @@ static inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_
     simt_mbarrier_update(barrier, 0, -(int)bytes);
 }
 
+// From shared to global memory: both are read and written only at bulk_wait, so that a missing wait shows.
+struct SimtBulk {
+    void* dst;
+    const void* src;
+    uint32_t bytes;
+    bool adds;
+};
+inline thread_local std::vector<SimtBulk> simt_bulks[kSimtMaxThreads];
+static inline void simt_bulk(void* dst, const void* src, uint32_t bytes, bool adds) {
+    check((uintptr_t)dst % 16 == 0 && shared_address(src) % 16 == 0 && bytes % 16 == 0, "bulk copy: %u bytes from %p to %p", bytes, src, dst);
+    simt_bulks[simt_block->current].push_back(SimtBulk{dst, src, bytes, adds});
+}
+static inline void bulk_store(void* dst, const void* src, uint32_t bytes) { simt_bulk(dst, src, bytes, false); }
+static inline void bulk_add(float* dst, const float* src, uint32_t bytes) { simt_bulk(dst, src, bytes, true); }
+static inline void bulk_wait() {
+    for (const SimtBulk& bulk : simt_bulks[simt_block->current]) {
+        if (bulk.adds)
+            for (uint32_t i = 0; i < bulk.bytes / sizeof(float); i++) ((float*)bulk.dst)[i] += ((const float*)bulk.src)[i];
+        else memcpy(bulk.dst, bulk.src, bulk.bytes);
+    }
+    simt_bulks[simt_block->current].clear();
+}
+static inline void bulk_fence() {}
+
 // ---- warps
 static inline void named_barrier_sync(int id, int threads) { simt_barrier(id, threads); }
 static inline void named_barrier_arrive(int id, int threads) {

@@ -22,14 +22,14 @@ enum {
     kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
 };
 
-// ---- forward. kTiles 0: *absmax is raised to the largest |y|; else to the largest |y H|, summed across runs by kTiles tiles at a time.
+// ---- forward. kTiles 0: *absmax is raised to the largest |y|; else to the largest |y H|, with a matrix across of kTiles tiles.
 template <int kKeep, int kTiles>
 __global__ void __launch_bounds__(512)
 rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf16> x, Rows<const bf16> delta, const bf16* w, int C, float eps,
                        float* absmax, FeatureItem row) {
     SHARED(bf16, shared);
-    int* exponent = (int*)(shared + row.places());
-    if (kTiles > 0 && threadIdx.x == 0) *exponent = kLeastExponent;   // block_sum synchronizes
+    __shared__ int exponent;
+    if (kTiles > 0 && threadIdx.x == 0) exponent = kLeastExponent;   // block_sum synchronizes
     size_t t = blockIdx.x;
     int stride = blockDim.x * 8, begin = threadIdx.x * 8;
     Packed<8> r[kKeep];
@@ -77,19 +77,17 @@ rmsnorm_forward_kernel(Rows<bf16> y, float* rstd, Rows<bf16> res, Rows<const bf1
         Packed<8> out = pack(a);
         store_packed(y[t] + c, out);
         if constexpr (kTiles > 0) {
-            store_packed(shared + row.place(c), out);
+            store_packed(shared + row.runs.place(c), out);
             largest = larger_pair_bf16(largest, largest_pair(out));
         } else {
             largest = max(largest, largest_bits(out));
         }
     }
     if constexpr (kTiles > 0) {
-        raise_row_exponent(exponent, largest);
-        __syncthreads();
-        features_within<2>(shared, exponent, row, within_signs(row.runs.within_end));
+        raise_row_exponent(&exponent, largest);
         __syncthreads();
         MaxSink sink = {row.runs.scale, absmax, 0, 0, 1};
-        features_across<kTiles>(sink, shared, exponent, row, 0);
+        rotate_row_in_place<kTiles>(sink, shared, &exponent, row);
         sink.finish();
     } else {
         if (absmax) raise_block_absmax(absmax, largest);
@@ -247,7 +245,7 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     bool fast = is_octets(y) && is_octets(x) && is_octets(w) && C <= kNormForwardMax && (!delta.data || (is_octets(delta) && is_octets(res)));
     RowRuns runs = {};
     bool rotates = prep.rotate && prep.absmax;
-    bool inside = rotates && fast && C % 256 == 0 && octets <= 4 * 512 && row_runs(C, 1, false, &runs) && runs.order <= 2 * kFragment;
+    bool inside = rotates && fast && octets <= 4 * 512 && producer_runs(C, &runs) && runs.order <= 2 * kFragment;
     float* absmax = rotates && !inside ? NULL : prep.absmax;
     // Which kernel is launched for rows of up to most_octets octets: its kKeep, its kTiles, and its most threads. The first row that fits.
     static const struct {

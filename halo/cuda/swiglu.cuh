@@ -36,10 +36,11 @@ template <int kTiles>
 __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kernel(Rows<bf16> y, Rows<const bf16> gate_up, MaxSink sink,
                                                                                    FeatureItem row) {
     SHARED(bf16, shared);
-    int F = row.runs.n, *exponent = (int*)(shared + row.places());
+    __shared__ int exponent;
+    int F = row.runs.n;
     const bf16 *gate = gate_up[blockIdx.x], *up = gate + F;
     bf16* out = y[blockIdx.x];
-    if (threadIdx.x == 0) *exponent = kLeastExponent;
+    if (threadIdx.x == 0) exponent = kLeastExponent;
     __syncthreads();
     uint32_t largest = 0;
 #pragma unroll 4
@@ -49,15 +50,13 @@ __global__ void __launch_bounds__(kRotateThreads, 3) swiglu_forward_rotated_kern
         for (int i = 0; i < 8; i++) g.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
         Packed<8> rounded = pack(g);
         store_packed(out + f, rounded);
-        store_packed(shared + row.place(f), rounded);
+        store_packed(shared + row.runs.place(f), rounded);
         largest = larger_pair_bf16(largest, largest_pair(rounded));
     }
-    raise_row_exponent(exponent, largest);
-    __syncthreads();
-    features_within<2>(shared, exponent, row, within_signs(row.runs.within_end));
+    raise_row_exponent(&exponent, largest);
     __syncthreads();
     sink.begin();
-    features_across<kTiles>(sink, shared, exponent, row, 0);
+    rotate_row_in_place<kTiles>(sink, shared, &exponent, row);
     sink.finish();
 }
 
@@ -105,10 +104,11 @@ static void swiglu_forward(Mat y, Mat gate_up, Prep prep) {
     check_bf16(gate_up, y.rows, 2 * y.cols, "swiglu_forward");
     bool octets = is_octets(y) && is_octets(gate_up), rotates = prep.rotate && prep.absmax;
     RowRuns runs;
-    if (rotates && octets && y.cols % 256 == 0 && row_runs(y.cols, 1, false, &runs) && one_row(runs).bytes() <= shared_limit()) {
+    if (rotates && octets && producer_runs(y.cols, &runs) && one_row(runs).bytes() <= shared_limit()) {
         if (runs.order <= kFragment) return launch_swiglu_forward_rotated<1>(y, gate_up, prep.absmax, one_row(runs));
         if (runs.order <= 2 * kFragment) return launch_swiglu_forward_rotated<2>(y, gate_up, prep.absmax, one_row(runs));
-        return launch_swiglu_forward_rotated<4>(y, gate_up, prep.absmax, one_row(runs));
+        if (runs.order <= 4 * kFragment) return launch_swiglu_forward_rotated<4>(y, gate_up, prep.absmax, one_row(runs));
+        return launch_swiglu_forward_rotated<11>(y, gate_up, prep.absmax, one_row(runs));
     }
     if (octets) launch_swiglu_forward<8>(y, gate_up, rotates ? NULL : prep.absmax);
     else launch_swiglu_forward<1>(y, gate_up, rotates ? NULL : prep.absmax);

@@ -89,7 +89,7 @@ static void print_memory_taken(const Session* s, size_t planned, size_t left_bef
 // Measures, on all ranks, the ceilings that the profile compares with, and prints the profile.
 static void show_profile(const Session* s, Ceilings ceilings, double seconds) {
     int tokens = s->o.batch * s->o.seq;
-    if (fmt_bytes(s->recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s->ops, &s->config, tokens, s->recipe->fw.fmt, kSteadyMs);
+    if (fmt_bytes(s->recipe->fw.fmt) == 1) ceilings.coded_tflops = ceiling_tflops(s->ops, &s->config, tokens, s->recipe->fw.fmt);
     ceilings.copy_gbs = ceiling_gbs(s->ops);
     if (!leads(s)) return;
     profile_print(ceilings, kProfileSteps, 1e3 * seconds);
@@ -132,7 +132,7 @@ int command_bench(Options o) {
     if (o.profile || notes_waits) traffic = profile_steps(&s, &t);
     size_t left = s.ops->free_bytes(), planned = plan_memory(&s).together;
     trainer_free(&s, &t);   // makes room for the products that measure the ceiling
-    Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, o.batch * o.seq, s.ops->act, kSteadyMs), 0};
+    Ceilings ceilings = {0, ceiling_tflops(s.ops, &s.config, o.batch * o.seq, s.ops->act), 0};
     if (leads(&s)) print_speed(&s, seconds, ceilings.plain_tflops, planned, left);
     if (leads(&s) && !strcmp(s.ops->name, "cuda")) print_memory_taken(&s, planned, left_before, left);
     if (leads(&s) && notes_waits)

@@ -207,7 +207,7 @@ static double used_memory(const Session* s) {
 double log_ceiling(const Session* s) {
     if (!leads(s) || !status_live() || strcmp(s->ops->name, "cuda")) return 0;
     progress_work("measuring plain products", 0, 0);
-    double tflops = ceiling_tflops(s->ops, &s->config, s->o.batch * s->o.seq, s->ops->act, 0);
+    double tflops = ceiling_tflops(s->ops, &s->config, s->o.batch * s->o.seq, s->ops->act);
     progress_work(NULL, 0, 0);
     return tflops;
 }

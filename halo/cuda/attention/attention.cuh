@@ -2,7 +2,7 @@
 //
 // Floors per head of a causal sequence: forward 2 T^2 HD flops, backward 5 T^2 HD; bytes (T (2 HD) each of q, k, v, y, dy and the
 // gradients) matter only below T of a few hundred. Beside the products the backward pass moves, per query row and head: dy and y once
-// for D = rowsum(dY Y), 8 bytes of statistics, and 4 HD bytes of partial dQ there and back per key block, which stay in the L2.
+// for D = rowsum(dY Y), 8 bytes of statistics, and per key block 4 HD bytes of partial dQ to the L2, and back except on Hopper, whose memory adds.
 #ifndef HALO_CUDA_ATTENTION_CUH
 #define HALO_CUDA_ATTENTION_CUH
 
@@ -12,11 +12,11 @@
 #include "sm80.cuh"
 #include "sm90.cuh"
 
-// ---- before the backward pass: rows (B, NH, T_padded) <- {lse log2(e), D}, and all turns and the ticket are zeroed.
+// ---- before the backward pass: rows (AttnBackward) <- lse log2(e) and D, and all turns and the ticket are zeroed.
 // Eight lanes take a row of a head, 16 bytes at a time; neighbouring groups of lanes take neighbouring heads.
 enum { kRowsLanes = 8, kRowsThreads = 256 };
 
-__global__ void attention_rows_kernel(float2* rows, unsigned* counters, int counter_count, const bf16* dy, int ld_dy, const bf16* y, int ld_y,
+__global__ void attention_rows_kernel(float* rows, unsigned* counters, int counter_count, const bf16* dy, int ld_dy, const bf16* y, int ld_y,
                                       const float* lse, int B, int T, int T_padded, int NH, int HD, bool vectors) {
     size_t thread = (size_t)blockIdx.x * kRowsThreads + threadIdx.x;
     if (thread < (size_t)counter_count) counters[thread] = 0;
@@ -39,7 +39,9 @@ __global__ void attention_rows_kernel(float2* rows, unsigned* counters, int coun
     for (int step = kRowsLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (b >= B || lane != 0) return;
     size_t head = (size_t)b * NH + h;
-    rows[head * T_padded + t] = valid ? make_float2(lse[head * T + t] * kLog2e, sum) : make_float2(INFINITY, 0);
+    float* pair = rows + 2 * (head * T_padded + t - t % 2) + t % 2;
+    pair[0] = valid ? lse[head * T + t] * kLog2e : INFINITY;
+    pair[2] = valid ? sum : 0;
 }
 
 // ---- launchers
@@ -108,11 +110,11 @@ static void attention_backward(Mat dqkv, Mat dy, Mat y, Mat qkv, const float* ls
     AttnScratch at = cuda_attention_layout(s, scratch);
     bool y_vectors = has_vectors(y, s.HD) && has_vectors(dy, s.HD);
     size_t threads = (size_t)s.B * at.T_padded * s.NH * kRowsLanes;
-    LAUNCH(attention_rows_kernel, (unsigned)((threads + kRowsThreads - 1) / kRowsThreads), kRowsThreads, 0, (float2*)at.rows, at.counters,
+    LAUNCH(attention_rows_kernel, (unsigned)((threads + kRowsThreads - 1) / kRowsThreads), kRowsThreads, 0, (float*)at.rows, at.counters,
            at.counter_count, (const bf16*)dy.data, dy.ld, (const bf16*)y.data, y.ld, lse, s.B, s.T, at.T_padded, s.NH, s.HD, y_vectors);
-    AttnBackward a = {(const bf16*)qkv.data, (const bf16*)dy.data, (bf16*)dqkv.data, (float2*)at.rows, at.dq_sums, at.counters,
+    AttnBackward a = {(const bf16*)qkv.data, (const bf16*)dy.data, (bf16*)dqkv.data, (const float4*)at.rows, at.dq_sums, at.counters,
                       at.counters + at.counter_count - 1, s.start, s.end, s.B, s.T, at.T_padded, s.NH, s.NKV, s.HD, qkv.ld, dy.ld, dqkv.ld,
-                      attention_scale(s.HD), attention_scale(s.HD) * kLog2e,
+                      s.B * s.NKV, attention_scale(s.HD), attention_scale(s.HD) * kLog2e,
                       has_vectors(qkv, s.HD) && has_vectors(dy, s.HD) && has_vectors(dqkv, s.HD)};
     attention_backward_rows(a);
 }

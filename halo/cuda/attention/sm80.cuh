@@ -146,7 +146,7 @@ struct BackwardSm80 {
         bf16 k[tile_values<kN, kHD>()], v[tile_values<kN, kHD>()];   // later dk, dv
         bf16 q[2][tile_values<kM, kHD>()], dy[2][tile_values<kM, kHD>()];
         bf16 ds[tile_values<kN, kM>()];                              // (keys, queries)
-        float2 rows[2][kM];
+        float4 rows[2][kM / 2];
         unsigned ticket;
     };
 };
@@ -158,8 +158,8 @@ __device__ inline void backward_load(typename S::Shared* shared, int stage, cons
     size_t row = (size_t)b * a.T + first;
     tile_load<kM, S::kHD, S::kThreads>(shared->q[stage], a.qkv + row * a.ld_qkv + h * a.HD, a.ld_qkv, a.T - first, a.HD, a.vectors);
     tile_load<kM, S::kHD, S::kThreads>(shared->dy[stage], a.dy + row * a.ld_dy + h * a.HD, a.ld_dy, a.T - first, a.HD, a.vectors);
-    const float2* rows = a.rows + ((size_t)b * a.NH + h) * a.T_padded + first;
-    if (threadIdx.x < kM / 2) cp_async16(shared->rows[stage] + 2 * threadIdx.x, rows + 2 * threadIdx.x, true);
+    const float4* rows = a.rows + (((size_t)b * a.NH + h) * a.T_padded + first) / 2;
+    if (threadIdx.x < kM / 2) cp_async16(shared->rows[stage] + threadIdx.x, rows + threadIdx.x, true);
     cp_async_commit();
 }
 
@@ -217,7 +217,7 @@ using BackwardScores = float[S::kKeyTiles][S::kM / 2];
 template <typename S>
 __device__ __forceinline__ void backward_scores(BackwardScores<S>& p, BackwardScores<S>& ds, typename S::Shared* shared, int stage, float scale_log2,
                                                 bool masked, int warp_key, int key_of_lane, int query, const int (&end_of)[S::kKeyTiles][2]) {
-    const float4* row_pairs = reinterpret_cast<const float4*>(shared->rows[stage]);   // {lse, D} of two queries
+    const float4* row_pairs = shared->rows[stage];
     multiply_rows<S::kN, S::kM, S::kHD>(p, shared->k, warp_key, shared->q[stage]);
     multiply_rows<S::kN, S::kM, S::kHD>(ds, shared->v, warp_key, shared->dy[stage]);   // dP^T
 #pragma unroll
@@ -244,7 +244,7 @@ __device__ __forceinline__ void backward_gradients(float (&dk)[S::kKeyTiles][S::
     multiply_dq<S>(dq, shared->ds, dq_row, shared->k, dq_unit);
 #pragma unroll
     for (int t = 0; t < S::kRowTiles; t++) {
-        if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit);
+        if (turn.last) dq_write(a, dq[t], b, h, m * kM + dq_row + 16 * t, dq_unit * kUnit, a.vectors);
         else dq_store<S::kThreads>(dq_sums<kM, kHD>(a, turn) + t * S::kColumns / 8 * S::kThreads + threadIdx.x, dq[t]);
     }
 }

@@ -26,12 +26,13 @@ struct AttnForward {
 struct AttnBackward {
     const bf16 *qkv, *dy;
     bf16* dqkv;
-    const float2* rows;  // (B, NH, T_padded): {lse log2(e), D}; {infinity, 0} beyond T, which makes P and dS zero there
+    const float4* rows;  // (B, NH, T_padded / 2): {lse log2(e), lse log2(e), D, D} of two queries; {infinity, 0} beyond T: P and dS are zero there
     float* dq_sums;      // (B, NH, query blocks, kM kHD): dQ / scale so far, in the order of the accumulators
     unsigned* turns;     // (B, NH, query blocks): key blocks that have added to dq_sums
     unsigned* ticket;
     const int *start, *end;
     int B, T, T_padded, NH, NKV, HD, ld_qkv, ld_dy, ld_dqkv;
+    int heads_at_once;   // K/V heads of all sequences whose key blocks are handed out together (backward_place)
     float scale, scale_log2;
     bool vectors;
 };
@@ -133,15 +134,6 @@ __device__ inline void accumulators_to_fragment(uint32_t (&a)[4], const float (&
     for (int j = 0; j < 4; j++) a[j] = pack_bf16(x[8 * k + 2 * j], x[8 * k + 2 * j + 1]);
 }
 
-// Stores an A fragment into a tile: 16 rows from `row` on, 16 columns from 16 k on.
-template <int kRows>
-__device__ inline void fragment_to_tile(bf16* tile, int row, int k, const uint32_t (&a)[4]) {
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        reinterpret_cast<uint32_t*>(tile + unit_at<kRows>(row + lane / 4 + j % 2 * 8, 2 * k + j / 2))[lane % 4] = a[j];
-}
-
 // ---- softmax, updated block by block of scores. The four lanes of a quad hold two rows of a 16-row fragment, `half` 0 and 1;
 // x[4 i + 2 half + j] is a lane's value in column 8 i + 2 (lane % 4) + j.
 struct SoftmaxRows {
@@ -181,8 +173,10 @@ __device__ inline void softmax_step(float (&x)[kCount], SoftmaxRows& rows, float
         for (int n = 0; n < kCount / 4; n++) largest = fmaxf(largest, fmaxf(x[4 * n + 2 * half], x[4 * n + 2 * half + 1]));
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-        float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;   // a row that has seen nothing yet
-        rescale[half] = exp2_approx(rows.largest[half] * scale_log2 - shift);
+        float shift = largest == -INFINITY ? 0.0f : __fmul_rn(largest, scale_log2);   // a row that has seen nothing yet
+        // Exactly 1 where the largest stays, so that keys which a row does not see change none of its bits: a fused multiply-add would leave
+        // the product's rounding error in the exponent.
+        rescale[half] = exp2_approx(__fsub_rn(__fmul_rn(rows.largest[half], scale_log2), shift));
         rows.largest[half] = largest;
         float total = rows.total[half] * rescale[half];
 #pragma unroll
@@ -237,8 +231,8 @@ __device__ inline void raise_absmax_of_warp(float* absmax, float largest) {
 }
 
 // ---- backward, on fragments of 16 keys (rows) by queries (columns)
-// `pairs` holds {lse log2(e), D} of two queries, from `query` on. p: S^T becomes P^T; `key` is the lane's first row, the second is
-// key + 8, and their ends are `end_of`.
+// `pairs` holds {lse log2(e), D} of two queries each (AttnBackward::rows), from `query` on. p: S^T becomes P^T; `key` is the lane's first
+// row, the second is key + 8, and their ends are `end_of`.
 template <int kCount>
 __device__ inline void scores_to_p(float (&p)[kCount], const float4* pairs, float scale_log2, bool masked, int key, int query,
                                    const int (&end_of)[2]) {
@@ -247,14 +241,13 @@ __device__ inline void scores_to_p(float (&p)[kCount], const float4* pairs, floa
     for (int i = 0; i < kCount / 4; i++) {
         float4 pair = pairs[4 * i + lane % 4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            float x = exp2_approx(p[4 * i + e] * scale_log2 - (e % 2 ? pair.z : pair.x));
-            if (masked) {
-                int at = query + 8 * i + lane % 4 * 2 + e % 2;
-                if (at < key + e / 2 * 8 || at >= end_of[e / 2]) x = 0;
-            }
-            p[4 * i + e] = x;
-        }
+        for (int e = 0; e < 4; e++) p[4 * i + e] = exp2_approx(p[4 * i + e] * scale_log2 - (e % 2 ? pair.y : pair.x));
+    }
+    if (!masked) return;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        int at = query + i / 4 * 8 + lane % 4 * 2 + i % 2, half = i / 2 % 2;
+        if (at < key + half * 8 || at >= end_of[half]) p[i] = 0;
     }
 }
 // dP^T becomes dS^T / scale.
@@ -264,19 +257,22 @@ __device__ inline void dp_to_ds(float (&dp)[kCount], const float (&p)[kCount], c
     for (int i = 0; i < kCount / 4; i++) {
         float4 pair = pairs[4 * i + threadIdx.x % 4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) dp[4 * i + e] = p[4 * i + e] * (dp[4 * i + e] - (e % 2 ? pair.w : pair.y));
+        for (int e = 0; e < 4; e++) dp[4 * i + e] = p[4 * i + e] * (dp[4 * i + e] - (e % 2 ? pair.w : pair.z));
     }
 }
 
-// The keys of the block of threads that was the `index`th to start: first the first key block of all sequences and K/V heads, since it has
-// the most queries, then the next. So a block waits only for blocks that have started before it (attention/sm80.cuh).
+// The keys of the block of threads that was the `index`th to start. Heads (sequences and K/V heads) are taken a.heads_at_once at a time, the
+// last ones together with what is left over. Of those it is first the first key block of each, since it has the most queries, then the next.
+// So a block waits only for blocks that have started before it (attention/sm80.cuh).
 struct BackwardPlace {
     int b, kv, key;
 };
 template <int kN>
 __device__ inline BackwardPlace backward_place(const AttnBackward& a, int index) {
-    int heads = a.B * a.NKV;
-    BackwardPlace p = {index % heads / a.NKV, index % a.NKV, index / heads * kN};
+    int heads = a.B * a.NKV, blocks = (a.T + kN - 1) / kN, most = max(heads / a.heads_at_once - 1, 0);
+    int first = min(index / (a.heads_at_once * blocks), most) * a.heads_at_once;
+    int count = first < most * a.heads_at_once ? a.heads_at_once : heads - first, within = index - first * blocks, head = first + within % count;
+    BackwardPlace p = {head / a.NKV, head % a.NKV, within / count * kN};
     return p;
 }
 
@@ -287,11 +283,13 @@ struct DqTurn {
     bool last;
 };
 template <int kM, int kN>
+__device__ inline bool dq_turn_is_last(int T, int m, int key) { return key / kN == (min(T, (m + 1) * kM) - 1) / kN; }
+template <int kM, int kN>
 __device__ inline DqTurn dq_turn(const AttnBackward& a, int b, int h, int m, int key) {
     DqTurn t;
     t.block = (b * a.NH + h) * ((a.T + kM - 1) / kM) + m;
     t.turn = key / kN - a.start[(size_t)b * a.T + m * kM] / kN;
-    t.last = key / kN == (min(a.T, (m + 1) * kM) - 1) / kN;
+    t.last = dq_turn_is_last<kM, kN>(a.T, m, key);
     return t;
 }
 template <int kM, int kHD>
@@ -315,9 +313,26 @@ __device__ inline void dq_store(float4* sums, const float (&dq)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount / 4; i++) __stcg(sums + i * kThreads, make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]));
 }
-// Writes 16 rows of dQ from accumulators: query and column are those of the fragment's corner.
+// The same to and from a buffer in shared memory.
+template <int kThreads, int kCount>
+__device__ inline void dq_put(float4* buffer, const float (&dq)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) buffer[i * kThreads] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+}
+template <int kThreads, int kCount>
+__device__ inline void dq_add(float (&dq)[kCount], const float4* buffer) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; i++) {
+        float4 sum = buffer[i * kThreads];
+        dq[4 * i] += sum.x;
+        dq[4 * i + 1] += sum.y;
+        dq[4 * i + 2] += sum.z;
+        dq[4 * i + 3] += sum.w;
+    }
+}
+// Writes 16 rows of dQ from accumulators: query and column are those of the fragment's corner; `vectors` as in AttnBackward.
 template <int kCount>
-__device__ inline void dq_write(const AttnBackward& a, const float (&dq)[kCount], int b, int h, int query, int column) {
+__device__ inline void dq_write(const AttnBackward& a, const float (&dq)[kCount], int b, int h, int query, int column, bool vectors) {
     int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -328,7 +343,7 @@ __device__ inline void dq_write(const AttnBackward& a, const float (&dq)[kCount]
         for (int n = 0; n < kCount / 4; n++) {
             int at = column + 8 * n + lane % 4 * 2;
             uint32_t two = pack_bf16(dq[4 * n + 2 * half] * a.scale, dq[4 * n + 2 * half + 1] * a.scale);
-            if (a.vectors) {
+            if (vectors) {
                 if (at < a.HD) *reinterpret_cast<uint32_t*>(row + at) = two;
             } else {
                 if (at < a.HD) row[at] = (bf16)two;

@@ -11,7 +11,7 @@
 // Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
 // milliseconds under load. Since the clock drifts meanwhile, candidates take turns, in one order and then in reverse. That takes about 0.3 s a
 // shape, once on a machine: the winner is kept in the user's cache directory (trial_cache.h) under GPU, driver and library, and counts in later
-// runs where the heuristic still offers it and cuBLASLt still takes it for the product.
+// runs where the heuristic still offers it and cuBLASLt still takes it for the product. Processes of one machine try in turn.
 #ifndef HALO_CUDA_GEMM_CUBLASLT_CUH
 #define HALO_CUDA_GEMM_CUBLASLT_CUH
 
@@ -19,6 +19,7 @@
 #include <cublasLt.h>
 
 #include "../../trial_cache.h"
+#include "algorithm.cuh"
 #include "tile.cuh"
 
 enum {
@@ -28,6 +29,7 @@ enum {
     kLtRounds = 4                     // in each every candidate is timed once; the first round drops hopeless ones
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
+static const double kLtPatience = 10;   // seconds that a process waits for another one's trial
 enum { kLtTrialRules = 1 };                // changes with what is tried and how, so that older trials do not count
 static const float kLtHopeless = 1.08f;   // a candidate slower than this times the fastest of the first round is dropped
 
@@ -177,6 +179,14 @@ static cublasStatus_t lt_run(const LtPlan* plan, const Gemm& g, void* out, const
                           cuda_held().workspace, kWorkspaceBytes, cuda_stream());
 }
 
+// Ends the program if an algorithm failed while it was timed, and says which one: after a failure a GPU takes no more work.
+static void lt_timed(cudaError_t status, const Gemm& g, const cublasLtMatmulAlgo_t* algo) {
+    if (status == cudaSuccess) return;
+    die("CUDA: timed product: %s: (%d, %d) of %s%s and %s%s along %d, beta %g, by %s", cudaGetErrorString(status), g.M, g.N,
+        g.a.transposed ? "transposed " : "", fmt_name(g.a.fmt), g.b.transposed ? "transposed " : "", fmt_name(g.b.fmt), g.K, (double)g.beta,
+        algorithm_name(algo).text);
+}
+
 // Milliseconds of one run, averaged over `runs` in a row; infinite if the algorithm does not run.
 static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasLtMatmulAlgo_t* algo, int runs) {
     cudaEvent_t start, stop;
@@ -186,8 +196,8 @@ static float lt_time(const LtPlan* plan, const Gemm& g, void* out, const cublasL
     cuda_ok(cudaEventRecord(start, cuda_stream()), "event");
     if (lt_run(plan, g, out, algo) == CUBLAS_STATUS_SUCCESS) {
         for (int run = 1; run < runs; run++) lt_ok(lt_run(plan, g, out, algo), "timed product");
-        cuda_ok(cudaEventRecord(stop, cuda_stream()), "event");
-        cuda_ok(cudaEventSynchronize(stop), "timed product");
+        lt_timed(cudaEventRecord(stop, cuda_stream()), g, algo);
+        lt_timed(cudaEventSynchronize(stop), g, algo);
         cuda_ok(cudaEventElapsedTime(&ms, start, stop), "event");
     }
     cuda_ok(cudaEventDestroy(start), "event");
@@ -216,6 +226,7 @@ static int lt_race(const LtPlan* plan, const Gemm& g, void* out, const cublasLtM
 // write to memory that is given back at once. Without room for that, they compute only as many of c's rows as rotate's strip holds, and write
 // them there. -1 if these are too few to tell.
 static int lt_fastest(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeuristicResult_t* found, int count) {
+    cuda_ok(cudaStreamSynchronize(cuda_stream()), "the work before a product's trial");   // a failure of its own does not pass for the trial's
     if (g.beta == 0) return lt_race(plan, g, g.c, found, count);
     void* aside = NULL;
     if (cudaMalloc(&aside, (size_t)g.M * g.ldc * fmt_bytes(g.c_fmt)) == cudaSuccess) {
@@ -257,10 +268,15 @@ static int lt_choose(const LtPlan* plan, const Gemm& g, const cublasLtMatmulHeur
     if (known >= 0) return known;
     cudaStreamCaptureStatus capture;
     cuda_ok(cudaStreamIsCapturing(cuda_stream(), &capture), "state of the stream");
-    int fastest = capture == cudaStreamCaptureStatusNone ? lt_fastest(plan, g, found, count) : -1;
-    if (fastest < 0) return 0;
-    trial_cache_add(lt.trials, &plan->key, &found[fastest].algo);
-    return fastest;
+    if (capture != cudaStreamCaptureStatusNone) return 0;
+    trial_cache_begin(lt.trials, kLtPatience);
+    int fastest = lt_known(plan, found, count);   // by now another process may have found it
+    if (fastest < 0) {
+        fastest = lt_fastest(plan, g, found, count);
+        if (fastest >= 0) trial_cache_add(lt.trials, &plan->key, &found[fastest].algo);
+    }
+    trial_cache_end(lt.trials);
+    return max_int(fastest, 0);
 }
 
 static void lt_make(LtPlan* plan, const Gemm& g) {
@@ -282,8 +298,10 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(lt.handle, plan->product, plan->b, plan->a, plan->c, plan->c, preference,
                                                            kLtCandidates, found, &count);
     lt_ok(cublasLtMatmulPreferenceDestroy(preference), "preference");
+    for (int i = 0; i < count; i++)
+        if (found[i].state != CUBLAS_STATUS_SUCCESS) count = i;
     plan->made = true;
-    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && found[0].state == CUBLAS_STATUS_SUCCESS;
+    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0;
     if (!plan->works) return;
     bool choose = large && min_int(g.M, min_int(g.N, g.K)) >= kLtWorthTrying && count > 1;
     plan->algo = found[choose ? lt_choose(plan, g, found, count) : 0].algo;

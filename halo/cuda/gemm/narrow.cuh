@@ -190,7 +190,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1) gemm_narrow_kernel(const __
 // An octet of xp, matrix by matrix, or after all of those of xtq for kNarrowWays neighbouring lanes. A lane adds every kNarrowWays-th part, so
 // that few reads wait for each other, and the lanes add what they have in pairs.
 template <typename Grad>
-__global__ void __launch_bounds__(kNarrowSumThreads, 4) narrow_sum_kernel(Rows<bf16> xp, float factor, Rows<Grad> xtq, float beta, const __grid_constant__ Narrow g, int W) {
+__global__ void __launch_bounds__(kNarrowSumThreads, 4) narrow_sum_kernel(Rows<bf16> xp, float factor, Rows<Grad> xtq, float beta,
+                                                                          const __grid_constant__ Narrow g, int W) {
     size_t at = ((size_t)blockIdx.x * kNarrowSumThreads + threadIdx.x) / kNarrowWays * 8, xp_count = (size_t)g.M * W, xtq_count = (size_t)g.N * W;
     int matrix = 0, way = threadIdx.x % kNarrowWays, n = 0;
     for (; matrix < g.matrices && at >= xp_count; matrix++) at -= xp_count;
@@ -230,8 +231,9 @@ static void narrow_strips(Narrow* g, int tiles) {
     g->cols = tiles * kNarrowTile;
     for (int i = 0; i < g->matrices; i++) g->strip[i + 1] = g->strip[i] + tiles_over(g->row[i + 1] - g->row[i], g->cols);
 }
-// Cuts rows and columns. An estimate of the time decides, in what reading a block's tile takes while all multiprocessors read: kPace of that is the
-// least for a block alone, kStart is a block's first and last tile, and W / 32 kTiles tiles are its sums of x p, written and read again.
+// Cuts rows and columns by an estimate of the time. Its unit is what reading a tile takes while all multiprocessors read; a block that reads alone
+// takes kPace of that at least. kStart: what a block's start and end take. Its sums of x p, written and read again, are the bytes of W / 32 * kTiles
+// tiles.
 template <int kW>
 static void narrow_cut(Narrow* g) {
     typedef NarrowSizes<kW> S;
@@ -295,14 +297,11 @@ static void gemm_narrow(Mat xp, float factor, Mat xtq, float beta, Mat x, Mat p,
     bool match = xp.rows == x.rows && q.rows == x.rows && p.rows == N && xtq.rows == N && xtq.cols == W && xp.cols == parts.count * W;
     check(match && q.cols == xp.cols, "gemm_narrow: %d of (%d, %d) with (%d, %d) and (%d, %d)", parts.count, x.rows, x.cols, p.rows, W, q.rows, q.cols);
     if (gemm_narrow_at_once(xp, factor, xtq, beta, x, p, q, parts)) return;
-    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++]) {   // one at a time, where all together have too many sums of blocks
-        const int none = 0;
-        SideBySide alone = {1, &none, &parts.N[i]};
-        Mat xp_i = mat_cols(xp, i * W, W), xtq_i = mat_rows(xtq, row, parts.N[i]), x_i = mat_cols(x, parts.column[i], parts.N[i]);
-        Mat p_i = mat_rows(p, row, parts.N[i]), q_i = mat_cols(q, i * W, W);
-        if (parts.count > 1 && gemm_narrow_at_once(xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone)) continue;
-        gemm_narrow_by(gemm, xp_i, factor, xtq_i, beta, x_i, p_i, q_i, alone);
-    }
+    if (parts.count == 1) return gemm_narrow_by(gemm, xp, factor, xtq, beta, x, p, q, parts);
+    const int none = 0;
+    for (int i = 0, row = 0; i < parts.count; row += parts.N[i++])   // one at a time: all together have too many sums of blocks
+        gemm_narrow(mat_cols(xp, i * W, W), factor, mat_rows(xtq, row, parts.N[i]), beta, mat_cols(x, parts.column[i], parts.N[i]),
+                    mat_rows(p, row, parts.N[i]), mat_cols(q, i * W, W), SideBySide{1, &none, &parts.N[i]});
 }
 
 #endif

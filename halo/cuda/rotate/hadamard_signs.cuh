@@ -8,7 +8,11 @@
 // The dense matrices across: G = K0 2^m with G <= kAcrossMost (m = 0 always), as A fragments of mma: (tiles, tiles, 32 lanes) uint4.
 enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16 };
 
+// The signs within 256 elements, of which a lane holds an octet: 16 x 16 products for four of the 8 bits each, as A fragments.
+enum { kWithinBits = 8 };
+
 struct RotateSigns {
+    const uint4* within[kWithinBits + 1];                           // [end_bit]: (2, 32 lanes); bits below end_bit are transformed
     const uint4* across[kHadamardBaseCount][kAcrossDoublings][2];   // [base][m][transposed]; NULL: not built
     const float* base[kHadamardBaseCount][2];                       // (K0, K0): [j][i] is the weight of input j in output i
 };
@@ -26,8 +30,9 @@ static inline bool across_is_negative(const int8_t* base, int K0, int m, bool tr
     return (base[transposed ? col * K0 + row : row * K0 + col] < 0) != odd;
 }
 
-static inline void across_fragments(uint4* out, const int8_t* base, int K0, int m, bool transposed) {
-    int order = K0 << m, tiles = ceil_div(order, kFragment);
+// A fragments of a matrix of `tiles` by `tiles` 16 x 16 tiles; sign(i, j) is +1, -1 or 0.
+template <typename Sign>
+static inline void sign_fragments(uint4* out, int tiles, const Sign& sign) {
     for (int tile = 0; tile < tiles * tiles; tile++) {
         for (int lane = 0; lane < kWarp; lane++) {
             uint32_t a[4];
@@ -36,14 +41,32 @@ static inline void across_fragments(uint4* out, const int8_t* base, int K0, int 
                 for (int half = 0; half < 2; half++) {
                     int i = tile / tiles * kFragment + lane / 4 + r % 2 * 8;
                     int j = tile % tiles * kFragment + lane % 4 * 2 + half + r / 2 * 8;
-                    if (i >= order || j >= order) continue;
-                    uint32_t one = across_is_negative(base, K0, m, transposed, i, j) ? 0xbf80u : 0x3f80u;   // +-1 in bf16
-                    a[r] |= one << 16 * half;
+                    int of = sign(i, j);
+                    a[r] |= (of == 0 ? 0u : of < 0 ? 0xbf80u : 0x3f80u) << 16 * half;   // +-1 in bf16
                 }
             }
             out[tile * kWarp + lane] = make_uint4(a[0], a[1], a[2], a[3]);
         }
     }
+}
+static inline void across_fragments(uint4* out, const int8_t* base, int K0, int m, bool transposed) {
+    int order = K0 << m;
+    sign_fragments(out, ceil_div(order, kFragment), [&](int i, int j) {
+        return i >= order || j >= order ? 0 : across_is_negative(base, K0, m, transposed, i, j) ? -1 : 1;
+    });
+}
+// Transforms those of an index's four bits that are in `bits`: a bit that is not transformed has the identity as its 2 x 2 factor.
+static inline void within_fragment(uint4* out, unsigned bits) {
+    sign_fragments(out, 1, [&](int i, int j) {
+        return ((unsigned)(i ^ j) & ~bits & 15u) ? 0 : __builtin_popcount((unsigned)(i & j) & bits) & 1 ? -1 : 1;
+    });
+}
+// Index bits in the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; in the second k = (5; 6, 7; 2) (hadamard_within).
+static inline void within_fragments(uint4* out, int end_bit) {
+    unsigned bits = (1u << end_bit) - 1;
+    auto at = [bits](int from, int to) { return (bits >> from & 1u) << to; };
+    within_fragment(out, at(0, 0) | at(3, 1) | at(4, 2) | at(1, 3));
+    within_fragment(out + kWarp, at(5, 0) | at(6, 1) | at(7, 2) | at(2, 3));
 }
 
 // The tables, built and uploaded by the first call, which the backend makes when it starts.
@@ -54,6 +77,11 @@ static const RotateSigns* rotate_signs() {
     char *host = NULL, *device = NULL;
     for (int place = 0; place < 2; place++) {   // measure, then place
         size_t used = 0;
+        for (int end_bit = 0; end_bit <= kWithinBits; end_bit++) {
+            if (place) within_fragments((uint4*)(host + used), end_bit);
+            signs.within[end_bit] = (const uint4*)(device + used);
+            used += 2 * kWarp * sizeof(uint4);
+        }
         for (int b = 0; b < kHadamardBaseCount; b++) {
             int K0 = kHadamardBases[b];
             const int8_t* base = hadamard_base(K0);

@@ -5,11 +5,12 @@
 //            any of the 8 bits of e; the first leaves in each lane the operand of the second, and the second what that lane stores, so
 //            nothing is shuffled. A bit that is not transformed has the identity as its 2 x 2 factor. 4 mma for 256 elements.
 //   blocks   up to 16 neighbouring 256s of a warp: additions in registers.
-//   across   a dense matrix of signs of order G = K0 2^m over runs in shared memory: ceil(G/16)^2 k16-products of 16 x 8.
-// FP16's range: a row's values are multiplied by the power of two that keeps all its sums below 2^15, which a sink undoes. So each of at most
+//   across   a dense matrix of signs of order G = K0 2^m over runs: ceil(G/16)^2 k16-products of 16 x 8. A lane loads four positions of each
+//            of its runs, and the sums leave in octets of a run.
+// FP16's range: a row's values are multiplied by the power of two that keeps all sums that are rounded below 2^15, which a sink undoes. So each of at most
 // two roundings to FP16 errs by 2^-12 of a value, whatever the row's magnitude; what is 2^29 times smaller than the row's largest is lost. A
 // row with a NaN or an infinity has nothing else.
-// Instructions an element: within 1 to round and 0.5 mma; blocks one a bit; across 1 to load and pair, G/64 mma.
+// Instructions an element: within 0.5 to round and 0.5 mma; blocks one a bit; across 0.7 to load and pair, 0.5 to round, ceil(G/16)/4 mma.
 #ifndef HALO_CUDA_HADAMARD_WARP_CUH
 #define HALO_CUDA_HADAMARD_WARP_CUH
 
@@ -17,25 +18,16 @@
 
 // ================================================================ within a warp
 
-// Signs of the 16 x 16 product that transforms those bits of its index that are in `bits`, as this lane's A fragment.
-__device__ inline void partial_hadamard(uint32_t (&a)[4], unsigned bits) {
-    int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        a[r] = 0;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            unsigned i = lane / 4 + r % 2 * 8, k = lane % 4 * 2 + half + r / 2 * 8;
-            uint32_t one = __popc(i & k & bits) & 1 ? 0xbf80u : 0x3f80u;
-            a[r] |= ((i ^ k) & ~bits & 15u ? 0u : one) << 16 * half;
-        }
-    }
-}
-
-// Which of the 8 bits within 256 elements are transformed, as the fragments of the two products.
+// This lane's A fragments of the two products that transform within 256 elements. They are read from memory because some registers of them
+// are equal, and the compiler, if it knew, would copy equal ones before each product.
 struct WithinSigns {
     uint32_t first[4], second[4];
 
+    __device__ explicit WithinSigns(const uint4* fragments) {
+        uint4 a = __ldg(fragments + threadIdx.x % kWarp), b = __ldg(fragments + kWarp + threadIdx.x % kWarp);
+        first[0] = a.x; first[1] = a.y; first[2] = a.z; first[3] = a.w;
+        second[0] = b.x; second[1] = b.y; second[2] = b.z; second[3] = b.w;
+    }
     // For values times a power of two that bf16 has.
     __device__ WithinSigns times(float power) const {
         WithinSigns s = *this;
@@ -43,15 +35,6 @@ struct WithinSigns {
         return s;
     }
 };
-// Those of the bits below end_bit.
-__device__ inline WithinSigns within_signs(int end_bit) {
-    unsigned bits = (1u << min(end_bit, 8)) - 1;
-    auto at = [bits](int from, int to) { return (bits >> from & 1u) << to; };
-    WithinSigns s;
-    partial_hadamard(s.first, at(0, 0) | at(3, 1) | at(4, 2) | at(1, 3));
-    partial_hadamard(s.second, at(5, 0) | at(6, 1) | at(7, 2) | at(2, 3));
-    return s;
-}
 
 // The exponent (of bf16, biased) of the larger magnitude of a pair.
 __device__ inline int pair_exponent(uint32_t pair) { return (int)max(pair >> 7 & 0xffu, pair >> 23 & 0xffu); }
@@ -69,14 +52,18 @@ enum { kLeastExponent = 14 };   // smaller ones would ask for powers that bf16 d
 __device__ inline float half_power_of(int exponent, int bits) { return f32_from_bits((uint32_t)(268 - bits - exponent) << 23); }
 __device__ inline float half_unit_of(int exponent, int bits) { return f32_from_bits((uint32_t)(exponent + bits - 14) << 23); }
 
-// The sums over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out, times kSignAsHalf and times the
-// power of two that signs.first hold. Index bits in the first product: k = (0; 3, 4; 1), the pair, the lane % 4, the half; a column is
-// (5, 6, 7), and 2 tells the two products apart. So its result has (5) in a pair, (6, 7) in lane % 4 and (0, 3, 4; 1) in rows: an operand
-// that is summed over k = (5; 6, 7; 2).
+// The sums over the bits within 256 elements of which lane l holds 8 l ... 8 l + 7, on the way in and out. Of bf16 they come times kSignAsHalf
+// and times the power of two that signs.first hold; of FP16 (kHalf) times kSignAsHalf twice. Index bits in the first product: k = (0; 3, 4;
+// 1), the pair, the lane % 4, the half; a column is (5, 6, 7), and 2 tells the two products apart. So its result has (5) in a pair, (6, 7)
+// in lane % 4 and (0, 3, 4; 1) in rows: an operand that is summed over k = (5; 6, 7; 2).
+template <bool kHalf = false>
 __device__ inline void hadamard_within(float (&v)[8], Packed<8> x, const WithinSigns& signs) {
     float half[2][4];
-    mma_bf16_first(half[0], signs.first, x.pair[0], x.pair[1]);
-    mma_bf16_first(half[1], signs.first, x.pair[2], x.pair[3]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (kHalf) mma_f16_first(half[i], signs.first, x.pair[2 * i], x.pair[2 * i + 1]);
+        else mma_bf16_first(half[i], signs.first, x.pair[2 * i], x.pair[2 * i + 1]);
+    }
 #pragma unroll
     for (int bit1 = 0; bit1 < 2; bit1++) {
         float sum[4];
@@ -107,64 +94,87 @@ __device__ inline void add_blocks(float (&v)[kBlocks][kEach], int together) {
     }
 }
 
-// ================================================================ across runs in shared memory
+// ================================================================ across runs in registers
 
-// The sums across of 32 positions, [tile][position in four][mma]: column n of product t is position 4 n + t, so that this lane's columns
-// 2 (lane % 4) and the next are an octet.
-template <int kTiles, typename Put>
-__device__ inline void put_octets(const float (&sum)[kTiles][4][4], int first_tile, const Put& put) {
-    int lane = threadIdx.x % kWarp;
+// A lane's bf16 values of 32 positions of the runs, [16 runs][half of them][position in four][run in two]: positions 4 (lane / 4) ... + 3 of the
+// runs 2 (lane % 4) and the next of every eight. load_runs reads pairs of positions, pair_runs makes pairs of runs of them: B operands of mma.
+template <int kSteps>
+struct RunValues {
+    uint32_t pair[kSteps][2][4];
+};
+
+// even, odd: this lane's four positions in runs 2 (lane % 4) and the next; `eight` values lie between a run and the eighth after it. Values
+// of runs from `order` on are zero.
+template <int kSteps>
+__device__ inline void load_runs(RunValues<kSteps>& x, const bf16* even, const bf16* odd, unsigned eight, int order) {
+    int run = threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int r = 0; r < kTiles; r++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            Values<8> out;
-#pragma unroll
-            for (int t = 0; t < 4; t++) {
-                out.v[t] = sum[r][t][2 * half];
-                out.v[4 + t] = sum[r][t][2 * half + 1];
-            }
-            put((first_tile + r) * kFragment + lane / 4 + half * 8, out);
+    for (int i = 0; i < 2 * kSteps; i++, even += eight, odd += eight) {
+        uint2 a = make_uint2(0, 0), b = a;
+        if (run + i * 8 < order) {
+            a = *(const uint2*)even;
+            b = *(const uint2*)odd;
         }
+        uint32_t* pair = x.pair[i / 2][i % 2];
+        pair[0] = a.x;
+        pair[1] = b.x;
+        pair[2] = a.y;
+        pair[3] = b.y;
+    }
+}
+template <int kSteps>
+__device__ inline uint32_t largest_pair(const RunValues<kSteps>& x) {
+    uint32_t largest = x.pair[0][0][0];
+#pragma unroll
+    for (int i = 1; i < 8 * kSteps; i++) largest = larger_pair_bf16(largest, x.pair[i / 8][i / 4 % 2][i % 4]);
+    return largest;
+}
+template <int kSteps>
+__device__ inline void pair_runs(RunValues<kSteps>& x) {
+#pragma unroll
+    for (int i = 0; i < 4 * kSteps; i++) {
+        uint32_t *two = &x.pair[i / 4][i / 2 % 2][i % 2 * 2], even = two[0], odd = two[1];
+        two[0] = __byte_perm(even, odd, 0x5410);
+        two[1] = __byte_perm(even, odd, 0x7632);
     }
 }
 
-// 32 positions of the runs, through 16-row tiles [first_tile, first_tile + kTiles) of the matrix across, times kSignAsHalf. runs: FP16 in
-// shared memory, this lane's positions 4 (lane / 4) ... + 3 of the group in run 0, those of the next run `stride` values on; put(run, v) takes
-// positions 8 (lane % 4) ... + 7, and has to leave out runs from `order` on. kTiles 1 and 2 are all tiles.
-template <int kTiles, typename Put>
-__device__ inline void hadamard_across(const uint4* fragments, int order, int first_tile, const bf16* runs, int stride, const Put& put) {
-    int lane = threadIdx.x % kWarp, tiles = kTiles <= 2 ? kTiles : (order + kFragment - 1) / kFragment, run = lane % 4 * 2;
-    const bf16 *first_runs = runs + run * stride, *at = first_runs;
-    float sum[kTiles][4][4];   // [tile][position in four][mma]
-    auto add = [&](int step, bool first) {
-        uint2 even[2], odd[2];   // this lane's two runs of eight, in both halves of 16
-        uint4 a[kTiles];
+// The signs of one row of 16 x 16 tiles of the matrix across, times a power of two that bf16 has (`power`, twice in a word).
+template <int kSteps>
+struct AcrossSigns {
+    uint32_t of[kSteps][4];
+    __device__ AcrossSigns(const uint4* fragments, int tiles, int tile, uint32_t power) {
 #pragma unroll
-        for (int half = 0; half < 2; half++, run += 8, at += 8 * stride) {
-            const bf16* from = run < order ? at : first_runs;   // beyond the last run the signs are zero, so that any finite values do
-            even[half] = *(const uint2*)from;
-            odd[half] = *(const uint2*)(from + stride);
+        for (int step = 0; step < kSteps; step++) {
+            if (kSteps > 2 && step >= tiles) break;
+            uint4 a = __ldg(fragments + (tile * tiles + step) * kWarp + threadIdx.x % kWarp);
+            const uint32_t sign[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+            for (int r = 0; r < 4; r++) of[step][r] = (sign[r] & 0x80008000u) | power;   // zeros of the padding meet zeros, or are not stored
         }
+    }
+};
+
+// The sums across of 32 positions in FP16: out[h] is run lane / 4 + 8 h of the tile's 16, positions 8 (lane % 4) ... + 7. Column n of product t is
+// position 4 n + t, so that this lane's columns 2 (lane % 4) and the next are an octet.
+template <int kSteps>
+__device__ inline void sum_across(Packed<8> (&out)[2], const RunValues<kSteps>& x, const AcrossSigns<kSteps>& signs, int tiles) {
 #pragma unroll
-        for (int r = 0; r < kTiles; r++)   // beyond the last tile its signs serve again: the result is not put
-            a[r] = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
+    for (int two = 0; two < 2; two++) {   // positions 2 two and 2 two + 1 of four
+        float sum[2][4];
 #pragma unroll
-        for (int t = 0; t < 4; t++) {
-            unsigned which = t % 2 ? 0x7632 : 0x5410;
-            uint32_t b0 = t < 2 ? __byte_perm(even[0].x, odd[0].x, which) : __byte_perm(even[0].y, odd[0].y, which);
-            uint32_t b1 = t < 2 ? __byte_perm(even[1].x, odd[1].x, which) : __byte_perm(even[1].y, odd[1].y, which);
+        for (int step = 0; step < kSteps; step++) {
+            if (kSteps > 2 && step >= tiles) break;
 #pragma unroll
-            for (int r = 0; r < kTiles; r++) {
-                uint32_t sign[4] = {a[r].x, a[r].y, a[r].z, a[r].w};
-                if (first) mma_f16_first(sum[r][t], sign, b0, b1);
-                else mma_f16(sum[r][t], sign, b0, b1);
+            for (int i = 0; i < 2; i++) {
+                uint32_t b0 = x.pair[step][0][two * 2 + i], b1 = x.pair[step][1][two * 2 + i];
+                if (step == 0) mma_bf16_first(sum[i], signs.of[step], b0, b1);
+                else mma_bf16(sum[i], signs.of[step], b0, b1);
             }
         }
-    };
-    add(0, true);
-    for (int step = 1; step < tiles; step++) add(step, false);
-    put_octets<kTiles>(sum, first_tile, put);
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[i / 2].pair[i % 2 * 2 + two] = pack_f16(sum[0][i], sum[1][i]);
+    }
 }
 
 #endif

@@ -114,6 +114,7 @@ struct CodeSink {
 // Codes of a format that the kernel is compiled for.
 template <Fmt kFmt>
 struct CodeSinkOf : CodeSink {
+    __device__ void begin() { factor = per_unit = scale * begin_codes(quantizer, kFmt); }
     __device__ uint32_t pack(float a, float b) const { return code_pair<kFmt>(a * factor, b * factor); }
     __device__ void store(size_t place, const Packed<8>& pairs) const {
         *(uint2*)(codes.data + place) = make_uint2(pairs.pair[0] | pairs.pair[1] << 16, pairs.pair[2] | pairs.pair[3] << 16);

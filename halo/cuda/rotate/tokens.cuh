@@ -85,11 +85,11 @@ __device__ inline int wide_place(int token, int octet, int quad) {
     return token * kTokenColumns + (octet ^ (token & 3)) * 8 + (quad ^ (token & 1)) * 4;
 }
 
-// This lane's signs of 16 tokens, as tokens_within takes them.
+// This lane's signs of 16 tokens, as tokens_within takes them: the A fragment of Sylvester's matrix.
 __device__ inline uint32_t signs_within() {
-    uint32_t fragment[4], packed = 0;
-    partial_hadamard(fragment, 15);
-    for (int r = 0; r < 4; r++) packed |= (fragment[r] & 0x80008000u) >> r;
+    unsigned lane = threadIdx.x % kWarp, pair = 0, packed = 0;
+    for (unsigned half = 0; half < 2; half++) pair |= (__popc(lane / 4 & (lane % 4 * 2 + half)) & 1u) << (15 + 16 * half);
+    for (int r = 0; r < 4; r++) packed |= (r == 3 ? pair ^ 0x80008000u : pair) >> r;   // both indices have bit 3 in register 3 alone
     return packed;
 }
 
