@@ -11,8 +11,7 @@
 #
 # Not among all:
 #   dev/scaling.sh torch8     torch with torchao's FP8 products and gathers
-#   dev/scaling.sh engines    batches, with each HALO_COPY_ENGINES of ENGINES ("0 1 2"): transfers by NCCL's kernels, by copy engines, and by copy
-#                             engines that mirror what a rank itself brings
+#   dev/scaling.sh engines    batches, with each HALO_COPY_ENGINES of ENGINES ("0 1"): transfers by NCCL's kernels, by copy engines
 #   dev/scaling.sh transfers  dev/bench_comm: transfers alone, and what products lose to them, also with few of NCCL's multiprocessors
 #
 # In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
@@ -77,7 +76,7 @@ torch() {   # layers, rows, flags: blocks are made again in backward (--checkpoi
 transfers() {
     local bench="timeout $limit $mpirun -np $gpus ${BENCH_COMM:-build/release/dev/bench_comm}" how
     $bench nccl 2>&1
-    for how in HALO_COPY_ENGINES=2 HALO_COPY_ENGINES=0 "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=4" "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=8"; do
+    for how in HALO_COPY_ENGINES=1 HALO_COPY_ENGINES=0 "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=4" "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=8"; do
         echo "-- $how"
         env $how $bench beside 2>&1
     done
@@ -98,7 +97,7 @@ for part in ${*:-gpus batches torch}; do
         engines)
             for rows in $batches; do
                 for recipe in $recipes; do
-                    for how in ${ENGINES:-0 1 2}; do
+                    for how in ${ENGINES:-0 1}; do
                         HALO_COPY_ENGINES=$how ours "engines $how" "$recipe" "$gpus" "$layers" "$rows" "$(recompute "$layers" "$rows")"
                     done
                 done

@@ -310,12 +310,9 @@ static void run_ranks(int ranks, const char* backend, const char* slow, const ch
 #ifdef HALO_SIMT
 static void ranks_case(void) {
     setenv("SIMT_GPUS", "4", 1);
-    const char* const slow[] = {"none", "0", "1", "2", "3"};
+    const char* const slow[] = {"none", "0", "1", "2"};
     for (int i = 0; i < COUNT(slow); i++) run_ranks(2 + i % 2, "cuda", slow[i], NULL);
     run_ranks(4, "cuda", "none", NULL);
-    setenv("HALO_COPY_ENGINES", "2", 1);
-    for (int i = 0; i < COUNT(slow); i++) run_ranks(2 + i % 2, "cuda", slow[i], NULL);
-    unsetenv("HALO_COPY_ENGINES");
     setenv("SIMT_NO_IPC", "1", 1);
     run_ranks(3, "cuda", "1", "cannot open memory of another");
     unsetenv("SIMT_NO_IPC");

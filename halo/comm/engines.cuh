@@ -35,7 +35,6 @@ typedef struct {
 static struct {
     const Comm* host;              // MPI's
     bool work;                     // can memory become a window?
-    bool mirrors;                  // a rank's own part of a gather comes back from the next rank
     std::vector<Window> windows;   // the first: flags (ranks) and behind them the number of the last meeting, which copies read
     uint32_t meeting;
     decltype(&cuStreamWriteValue32) write_value;
@@ -213,15 +212,14 @@ static bool joined_by_nvlink() {
     return true;
 }
 
-// In the environment HALO_COPY_ENGINES=0: NCCL does all transfers, as where ranks are on several hosts. 1 and 2: copy engines, over whatever joins
-// the GPUs; 2: gathers are mirrored. Unset: 1 over NVLink.
+// In the environment HALO_COPY_ENGINES=0: NCCL does all transfers, as where ranks are on several hosts. 1: copy engines, over whatever joins the
+// GPUs. Unset: copy engines over NVLink.
 static void engines_start(const Comm* host, cudaStream_t wire) {
     engines.host = host;
     const char* asked = getenv("HALO_COPY_ENGINES");
-    bool off = !engines_agree(!asked || strcmp(asked, "0")), mirrors = !engines_agree(!asked || strcmp(asked, "2"));
+    bool off = !engines_agree(!asked || strcmp(asked, "0"));
     if (off) return engines_give_up("HALO_COPY_ENGINES is 0");
     if (!engines_agree(host->host_ranks == host->ranks && (asked || joined_by_nvlink()))) return;
-    engines.mirrors = mirrors;
     engines.work = engines_agree(find_stream_values());
     if (!engines.work) return engines_give_up("the driver's streams know no values to wait for");
     void* flags = engines_alloc(sizeof(uint32_t) * (size_t)(host->ranks + 1));
