@@ -14,7 +14,7 @@ typedef struct {
     bool transpose;
 } Shape;
 
-// Llama-3's widths; other base orders; the token axis of 8 x 1024 tokens and around it; FP32 gradients on their way back.
+// Llama-3's widths; other base orders; the token axis of 8 x 1024 tokens, of 16 x 1024, and around them; FP32 gradients on their way back.
 static const Shape kShapes[] = {
     {ROTATE_COLS, 65536, 2048, 0, BF16, false},   {ROTATE_COLS, 32768, 3072, 0, BF16, false},  {ROTATE_COLS, 32768, 4096, 0, BF16, false},
     {ROTATE_COLS, 16384, 8192, 0, BF16, false},   {ROTATE_COLS, 8192, 14336, 0, BF16, false},  {ROTATE_COLS, 8192, 16384, 0, BF16, false},
@@ -22,8 +22,9 @@ static const Shape kShapes[] = {
     {ROTATE_COLS, 524288, 172, 0, BF16, false},   {ROTATE_COLS, 8192, 11008, 0, BF16, false},  {ROTATE_COLS, 8192, 14336, 0, BF16, true},
     {ROTATE_ROWS, 8192, 4096, 0, BF16, false},    {ROTATE_ROWS, 8192, 14336, 0, BF16, false},  {ROTATE_ROWS, 8192, 28672, 0, BF16, false},
     {ROTATE_ROWS, 4096, 14336, 0, BF16, false},   {ROTATE_ROWS, 2048, 28672, 0, BF16, false},  {ROTATE_ROWS, 6144, 14336, 0, BF16, false},
-    {ROTATE_ROWS, 16384, 4096, 0, BF16, false},   {ROTATE_ROWS, 8192, 14336, 256, BF16, false}, {ROTATE_COLS, 4096, 14336, 0, F32, true},
-    {ROTATE_COLS, 14336, 4096, 0, F32, true},
+    {ROTATE_ROWS, 16384, 2048, 0, BF16, false},   {ROTATE_ROWS, 16384, 4096, 0, BF16, false},  {ROTATE_ROWS, 16384, 8192, 0, BF16, false},
+    {ROTATE_ROWS, 12288, 8192, 0, BF16, false},   {ROTATE_ROWS, 32768, 4096, 0, BF16, false},  {ROTATE_ROWS, 8192, 14336, 256, BF16, false},
+    {ROTATE_COLS, 4096, 14336, 0, F32, true},     {ROTATE_COLS, 14336, 4096, 0, F32, true},
 };
 
 enum { kCorner = 24 };
@@ -164,8 +165,8 @@ int main() {
     printf("copy %.0f GB/s\n", copy);
     bool right = true;
     for (Shape s : kShapes) right = bench(s, copy) && right;
-    static const int widths[] = {4096, 14336, 28672};
-    for (int cols : widths) right = bench_tokens_in_one_call(8192, cols, copy) && right;
+    static const int of_tokens[][2] = {{8192, 4096}, {8192, 14336}, {8192, 28672}, {16384, 2048}, {16384, 8192}, {12288, 8192}, {32768, 4096}};
+    for (auto& size : of_tokens) right = bench_tokens_in_one_call(size[0], size[1], copy) && right;
     right = bench_producers(16384, 4096, 14336, copy) && right;
     right = bench_producers(16384, 2048, 8192, copy) && right;
     return right ? 0 : 1;

@@ -171,6 +171,9 @@ static void rotate_many_tokens_case(void) {
         {ROTATE_ROWS, 2048, 2048, 16, 0, 0}, {ROTATE_ROWS, 4090, 4096, 8, 0, 0}, {ROTATE_ROWS, 6144, 6144, 8, 0, 0},
         {ROTATE_ROWS, 8192, 8180, 16, 0, 0}, {ROTATE_ROWS, 16384, 16380, 8, 0, 0}, {ROTATE_ROWS, 14336, 14336, 8, 0, 0},
         {ROTATE_ROWS, 4096, 4096, 40, 2048, 8}, {ROTATE_ROWS, 4096, 4096, 136, 0, 0}, {ROTATE_ROWS, 9200, 9216, 8, 384, 0},
+        {ROTATE_ROWS, 832, 832, 72, 0, 0},   {ROTATE_ROWS, 1600, 1600, 40, 0, 8}, {ROTATE_ROWS, 2752, 2750, 24, 0, 0},
+        {ROTATE_ROWS, 1664, 1664, 72, 832, 0}, {ROTATE_ROWS, 20480, 20480, 8, 0, 0}, {ROTATE_ROWS, 24570, 24576, 8, 0, 0},
+        {ROTATE_ROWS, 32768, 32768, 8, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         rotate_one(shapes[s], BF16, s % 2 == 0);
@@ -237,6 +240,8 @@ static void rotate_extreme(RotateShape s, Extreme kind) {
 static void rotate_extremes_case(void) {
     static const RotateShape shapes[] = {{ROTATE_ROWS, 512, 512, 24, 256, 0}, {ROTATE_ROWS, 1024, 1024, 16, 0, 0}, {ROTATE_ROWS, 6144, 6144, 16, 0, 0},
                                          {ROTATE_ROWS, 4096, 4096, 24, 0, 0}, {ROTATE_ROWS, 768, 768, 40, 0, 0},
+                                         {ROTATE_ROWS, 9216, 9216, 8, 0, 0},  {ROTATE_ROWS, 16384, 16384, 8, 0, 0},
+                                         {ROTATE_ROWS, 1600, 1600, 40, 0, 0}, {ROTATE_ROWS, 2752, 2752, 8, 0, 0},
                                          {ROTATE_COLS, 70, 70, 64, 0, 0},     {ROTATE_COLS, 600, 600, 256, 0, 0},
                                          {ROTATE_COLS, 40, 40, 576, 0, 0},    {ROTATE_COLS, 300, 300, 1536, 0, 0},
                                          {ROTATE_COLS, 9, 9, 4096, 0, 0},     {ROTATE_COLS, 7, 7, 14336, 0, 0},
@@ -379,6 +384,7 @@ static void rotated_codes_case(void) {
         {ROTATE_ROWS, 4096, 4096, 16, 0, 0},  {ROTATE_ROWS, 6144, 6144, 8, 0, 0},  {ROTATE_ROWS, 8190, 8192, 24, 0, 0},
         {ROTATE_COLS, 11, 11, 8192, 0, 0},    {ROTATE_COLS, 90, 90, 576, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},
         {ROTATE_ROWS, 3000, 3072, 48, 0, 0},  {ROTATE_ROWS, 5120, 5120, 16, 0, 0}, {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
+        {ROTATE_ROWS, 832, 832, 72, 0, 0},    {ROTATE_ROWS, 1600, 1600, 40, 0, 8}, {ROTATE_ROWS, 16384, 16384, 8, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         for (int fmt = FP8_E4M3; fmt <= INT8; fmt++)
@@ -442,7 +448,8 @@ static void tokens_in_one_call_case(void) {
         {ROTATE_ROWS, 512, 512, 80, 256, 0},    {ROTATE_ROWS, 770, 896, 72, 128, 8},    {ROTATE_ROWS, 1000, 1024, 104, 0, 16},
         {ROTATE_ROWS, 1536, 1530, 16, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},    {ROTATE_ROWS, 4090, 4096, 40, 2048, 0},
         {ROTATE_ROWS, 6144, 6144, 8, 0, 0},     {ROTATE_ROWS, 8192, 8192, 24, 0, 0},    {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
-        {ROTATE_ROWS, 500, 512, 616, 0, 0},     {ROTATE_ROWS, 384, 384, 520, 128, 0},
+        {ROTATE_ROWS, 500, 512, 616, 0, 0},     {ROTATE_ROWS, 384, 384, 520, 128, 0},   {ROTATE_ROWS, 832, 832, 136, 0, 8},
+        {ROTATE_ROWS, 1600, 1600, 40, 0, 0},    {ROTATE_ROWS, 16384, 16384, 16, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, false);
