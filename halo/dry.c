@@ -177,7 +177,7 @@ const Comm* dry_comm(int ranks, bool gpus) {
     sent = 0;
     Comm table = {ranks == 1 ? "solo" : gpus ? "nccl" : "mpi", 0, ranks, ranks, gpus && ranks > 1 ? kNcclStagingBytes : 0, dry_all_gather,
                   dry_reduce_scatter, dry_all_reduce, dry_all_reduce_max, dry_start, dry_wait, dry_sent_bytes, dry_bad_rank, dry_host_sum,
-                  dry_host_broadcast, dry_nothing, dry_nothing, _exit};
+                  dry_host_broadcast, dry_nothing, dry_nothing, _exit, NULL, NULL};
     dry = table;
     return &dry;
 }
