@@ -2,7 +2,7 @@
 // out. Each shape is checked first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer
 // wrote, codes and their maximum against those of two calls. One line per shape: what | us (median) | GB/s | x of the copy bandwidth
 // measured in the same run. Bytes are those of reading the input once and writing the output once; for a maximum with codes the input
-// counts twice: 5 bytes a value.
+// counts twice: 5 bytes a value, 6 with codes of the input itself.
 #include "bandwidth.cuh"
 
 #include <math.h>
@@ -100,6 +100,29 @@ static bool bench(Shape s, double copy) {
     return right && right_maximum;
 }
 
+// The same call as below with transposed codes of x itself, as a linear prepares dY for E and G, and those codes alone.
+static bool bench_plain_codes(QMat rotated, Mat x, float* rotated_maximum, void* scratch, double copy) {
+    float* numbers = (float*)cuda_ops.alloc(3 * sizeof(float));   // the maximum, and scales of one call and of a call alone
+    QMat beside = {{NULL, 0, 0, 0, F32}, zeros(x.cols, x.rows, INT8), numbers + 1, PER_TENSOR}, alone = beside;
+    alone.codes_t = zeros(x.cols, x.rows, INT8);
+    alone.scale = numbers + 2;
+    PlainCodes plain = {beside, numbers, INT8, 1};
+    cuda_ops.absmax(numbers, x);
+    cuda_ops.quantize_tokens(rotated, x, 0, rotated_maximum, INT8, 1, &plain, scratch);
+    cuda_ops.quantize(alone, x, kRotateNone, numbers, INT8, 1);
+    Mat a = on_host(beside.codes_t), b = on_host(alone.codes_t);
+    bool right = host_float(numbers + 1) == host_float(numbers + 2) && !memcmp(a.data, b.data, mat_bytes(a));
+    double us = median_us([&] { cuda_ops.quantize_tokens(rotated, x, 0, rotated_maximum, INT8, 1, &plain, scratch); });
+    report("... and codes of x", "", x.rows, x.cols, INT8, us, 3.0 * mat_bytes(x), copy, right);
+    us = median_us([&] { cuda_ops.quantize(alone, x, kRotateNone, numbers, INT8, 1); });
+    report("codes of x alone", "", x.rows, x.cols, INT8, us, 1.5 * mat_bytes(x), copy, right);
+    void* used[] = {beside.codes_t.data, alone.codes_t.data, numbers};
+    for (void* p : used) cuda_ops.release(p);
+    free(a.data);
+    free(b.data);
+    return right;
+}
+
 // The maximum of H x and INT8 codes in one call, as a linear prepares dY for E.
 static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
     Mat x = noise(rows, cols, BF16), nowhere = mat(NULL, rows, cols, BF16);
@@ -110,13 +133,14 @@ static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
     two.scale = numbers + 3;
     void* scratch = cuda_ops.alloc(cuda_ops.quantize_tokens_scratch(rows, cols, 0));
     Rotation tokens = {ROTATE_ROWS, 0};
-    cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch);
+    cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, NULL, scratch);
     cuda_ops.rotate(nowhere, x, ROTATE_ROWS, false, 0, numbers + 1);
     cuda_ops.quantize(two, x, tokens, numbers + 1, INT8, 1);
     Mat a = host_corner(one.codes, rows, kCorner), b = host_corner(two.codes, rows, kCorner);
     bool right = host_float(numbers) == host_float(numbers + 1) && !memcmp(a.data, b.data, mat_bytes(a));
-    double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch); });
+    double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, NULL, scratch); });
     report("max + codes of rows", "", rows, cols, INT8, us, 2.5 * mat_bytes(x), copy, right);
+    right = bench_plain_codes(one, x, numbers, scratch, copy) && right;
     Mat y = zeros(rows, cols, BF16);
     us = median_us([&] { cuda_ops.unrotate_tokens(y, x, 0, scratch); });
     report("rows back, scratch", "", rows, cols, BF16, us, 2.0 * mat_bytes(x), copy, true);

@@ -91,10 +91,11 @@ static void dry_quantize(QMat q, Mat x, Rotation rotation, const float* absmax, 
     (void)absmax, (void)clip;
     check_qmat(q, x, rotation, fmt);
 }
-static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)absmax, (void)clip, (void)scratch;
     check_qmat(q, x, rotation, fmt);
+    if (plain) check_qmat(plain->q, x, kRotateNone, plain->fmt);
 }
 static void dry_unrotate_tokens(Mat y, Mat x, int block, void* scratch) { (void)y, (void)x, (void)block, (void)scratch; }
 static void dry_count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) { (void)counts, (void)x, (void)absmax, (void)how; }

@@ -173,10 +173,11 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* max, Fmt fmt
     static const char* const names[] = {"quantize", "quantize, rotated features", "quantize, rotated tokens"};
     end(names[rotation.axis], from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
-static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, void* scratch) {
+static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     int from = begin();
-    inner->quantize_tokens(q, x, block, max, fmt, clip, scratch);
-    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t));
+    inner->quantize_tokens(q, x, block, max, fmt, clip, plain, scratch);
+    double beside = plain ? size_of(plain->q.codes) + size_of(plain->q.codes_t) : 0;
+    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t) + beside);
 }
 static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
     int from = begin();

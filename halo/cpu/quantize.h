@@ -132,12 +132,13 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
 }
 
-static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)scratch;
     check_qmat(q, x, rotation, fmt);
     rotate(mat(NULL, qmat_row_count(q), x.cols, x.fmt), x, ROTATE_ROWS, false, block, absmax);
     quantize(q, x, rotation, absmax, fmt, clip);
+    if (plain) quantize(plain->q, x, kRotateNone, plain->absmax, plain->fmt, plain->clip);
 }
 static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
     (void)scratch;

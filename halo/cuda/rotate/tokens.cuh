@@ -11,6 +11,7 @@
 //
 // Bytes an element of two passes, beside the output's (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
 // time across. A maximum and the codes that need it share the pass within: 4 + 2 + 3, where two whole rotations would have a floor of 2 + 3.
+// Codes of the matrix as it is, transposed, come from the same tiles: 1 written, where a pass of their own would read the 2 again.
 // Without scratch a rotation takes columns in bands, whose FP16 values stay in the L2 cache: then memory moves 2 and the output, the floor, but
 // two launches a band cost more than that on an H200 (0.38 of copy, 0.45 in one band).
 //
@@ -126,10 +127,11 @@ __device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePla
 }
 
 // Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns.
-// Returns the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
+// *of_chunk: the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
 // bits 15 - r and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
 template <bool kWide, int kRunBits>
-__device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int barrier, int any_bits, const uint32_t* all_signs) {
+__device__ inline void tokens_within(bf16* chunk, int* of_octet, int* of_chunk, int octet, int barrier, int any_bits,
+                                     const uint32_t* all_signs) {
     int lane = threadIdx.x % kWarp, run_bits = kRunBits ? kRunBits : any_bits;
     uint32_t in[8][4];   // of 32 tokens each
     const bf16* from = chunk + token_place(lane, octet);
@@ -143,6 +145,7 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
     named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: results lie elsewhere in its memory
     uint4 all = *(const uint4*)of_octet;
     exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kLeastExponent);
+    if (octet == 0 && lane == 0) *of_chunk = exponent;
 
     uint32_t power = f32_bits(half_power_of(exponent, run_bits)) >> 16;   // in bf16
     uint32_t plus[4], minus[4], signs = all_signs[lane];
@@ -188,29 +191,73 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
             }
         }
     }
-    return exponent;
 }
 
-// Load and transform: leaves the values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait
-// for the others of their strip.
-template <bool kWide, int kRunBits>
-__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
-    fetch_tile(tile, x, place, rows, cols);
-    if (warp == 0) tile->signs[lane] = signs_within();
+// Waits for the block's tile, beside which signs come to shared memory.
+template <bool kWide>
+__device__ inline void await_tile(TokenTile<kWide>* tile) {
+    if (threadIdx.x < kWarp) tile->signs[threadIdx.x] = signs_within();
     cp_async_wait<0>();
     __syncthreads();
-    int exponent = tokens_within<kWide, kRunBits>(tile->values[strip], tile->of_octet[strip], octet, 1 + strip, run_bits, tile->signs);
-    if (octet == 0 && lane == 0) tile->exponent[strip] = exponent;
 }
 
-// The first of two passes.
-template <int kRunBits>
-__global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, Rows<const bf16> x, int rows, int cols,
-                                                                         int run_bits) {
+// Leaves the transformed values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait for the
+// others of their strip.
+template <bool kWide, int kRunBits>
+__device__ inline void tile_within(TokenTile<kWide>* tile, int run_bits) {
+    int warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
+    tokens_within<kWide, kRunBits>(tile->values[strip], tile->of_octet[strip], &tile->exponent[strip], octet, 1 + strip, run_bits, tile->signs);
+}
+
+// Where a matrix's own codes go, transposed (cols, rows), and how they are made.
+struct TokenCodes {
+    Rows<uint8_t> codes_t;
+    Fmt fmt;
+    Quantizer quantizer;
+};
+
+// Codes of the block's tile, a warp for 256 tokens of 8 columns. A lane takes 16 neighbouring tokens of every 64, four lanes a column: an access
+// stores 64 bytes of each of 8 columns. ldmatrix gives lane l eight pairs of neighbouring tokens of column l / 4, number m in place m ^ l % 4:
+// so the rows of a matrix are free of bank conflicts, and the codes are put in order afterwards. The warp's number is made anew and uniform:
+// shared with the transform that follows, values of this function would stay in registers that the transform lacks.
+__device__ inline void store_tile_codes(const TokenCodes& to, float inverse, const TokenTile<false>* tile, TilePlace place, int rows, int cols) {
+    int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / kWarp, 0), strip = warp / kTokenOctets;
+    int octet = warp % kTokenOctets, col = place.pair * kTokenStrips * kTokenColumns + warp * 8;
+    if (col >= cols) return;
+    int part = lane % 4, named = lane % 8 / 2;   // of 64 tokens: the 16 that this lane gets, and those of the row that it names for ldmatrix
+    int first = place.chunk * kTokenChunk + part * 16;
+    uint8_t* column = to.codes_t[col + lane / 4] + first;
+    auto in_order = [&](uint2 codes) {
+        uint32_t selector = part & 1 ? 0x1032 : 0x3210, low = __byte_perm(codes.x, 0, selector), high = __byte_perm(codes.y, 0, selector);
+        return part & 2 ? make_uint2(high, low) : make_uint2(low, high);
+    };
+#pragma unroll 1
+    for (int t = 0; t < kTokenChunk; t += 64) {
+        uint2 octets[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            Packed<8> pairs;
+            ldmatrix<true>(pairs.pair, tile->values[strip] + token_place(t + named * 16 + half * 8 + (lane / 8 ^ named) * 2 + lane % 2, octet));
+            Values<8> v = unpack(pairs);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v.v[i] = __fmul_rn(v.v[i], inverse);
+            octets[half] = in_order(code_octet(v, to.fmt));
+        }
+        store_codes(column + t, make_uint4(octets[0].x, octets[0].y, octets[1].x, octets[1].y), rows - first - t);
+    }
+}
+
+// The first of two passes. kCodes: it makes codes of x itself too.
+template <int kRunBits, bool kCodes>
+__global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, TokenCodes codes, Rows<const bf16> x, int rows,
+                                                                         int cols, int run_bits) {
     SHARED(TokenTile<false>, tile);
     TilePlace place = tile_place(blockIdx.x, halves.chunks, cols);
-    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits);
+    fetch_tile(tile, x, place, rows, cols);
+    float inverse = kCodes ? begin_codes(codes.quantizer, codes.fmt) : 1.0f;
+    await_tile(tile);
+    if (kCodes) store_tile_codes(codes, inverse, tile, place, rows, cols);
+    tile_within<false, kRunBits>(tile, run_bits);
     int half = threadIdx.x / kTokenStripThreads, strip = place.pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     if (strip >= halves.strips) return;
@@ -230,7 +277,9 @@ __global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sin
     enum { kTogether = kTokenStripThreads / kTokenOctets };   // tokens of a strip's threads
     TilePlace place = tile_place(blockIdx.x, chunks, cols);
     sink.begin();
-    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits);
+    fetch_tile(tile, x, place, x_rows, cols);
+    await_tile(tile);
+    tile_within<true, kRunBits>(tile, run_bits);
     int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     int octet = thread % kTokenOctets, token = thread / kTokenOctets;
@@ -413,11 +462,17 @@ static void launch_tokens_alone(const RotateJob& job, const TokenRuns& runs) {
     });
 }
 
-static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRuns& runs) {
-    int blocks = halves.chunks * token_pairs(x.cols), bytes = (int)sizeof(TokenTile<false>);
-    Rows<const bf16> from = rows_of<const bf16>(x);
-    if (runs.run_bits == 8) LAUNCH(tokens_within_kernel<8>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, 8);
-    else LAUNCH(tokens_within_kernel<0>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, runs.run_bits);
+// plain: NULL, or codes of x itself, which makes_plain_codes has allowed.
+static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRuns& runs, const PlainCodes* plain) {
+    TokenCodes codes = {{NULL, 0}, INT8, {NULL, NULL, 1}};
+    if (plain) codes = TokenCodes{rows_of<uint8_t>(plain->q.codes_t), plain->fmt, {plain->absmax, plain->q.scale, plain->clip}};
+    auto launch = [&](auto bits, auto with_codes) {
+        LAUNCH((tokens_within_kernel<decltype(bits)::value, decltype(with_codes)::value>), halves.chunks * token_pairs(x.cols), kTokenThreads,
+               sizeof(TokenTile<false>), halves, codes, rows_of<const bf16>(x), x.rows, x.cols, runs.run_bits);
+    };
+    auto launch_bits = [&](auto bits) { plain ? launch(bits, std::true_type()) : launch(bits, std::false_type()); };
+    if (runs.run_bits == 8) launch_bits(std::integral_constant<int, 8>());
+    else launch_bits(std::integral_constant<int, 0>());
 }
 
 static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves, const TokenRuns& runs, bool backwards) {
@@ -444,9 +499,9 @@ static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves
 
 // Both passes, with cuda_token_halves_bytes of memory between them. Across goes backwards: the strips that were written last are still in the L2
 // cache.
-static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, void* memory) {
+static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, const PlainCodes* plain, void* memory) {
     TokenHalves halves = token_halves(memory, max_int(job.x.rows, job.y.rows), job.x.cols);
-    launch_tokens_within(halves, job.x, runs);
+    launch_tokens_within(halves, job.x, runs, plain);
     launch_tokens_across(job, halves, runs, true);
     return halves;
 }
@@ -460,7 +515,7 @@ static bool rotate_tokens(const RotateJob& job) {
         return true;
     }
     if (job.scratch) {
-        launch_tokens(job, runs, job.scratch);
+        launch_tokens(job, runs, NULL, job.scratch);
         return true;
     }
     // Bands of whole vectors and whole pairs of strips, about as large as each other: half of the L2 cache.
@@ -478,15 +533,23 @@ static bool rotate_tokens(const RotateJob& job) {
             RotateJob band = job;
             band.x = part(job.x);
             band.y = part(job.y);
-            launch_tokens(band, runs, cuda_held().strip);
+            launch_tokens(band, runs, NULL, cuda_held().strip);
         }
     }
     return true;
 }
 
-// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. False, with
-// nothing done, if the shape is not one for these kernels.
-static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, void* scratch) {
+// Can the pass within of this job make these codes of the job's x too?
+static bool makes_plain_codes(const RotateJob& job, const PlainCodes& plain) {
+    TokenRuns runs;
+    const QMat& q = plain.q;
+    return token_runs(job, &runs) && runs.order > 1 && q.gran == PER_TENSOR && !q.codes.data && q.codes_t.data && q.codes_t.ld % 16 == 0 &&
+           (uintptr_t)q.codes_t.data % 16 == 0;
+}
+
+// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. plain: NULL, or
+// codes that makes_plain_codes has allowed. False, with nothing done, if the shape is not one for these kernels.
+static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, const PlainCodes* plain, void* scratch) {
     TokenRuns runs;
     if (!token_runs(first, &runs) || !token_runs(second, &runs)) return false;
     if (runs.order == 1) {
@@ -495,7 +558,7 @@ static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second,
         return true;
     }
     check(scratch, "rotate (cuda): no scratch for %d tokens", runs.n);
-    launch_tokens_across(second, launch_tokens(first, runs, scratch), runs, false);
+    launch_tokens_across(second, launch_tokens(first, runs, plain, scratch), runs, false);
     return true;
 }
 
