@@ -2,7 +2,7 @@
 // out. Each shape is checked first: the last rows or columns against the CPU layers, maxima against the matrix that rotate or the producer
 // wrote, codes and their maximum against those of two calls. One line per shape: what | us (median) | GB/s | x of the copy bandwidth
 // measured in the same run. Bytes are those of reading the input once and writing the output once; for a maximum with codes the input
-// counts twice: 5 bytes a value.
+// counts twice: 5 bytes a value, 6 with codes of the input itself.
 #include "bandwidth.cuh"
 
 #include <math.h>
@@ -14,7 +14,7 @@ typedef struct {
     bool transpose;
 } Shape;
 
-// Llama-3's widths; other base orders; the token axis of 8 x 1024 tokens and around it; FP32 gradients on their way back.
+// Llama-3's widths; other base orders; the token axis of 8 x 1024 tokens, of 16 x 1024, and around them; FP32 gradients on their way back.
 static const Shape kShapes[] = {
     {ROTATE_COLS, 65536, 2048, 0, BF16, false},   {ROTATE_COLS, 32768, 3072, 0, BF16, false},  {ROTATE_COLS, 32768, 4096, 0, BF16, false},
     {ROTATE_COLS, 16384, 8192, 0, BF16, false},   {ROTATE_COLS, 8192, 14336, 0, BF16, false},  {ROTATE_COLS, 8192, 16384, 0, BF16, false},
@@ -22,8 +22,9 @@ static const Shape kShapes[] = {
     {ROTATE_COLS, 524288, 172, 0, BF16, false},   {ROTATE_COLS, 8192, 11008, 0, BF16, false},  {ROTATE_COLS, 8192, 14336, 0, BF16, true},
     {ROTATE_ROWS, 8192, 4096, 0, BF16, false},    {ROTATE_ROWS, 8192, 14336, 0, BF16, false},  {ROTATE_ROWS, 8192, 28672, 0, BF16, false},
     {ROTATE_ROWS, 4096, 14336, 0, BF16, false},   {ROTATE_ROWS, 2048, 28672, 0, BF16, false},  {ROTATE_ROWS, 6144, 14336, 0, BF16, false},
-    {ROTATE_ROWS, 16384, 4096, 0, BF16, false},   {ROTATE_ROWS, 8192, 14336, 256, BF16, false}, {ROTATE_COLS, 4096, 14336, 0, F32, true},
-    {ROTATE_COLS, 14336, 4096, 0, F32, true},
+    {ROTATE_ROWS, 16384, 2048, 0, BF16, false},   {ROTATE_ROWS, 16384, 4096, 0, BF16, false},  {ROTATE_ROWS, 16384, 8192, 0, BF16, false},
+    {ROTATE_ROWS, 12288, 8192, 0, BF16, false},   {ROTATE_ROWS, 32768, 4096, 0, BF16, false},  {ROTATE_ROWS, 8192, 14336, 256, BF16, false},
+    {ROTATE_COLS, 4096, 14336, 0, F32, true},     {ROTATE_COLS, 14336, 4096, 0, F32, true},
 };
 
 enum { kCorner = 24 };
@@ -99,6 +100,29 @@ static bool bench(Shape s, double copy) {
     return right && right_maximum;
 }
 
+// The same call as below with transposed codes of x itself, as a linear prepares dY for E and G, and those codes alone.
+static bool bench_plain_codes(QMat rotated, Mat x, float* rotated_maximum, void* scratch, double copy) {
+    float* numbers = (float*)cuda_ops.alloc(3 * sizeof(float));   // the maximum, and scales of one call and of a call alone
+    QMat beside = {{NULL, 0, 0, 0, F32}, zeros(x.cols, x.rows, INT8), numbers + 1, PER_TENSOR}, alone = beside;
+    alone.codes_t = zeros(x.cols, x.rows, INT8);
+    alone.scale = numbers + 2;
+    PlainCodes plain = {beside, numbers, INT8, 1};
+    cuda_ops.absmax(numbers, x);
+    cuda_ops.quantize_tokens(rotated, x, 0, rotated_maximum, INT8, 1, &plain, scratch);
+    cuda_ops.quantize(alone, x, kRotateNone, numbers, INT8, 1);
+    Mat a = on_host(beside.codes_t), b = on_host(alone.codes_t);
+    bool right = host_float(numbers + 1) == host_float(numbers + 2) && !memcmp(a.data, b.data, mat_bytes(a));
+    double us = median_us([&] { cuda_ops.quantize_tokens(rotated, x, 0, rotated_maximum, INT8, 1, &plain, scratch); });
+    report("... and codes of x", "", x.rows, x.cols, INT8, us, 3.0 * mat_bytes(x), copy, right);
+    us = median_us([&] { cuda_ops.quantize(alone, x, kRotateNone, numbers, INT8, 1); });
+    report("codes of x alone", "", x.rows, x.cols, INT8, us, 1.5 * mat_bytes(x), copy, right);
+    void* used[] = {beside.codes_t.data, alone.codes_t.data, numbers};
+    for (void* p : used) cuda_ops.release(p);
+    free(a.data);
+    free(b.data);
+    return right;
+}
+
 // The maximum of H x and INT8 codes in one call, as a linear prepares dY for E.
 static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
     Mat x = noise(rows, cols, BF16), nowhere = mat(NULL, rows, cols, BF16);
@@ -109,13 +133,14 @@ static bool bench_tokens_in_one_call(int rows, int cols, double copy) {
     two.scale = numbers + 3;
     void* scratch = cuda_ops.alloc(cuda_ops.quantize_tokens_scratch(rows, cols, 0));
     Rotation tokens = {ROTATE_ROWS, 0};
-    cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch);
+    cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, NULL, scratch);
     cuda_ops.rotate(nowhere, x, ROTATE_ROWS, false, 0, numbers + 1);
     cuda_ops.quantize(two, x, tokens, numbers + 1, INT8, 1);
     Mat a = host_corner(one.codes, rows, kCorner), b = host_corner(two.codes, rows, kCorner);
     bool right = host_float(numbers) == host_float(numbers + 1) && !memcmp(a.data, b.data, mat_bytes(a));
-    double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, scratch); });
+    double us = median_us([&] { cuda_ops.quantize_tokens(one, x, 0, numbers, INT8, 1, NULL, scratch); });
     report("max + codes of rows", "", rows, cols, INT8, us, 2.5 * mat_bytes(x), copy, right);
+    right = bench_plain_codes(one, x, numbers, scratch, copy) && right;
     Mat y = zeros(rows, cols, BF16);
     us = median_us([&] { cuda_ops.unrotate_tokens(y, x, 0, scratch); });
     report("rows back, scratch", "", rows, cols, BF16, us, 2.0 * mat_bytes(x), copy, true);
@@ -164,8 +189,8 @@ int main() {
     printf("copy %.0f GB/s\n", copy);
     bool right = true;
     for (Shape s : kShapes) right = bench(s, copy) && right;
-    static const int widths[] = {4096, 14336, 28672};
-    for (int cols : widths) right = bench_tokens_in_one_call(8192, cols, copy) && right;
+    static const int of_tokens[][2] = {{8192, 4096}, {8192, 14336}, {8192, 28672}, {16384, 2048}, {16384, 8192}, {12288, 8192}, {32768, 4096}};
+    for (auto& size : of_tokens) right = bench_tokens_in_one_call(size[0], size[1], copy) && right;
     right = bench_producers(16384, 4096, 14336, copy) && right;
     right = bench_producers(16384, 2048, 8192, copy) && right;
     return right ? 0 : 1;

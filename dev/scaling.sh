@@ -8,10 +8,15 @@
 #   dev/scaling.sh batches    all layers on all GPUs, micro-batches of 1k to 16k tokens
 #   dev/scaling.sh torch      PyTorch FSDP2 at the micro-batches (dev/fsdp_baseline.py), which makes blocks again where it does not fit otherwise, as
 #                             ours does
-#   dev/scaling.sh torch8     the same with torchao's FP8 products and gathers; not among all
+#
+# Not among all:
+#   dev/scaling.sh torch8     torch with torchao's FP8 products and gathers
+#   dev/scaling.sh engines    batches, with each HALO_COPY_ENGINES of ENGINES ("0 1"): transfers by NCCL's kernels, by copy engines
+#   dev/scaling.sh transfers  dev/bench_comm: transfers alone, and what products lose to them, also with few of NCCL's multiprocessors
 #
 # In the environment: GPUS (all), BATCHES (rows of 1024 tokens; "1 2 4 8 16"), STEPS (5), CUT (16: layers of the cut model), LAYERS (32),
-# RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun), TRAIN_LLAMA3 (./train_llama3), LIMIT (600: seconds of a run).
+# RECIPES ("bf16 halo0-fp8 halo2-int8"), MORE (further flags), MPIRUN (mpirun), TRAIN_LLAMA3 (./train_llama3), BENCH_COMM
+# (build/release/dev/bench_comm), LIMIT (600: seconds of a run).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
@@ -43,7 +48,7 @@ ours() {   # name, recipe, GPUs, layers, rows, recompute
         out=$(cat "${slowest:-$alone/0}")
     fi
     echo "-- $1, $2 on $3 GPUs, $4 layers, $5 x 1024 tokens a GPU, recompute $6"
-    echo "$out" | grep -E '^(memory per rank|bench|memory|ranks|train_llama3)' || echo "$out" | tail -n 3
+    echo "$out" | grep -E '^(memory per rank|bench|memory|ranks|train_llama3|copy engines)' || echo "$out" | tail -n 3
     echo "$out" | awk -v what="$1 $2" -v gpus="$3" -v rows="$5" '
         /^bench:/  { ms = $2; rate = $6 / gpus }
         /^ranks:/  { waiting = $2; for (i = 1; i < NF; i++) if ($i == "GB") sent = $(i - 1) }
@@ -68,6 +73,15 @@ torch() {   # layers, rows, flags: blocks are made again in backward (--checkpoi
               else printf "%-24s %4d %7d did not run\n", what, gpus, 1024 * rows }' <<<"$out" >>"$table"
 }
 
+transfers() {
+    local bench="timeout $limit $mpirun -np $gpus ${BENCH_COMM:-build/release/dev/bench_comm}" how
+    $bench nccl 2>&1
+    for how in HALO_COPY_ENGINES=1 HALO_COPY_ENGINES=0 "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=4" "HALO_COPY_ENGINES=0 NCCL_MAX_CTAS=8"; do
+        echo "-- $how"
+        env $how $bench beside 2>&1
+    done
+}
+
 for part in ${*:-gpus batches torch}; do
     case $part in
         gpus)
@@ -80,9 +94,19 @@ for part in ${*:-gpus batches torch}; do
             done ;;
         torch) for rows in $batches; do torch "$layers" "$rows" ""; done ;;
         torch8) for rows in $batches; do torch "$layers" "$rows" --float8; done ;;
-        *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch, torch8" >&2; exit 2 ;;
+        engines)
+            for rows in $batches; do
+                for recipe in $recipes; do
+                    for how in ${ENGINES:-0 1}; do
+                        HALO_COPY_ENGINES=$how ours "engines $how" "$recipe" "$gpus" "$layers" "$rows" "$(recompute "$layers" "$rows")"
+                    done
+                done
+            done ;;
+        transfers) transfers ;;
+        *) echo "dev/scaling.sh: '$part' is none of gpus, batches, torch, torch8, engines, transfers" >&2; exit 2 ;;
     esac
 done
+[ -s "$table" ] || exit 0
 echo
 printf '%-24s %4s %7s %9s %9s %9s %8s %7s %7s\n' run GPUs tokens ms tok/s/GPU 'wait ms' 'GB sent' GiB planned
 cat "$table"

@@ -3,10 +3,11 @@
 // fails when processes share a GPU, which compute-sanitizer does not see: start several of these at once. Needs cuBLASLt alone:
 //
 //   nvcc -std=c++17 -O2 -arch=sm_90a dev/stress_products.cu -lcublasLt -o /tmp/stress
-//   for i in 1 2 3 4 5 6; do /tmp/stress BETA place|apart|fresh SECONDS & done; wait
+//   for i in 1 2 3 4 5 6; do /tmp/stress BETA place|apart|fresh safe|unsafe|all SECONDS & done; wait
 //
 // place: the product is written to c, which it adds BETA times to; apart: to other memory; fresh: to other memory, allocated for each product
-// and given back. Prints one line: how many algorithms ran, or the product and the algorithm that failed (exit code 1).
+// and given back. safe: the algorithms that training takes (algorithm_is_safe); unsafe: the others. Prints one line: how many algorithms ran, or
+// the product and the algorithm that failed (exit code 1).
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -16,7 +17,7 @@
 
 #include "../halo/cuda/gemm/algorithm.cuh"
 
-enum { kFewestRows = 8, kMostRows = 20, kRowTokens = 512, kWidest = 3072, kMost = 8, kRuns = 300, kWorkspaceBytes = 32 << 20 };
+enum { kFewestRows = 8, kMostRows = 20, kRowTokens = 512, kWidest = 3072, kMost = 24, kRuns = 300, kWorkspaceBytes = 32 << 20 };
 
 // y (M, N) = x (M, K) w^T + beta y; w is (N, K), or (K, N) if turned: W of dX = dY W.
 typedef struct {
@@ -64,8 +65,8 @@ static cublasLtMatrixLayout_t layout(int rows, int cols) {   // row-major
     return l;
 }
 
-// Runs all algorithms of one product; returns how many.
-static int run_product(int M, Product p, float beta, const char* where) {
+// Runs those algorithms of one product that are asked for; returns how many.
+static int run_product(int M, Product p, float beta, const char* where, const char* which) {
     cublasLtMatmulDesc_t product;
     cublasOperation_t w_op = p.turned ? CUBLAS_OP_N : CUBLAS_OP_T;
     lt_ok(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -78,13 +79,15 @@ static int run_product(int M, Product p, float beta, const char* where) {
     lt_ok(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
     lt_ok(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none));
     cublasLtMatmulHeuristicResult_t found[kMost];
-    int count = 0;
+    int count = 0, ran = 0;
     lt_ok(cublasLtMatmulAlgoGetHeuristic(handle, product, lw, lx, ly, ly, preference, kMost, found, &count));
     __nv_bfloat16* to = !strcmp(where, "place") ? y : other;
     if (!strcmp(where, "fresh")) cuda_ok(cudaMalloc(&to, (size_t)M * p.N * sizeof *to));
     for (int i = 0; i < count; i++) {
         const cublasLtMatmulAlgo_t* algo = &found[i].algo;
         const float one = 1;
+        if (strcmp(which, "all") && algorithm_is_safe(algo) != !strcmp(which, "safe")) continue;
+        ran++;
         snprintf(at_work, sizeof at_work, "(%d, %d) along %d%s, beta %g, %s; number %d of the heuristic, workspace %zu: %s", M, p.N, p.K,
                  p.turned ? ", turned" : "", beta, where, i, found[i].workspaceSize, algorithm_name(algo).text);
         for (int run = 0; run < kRuns; run++)
@@ -95,17 +98,17 @@ static int run_product(int M, Product p, float beta, const char* where) {
     lt_ok(cublasLtMatmulPreferenceDestroy(preference));
     for (cublasLtMatrixLayout_t l : {lx, lw, ly}) lt_ok(cublasLtMatrixLayoutDestroy(l));
     lt_ok(cublasLtMatmulDescDestroy(product));
-    return count;
+    return ran;
 }
 
 int main(int argc, char** argv) {
-    if (argc != 4) {
-        fprintf(stderr, "stress_products BETA place|apart|fresh SECONDS\n");
+    if (argc != 5) {
+        fprintf(stderr, "stress_products BETA place|apart|fresh safe|unsafe|all SECONDS\n");
         return 2;
     }
     float beta = (float)atof(argv[1]);
     size_t most = (size_t)kMostRows * kRowTokens * kWidest;
-    time_t end = time(NULL) + atoi(argv[3]);
+    time_t end = time(NULL) + atoi(argv[4]);
     cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cuda_ok(cudaMalloc(&workspace, kWorkspaceBytes));
     x = random_values(most, 1), w = random_values((size_t)kWidest * kWidest, 2), y = random_values(most, 3), other = random_values(most, 4);
@@ -113,8 +116,8 @@ int main(int argc, char** argv) {
     long ran = 0;
     do {
         for (int rows = kFewestRows; rows <= kMostRows; rows++)
-            for (Product p : kProducts) ran += run_product(rows * kRowTokens, p, beta, argv[2]);
+            for (Product p : kProducts) ran += run_product(rows * kRowTokens, p, beta, argv[2], argv[3]);
     } while (time(NULL) < end);
-    printf("%ld algorithms ran with beta %g, %s; none failed\n", ran, beta, argv[2]);
+    printf("%ld algorithms ran with beta %g, %s, %s; none failed\n", ran, beta, argv[2], argv[3]);
     return 0;
 }

@@ -95,10 +95,11 @@ static void dry_absmax_each(const Coded* matrices, int count, bool rotated) { (v
 static void dry_quantize_each(const Coded* matrices, int count, bool rotated, Fmt fmt, float clip) {
     quantize_each_by(dry_quantize, matrices, count, rotated, fmt, clip);
 }
-static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)absmax, (void)clip, (void)scratch;
     check_qmat(q, x, rotation, fmt);
+    if (plain) check_qmat(plain->q, x, kRotateNone, plain->fmt);
 }
 static void dry_unrotate_tokens(Mat y, Mat x, int block, void* scratch) { (void)y, (void)x, (void)block, (void)scratch; }
 static void dry_count_codes(CodeCounts* counts, Mat x, const float* absmax, Opnd how) { (void)counts, (void)x, (void)absmax, (void)how; }
@@ -181,7 +182,7 @@ const Comm* dry_comm(int ranks, bool gpus) {
     sent = 0;
     Comm table = {ranks == 1 ? "solo" : gpus ? "nccl" : "mpi", 0, ranks, ranks, gpus && ranks > 1 ? kNcclStagingBytes : 0, dry_all_gather,
                   dry_reduce_scatter, dry_all_reduce, dry_all_reduce_max, dry_start, dry_wait, dry_sent_bytes, dry_bad_rank, dry_host_sum,
-                  dry_host_broadcast, dry_nothing, dry_nothing, _exit};
+                  dry_host_broadcast, dry_nothing, dry_nothing, _exit, NULL, NULL};
     dry = table;
     return &dry;
 }

@@ -88,14 +88,16 @@ size_t hqfsdp_own_bytes(const Linear* linear, const Piece* pieces, int count) {
 
 HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm, int ranks, const Piece* pieces, int count, int ring) {
     HqFsdp* h = describe(config, linear, comm, ranks, pieces, count, ring);
-    h->memory = h->ops->alloc(hqfsdp_bytes(config, linear, ranks, pieces, count, ring));
+    size_t bytes = hqfsdp_bytes(config, linear, ranks, pieces, count, ring);
+    h->memory = ranks > 1 ? comm_alloc(comm, h->ops, bytes) : h->ops->alloc(bytes);
     Arena arena = {(char*)h->memory, 0};
     place_all(h, &arena);
     return h;
 }
 
 void hqfsdp_free(HqFsdp* h) {
-    h->ops->release(h->memory);
+    if (h->ranks > 1) comm_release(h->comm, h->ops, h->memory);
+    else h->ops->release(h->memory);
     forget(h);
 }
 

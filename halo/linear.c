@@ -157,10 +157,6 @@ static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
 // Makes the codes of one operand; takes its maximum before, unless `done` says that the producer has.
 static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
     Rotation r = rotation_of(ln, how, axis);
-    if (r.axis == ROTATE_ROWS && !done.absmax) {
-        ln->ops->quantize_tokens(q, x, r.block, absmax, how.fmt, how.clip, ln->turned);
-        return;
-    }
     if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
     ln->ops->quantize(q, x, r, absmax, how.fmt, how.clip);
 }
@@ -285,15 +281,15 @@ static GradSides prepare_grad(const Linear* ln, const GradOperand* grad, int p, 
     }
     float *maximum = grad->absmax + p, *rotated_maximum = grad->absmax + kMaxParts + p;
     Prep done = {false, maximum};
-    if (!is_plain(r->ee)) {
-        if (r->ee.rotate) prepare(ln, e, dy, r->ee, ROTATE_ROWS, rotated_maximum, kPrepNone);
-        else prepare(ln, e, dy, r->ee, ROTATE_ROWS, maximum, done);
-        s.e = side_codes(e);
+    if (r->ee.rotate) {   // G's codes, which never rotate, come from the same pass over dY
+        PlainCodes plain = {g, maximum, r->ge.fmt, r->ge.clip};
+        ln->ops->quantize_tokens(e, dy, ln->token_block, rotated_maximum, r->ee.fmt, r->ee.clip, is_plain(r->ge) ? NULL : &plain, ln->turned);
+    } else {
+        if (!is_plain(r->ee)) prepare(ln, e, dy, r->ee, ROTATE_ROWS, maximum, done);
+        if (!is_plain(r->ge) && !shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, maximum, done);
     }
-    if (!is_plain(r->ge)) {
-        if (!shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, maximum, done);
-        s.g = side_codes_t(g);
-    }
+    if (!is_plain(r->ee)) s.e = side_codes(e);
+    if (!is_plain(r->ge)) s.g = side_codes_t(g);
     return s;
 }
 

@@ -130,6 +130,14 @@ static inline void quantize_each_by(void (*quantize)(QMat q, Mat x, Rotation rot
 // The longest K of a product of INT8 codes, whose sums are 32-bit integers: K * 128 * 128 < 2^31.
 enum { kInt8Longest = 131071 };
 
+// What quantize is asked for beside quantize_tokens: codes of the same matrix as it is, whose maximum is known.
+typedef struct {
+    QMat q;
+    const float* absmax;
+    Fmt fmt;
+    float clip;
+} PlainCodes;
+
 // One side of a product: m is (rows, K), or (K, rows) when `transposed`, which only F32 and BF16 allow.
 typedef struct {
     Mat m;
@@ -347,8 +355,9 @@ typedef struct Ops {
     void (*absmax_each)(const Coded* matrices, int count, bool rotated);
     void (*quantize_each)(const Coded* matrices, int count, bool rotated, Fmt fmt, float clip);
     // Codes of H x along the tokens when its maximum is not yet known: raises *absmax to the largest |H x|, as rotate with y.data NULL does,
-    // and then is quantize. scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.
-    void (*quantize_tokens)(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch);
+    // and then is quantize. plain: NULL, or codes of x itself, the bits that quantize gives, from the same pass over x where the backend can.
+    // scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.
+    void (*quantize_tokens)(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch);
     // y = H^T x along the tokens, as rotate, with scratch of the same size.
     void (*unrotate_tokens)(Mat y, Mat x, int block, void* scratch);
     size_t (*quantize_tokens_scratch)(int rows, int cols, int block);   // for either

@@ -187,10 +187,11 @@ static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, floa
     for (int i = 0; i < count; i++) bytes += size_of(m[i].x) + size_of(m[i].q.codes) + size_of(m[i].q.codes_t);
     end(rotated ? "quantize, rotated features" : "quantize", from, bytes);
 }
-static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, void* scratch) {
+static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     int from = begin();
-    inner->quantize_tokens(q, x, block, max, fmt, clip, scratch);
-    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t));
+    inner->quantize_tokens(q, x, block, max, fmt, clip, plain, scratch);
+    double beside = plain ? size_of(plain->q.codes) + size_of(plain->q.codes_t) : 0;
+    end("max, codes, rotated tokens", from, 2 * size_of(x) + size_of(q.codes) + size_of(q.codes_t) + beside);
 }
 static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
     int from = begin();

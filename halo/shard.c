@@ -151,7 +151,7 @@ static void make_places(Shard* s) {
     for (int place = 0; place < 2 + s->ring; place++) {
         int unit = unit_at(s, place);
         s->places[place].unit = -1;
-        s->places[place].data = gathers(s) ? (char*)s->ops->alloc(unit_values(s, unit, true) * act_bytes(s))
+        s->places[place].data = gathers(s) ? (char*)comm_alloc(s->comm, s->ops, unit_values(s, unit, true) * act_bytes(s))
                                            : s->weights + unit_start(s, unit) * act_bytes(s);
     }
     for (int place = 0; place < 2 + s->grad_ring; place++) {
@@ -166,7 +166,7 @@ static Shard* part_new(ShardPart part, const Config* config, const Ops* ops, con
     shard_describe(s, part, config, ops, comm, options);
     options = s->opt;
     ShardBytes bytes = shard_count_bytes(s);
-    s->weights = (char*)ops->alloc(flat_weight_bytes(s));
+    s->weights = (char*)(gathers_weights_in_place(s) ? comm_alloc(comm, ops, flat_weight_bytes(s)) : ops->alloc(flat_weight_bytes(s)));
     if (options.train) {
         s->add_shift = (NoiseShift*)ops->alloc(sizeof(NoiseShift));
         size_t state = s->local_values * fmt_bytes(options.state_fmt);
@@ -189,10 +189,12 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
 
 void shard_free(Shard* s) {
     if (s->adapter) shard_free(s->adapter);
-    void* const buffers[] = {s->weights, s->grads, s->master, s->m, s->v, s->read_buffer, s->add_shift};
+    if (gathers_weights_in_place(s)) comm_release(s->comm, s->ops, s->weights);
+    else s->ops->release(s->weights);
+    void* const buffers[] = {s->grads, s->master, s->m, s->v, s->read_buffer, s->add_shift};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);
-    for (int place = 0; gathers(s) && place < 2 + s->ring; place++) s->ops->release(s->places[place].data);
+    for (int place = 0; gathers(s) && place < 2 + s->ring; place++) comm_release(s->comm, s->ops, s->places[place].data);
     for (int place = 0; place < 2 + s->grad_ring; place++)
         if (s->grad_places[place].data) s->ops->release(s->grad_places[place].data);
     if (s->codes) hqfsdp_free(s->codes);

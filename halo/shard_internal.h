@@ -91,6 +91,8 @@ static inline bool holds_codes(const Shard* s) {
 }
 static inline bool keeps_master(const Shard* s) { return s->opt.master && s->ops->act == BF16; }
 static inline bool gathers(const Shard* s) { return !s->owns_all && s->zero == 3; }
+// Stages 1 and 2: each rank updates its own rows, and the others' are gathered beside them.
+static inline bool gathers_weights_in_place(const Shard* s) { return !s->owns_all && s->zero < 3; }
 static inline bool reduces_each_micro_step(const Shard* s) { return s->zero >= 2; }
 // Are a micro-step's gradients made in a buffer of their own, and then added to those before? With stages 0 and 1 the first
 // micro-step's are made in place.

@@ -717,7 +717,8 @@ static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr
 }
 static const size_t kSimtMemory = (size_t)1 << 40;
 static inline cudaError_t cudaMalloc(void** p, size_t bytes) {
-    return bytes <= kSimtMemory && posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+    size_t align = bytes % 4096 ? 256 : 4096;   // whole pages can be shared with other processes (simt_ipc.h)
+    return bytes <= kSimtMemory && posix_memalign(p, align, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMalloc(p, bytes); }
 static inline cudaError_t cudaFree(void* p) {

@@ -12,6 +12,8 @@
 #include <atomic>
 #include <vector>
 
+#include "simt_ipc.h"
+
 typedef enum {
     ncclSuccess, ncclUnhandledCudaError, ncclSystemError, ncclInternalError, ncclInvalidArgument, ncclInvalidUsage, ncclRemoteError, ncclInProgress
 } ncclResult_t;

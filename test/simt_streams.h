@@ -40,7 +40,8 @@ typedef SimtStream* cudaStream_t;
 typedef SimtEvent* cudaEvent_t;
 
 enum { kSimtSlowUs = 300, kSimtMaxStreams = 16 };
-static inline SimtStream** simt_streams(int* count, SimtStream* added) {
+// One list for all files of a program: hence not static.
+inline SimtStream** simt_streams(int* count, SimtStream* added) {
     static SimtStream* all[kSimtMaxStreams];
     static int used;
     if (added) {

@@ -72,21 +72,65 @@ static void* sums(const void* start, size_t first, size_t count, Fmt fmt, const 
     return x;
 }
 
-static void gather_case(size_t bytes, bool in_place) {
+// Into memory that is made for it, or any memory.
+static void gather_case(size_t bytes, bool in_place, bool made_for_it) {
     size_t ranks = (size_t)comm->ranks, all = bytes * ranks;
     char* want = (char*)host_alloc(all);
     for (size_t r = 0; r < ranks; r++)
         for (size_t i = 0; i < bytes; i++) want[r * bytes + i] = (char)(i * 7 + r * 31);
-    char *out = (char*)ops->alloc(all), *own = in_place ? out + (size_t)comm->rank * bytes : (char*)ops->alloc(bytes);
+    char *out = (char*)(made_for_it ? comm_alloc(comm, ops, all) : ops->alloc(all)), *own = in_place ? out + (size_t)comm->rank * bytes : (char*)ops->alloc(bytes);
     ops->upload(own, want + (size_t)comm->rank * bytes, bytes);
     comm->all_gather(out, own, bytes);
     comm->wait(comm->start());
     char what[96];
-    snprintf(what, sizeof what, "all_gather of %zu bytes%s", bytes, in_place ? " in place" : "");
+    snprintf(what, sizeof what, "all_gather of %zu bytes%s%s", bytes, in_place ? " in place" : "", made_for_it ? " of memory for it" : "");
     report(differing(out, want, all), what);
     if (!in_place) ops->release(own);
-    ops->release(out);
+    if (made_for_it) comm_release(comm, ops, out);
+    else ops->release(out);
     free(want);
+}
+
+// Gathers of two pieces each into two places by turns, as a ring of layers has them: each place is read while the other is filled, and no
+// rank may write to a place before all ranks have read it.
+static void ring_case(void) {
+    enum { kGathers = 12, kPlaces = 2 };
+    const size_t piece[2] = {3001, 256}, ranks = (size_t)comm->ranks, first = 12032, place_bytes = 16384;   // of 4 ranks at most
+    char *ring = (char*)comm_alloc(comm, ops, kPlaces * place_bytes), *both = (char*)ops->alloc(2 * 4096), *read[kGathers];
+    char *host = (char*)host_alloc(place_bytes), *want = (char*)host_alloc(place_bytes);
+    Transfer transfer[kGathers];
+    size_t wrong = 0;
+    for (int g = 0; g < kGathers; g++) read[g] = (char*)ops->alloc(place_bytes);
+    for (int g = 0; g <= kGathers; g++) {
+        if (g < kGathers) {
+            for (int i = 0; i < 4096; i++) host[i] = (char)(i * 5 + g * 17 + comm->rank * 31);
+            char* in = both + (size_t)(g % 2) * 4096;
+            ops->upload(in, host, 4096);
+            char* place = ring + (size_t)(g % kPlaces) * place_bytes;
+            comm->all_gather(place, in, piece[0]);
+            comm->all_gather(place + first, in + 3072, piece[1]);
+            transfer[g] = comm->start();
+        }
+        if (g > 0) {
+            comm->wait(transfer[g - 1]);
+            ops->copy(read[g - 1], ring + (size_t)((g - 1) % kPlaces) * place_bytes, place_bytes);
+        }
+    }
+    for (int g = 0; g < kGathers; g++) {
+        memset(want, 0, place_bytes);
+        ops->download(host, read[g], place_bytes);
+        for (size_t r = 0; r < ranks; r++) {
+            for (size_t i = 0; i < piece[0]; i++) want[r * piece[0] + i] = (char)((int)i * 5 + g * 17 + (int)r * 31);
+            for (size_t i = 0; i < piece[1]; i++) want[first + r * piece[1] + i] = (char)((int)(i + 3072) * 5 + g * 17 + (int)r * 31);
+        }
+        for (size_t i = 0; i < place_bytes; i++) wrong += host[i] != want[i];
+        ops->release(read[g]);
+    }
+    comm_release(comm, ops, ring);
+    ops->release(both);
+    free(host);
+    free(want);
+    report(wrong, "12 gathers into a ring of two places");
 }
 
 // Two sums in one transfer, of which the first writes to its own slice.
@@ -206,7 +250,12 @@ static int on_a_rank(const char* backend) {
     comm = comm_on(comm, ops);
     report(comm->host_ranks != comm->ranks, "all ranks are this host's");
     const size_t gathers[] = {1, 2, 7, 256, 100003};
-    for (int i = 0; i < COUNT(gathers); i++) gather_case(gathers[i], i % 2);
+    for (int i = 0; i < COUNT(gathers); i++) {
+        gather_case(gathers[i], i % 2, false);
+        gather_case(gathers[i], i % 2, true);
+        gather_case(gathers[i], !(i % 2), true);
+    }
+    ring_case();
     // Below a block of an all_reduce, over several slices of the emulation's staging memory, and of a GPU's.
     const size_t counts[] = {1, 3, 129, 1024, 20011, kHasGpus && !strcmp(backend, "cuda") ? 17000000 : 5000};
     for (int i = 0; i < COUNT(counts); i++) {
@@ -231,10 +280,12 @@ static int on_a_rank(const char* backend) {
 
 static const char* self;
 
-static void run_ranks(int ranks, const char* backend, const char* slow) {
+// `slow`: the emulated stream that is slowed down; `says`: what one rank is to say once, NULL: nothing of it.
+static void run_ranks(int ranks, const char* backend, const char* slow, const char* says) {
     char line[1024], text[512];
+    int said = 0;
     setenv("SIMT_SLOW", slow, 1);
-    snprintf(line, sizeof line, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d '%s' ranks %s",
+    snprintf(line, sizeof line, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d '%s' ranks %s 2>&1",
              ranks, self, backend);
     fflush(stdout);
     FILE* out = popen(line, "r");
@@ -246,30 +297,47 @@ static void run_ranks(int ranks, const char* backend, const char* slow) {
             test_passed += passed;
             test_failed += failed;
             closed = true;
+        } else if (strstr(text, "copy engines: ")) {
+            said += says && strstr(text, says) ? 1 : 100;
         } else {
             fputs(text, stdout);
         }
     }
     ok(pclose(out) == 0 && closed, "%d ranks on %s, slow stream %s, come to an end", ranks, backend, slow);
+    ok(said == (says != NULL), "copy engines are used%s%s", says ? " no more, said once: " : ", or nothing is said", says ? says : "");
 }
 
 #ifdef HALO_SIMT
 static void ranks_case(void) {
     setenv("SIMT_GPUS", "4", 1);
     const char* const slow[] = {"none", "0", "1", "2"};
-    for (int i = 0; i < COUNT(slow); i++) run_ranks(2 + i % 2, "cuda", slow[i]);
-    run_ranks(4, "cuda", "none");
+    for (int i = 0; i < COUNT(slow); i++) run_ranks(2 + i % 2, "cuda", slow[i], NULL);
+    run_ranks(4, "cuda", "none", NULL);
+    setenv("SIMT_NO_IPC", "1", 1);
+    run_ranks(3, "cuda", "1", "cannot open memory of another");
+    unsetenv("SIMT_NO_IPC");
+    setenv("SIMT_NO_VALUES", "0", 1);
+    run_ranks(3, "cuda", "none", "do not meet");
+    unsetenv("SIMT_NO_VALUES");
+    setenv("HALO_COPY_ENGINES", "0", 1);
+    for (int i = 0; i < 3; i++) run_ranks(2 + i % 2, "cuda", slow[i], "HALO_COPY_ENGINES is 0");
+    unsetenv("HALO_COPY_ENGINES");
 }
 #else
 static void ranks_case(void) {
-    for (int ranks = 2; ranks <= 4; ranks++) run_ranks(ranks, "cpu", "none");
+    for (int ranks = 2; ranks <= 4; ranks++) run_ranks(ranks, "cpu", "none", NULL);
     int gpus = 0;
 #ifdef HALO_CUDA
     if (kHasGpus) gpus = cuda_device_count();
 #endif
     if (!kHasGpus) skip("collectives on GPUs: built without NCCL");
     else if (gpus < 2) too_few_gpus("collectives on GPUs", gpus);
-    for (int ranks = 2; ranks <= gpus && ranks <= 8; ranks *= 2) run_ranks(ranks, "cuda", "none");
+    for (int ranks = 2; ranks <= gpus && ranks <= 8; ranks *= 2) {
+        run_ranks(ranks, "cuda", "none", NULL);
+        setenv("HALO_COPY_ENGINES", "0", 1);
+        run_ranks(ranks, "cuda", "none", "HALO_COPY_ENGINES is 0");
+        unsetenv("HALO_COPY_ENGINES");
+    }
 }
 #endif
 static void no_mpi(void) { skip("collectives: no MPI on this machine"); }

@@ -171,6 +171,9 @@ static void rotate_many_tokens_case(void) {
         {ROTATE_ROWS, 2048, 2048, 16, 0, 0}, {ROTATE_ROWS, 4090, 4096, 8, 0, 0}, {ROTATE_ROWS, 6144, 6144, 8, 0, 0},
         {ROTATE_ROWS, 8192, 8180, 16, 0, 0}, {ROTATE_ROWS, 16384, 16380, 8, 0, 0}, {ROTATE_ROWS, 14336, 14336, 8, 0, 0},
         {ROTATE_ROWS, 4096, 4096, 40, 2048, 8}, {ROTATE_ROWS, 4096, 4096, 136, 0, 0}, {ROTATE_ROWS, 9200, 9216, 8, 384, 0},
+        {ROTATE_ROWS, 832, 832, 72, 0, 0},   {ROTATE_ROWS, 1600, 1600, 40, 0, 8}, {ROTATE_ROWS, 2752, 2750, 24, 0, 0},
+        {ROTATE_ROWS, 1664, 1664, 72, 832, 0}, {ROTATE_ROWS, 20480, 20480, 8, 0, 0}, {ROTATE_ROWS, 24570, 24576, 8, 0, 0},
+        {ROTATE_ROWS, 32768, 32768, 8, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         rotate_one(shapes[s], BF16, s % 2 == 0);
@@ -237,6 +240,8 @@ static void rotate_extreme(RotateShape s, Extreme kind) {
 static void rotate_extremes_case(void) {
     static const RotateShape shapes[] = {{ROTATE_ROWS, 512, 512, 24, 256, 0}, {ROTATE_ROWS, 1024, 1024, 16, 0, 0}, {ROTATE_ROWS, 6144, 6144, 16, 0, 0},
                                          {ROTATE_ROWS, 4096, 4096, 24, 0, 0}, {ROTATE_ROWS, 768, 768, 40, 0, 0},
+                                         {ROTATE_ROWS, 9216, 9216, 8, 0, 0},  {ROTATE_ROWS, 16384, 16384, 8, 0, 0},
+                                         {ROTATE_ROWS, 1600, 1600, 40, 0, 0}, {ROTATE_ROWS, 2752, 2752, 8, 0, 0},
                                          {ROTATE_COLS, 70, 70, 64, 0, 0},     {ROTATE_COLS, 600, 600, 256, 0, 0},
                                          {ROTATE_COLS, 40, 40, 576, 0, 0},    {ROTATE_COLS, 300, 300, 1536, 0, 0},
                                          {ROTATE_COLS, 9, 9, 4096, 0, 0},     {ROTATE_COLS, 7, 7, 14336, 0, 0},
@@ -464,6 +469,7 @@ static void rotated_codes_case(void) {
         {ROTATE_ROWS, 4096, 4096, 16, 0, 0},  {ROTATE_ROWS, 6144, 6144, 8, 0, 0},  {ROTATE_ROWS, 8190, 8192, 24, 0, 0},
         {ROTATE_COLS, 11, 11, 8192, 0, 0},    {ROTATE_COLS, 90, 90, 576, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},
         {ROTATE_ROWS, 3000, 3072, 48, 0, 0},  {ROTATE_ROWS, 5120, 5120, 16, 0, 0}, {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
+        {ROTATE_ROWS, 832, 832, 72, 0, 0},    {ROTATE_ROWS, 1600, 1600, 40, 0, 8}, {ROTATE_ROWS, 16384, 16384, 8, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         for (int fmt = FP8_E4M3; fmt <= INT8; fmt++)
@@ -473,8 +479,50 @@ static void rotated_codes_case(void) {
     }
 }
 
-// The maximum and the codes in one call are those of the two calls, to the bit, and the scratch is as large as it has to be.
-static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted, bool with_nan) {
+// Codes of x itself, asked for in one call with those of x rotated.
+typedef struct {
+    Fmt fmt;
+    Wanted wanted;
+    int slack;   // ld beyond whole units of 16 codes
+} PlainWanted;
+static const PlainWanted kPlains[] = {{INT8, TRANSPOSED, 0},     {FP6_E3M2, TRANSPOSED, 16}, {FP8_E4M3, TRANSPOSED, 0}, {FP8_E5M2, TRANSPOSED, 32},
+                                      {FP6_E2M3, TRANSPOSED, 0}, {INT8, TRANSPOSED, 5},      {FP8_E4M3, BOTH, 0},       {INT8, CODES, 3}};
+
+// In the backend's memory, and as the CPU makes them.
+typedef struct {
+    PlainCodes plain;
+    QMat want;
+    float* absmax;
+} PlainCase;
+static PlainCase plain_case(Mat x, PlainWanted wanted, float clip) {
+    float most = 0;
+    float* absmax = (float*)ops->alloc(sizeof most);
+    QMat want = qmat(x.rows, x.cols, wanted.slack, wanted.fmt, PER_TENSOR, wanted.wanted), q = want;
+    if (q.codes.data) q.codes = put(want.codes);
+    if (q.codes_t.data) q.codes_t = put(want.codes_t);
+    q.scale = (float*)ops->alloc(sizeof(float));
+    cpu_f32_ops.absmax(&most, x);
+    ops->upload(absmax, &most, sizeof most);
+    cpu_f32_ops.quantize(want, x, kRotateNone, &most, wanted.fmt, clip);
+    PlainCase p = {{q, absmax, wanted.fmt, clip}, want, absmax};
+    return p;
+}
+// What differs in codes, between their rows, and in the scale; releases all.
+static size_t plain_differs(PlainCase p) {
+    QMat q = p.plain.q, want = p.want;
+    size_t differ = (size_t)differing_scales(q.scale, want.scale, 1);
+    if (want.codes.data) differ += differing_bytes(q.codes, want.codes);
+    if (want.codes_t.data) differ += differing_bytes(q.codes_t, want.codes_t);
+    if (q.codes.data) ops->release(q.codes.data);
+    if (q.codes_t.data) ops->release(q.codes_t.data);
+    ops->release(q.scale); ops->release(p.absmax);
+    free(want.codes.data); free(want.codes_t.data); free(want.scale);
+    return differ;
+}
+
+// The maximum and the codes in one call are those of the two calls, to the bit, those of x itself are the CPU's, and the scratch is as large as
+// it has to be.
+static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wanted wanted, bool with_nan, const PlainWanted* beside) {
     Mat x = noise(s.x_rows, s.cols, s.cols + s.slack, in, 1e-3f);
     if (with_nan) ((uint16_t*)x.data)[(size_t)(s.x_rows / 2) * x.ld + 3] = bf16_from_f32(NAN);
     Mat X = put(x), nowhere = {NULL, s.y_rows, s.cols, s.cols, in};
@@ -489,7 +537,14 @@ static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wante
     Rotation rotation = {ROTATE_ROWS, s.block};
     ops->rotate(nowhere, X, ROTATE_ROWS, false, s.block, numbers);
     ops->quantize(two, X, rotation, numbers, fmt, clip);
-    ops->quantize_tokens(one, X, s.block, numbers + 1, fmt, clip, scratch.data);
+    size_t plain_differ = 0;
+    if (beside) {
+        PlainCase p = plain_case(x, *beside, 1.75f - clip);
+        ops->quantize_tokens(one, X, s.block, numbers + 1, fmt, clip, &p.plain, scratch.data);
+        plain_differ = plain_differs(p);
+    } else {
+        ops->quantize_tokens(one, X, s.block, numbers + 1, fmt, clip, NULL, scratch.data);
+    }
 
     float got[4];
     size_t differ = 0, beyond = 0;
@@ -512,10 +567,11 @@ static void tokens_in_one_call(RotateShape s, Fmt in, Fmt fmt, float clip, Wante
     for (size_t i = bytes; i < bytes + 256; i++) beyond += ((uint8_t*)fence.data)[i] != kFence;
     bool same = f32_bits(got[0]) == f32_bits(got[1]) && f32_bits(got[2]) == f32_bits(got[3]);
     bool nan = isnan(got[0]) && isnan(got[1]) && isnan(got[2]) && isnan(got[3]);
-    ok((with_nan ? nan : same && got[0] > 0) && differ == 0 && back_differ == 0 && beyond == 0,
-       "tokens in one call %s %d -> %d x %d block %d slack %d %s -> %s wanted %d%s: maximum %g of %g, %zu bytes of codes differ, %zu of those rotated back, %zu bytes "
-       "beyond %zu of scratch", ops->name, s.x_rows, s.y_rows, s.cols, s.block, s.slack, fmt_name(in), fmt_name(fmt), (int)wanted,
-       with_nan ? " NaN" : "", (double)got[1], (double)got[0], differ, back_differ, beyond, bytes);
+    ok((with_nan ? nan : same && got[0] > 0) && differ == 0 && plain_differ == 0 && back_differ == 0 && beyond == 0,
+       "tokens in one call %s %d -> %d x %d block %d slack %d %s -> %s wanted %d, plain %s wanted %d slack %d%s: maximum %g of %g, %zu bytes of codes differ, %zu of "
+       "plain codes, %zu of those rotated back, %zu bytes beyond %zu of scratch", ops->name, s.x_rows, s.y_rows, s.cols, s.block, s.slack,
+       fmt_name(in), fmt_name(fmt), (int)wanted, beside ? fmt_name(beside->fmt) : "none", beside ? (int)beside->wanted : 0, beside ? beside->slack : 0,
+       with_nan ? " NaN" : "", (double)got[1], (double)got[0], differ, plain_differ, back_differ, beyond, bytes);
     ops->release(X.data); ops->release(scratch.data); ops->release(numbers);
     if (wanted & CODES) { ops->release(two.codes.data); ops->release(one.codes.data); free(empty.codes.data); }
     if (wanted & TRANSPOSED) { ops->release(two.codes_t.data); ops->release(one.codes_t.data); free(empty.codes_t.data); }
@@ -527,14 +583,19 @@ static void tokens_in_one_call_case(void) {
         {ROTATE_ROWS, 512, 512, 80, 256, 0},    {ROTATE_ROWS, 770, 896, 72, 128, 8},    {ROTATE_ROWS, 1000, 1024, 104, 0, 16},
         {ROTATE_ROWS, 1536, 1530, 16, 0, 0},    {ROTATE_ROWS, 2048, 2048, 88, 0, 8},    {ROTATE_ROWS, 4090, 4096, 40, 2048, 0},
         {ROTATE_ROWS, 6144, 6144, 8, 0, 0},     {ROTATE_ROWS, 8192, 8192, 24, 0, 0},    {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
-        {ROTATE_ROWS, 500, 512, 616, 0, 0},     {ROTATE_ROWS, 384, 384, 520, 128, 0},
+        {ROTATE_ROWS, 500, 512, 616, 0, 0},     {ROTATE_ROWS, 384, 384, 520, 128, 0},   {ROTATE_ROWS, 832, 832, 136, 0, 8},
+        {ROTATE_ROWS, 1600, 1600, 40, 0, 0},    {ROTATE_ROWS, 16384, 16384, 16, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
-        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, false);
-        tokens_in_one_call(shapes[s], BF16, s % 2 ? FP8_E5M2 : FP6_E3M2, 0.75f, (Wanted)(1 + s % 3), false);
+        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, false, &kPlains[s % COUNT(kPlains)]);
+        tokens_in_one_call(shapes[s], BF16, s % 2 ? FP8_E5M2 : FP6_E3M2, 0.75f, (Wanted)(1 + s % 3), false, NULL);
         if (shapes[s].x_rows > 3000) continue;
-        tokens_in_one_call(shapes[s], F32, FP8_E4M3, 1, s % 2 ? BOTH : CODES, false);
-        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, true);
+        tokens_in_one_call(shapes[s], F32, FP8_E4M3, 1, s % 2 ? BOTH : CODES, false, &kPlains[(s + 1) % COUNT(kPlains)]);
+        tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, true, &kPlains[0]);
+    }
+    static const RotateShape ragged[] = {{ROTATE_ROWS, 745, 768, 104, 0, 16}, {ROTATE_ROWS, 1017, 1024, 136, 0, 0}};   // tails of every unit
+    for (int s = 0; s < COUNT(ragged); s++) {
+        for (int p = 0; p < COUNT(kPlains); p++) tokens_in_one_call(ragged[s], BF16, kPlains[p].fmt, p % 2 ? 0.75f : 1, CODES, false, &kPlains[p]);
     }
 }
 

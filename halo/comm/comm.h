@@ -43,7 +43,17 @@ typedef struct {
     void (*barrier)(void);
     void (*finish)(void);
     void (*abort_job)(int exit_code);   // ends all ranks
+    // ---- memory of the backend, zeroed, that other ranks can write to, so that gathering into it costs the backend's work the least.
+    // All ranks call each of the two together, `alloc` for as many bytes. NULL: the backend's own memory is as good (comm_alloc)
+    void* (*alloc)(size_t bytes);
+    void (*release)(void* p);
 } Comm;
+
+static inline void* comm_alloc(const Comm* comm, const Ops* ops, size_t bytes) { return comm->alloc ? comm->alloc(bytes) : ops->alloc(bytes); }
+static inline void comm_release(const Comm* comm, const Ops* ops, void* p) {
+    if (comm->release) comm->release(p);
+    else ops->release(p);
+}
 
 C_API const Comm* comm_solo(void);
 #ifdef HALO_MPI

@@ -21,6 +21,6 @@ static void solo_nothing(void) {}
 const Comm* comm_solo(void) {
     static const Comm solo = {"solo", 0, 1, 1, 0, solo_all_gather, solo_reduce_scatter, solo_all_reduce, solo_all_reduce_max,
                               solo_start, solo_wait, solo_sent_bytes, solo_bad_rank, solo_host_sum, solo_host_broadcast, solo_nothing,
-                              solo_nothing, _exit};
+                              solo_nothing, _exit, NULL, NULL};
     return &solo;
 }

@@ -137,12 +137,13 @@ static void quantize_each(const Coded* matrices, int count, bool rotated, Fmt fm
     quantize_each_by(quantize, matrices, count, rotated, fmt, clip);
 }
 
-static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)scratch;
     check_qmat(q, x, rotation, fmt);
     rotate(mat(NULL, qmat_row_count(q), x.cols, x.fmt), x, ROTATE_ROWS, false, block, absmax);
     quantize(q, x, rotation, absmax, fmt, clip);
+    if (plain) quantize(plain->q, x, kRotateNone, plain->absmax, plain->fmt, plain->clip);
 }
 static void unrotate_tokens(Mat y, Mat x, int block, void* scratch) {
     (void)scratch;

@@ -86,6 +86,18 @@ __device__ inline uint2 code_octet(const Values<8>& x, Fmt fmt) {
     }
 }
 
+// Stores 16 neighbouring codes to `to`, of which only the first `inside` are inside the matrix.
+__device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
+    if (inside >= 16) {
+        *(uint4*)to = codes;
+        return;
+    }
+    uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        if (i < inside) to[i] = (uint8_t)(word[i / 4] >> 8 * (i % 4));
+}
+
 // One value of any format of codes.
 __device__ inline void store_code(void* to, size_t at, float x, Fmt fmt) {
     if (fmt == F32) ((float*)to)[at] = x;

@@ -10,7 +10,8 @@
 // quantize_any_kernel takes matrices without aligned octets, and casts to bf16 or FP32, in tiles of 32 x 32, a value at a time.
 //
 // x * inverse is rounded once in FP32, then to the format (codes.cuh). Codes of a rotated x leave the rotation itself, without being
-// stored in between; their transposes are a second pass over them: 3 bytes an element, and 2 for codes_t, 1 of them from the L2.
+// stored in between; their transposes are a second pass over them: 3 bytes an element, and 2 for codes_t, 1 of them from the L2. Where x is rotated
+// along the tokens too, that kernel makes the transposed codes of x itself (rotate/tokens.cuh): 1 byte.
 #ifndef HALO_CUDA_QUANTIZE_CUH
 #define HALO_CUDA_QUANTIZE_CUH
 
@@ -65,18 +66,6 @@ template <> struct Octet<float> {
 // Where eight codes of a column of the tile lie in shared memory: 16 units of 8 bytes a column, permuted so that the lanes of 8 columns use
 // different banks.
 __device__ inline int tile_unit(int col, int row_octet) { return col * (kTile / kOctet) + (row_octet ^ (col / kOctet % 8) << 1); }
-
-// Stores 16 neighbouring codes to `to`, of which only the first `inside` are inside the matrix.
-__device__ inline void store_codes(uint8_t* to, uint4 codes, int inside) {
-    if (inside >= 16) {
-        *(uint4*)to = codes;
-        return;
-    }
-    uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (i < inside) to[i] = (uint8_t)(word[i / 4] >> 8 * (i % 4));
-}
 
 // The largest magnitude of the 32 x 32 values that 16 lanes of a warp hold, in each of these lanes.
 template <typename T>
@@ -548,20 +537,27 @@ static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, floa
     }
 }
 
-// Where only codes are wanted and the kernels of rotate/tokens.cuh take x, the maximum and the codes share a pass.
-static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, void* scratch) {
+// Where only codes are wanted and the kernels of rotate/tokens.cuh take x, the maximum and the codes share a pass, which may make the plain
+// codes too.
+static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     check_mat(x, x.rows, x.cols, "quantize_tokens");
     check_qmat(q, x, rotation, fmt);
+    if (plain) check_qmat(plain->q, x, kRotateNone, plain->fmt);
     Mat nowhere = mat(NULL, qmat_row_count(q), x.cols, x.fmt);
+    bool rotated = false, beside = false;   // what is done
     if (q.codes.data && !q.codes_t.data && q.codes.rows > 0 && x.cols > 0) {
         RotateJob measure = rotate_job(nowhere, x, ROTATE_ROWS, false, block), encode = rotate_job(q.codes, x, ROTATE_ROWS, false, block);
         measure.absmax = absmax;
         encode.quantizer = Quantizer{absmax, q.scale, clip};
-        if (rotate_tokens_twice(measure, encode, scratch)) return;
+        beside = plain && makes_plain_codes(measure, *plain);
+        rotated = rotate_tokens_twice(measure, encode, beside ? plain : NULL, scratch);
     }
-    rotate(nowhere, x, ROTATE_ROWS, false, block, absmax);
-    quantize(q, x, rotation, absmax, fmt, clip);
+    if (!rotated) {
+        rotate(nowhere, x, ROTATE_ROWS, false, block, absmax);
+        quantize(q, x, rotation, absmax, fmt, clip);
+    }
+    if (plain && !(rotated && beside)) quantize(plain->q, x, kRotateNone, plain->absmax, plain->fmt, plain->clip);
 }
 
 #endif

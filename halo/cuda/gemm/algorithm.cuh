@@ -1,4 +1,4 @@
-// What cuBLASLt's algorithm is, in words: a GPU keeps no record of what failed.
+// What cuBLASLt's algorithm is: in words, since a GPU keeps no record of what failed, and whether it is safe.
 #ifndef HALO_CUDA_GEMM_ALGORITHM_CUH
 #define HALO_CUDA_GEMM_ALGORITHM_CUH
 
@@ -26,6 +26,18 @@ static AlgorithmName algorithm_name(const cublasLtMatmulAlgo_t* algo) {
              algorithm_number<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
              algorithm_number<uint32_t>(algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION));
     return name;
+}
+
+// Does it run in clusters of at most four blocks? With clusters of eight (2 x 4), cuBLASLt 13.1's kernels end in an illegal instruction now and
+// then on an H200 that several processes share while they allocate and give back memory: the GPU's core dump shows a wgmma of theirs
+// (dev/stress_products.cu). It happens to whoever shares the GPU with a second program, so no product takes them.
+static bool algorithm_is_safe(const cublasLtMatmulAlgo_t* algo) {
+    switch (algorithm_number<uint16_t>(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID)) {
+        case CUBLASLT_CLUSTER_SHAPE_AUTO: case CUBLASLT_CLUSTER_SHAPE_1x1x1: case CUBLASLT_CLUSTER_SHAPE_2x1x1: case CUBLASLT_CLUSTER_SHAPE_4x1x1:
+        case CUBLASLT_CLUSTER_SHAPE_1x2x1: case CUBLASLT_CLUSTER_SHAPE_2x2x1: case CUBLASLT_CLUSTER_SHAPE_1x4x1: case CUBLASLT_CLUSTER_SHAPE_3x1x1:
+        case CUBLASLT_CLUSTER_SHAPE_1x3x1: return true;
+        default: return false;
+    }
 }
 
 #endif

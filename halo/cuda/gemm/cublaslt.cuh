@@ -3,9 +3,9 @@
 // cuBLASLt's matrices are column-major. Row-major C (M, N) is its D (N, M), so its A is side b and its B is side a; a row-major (rows, K)
 // is its (K, rows) and enters transposed as A, plain as B, and the other way round for a `transposed` side. FP8 takes only (rows, K).
 //
-// A plan is made once per shape: an algorithm and its descriptors. For a large product the first few algorithms of cuBLASLt's heuristic
+// A plan is made once per shape: an algorithm and its descriptors. For a large product the first few safe algorithms of cuBLASLt's heuristic
 // are timed, and the fastest is kept among those that sum each element in one sequence, so that the choice does not change a bit. A small
-// product, which may be faster split along K, takes the heuristic's first algorithm, which is the same in every run. A trial writes to the
+// product, which may be faster split along K, takes the heuristic's first safe algorithm, which is the same in every run. A trial writes to the
 // product's own output, or to memory of its own for that time; there are none while a graph is captured.
 //
 // Products of a training step run at the GPU's power limit, where timing a few runs says little: candidates are timed in slices of several
@@ -25,12 +25,12 @@
 enum {
     kLtWorthTrying = 512,             // for M, N and K at least this
     kLtPlans = 1024,                  // a power of two
-    kLtCandidates = 8,
+    kLtOffers = 24, kLtCandidates = 8,   // of the heuristic; of these, the first that are safe (algorithm.cuh)
     kLtRounds = 4                     // in each every candidate is timed once; the first round drops hopeless ones
 };
 static const float kLtWarmMs = 30, kLtSliceMs = 10;
 static const double kLtPatience = 10;   // seconds that a process waits for another one's trial
-enum { kLtTrialRules = 1 };                // changes with what is tried and how, so that older trials do not count
+enum { kLtTrialRules = 2 };                // changes with what is tried and how, so that older trials do not count
 static const float kLtHopeless = 1.08f;   // a candidate slower than this times the fastest of the first round is dropped
 
 static void lt_ok(cublasStatus_t status, const char* what) {
@@ -293,13 +293,13 @@ static void lt_make(LtPlan* plan, const Gemm& g) {
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)plan->key.a_align);
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)plan->key.c_align);
     lt_prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)plan->key.c_align);
-    cublasLtMatmulHeuristicResult_t found[kLtCandidates];
-    int count = 0;
+    cublasLtMatmulHeuristicResult_t found[kLtOffers];
+    int offers = 0, count = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(lt.handle, plan->product, plan->b, plan->a, plan->c, plan->c, preference,
-                                                           kLtCandidates, found, &count);
+                                                           kLtOffers, found, &offers);
     lt_ok(cublasLtMatmulPreferenceDestroy(preference), "preference");
-    for (int i = 0; i < count; i++)
-        if (found[i].state != CUBLAS_STATUS_SUCCESS) count = i;
+    for (int i = 0; i < offers && count < kLtCandidates; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && algorithm_is_safe(&found[i].algo)) found[count++] = found[i];
     plan->made = true;
     plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0;
     if (!plan->works) return;

@@ -6,7 +6,8 @@
 #include "../ptx.cuh"
 
 // The dense matrices across: G = K0 2^m with G <= kAcrossMost (m = 0 always), as A fragments of mma: (tiles, tiles, 32 lanes) uint4.
-enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16 };
+// The same signs alone, packed: kSignTiles neighbouring tiles of a row to a word.
+enum { kAcrossMost = 128, kAcrossDoublings = 8, kFragment = 16, kSignTiles = 4 };
 
 // The signs within 256 elements, of which a lane holds an octet: 16 x 16 products for four of the 8 bits each, as A fragments.
 enum { kWithinBits = 8 };
@@ -14,6 +15,7 @@ enum { kWithinBits = 8 };
 struct RotateSigns {
     const uint4* within[kWithinBits + 1];                           // [end_bit]: (2, 32 lanes); bits below end_bit are transformed
     const uint4* across[kHadamardBaseCount][kAcrossDoublings][2];   // [base][m][transposed]; NULL: not built
+    const uint32_t* packed[kHadamardBaseCount][kAcrossDoublings][2];   // of `across`: (tiles, ceil(tiles / kSignTiles), 32 lanes)
     const float* base[kHadamardBaseCount][2];                       // (K0, K0): [j][i] is the weight of input j in output i
 };
 
@@ -55,6 +57,22 @@ static inline void across_fragments(uint4* out, const int8_t* base, int K0, int 
         return i >= order || j >= order ? 0 : across_is_negative(base, K0, m, transposed, i, j) ? -1 : 1;
     });
 }
+// Of a row's tile t, the signs of a lane's register r, bits 15 and 31, are in word t / kSignTiles, 4 (t % kSignTiles) + r bits lower.
+static inline void packed_signs(uint32_t* out, const uint4* fragments, int tiles) {
+    int words = ceil_div(tiles, kSignTiles);
+    for (int row = 0; row < tiles; row++) {
+        for (int t = 0; t < words * kSignTiles; t++) {
+            for (int lane = 0; lane < kWarp; lane++) {
+                uint32_t* word = out + (row * words + t / kSignTiles) * kWarp + lane;
+                if (t % kSignTiles == 0) *word = 0;
+                if (t >= tiles) continue;
+                const uint4 a = fragments[(row * tiles + t) * kWarp + lane];
+                const uint32_t of[4] = {a.x, a.y, a.z, a.w};
+                for (int r = 0; r < 4; r++) *word |= (of[r] & 0x80008000u) >> (t % kSignTiles * 4 + r);
+            }
+        }
+    }
+}
 // Transforms those of an index's four bits that are in `bits`: a bit that is not transformed has the identity as its 2 x 2 factor.
 static inline void within_fragment(uint4* out, unsigned bits) {
     sign_fragments(out, 1, [&](int i, int j) {
@@ -88,9 +106,13 @@ static const RotateSigns* rotate_signs() {
             for (int transposed = 0; transposed < 2; transposed++) {
                 for (int m = 0; m < kAcrossDoublings && (m == 0 || K0 << m <= kAcrossMost); m++) {
                     int tiles = ceil_div(K0 << m, kFragment);
-                    if (place) across_fragments((uint4*)(host + used), base, K0, m, transposed);
+                    uint4* fragments = (uint4*)(host + used);
+                    if (place) across_fragments(fragments, base, K0, m, transposed);
                     signs.across[b][m][transposed] = (const uint4*)(device + used);
                     used += (size_t)tiles * tiles * kWarp * sizeof(uint4);
+                    if (place) packed_signs((uint32_t*)(host + used), fragments, tiles);
+                    signs.packed[b][m][transposed] = (const uint32_t*)(device + used);
+                    used += (size_t)tiles * ceil_div(tiles, kSignTiles) * kWarp * sizeof(uint32_t);
                 }
                 if (place)
                     for (int i = 0; i < K0; i++)

@@ -115,6 +115,11 @@ struct CodeSink {
 template <Fmt kFmt>
 struct CodeSinkOf : CodeSink {
     __device__ void begin() { factor = per_unit = scale * begin_codes(quantizer, kFmt); }
+    __device__ void put(size_t place, Values<8> v) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.v[i] *= factor;
+        *(uint2*)(codes.data + place) = code_octet<kFmt>(v);
+    }
     __device__ uint32_t pack(float a, float b) const { return code_pair<kFmt>(a * factor, b * factor); }
     __device__ void store(size_t place, const Packed<8>& pairs) const {
         *(uint2*)(codes.data + place) = make_uint2(pairs.pair[0] | pairs.pair[1] << 16, pairs.pair[2] | pairs.pair[3] << 16);
@@ -211,22 +216,24 @@ static inline AnySink any_sink(const RotateJob& job) {
     return sink;
 }
 
-// Calls launch(sink) with the sink that the job's output needs; false if the output has no aligned octets, or is F32.
+// Calls launch(sink) with the sink that the job's output needs; false if the output has no aligned octets, or is F32. INT8, which halo2 is meant
+// for, has a sink of its own: a kernel that chooses among all formats jumps over the code of the others at every octet.
 template <typename Launch>
 static bool with_sink(const RotateJob& job, const Launch& launch) {
     if (!job.y.data) return launch(MaxSink{job.scale, job.absmax, 0, 0, 1});
     if (job.y.fmt == BF16) return is_octets(job.y) && launch(StoreSink{rows_of<bf16>(job.y), job.scale, job.absmax, 0, 1});
     if (job.y.fmt == F32 || job.y.cols % 8 || job.y.ld % 8 || (uintptr_t)job.y.data % 8) return false;
-    return launch(CodeSink{rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1, 1});
+    CodeSink sink = {rows_of<uint8_t>(job.y), job.y.fmt, job.scale, job.quantizer, 1, 1};
+    if (sink.fmt == INT8) return launch(CodeSinkOf<INT8>{sink});
+    return launch(sink);
 }
 
-// The same with a sink of pairs, for a kernel that is compiled for every format of codes.
+// The same with a sink of pairs, for a kernel that is compiled for every format of codes: those that with_sink leaves to run time.
 template <typename Launch>
 static bool with_pair_sink(const RotateJob& job, const Launch& launch) {
     return with_sink(job, [&](auto sink) {
         if constexpr (std::is_same_v<decltype(sink), CodeSink>) {
             switch (sink.fmt) {
-                case INT8: return launch(CodeSinkOf<INT8>{sink});
                 case FP8_E4M3: return launch(CodeSinkOf<FP8_E4M3>{sink});
                 case FP8_E5M2: return launch(CodeSinkOf<FP8_E5M2>{sink});
                 case FP6_E3M2: return launch(CodeSinkOf<FP6_E3M2>{sink});

@@ -4,12 +4,14 @@
 //            that is multiplied by signs, exactly: up to 64 tokens by products. Additions between 64s do up to 2 more bits: runs of up to
 //            256 tokens. A warp transforms 256 tokens of 8 columns, and rounds the sums once to FP16, which then leave for global memory.
 //   across   products of signs and FP16, over runs of 256 tokens: order 32 for 8192. A warp takes one token of each run, 32 columns of it,
-//            while the next ones are on their way to shared memory, and gives the sums to the sink.
+//            while the next ones are on their way to shared memory, and gives the sums to the sink. Up to order 64 it holds all sums of a
+//            token at once, beyond that those of 64 runs at a time, reading the token again for each 64.
 // If a run is the whole vector (2^k <= 256 tokens) its sums stay FP32 and go to the sink at once, through shared memory: one pass, 2 bytes
 // read and those of the output.
 //
 // Bytes an element of two passes, beside the output's (2 for bf16, 1 for codes, none for a maximum): 2 read and 2 written within, 2 read each
 // time across. A maximum and the codes that need it share the pass within: 4 + 2 + 3, where two whole rotations would have a floor of 2 + 3.
+// Codes of the matrix as it is, transposed, come from the same tiles: 1 written, where a pass of their own would read the 2 again.
 // Without scratch a rotation takes columns in bands, whose FP16 values stay in the L2 cache: then memory moves 2 and the output, the floor, but
 // two launches a band cost more than that on an H200 (0.38 of copy, 0.45 in one band).
 //
@@ -19,7 +21,7 @@
 // column with a NaN or an infinity gives what FP32 would give, but the finite columns of its chunk may lose their values.
 //
 // Within, a block takes one tile: three blocks fit a multiprocessor, so that some load while others compute and store. Across, each warp
-// has its own ring of values that arrive, at order 32 80 KB a multiprocessor under way. No block waits for another one.
+// has its own ring of values that arrive: 80 KB and more a multiprocessor under way. No block waits for another one.
 #ifndef HALO_CUDA_ROTATE_TOKENS_CUH
 #define HALO_CUDA_ROTATE_TOKENS_CUH
 
@@ -35,14 +37,14 @@ enum {
     kTokenImage = kTokenChunk * kTokenOctets,   // 16-byte units of a chunk
     kAcrossThreads = 128, kAcrossWarps = kAcrossThreads / kWarp,
     kAcrossBits = 4, kAcrossTokens = 1 << kAcrossBits,   // tokens of each run that a block takes; no run is shorter
-    kAcrossStages = 3,         // of a warp's ring
+    kAcrossSums = 4,           // tiles of the matrix across, at most, whose sums a warp holds at a time
     kTokenBytes = kTokenColumns * (int)sizeof(bf16)   // of a strip
 };
 
 // How columns are cut: vectors of n tokens have `order` runs of 2^run_bits; the signs across are those of H, order x order.
 struct TokenRuns {
     int n, order, run_bits;
-    const uint4* fragments;
+    const uint32_t* signs;   // packed (RotateSigns)
 };
 
 // The FP16 values between the passes: strips of 32 columns one after the other, each with all its tokens, 64 bytes each in the order of
@@ -125,10 +127,11 @@ __device__ inline void fetch_tile(Tile* tile, const Rows<const bf16>& x, TilePla
 }
 
 // Transforms 256 tokens of 8 columns within their runs, by a warp, in the chunk's memory; three more warps take the chunk's other columns.
-// Returns the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
+// *of_chunk: the chunk's exponent. kWide: the results are FP32. kRunBits: 8, or any number of them (0). all_signs: the sign bits of pair r from
 // bits 15 - r and 31 - r on. They are read from memory because some pairs are equal, and the compiler would copy equal ones again and again.
 template <bool kWide, int kRunBits>
-__device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int barrier, int any_bits, const uint32_t* all_signs) {
+__device__ inline void tokens_within(bf16* chunk, int* of_octet, int* of_chunk, int octet, int barrier, int any_bits,
+                                     const uint32_t* all_signs) {
     int lane = threadIdx.x % kWarp, run_bits = kRunBits ? kRunBits : any_bits;
     uint32_t in[8][4];   // of 32 tokens each
     const bf16* from = chunk + token_place(lane, octet);
@@ -142,6 +145,7 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
     named_barrier_sync(barrier, kTokenStripThreads);   // from here on nothing of the chunk is read: results lie elsewhere in its memory
     uint4 all = *(const uint4*)of_octet;
     exponent = (int)max(max(max(all.x, all.y), max(all.z, all.w)), (uint32_t)kLeastExponent);
+    if (octet == 0 && lane == 0) *of_chunk = exponent;
 
     uint32_t power = f32_bits(half_power_of(exponent, run_bits)) >> 16;   // in bf16
     uint32_t plus[4], minus[4], signs = all_signs[lane];
@@ -187,29 +191,73 @@ __device__ inline int tokens_within(bf16* chunk, int* of_octet, int octet, int b
             }
         }
     }
-    return exponent;
 }
 
-// Load and transform: leaves the values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait
-// for the others of their strip.
-template <bool kWide, int kRunBits>
-__device__ inline void tile_within(TokenTile<kWide>* tile, const Rows<const bf16>& x, TilePlace place, int rows, int cols, int run_bits) {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
-    fetch_tile(tile, x, place, rows, cols);
-    if (warp == 0) tile->signs[lane] = signs_within();
+// Waits for the block's tile, beside which signs come to shared memory.
+template <bool kWide>
+__device__ inline void await_tile(TokenTile<kWide>* tile) {
+    if (threadIdx.x < kWarp) tile->signs[threadIdx.x] = signs_within();
     cp_async_wait<0>();
     __syncthreads();
-    int exponent = tokens_within<kWide, kRunBits>(tile->values[strip], tile->of_octet[strip], octet, 1 + strip, run_bits, tile->signs);
-    if (octet == 0 && lane == 0) tile->exponent[strip] = exponent;
 }
 
-// The first of two passes.
-template <int kRunBits>
-__global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, Rows<const bf16> x, int rows, int cols,
-                                                                         int run_bits) {
+// Leaves the transformed values of the block's tile in shared memory, and the exponents of its chunks, for threads that then wait for the
+// others of their strip.
+template <bool kWide, int kRunBits>
+__device__ inline void tile_within(TokenTile<kWide>* tile, int run_bits) {
+    int warp = threadIdx.x / kWarp, strip = warp / kTokenOctets, octet = warp % kTokenOctets;
+    tokens_within<kWide, kRunBits>(tile->values[strip], tile->of_octet[strip], &tile->exponent[strip], octet, 1 + strip, run_bits, tile->signs);
+}
+
+// Where a matrix's own codes go, transposed (cols, rows), and how they are made.
+struct TokenCodes {
+    Rows<uint8_t> codes_t;
+    Fmt fmt;
+    Quantizer quantizer;
+};
+
+// Codes of the block's tile, a warp for 256 tokens of 8 columns. A lane takes 16 neighbouring tokens of every 64, four lanes a column: an access
+// stores 64 bytes of each of 8 columns. ldmatrix gives lane l eight pairs of neighbouring tokens of column l / 4, number m in place m ^ l % 4:
+// so the rows of a matrix are free of bank conflicts, and the codes are put in order afterwards. The warp's number is made anew and uniform:
+// shared with the transform that follows, values of this function would stay in registers that the transform lacks.
+__device__ inline void store_tile_codes(const TokenCodes& to, float inverse, const TokenTile<false>* tile, TilePlace place, int rows, int cols) {
+    int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / kWarp, 0), strip = warp / kTokenOctets;
+    int octet = warp % kTokenOctets, col = place.pair * kTokenStrips * kTokenColumns + warp * 8;
+    if (col >= cols) return;
+    int part = lane % 4, named = lane % 8 / 2;   // of 64 tokens: the 16 that this lane gets, and those of the row that it names for ldmatrix
+    int first = place.chunk * kTokenChunk + part * 16;
+    uint8_t* column = to.codes_t[col + lane / 4] + first;
+    auto in_order = [&](uint2 codes) {
+        uint32_t selector = part & 1 ? 0x1032 : 0x3210, low = __byte_perm(codes.x, 0, selector), high = __byte_perm(codes.y, 0, selector);
+        return part & 2 ? make_uint2(high, low) : make_uint2(low, high);
+    };
+#pragma unroll 1
+    for (int t = 0; t < kTokenChunk; t += 64) {
+        uint2 octets[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            Packed<8> pairs;
+            ldmatrix<true>(pairs.pair, tile->values[strip] + token_place(t + named * 16 + half * 8 + (lane / 8 ^ named) * 2 + lane % 2, octet));
+            Values<8> v = unpack(pairs);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v.v[i] = __fmul_rn(v.v[i], inverse);
+            octets[half] = in_order(code_octet(v, to.fmt));
+        }
+        store_codes(column + t, make_uint4(octets[0].x, octets[0].y, octets[1].x, octets[1].y), rows - first - t);
+    }
+}
+
+// The first of two passes. kCodes: it makes codes of x itself too.
+template <int kRunBits, bool kCodes>
+__global__ void __launch_bounds__(kTokenThreads, 3) tokens_within_kernel(TokenHalves halves, TokenCodes codes, Rows<const bf16> x, int rows,
+                                                                         int cols, int run_bits) {
     SHARED(TokenTile<false>, tile);
     TilePlace place = tile_place(blockIdx.x, halves.chunks, cols);
-    tile_within<false, kRunBits>(tile, x, place, rows, cols, run_bits);
+    fetch_tile(tile, x, place, rows, cols);
+    float inverse = kCodes ? begin_codes(codes.quantizer, codes.fmt) : 1.0f;
+    await_tile(tile);
+    if (kCodes) store_tile_codes(codes, inverse, tile, place, rows, cols);
+    tile_within<false, kRunBits>(tile, run_bits);
     int half = threadIdx.x / kTokenStripThreads, strip = place.pair * kTokenStrips + half, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     if (strip >= halves.strips) return;
@@ -229,7 +277,9 @@ __global__ void __launch_bounds__(kTokenThreads, 3) tokens_alone_kernel(Sink sin
     enum { kTogether = kTokenStripThreads / kTokenOctets };   // tokens of a strip's threads
     TilePlace place = tile_place(blockIdx.x, chunks, cols);
     sink.begin();
-    tile_within<true, kRunBits>(tile, x, place, x_rows, cols, run_bits);
+    fetch_tile(tile, x, place, x_rows, cols);
+    await_tile(tile);
+    tile_within<true, kRunBits>(tile, run_bits);
     int half = threadIdx.x / kTokenStripThreads, thread = threadIdx.x % kTokenStripThreads;
     named_barrier_sync(1 + half, kTokenStripThreads);
     int octet = thread % kTokenOctets, token = thread / kTokenOctets;
@@ -269,103 +319,109 @@ __device__ inline float scale_runs(uint16_t* scales, const int* exponents, const
     return half_unit_of(largest, runs.run_bits);
 }
 
-// The bytes of a stage of a warp's ring, and of a block's shared memory: a ring for each warp, and the scales that it multiplies by.
+// The tiles of the matrix across whose sums a warp holds at a time, and the stages of its ring: fewer where more tiles make them large.
+// kTiles: of the matrix, or 0 for a number of them, above kAcrossSums, that is known at run time only. Then the bytes of a stage, and of a
+// block's shared memory: a ring for each warp, and the scales that it multiplies by.
+__host__ __device__ constexpr int across_sums(int kTiles) { return kTiles && kTiles < kAcrossSums ? kTiles : (int)kAcrossSums; }
+__host__ __device__ constexpr int across_stages(int kTiles) { return kTiles && kTiles <= kAcrossSums ? 3 : 2; }
 __host__ __device__ inline int across_stage_bytes(int tiles) { return tiles * kFragment * kTokenBytes; }
 __host__ __device__ inline int across_scale_bytes(int tiles) { return tiles * kFragment * (int)sizeof(uint16_t); }
-static int across_bytes(int tiles) { return kAcrossWarps * (kAcrossStages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
+static int across_bytes(int tiles, int stages) { return kAcrossWarps * (stages * across_stage_bytes(tiles) + across_scale_bytes(tiles)); }
 
 // Where 16 bytes of a run's token lie in a stage: every two of eight runs have them in another of four orders, for ldmatrix.
 __device__ inline int stage_place(int run, int unit) { return run * kTokenBytes + (unit ^ (run >> 1 & 3)) * 16; }
 
-// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kTogether) of 16 x 16 tiles of the matrix across, of
-// `tiles` in all. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums. scales:
-// of the runs, two to a word.
-template <int kTogether>
-__device__ inline void sum_runs(float (&sum)[kTogether][4][4], const char* stage, const uint4* fragments, const uint32_t* scales, int tiles,
+// Sums over all runs of one token of each, in a stage: rows [first_tile, first_tile + kSums) of 16 x 16 tiles of the matrix across, as far as it
+// has them: `tiles`. Column 2 c + h of product t is column 2 t + h of an octet (half_place), so that lane c of four has an octet's sums.
+// scales: of the runs, two to a word.
+template <int kSums>
+__device__ inline void sum_runs(float (&sum)[kSums][4][4], const char* stage, const uint32_t* signs, const uint32_t* scales, int tiles,
                                 int first_tile) {
-    int lane = threadIdx.x % kWarp, place = stage_place(lane % 16, lane / 16);
-    auto add = [&](int step, bool first) {   // 16 runs
-        uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]};
-        uint32_t sign[kTogether][4], b[2][4];
+    int lane = threadIdx.x % kWarp, place = stage_place(lane % 16, lane / 16), words = (tiles + kSignTiles - 1) / kSignTiles;
+    auto add = [&](int word, bool first) {   // the 16 runs of each of up to kSignTiles tiles
+        uint32_t packed[kSums];
 #pragma unroll
-        for (int two = 0; two < 2; two++)   // products
-            ldmatrix<true>(b[two], (const bf16*)(stage + (place ^ two * 32) + step * kFragment * kTokenBytes));
+        for (int r = 0; r < kSums; r++) packed[r] = __ldg(signs + (min(first_tile + r, tiles - 1) * words + word) * kWarp + lane);
 #pragma unroll
-        for (int r = 0; r < kTogether; r++) {   // beyond the last tile its signs serve again: the result is not put
-            uint4 a = __ldg(fragments + (min(first_tile + r, tiles - 1) * tiles + step) * kWarp + lane);
-            sign[r][0] = (a.x & 0x80008000u) | scale[0];
-            sign[r][1] = (a.y & 0x80008000u) | scale[0];
-            sign[r][2] = (a.z & 0x80008000u) | scale[1];
-            sign[r][3] = (a.w & 0x80008000u) | scale[1];
-        }
+        for (int s = 0; s < kSignTiles; s++) {
+            int step = word * kSignTiles + s;
+            if (step >= tiles) break;
+            uint32_t scale[2] = {scales[step * 8 + lane % 4], scales[step * 8 + 4 + lane % 4]}, b[2][4];
 #pragma unroll
-        for (int t = 0; t < 4; t++) {
+            for (int two = 0; two < 2; two++)   // products
+                ldmatrix<true>(b[two], (const bf16*)(stage + (place ^ two * 32) + step * kFragment * kTokenBytes));
 #pragma unroll
-            for (int r = 0; r < kTogether; r++) {
-                const uint32_t* runs = b[t / 2] + t % 2 * 2;
-                if (first) mma_f16_first(sum[r][t], sign[r], runs[0], runs[1]);
-                else mma_f16(sum[r][t], sign[r], runs[0], runs[1]);
+            for (int r = 0; r < kSums; r++) {
+                if (first_tile + r >= tiles) break;
+                uint32_t a[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) a[i] = (packed[r] << (4 * s + i) & 0x80008000u) | scale[i / 2];
+#pragma unroll
+                for (int t = 0; t < 4; t++) {
+                    const uint32_t* runs = b[t / 2] + t % 2 * 2;
+                    if (first && s == 0) mma_f16_first(sum[r][t], a, runs[0], runs[1]);
+                    else mma_f16(sum[r][t], a, runs[0], runs[1]);
+                }
             }
         }
     };
     add(0, true);
-    for (int step = 1; step < tiles; step++) add(step, false);
+    for (int word = 1; word < words; word++) add(word, false);
 }
 
 // The second pass. A block takes kAcrossTokens neighbouring tokens of each run of a vector, in a pair of strips. kTiles: of the matrix
-// across, or 0 for any number, two at a time. backwards: the last strip first.
+// across, or 0 for a number above kAcrossSums. backwards: the last strip first.
 template <int kTiles, typename Sink>
-__global__ void __launch_bounds__(kAcrossThreads, 5) tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors,
-                                                                          int y_rows, int cols, bool backwards) {
+__global__ void __launch_bounds__(kAcrossThreads, kTiles == 1 || kTiles == 2 ? 5 : 4)
+    tokens_across_kernel(Sink sink, TokenHalves halves, TokenRuns runs, int vectors, int y_rows, int cols, bool backwards) {
     SHARED(char, shared);
-    enum { kTogether = kTiles == 1 ? 1 : 2, kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
+    enum { kSums = across_sums(kTiles), kStages = across_stages(kTiles), kStep = kAcrossWarps / kTokenStrips, kGroups = kAcrossTokens / kStep };
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tiles = kTiles ? kTiles : (runs.order + kFragment - 1) / kFragment;
     int block = (int)(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), piece_bits = runs.run_bits - kAcrossBits, rest = block >> piece_bits;
     int pair = rest / vectors, vector = rest - pair * vectors, strip = pair * kTokenStrips + warp % kTokenStrips;
     int row = vector * runs.n, first = row + (block - (rest << piece_bits)) * kAcrossTokens + warp / kTokenStrips;   // of the first run
     int stage_bytes = across_stage_bytes(tiles), strip_col = strip * kTokenColumns;
-    char* ring = shared + warp * kAcrossStages * stage_bytes;
-    uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kAcrossStages * stage_bytes + warp * across_scale_bytes(tiles));
+    char* ring = shared + warp * kStages * stage_bytes;
+    uint16_t* scales = (uint16_t*)(shared + kAcrossWarps * kStages * stage_bytes + warp * across_scale_bytes(tiles));
     size_t chunks = (size_t)min(strip, halves.strips - 1) * halves.chunks;   // before the strip's
     const char* values = (const char*)(halves.values + chunks * kTokenImage) + (size_t)first * kTokenBytes + lane % 4 * 16;
-    int offsets[kTiles ? kTiles * 2 : 1], place = stage_place(lane / 4, lane % 4), arriving = 0, present = 0;   // places: in bytes
-    auto offset_of = [&](int i) { return min(i * 8 + lane / 4, runs.order - 1) * kTokenBytes << runs.run_bits; };   // of each eighth run
-#pragma unroll
-    for (int i = 0; i < kTiles * 2; i++) offsets[i] = offset_of(i);
-    auto after = [&](int stage) { return stage + stage_bytes < kAcrossStages * stage_bytes ? stage + stage_bytes : 0; };
+    int place = stage_place(lane / 4, lane % 4), arriving = 0, present = 0;   // in bytes
+    unsigned run_bytes = (unsigned)kTokenBytes << runs.run_bits;
+    auto after = [&](int stage) { return stage + stage_bytes < kStages * stage_bytes ? stage + stage_bytes : 0; };
     auto fetch = [&] {   // beyond the last run that run's values serve again: their scale is zero
 #pragma unroll
         for (int i = 0; i < tiles * 2; i++)
-            cp_async16(ring + arriving + place + i * 8 * kTokenBytes, values + (kTiles ? offsets[kTiles ? i : 0] : offset_of(i)));
+            cp_async16(ring + arriving + place + i * 8 * kTokenBytes,
+                       values + (size_t)(unsigned)min(i * 8 + lane / 4, runs.order - 1) * run_bytes);
         values += kStep * kTokenBytes;
         arriving = after(arriving);
     };
 
     sink.begin();
-    for (int group = 0; group < kAcrossStages - 1; group++) {
+    for (int group = 0; group < kStages - 1; group++) {
         fetch();
         cp_async_commit();
     }
     sink.unit(scale_runs(scales, halves.exponents + chunks, runs, row));
 #pragma unroll 1
     for (int group = 0; group < kGroups; group++, present = after(present)) {
-        cp_async_wait<kAcrossStages - 2>();
+        cp_async_wait<kStages - 2>();
         __syncwarp();   // all lanes' copies have arrived, and the stage before is no longer read
-        if (group + kAcrossStages - 1 < kGroups) fetch();
+        if (group + kStages - 1 < kGroups) fetch();
         cp_async_commit();
         int token = first + group * kStep, col = strip_col + (lane % 4 ^ (token >> 1 & 3)) * 8;
         int inside = col < cols ? min(runs.order, (y_rows - token + (1 << runs.run_bits) - 1) >> runs.run_bits) : 0;   // runs
-        size_t to = sink.at(token, col), step = sink.ld() << runs.run_bits;
-        for (int tile = 0; tile < tiles; tile += kTogether) {
-            float sum[kTogether][4][4];   // [tile][product][mma]
-            sum_runs<kTogether>(sum, ring + present, runs.fragments, (const uint32_t*)scales, tiles, tile);
+        int run = lane / 4;
+        size_t step = sink.ld() << runs.run_bits, to = sink.at(token, col) + run * step;
+        for (int tile = 0; tile < tiles; tile += kSums) {
+            float sum[kSums][4][4];   // [tile][product][mma]
+            sum_runs<kSums>(sum, ring + present, runs.signs, (const uint32_t*)scales, tiles, tile);
 #pragma unroll
-            for (int i = 0; i < kTogether * 2; i++) {
-                int run = tile * kFragment + i * 8 + lane / 4;
+            for (int i = 0; i < kSums * 2; i++, run += 8, to += 8 * step) {
                 Values<8> octet;
 #pragma unroll
                 for (int k = 0; k < 8; k++) octet.v[k] = sum[i / 2][k / 2][i % 2 * 2 + k % 2];
-                if (run < inside) sink.put(to + run * step, octet);
+                if (run < inside) sink.put(to, octet);
             }
         }
     }
@@ -386,7 +442,7 @@ static bool token_runs(const RotateJob& job, TokenRuns* runs) {
     while (run >> doublings > kTokenChunk) doublings++;
     if (doublings >= kAcrossDoublings || run >> doublings < 16 || (doublings && K0 << doublings > kAcrossMost)) return false;
     TokenRuns r = {job.n, K0 << doublings, floor_log2(run >> doublings),
-                   rotate_signs()->across[hadamard_base_index(K0)][doublings][job.transpose]};
+                   rotate_signs()->packed[hadamard_base_index(K0)][doublings][job.transpose]};
     *runs = r;
     return true;
 }
@@ -406,34 +462,46 @@ static void launch_tokens_alone(const RotateJob& job, const TokenRuns& runs) {
     });
 }
 
-static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRuns& runs) {
-    int blocks = halves.chunks * token_pairs(x.cols), bytes = (int)sizeof(TokenTile<false>);
-    Rows<const bf16> from = rows_of<const bf16>(x);
-    if (runs.run_bits == 8) LAUNCH(tokens_within_kernel<8>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, 8);
-    else LAUNCH(tokens_within_kernel<0>, blocks, kTokenThreads, bytes, halves, from, x.rows, x.cols, runs.run_bits);
+// plain: NULL, or codes of x itself, which makes_plain_codes has allowed.
+static void launch_tokens_within(const TokenHalves& halves, Mat x, const TokenRuns& runs, const PlainCodes* plain) {
+    TokenCodes codes = {{NULL, 0}, INT8, {NULL, NULL, 1}};
+    if (plain) codes = TokenCodes{rows_of<uint8_t>(plain->q.codes_t), plain->fmt, {plain->absmax, plain->q.scale, plain->clip}};
+    auto launch = [&](auto bits, auto with_codes) {
+        LAUNCH((tokens_within_kernel<decltype(bits)::value, decltype(with_codes)::value>), halves.chunks * token_pairs(x.cols), kTokenThreads,
+               sizeof(TokenTile<false>), halves, codes, rows_of<const bf16>(x), x.rows, x.cols, runs.run_bits);
+    };
+    auto launch_bits = [&](auto bits) { plain ? launch(bits, std::true_type()) : launch(bits, std::false_type()); };
+    if (runs.run_bits == 8) launch_bits(std::integral_constant<int, 8>());
+    else launch_bits(std::integral_constant<int, 0>());
 }
 
 static void launch_tokens_across(const RotateJob& job, const TokenHalves& halves, const TokenRuns& runs, bool backwards) {
     int vectors = max_int(job.x.rows, job.y.rows) / runs.n, blocks = (token_pairs(job.x.cols) * vectors << runs.run_bits) / kAcrossTokens;
-    int tiles = ceil_div(runs.order, kFragment), bytes = across_bytes(tiles);
+    int tiles = ceil_div(runs.order, kFragment);
     auto launch = [&](auto sink, auto of) {
+        int bytes = across_bytes(tiles, across_stages(decltype(of)::value));
         allow_shared(tokens_across_kernel<decltype(of)::value, decltype(sink)>, (size_t)bytes);
         LAUNCH((tokens_across_kernel<decltype(of)::value, decltype(sink)>), blocks, kAcrossThreads, bytes, sink, halves, runs, vectors,
                job.y.rows, job.x.cols, backwards);
         return true;
     };
     with_sink(job, [&](auto sink) {
-        return tiles == 1   ? launch(sink, std::integral_constant<int, 1>())
-               : tiles == 2 ? launch(sink, std::integral_constant<int, 2>())
-                            : launch(sink, std::integral_constant<int, 0>());
+        switch (tiles) {
+            case 1: return launch(sink, std::integral_constant<int, 1>());
+            case 2: return launch(sink, std::integral_constant<int, 2>());
+            case 3: return launch(sink, std::integral_constant<int, 3>());
+            case 4: return launch(sink, std::integral_constant<int, 4>());
+            case 8: return launch(sink, std::integral_constant<int, 8>());
+            default: return launch(sink, std::integral_constant<int, 0>());
+        }
     });
 }
 
 // Both passes, with cuda_token_halves_bytes of memory between them. Across goes backwards: the strips that were written last are still in the L2
 // cache.
-static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, void* memory) {
+static TokenHalves launch_tokens(const RotateJob& job, const TokenRuns& runs, const PlainCodes* plain, void* memory) {
     TokenHalves halves = token_halves(memory, max_int(job.x.rows, job.y.rows), job.x.cols);
-    launch_tokens_within(halves, job.x, runs);
+    launch_tokens_within(halves, job.x, runs, plain);
     launch_tokens_across(job, halves, runs, true);
     return halves;
 }
@@ -447,7 +515,7 @@ static bool rotate_tokens(const RotateJob& job) {
         return true;
     }
     if (job.scratch) {
-        launch_tokens(job, runs, job.scratch);
+        launch_tokens(job, runs, NULL, job.scratch);
         return true;
     }
     // Bands of whole vectors and whole pairs of strips, about as large as each other: half of the L2 cache.
@@ -465,15 +533,23 @@ static bool rotate_tokens(const RotateJob& job) {
             RotateJob band = job;
             band.x = part(job.x);
             band.y = part(job.y);
-            launch_tokens(band, runs, cuda_held().strip);
+            launch_tokens(band, runs, NULL, cuda_held().strip);
         }
     }
     return true;
 }
 
-// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. False, with
-// nothing done, if the shape is not one for these kernels.
-static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, void* scratch) {
+// Can the pass within of this job make these codes of the job's x too?
+static bool makes_plain_codes(const RotateJob& job, const PlainCodes& plain) {
+    TokenRuns runs;
+    const QMat& q = plain.q;
+    return token_runs(job, &runs) && runs.order > 1 && q.gran == PER_TENSOR && !q.codes.data && q.codes_t.data && q.codes_t.ld % 16 == 0 &&
+           (uintptr_t)q.codes_t.data % 16 == 0;
+}
+
+// Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. plain: NULL, or
+// codes that makes_plain_codes has allowed. False, with nothing done, if the shape is not one for these kernels.
+static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second, const PlainCodes* plain, void* scratch) {
     TokenRuns runs;
     if (!token_runs(first, &runs) || !token_runs(second, &runs)) return false;
     if (runs.order == 1) {
@@ -482,7 +558,7 @@ static bool rotate_tokens_twice(const RotateJob& first, const RotateJob& second,
         return true;
     }
     check(scratch, "rotate (cuda): no scratch for %d tokens", runs.n);
-    launch_tokens_across(second, launch_tokens(first, runs, scratch), runs, false);
+    launch_tokens_across(second, launch_tokens(first, runs, plain, scratch), runs, false);
     return true;
 }
 
