@@ -79,7 +79,7 @@ static Bench bench_new(int index, const Recipe* recipe, int tokens) {
     // What the producers leave: the maximum of X, which this raises, and the maxima of dY.
     linear_prepare_input(&b.ln, &b.in, b.x, kPrepNone);
     linear_measure_grad(&b.ln, &b.grad, b.shape);
-    linear_prepare_weight(&b.ln, &b.wq, b.w, b.shape);
+    linear_prepare_weights(&b.ln, &b.wq, &b.w, &b.shape, 1);
     return b;
 }
 static void bench_free(Bench* b) {
@@ -116,7 +116,7 @@ static Result bench(int index, const Recipe* recipe, int tokens, const Bench* pl
     r.us = median_us([&] { forward_backward(&b, &in, 1); });
     if (b.producer != FROM_ATTENTION && (b.prep.rotate || b.prep.absmax)) r.us += producer_us(&b, b.prep) - producer_us(&b, kPrepNone);
     r.step_us = median_us([&] {
-        linear_prepare_weight(&b.ln, &b.wq, b.w, b.shape);
+        linear_prepare_weights(&b.ln, &b.wq, &b.w, &b.shape, 1);
         linear_finish_grad(&b.ln, b.dw);
     });
     bench_free(&b);

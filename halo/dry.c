@@ -91,6 +91,10 @@ static void dry_quantize(QMat q, Mat x, Rotation rotation, const float* absmax, 
     (void)absmax, (void)clip;
     check_qmat(q, x, rotation, fmt);
 }
+static void dry_absmax_each(const Coded* matrices, int count, bool rotated) { (void)matrices, (void)count, (void)rotated; }
+static void dry_quantize_each(const Coded* matrices, int count, bool rotated, Fmt fmt, float clip) {
+    quantize_each_by(dry_quantize, matrices, count, rotated, fmt, clip);
+}
 static void dry_quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)absmax, (void)clip, (void)scratch;
@@ -119,7 +123,8 @@ static const Ops kDryGpu = {
     dry_mark, dry_marked_ms, dry_nothing, NULL, NULL, NULL, NULL, cuda_round_rows,
     dry_embed_forward, dry_embed_backward, dry_rmsnorm_forward, dry_rmsnorm_backward, cuda_rmsnorm_scratch, dry_rope,
     dry_attention_forward, dry_attention_backward, cuda_attention_scratch, dry_attention_cached, NULL, dry_swiglu_forward, dry_swiglu_backward,
-    dry_cross_entropy, dry_argmax, dry_gemm, dry_gemm_narrow, dry_rotate, dry_absmax, dry_quantize, dry_quantize_tokens, dry_unrotate_tokens,
+    dry_cross_entropy, dry_argmax, dry_gemm, dry_gemm_narrow, dry_rotate, dry_absmax, dry_quantize, dry_absmax_each, dry_quantize_each, dry_quantize_tokens,
+    dry_unrotate_tokens,
     cuda_quantize_tokens_scratch, dry_count_codes, dry_add, dry_convert, dry_sum_squares, dry_sum_row_squares, dry_clip_scale, dry_adamw,
     dry_transpose_codes, dry_pack_fp6, dry_unpack_fp6, dry_dropout, dry_hadamard,
 };

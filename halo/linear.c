@@ -10,6 +10,9 @@ static bool same_opnd(Opnd a, Opnd b) {
     return a.fmt == b.fmt && a.gran == b.gran && a.rotate == b.rotate && a.clip == b.clip;
 }
 
+// Does the second product read another, quantized form of an operand?
+static bool has_second_form(Opnd first, Opnd second) { return !is_plain(second) && !same_opnd(first, second); }
+
 // Rows of codes start at multiples of 16 bytes: tensor-core loads need it.
 static int code_ld(int cols) { return (int)round_up((size_t)cols, 16); }
 
@@ -171,27 +174,45 @@ void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done) 
     if (!is_plain(r->gx) && !same_opnd(r->fx, r->gx)) prepare(ln, in->g, x, r->gx, ROTATE_COLS, in->absmax + 1, kPrepNone);
 }
 
-void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape) {
-    const Recipe* r = ln->recipe;
-    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
-        Mat part = mat_rows(w, row, shape.N[p]);
-        if (!is_plain(r->fw)) prepare(ln, wq->f[p], part, r->fw, ROTATE_COLS, wq->absmax + p, kPrepNone);
-        if (!is_plain(r->ew) && !same_opnd(r->fw, r->ew))
-            prepare(ln, wq->e[p], part, r->ew, ROTATE_COLS, wq->absmax + kMaxParts + p, kPrepNone);
+// The same for several matrices of one operand of one product: `measure` unless their maxima are known.
+static void prepare_each(const Linear* ln, const Coded* m, int count, Opnd how, bool measure) {
+    if (how.gran == PER_TENSOR) {
+        if (measure) ln->ops->absmax_each(m, count, how.rotate);
+        ln->ops->quantize_each(m, count, how.rotate, how.fmt, how.clip);
+        return;
     }
+    for (int i = 0; i < count; i++) ln->ops->quantize(m[i].q, m[i].x, rotation_of(ln, how, ROTATE_COLS), m[i].absmax, how.fmt, how.clip);
 }
 
-void linear_remake_weight(const Linear* ln, const WeightOperand* wq, Mat w, LinearShape shape, bool for_e) {
-    const Recipe* r = ln->recipe;
-    for (int p = 0, row = 0; p < shape.parts; row += shape.N[p++]) {
-        Mat part = mat_rows(w, row, shape.N[p]);
-        Prep known_f = {false, wq->absmax + p}, known_e = {false, wq->absmax + kMaxParts + p};
-        QMat f = wq->f[p];
-        if (!for_e) memset(&f.codes_t, 0, sizeof f.codes_t);
-        if (!is_plain(r->fw)) prepare(ln, f, part, r->fw, ROTATE_COLS, wq->absmax + p, known_f);
-        if (for_e && !is_plain(r->ew) && !same_opnd(r->fw, r->ew))
-            prepare(ln, wq->e[p], part, r->ew, ROTATE_COLS, wq->absmax + kMaxParts + p, known_e);
+// The weights as F reads them, or (`second`) as E alone does.
+static void prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool second,
+                            bool measure, bool for_e) {
+    Opnd how = second ? ln->recipe->ew : ln->recipe->fw;
+    Coded m[kCodedAtOnce];
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        for (int p = 0, row = 0; p < shapes[i].parts; row += shapes[i].N[p++]) {
+            Coded one = {mat_rows(w[i], row, shapes[i].N[p]), wq[i].absmax + (second ? kMaxParts : 0) + p, second ? wq[i].e[p] : wq[i].f[p]};
+            if (!for_e) memset(&one.q.codes_t, 0, sizeof one.q.codes_t);
+            m[n++] = one;
+            if (n < kCodedAtOnce) continue;
+            prepare_each(ln, m, n, how, measure);
+            n = 0;
+        }
     }
+    if (n) prepare_each(ln, m, n, how, measure);
+}
+
+void linear_prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count) {
+    const Recipe* r = ln->recipe;
+    if (!is_plain(r->fw)) prepare_weights(ln, wq, w, shapes, count, false, true, true);
+    if (has_second_form(r->fw, r->ew)) prepare_weights(ln, wq, w, shapes, count, true, true, true);
+}
+
+void linear_remake_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool for_e) {
+    const Recipe* r = ln->recipe;
+    if (!is_plain(r->fw)) prepare_weights(ln, wq, w, shapes, count, false, false, for_e);
+    if (for_e && has_second_form(r->fw, r->ew)) prepare_weights(ln, wq, w, shapes, count, true, false, true);
 }
 
 // ---- codes of a shard's rows
@@ -300,9 +321,6 @@ void linear_backward(const Linear* ln, Mat dx, float dx_beta, Mat dw, float beta
 }
 
 // ---- what the recipe does to the operands
-
-// Does the second product read another, quantized form of an operand?
-static bool has_second_form(Opnd first, Opnd second) { return !is_plain(second) && !same_opnd(first, second); }
 
 static void observe(const Linear* ln, const QuantStats* stats, OperandStats s[2], Mat x, Opnd first, Opnd second, RotateAxis axis) {
     int rows = axis == ROTATE_ROWS ? ln->rotated_rows : x.rows;

@@ -98,11 +98,11 @@ C_API QMat linear_code_operand(const Linear* ln, void* codes, void* codes_t, flo
 C_API Prep linear_input_prep(const Linear* ln, const InputOperand* in);
 // Turns the producer's output x (M,K) into operands; `done` is what the producer did.
 C_API void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done);
-// Prepares the stacked weight w (N,K); once per optimizer step. The maxima must be zero.
-C_API void linear_prepare_weight(const Linear* ln, WeightOperand* wq, Mat w, LinearShape shape);
-// The same operand of a weight that was prepared before and has not changed, in memory that has held another's since: its maxima are known.
+// Prepares `count` stacked weights w (N,K), say of a layer; once per optimizer step. The maxima must be zero.
+C_API void linear_prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count);
+// The same operands of weights that were prepared before and have not changed, in memory that has held others since: their maxima are known.
 // What E alone reads is left out unless `for_e`.
-C_API void linear_remake_weight(const Linear* ln, const WeightOperand* wq, Mat w, LinearShape shape, bool for_e);
+C_API void linear_remake_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool for_e);
 // Is anything prepared of W?
 C_API bool linear_prepares_weight(const Recipe* r);
 

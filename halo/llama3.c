@@ -663,12 +663,13 @@ static void block_backward(Model* m, Block* b, const Block* below, const Unit* u
 
 // ---- whole model
 
-// A linear's prepared weight, where it lies.
-static void prepare_block_weight(Model* m, const Unit* u, int l, int linear, Pass pass) {
+// A layer's prepared weights, where they lie.
+static void prepare_block_weights(Model* m, const Unit* u, int l, Pass pass) {
     BlockWeights* w = &m->weights[l];
-    Mat weight = linear_weight(m, u, linear);
-    if (w->measured) linear_remake_weight(&m->linear, &w->w[linear], weight, m->shape[linear], pass == BACKWARD);
-    else linear_prepare_weight(&m->linear, &w->w[linear], weight, m->shape[linear]);
+    Mat weights[kLinearCount];
+    for (int i = 0; i < kLinearCount; i++) weights[i] = linear_weight(m, u, i);
+    if (w->measured) linear_remake_weights(&m->linear, w->w, weights, m->shape, kLinearCount, pass == BACKWARD);
+    else linear_prepare_weights(&m->linear, w->w, weights, m->shape, kLinearCount);
 }
 
 static const Unit* acquire_block(Model* m, int l, Pass pass) {
@@ -681,8 +682,8 @@ static const Unit* acquire_block(Model* m, int l, Pass pass) {
         if (m->hut_shape[i].parts && (!w->prepared || linear_reads_weight(m->linear.recipe)))
             hut_effective(m->ops, adapter_scale(&m->c.adapter), m->hut_shape[i], m->effective[i], u->w[line->stack], u->w[line->a], u->w[line->b],
                           m->wide);
-        if (!u->quantized && !w->prepared) prepare_block_weight(m, u, l, i, pass);
     }
+    if (!u->quantized && !w->prepared) prepare_block_weights(m, u, l, pass);
     w->measured = w->prepared = true;
     return u;
 }
@@ -759,7 +760,7 @@ static void trunk_forward(Model* m) {
 
 static const Unit* acquire_head(Model* m, Pass pass) {
     const Unit* u = shard_acquire(m->shard, head_unit(&m->c), pass);
-    if (!m->head_prepared) linear_prepare_weight(&m->head, &m->head_weight, u->w[head_stack(&m->c)], m->head_shape);
+    if (!m->head_prepared) linear_prepare_weights(&m->head, &m->head_weight, &u->w[head_stack(&m->c)], &m->head_shape, 1);
     m->head_prepared = true;
     return u;
 }

@@ -92,6 +92,14 @@ static inline QMat qmat_cols(QMat q, int first, int cols) {
     return q;
 }
 
+// A matrix, the largest magnitude of its values or of their rotation along the features, and its codes with one scale.
+typedef struct {
+    Mat x;
+    float* absmax;
+    QMat q;
+} Coded;
+enum { kCodedAtOnce = 8 };
+
 // What every backend asks of the arguments of quantize.
 static inline void check_qmat(QMat q, Mat x, Rotation rotation, Fmt fmt) {
     int rows = rotation.axis == ROTATE_ROWS ? qmat_row_count(q) : x.rows;
@@ -101,6 +109,22 @@ static inline void check_qmat(QMat q, Mat x, Rotation rotation, Fmt fmt) {
           "quantize: the transpose of (%d, %d) to (%d, %d) in %s", rows, x.cols, q.codes_t.rows, q.codes_t.cols, fmt_name(fmt));
     check(q.gran == NO_SCALE || (fmt_bytes(fmt) == 1 && q.scale), "quantize: scales for %s", fmt_name(fmt));
     check(rotation.axis == ROTATE_NONE || q.gran == PER_TENSOR, "quantize: a rotated matrix takes one scale");
+}
+
+// Each matrix by itself: how a backend without a faster way fills absmax_each and quantize_each.
+static inline void absmax_each_by(void (*absmax)(float* absmax, Mat x),
+                                  void (*rotate)(Mat y, Mat x, RotateAxis axis, bool transpose, int block, float* absmax), const Coded* m,
+                                  int count, bool rotated) {
+    for (int i = 0; i < count; i++) {
+        Mat x = m[i].x;
+        if (rotated) rotate(mat(NULL, x.rows, x.cols, x.fmt), x, ROTATE_COLS, false, 0, m[i].absmax);   // only its maximum is wanted
+        else absmax(m[i].absmax, x);
+    }
+}
+static inline void quantize_each_by(void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip),
+                                    const Coded* m, int count, bool rotated, Fmt fmt, float clip) {
+    Rotation rotation = {rotated ? ROTATE_COLS : ROTATE_NONE, 0};
+    for (int i = 0; i < count; i++) quantize(m[i].q, m[i].x, rotation, m[i].absmax, fmt, clip);
 }
 
 // The longest K of a product of INT8 codes, whose sums are 32-bit integers: K * 128 * 128 < 2^31.
@@ -325,6 +349,11 @@ typedef struct Ops {
     // and x may differ in rows as above. Un-rotated codes are the same on every backend to the bit; rotated ones may differ where a value
     // lies within 2^-14 of the maximum of a tie.
     void (*quantize)(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt fmt, float clip);
+    // The two steps that give 1 to kCodedAtOnce matrices their codes, one scale each, at the cost of few calls: absmax_each raises each
+    // *absmax to the largest |x|, or |x H| along the features if `rotated`; quantize_each reads it. By definition absmax, or rotate, and
+    // quantize matrix by matrix.
+    void (*absmax_each)(const Coded* matrices, int count, bool rotated);
+    void (*quantize_each)(const Coded* matrices, int count, bool rotated, Fmt fmt, float clip);
     // Codes of H x along the tokens when its maximum is not yet known: raises *absmax to the largest |H x|, as rotate with y.data NULL does,
     // and then is quantize. plain: NULL, or codes of x itself, the bits that quantize gives, from the same pass over x where the backend can.
     // scratch: quantize_tokens_scratch bytes; `rows` are those of x or q, whichever has more.

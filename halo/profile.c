@@ -173,6 +173,20 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* max, Fmt fmt
     static const char* const names[] = {"quantize", "quantize, rotated features", "quantize, rotated tokens"};
     end(names[rotation.axis], from, size_of(x) + size_of(q.codes) + size_of(q.codes_t));
 }
+static void absmax_each(const Coded* m, int count, bool rotated) {
+    int from = begin();
+    inner->absmax_each(m, count, rotated);
+    double bytes = 0;
+    for (int i = 0; i < count; i++) bytes += size_of(m[i].x);
+    end(rotated ? "absmax, rotated features" : "absmax", from, bytes);
+}
+static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, float clip) {
+    int from = begin();
+    inner->quantize_each(m, count, rotated, fmt, clip);
+    double bytes = 0;
+    for (int i = 0; i < count; i++) bytes += size_of(m[i].x) + size_of(m[i].q.codes) + size_of(m[i].q.codes_t);
+    end(rotated ? "quantize, rotated features" : "quantize", from, bytes);
+}
 static void quantize_tokens(QMat q, Mat x, int block, float* max, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     int from = begin();
     inner->quantize_tokens(q, x, block, max, fmt, clip, plain, scratch);
@@ -272,6 +286,8 @@ const Ops* profile_ops(const Ops* ops) {
     table.rotate = rotate;
     table.absmax = absmax;
     table.quantize = quantize;
+    table.absmax_each = absmax_each;
+    table.quantize_each = quantize_each;
     table.quantize_tokens = quantize_tokens;
     table.unrotate_tokens = unrotate_tokens;
     table.add = add;

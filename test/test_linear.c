@@ -72,7 +72,7 @@ static Result run_linear(const Ops* ops, const Recipe* recipe, Problem p, int pa
     Mat Y = mat(ops->alloc((size_t)p.M * p.N * fmt_bytes(ops->act)), p.M, p.N, ops->act);
     Mat dX = mat(ops->alloc((size_t)p.M * p.K * fmt_bytes(ops->act)), p.M, p.K, ops->act);
     Mat dW = mat(ops->alloc((size_t)p.N * p.K * sizeof(float)), p.N, p.K, F32);
-    linear_prepare_weight(&ln, &wq, W, shape);
+    linear_prepare_weights(&ln, &wq, &W, &shape, 1);
     linear_prepare_input(&ln, &in, X, kPrepNone);
     linear_forward(&ln, Y, 0, &in, W, &wq, shape);
     Result r = {NULL, NULL, NULL, codes_from_backend(ops, in.f.codes), codes_from_backend(ops, wq.f[0].codes), in.f.codes.ld};
@@ -325,7 +325,7 @@ static Seen see_linear(const Ops* ops, const char* recipe, Problem p) {
         quant_stats_place(&q, &arena, ops, shapes, 1, ln.rotated_rows);
         if (pass == 0) memory = ops->alloc(arena.used);
     }
-    linear_prepare_weight(&ln, &wq, W, shape);
+    linear_prepare_weights(&ln, &wq, &W, &shape, 1);
     linear_prepare_input(&ln, &in, X, kPrepNone);
     linear_measure_grad(&ln, &grad, shape);
     linear_backward(&ln, dX, 0, dW, 0, &grad, &in, W, &wq, shape);

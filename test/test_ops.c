@@ -288,6 +288,12 @@ static void rmsnorm_case(void) {
     rmsnorm_shape(2, 8200, true);
     rmsnorm_shape(2, 16400, true);
 }
+// Widths of small models, of which the GPU's backward pass takes 16 rows at a time when dw is wanted.
+static void rmsnorm_narrow_case(void) {
+    rmsnorm_shape(43, 576, false);
+    rmsnorm_shape(16, 768, true);
+    rmsnorm_shape(17, 1024, true);
+}
 
 // ---- rope
 typedef struct {
@@ -1436,6 +1442,7 @@ static void errors_case(void) {
     }
 ON_EVERY_BACKEND(embed)
 ON_EVERY_BACKEND(rmsnorm)
+ON_EVERY_BACKEND(rmsnorm_narrow)
 ON_EVERY_BACKEND(rope)
 ON_EVERY_BACKEND(attention)
 ON_EVERY_BACKEND(attention_isolation)
@@ -1515,6 +1522,7 @@ static const Case cases[] = {
     {"sums", sums_everywhere},
     {"wire", wire_everywhere},
     {"adamw", adamw_everywhere},
+    {"rmsnorm.narrow", rmsnorm_narrow_everywhere},
     {"threads", threads_case},
 };
 

@@ -308,6 +308,91 @@ static void quantize_one(Mat x, int slack, Fmt fmt, Gran gran, float clip, Wante
     if (scales) { ops->release(q.scale); free(want.scale); }
 }
 
+// ---- several matrices at once: the codes, scales and maxima that each has alone on the same backend
+typedef struct {
+    int cols, N[3];   // matrices of N[p] rows one above the other; 0: no more
+} Stacked;
+
+// Lays out the matrices of `stacks` with places for their codes, and fills in m. Returns their number.
+static int coded_stacks(Coded* m, const Stacked* stacks, int count, const Mat* X, Fmt fmt, bool transposed) {
+    int n = 0;
+    for (int s = 0; s < count; s++) {
+        for (int p = 0, row = 0; p < 3 && stacks[s].N[p]; row += stacks[s].N[p++]) {
+            int rows = stacks[s].N[p], cols = stacks[s].cols;
+            Coded one = {mat_rows(X[s], row, rows), (float*)ops->alloc(sizeof(float)),
+                         {{NULL, rows, cols, (int)round_up((size_t)cols, 16), fmt}, {NULL, cols, rows, (int)round_up((size_t)rows, 16), fmt},
+                          (float*)ops->alloc(sizeof(float)), PER_TENSOR}};
+            one.q.codes.data = ops->alloc(mat_bytes(one.q.codes));
+            if (transposed) one.q.codes_t.data = ops->alloc(mat_bytes(one.q.codes_t));
+            m[n++] = one;
+        }
+    }
+    return n;
+}
+static bool same_matrix(Mat a, Mat b, int off) {
+    if (!a.data && !b.data) return true;
+    unsigned char *x = (unsigned char*)host_alloc(mat_bytes(a)), *y = (unsigned char*)host_alloc(mat_bytes(b));
+    ops->download(x, a.data, mat_bytes(a));
+    ops->download(y, b.data, mat_bytes(b));
+    y[mat_bytes(b) / 2] ^= (unsigned char)off;
+    bool same = !memcmp(x, y, mat_bytes(a));
+    free(x); free(y);
+    return same;
+}
+static bool same_float(const float* a, const float* b) {
+    float x, y;
+    ops->download(&x, a, sizeof x);
+    ops->download(&y, b, sizeof y);
+    return f32_bits(x) == f32_bits(y);
+}
+static void each_of(const Stacked* stacks, int count, Fmt fmt, bool rotated, bool transposed) {
+    Coded got[kCodedAtOnce], want[kCodedAtOnce];
+    Mat X[kCodedAtOnce];
+    for (int s = 0; s < count; s++) {
+        Mat x = noise(stacks[s].N[0] + stacks[s].N[1] + stacks[s].N[2], stacks[s].cols, stacks[s].cols, ops->act, (float)(1 + s));
+        X[s] = put(x);
+        free(x.data);
+    }
+    int n = coded_stacks(got, stacks, count, X, fmt, transposed);
+    coded_stacks(want, stacks, count, X, fmt, transposed);
+    ops->absmax_each(got, n, rotated);
+    ops->quantize_each(got, n, rotated, fmt, 0.75f);
+    absmax_each_by(ops->absmax, ops->rotate, want, n, rotated);
+    quantize_each_by(ops->quantize, want, n, rotated, fmt, 0.75f);
+    int wrong = 0, seen = 0;
+    for (int i = 0; i < n; i++) {
+        wrong += !same_matrix(got[i].q.codes, want[i].q.codes, 0) || !same_matrix(got[i].q.codes_t, want[i].q.codes_t, 0) ||
+                 !same_float(got[i].q.scale, want[i].q.scale) || !same_float(got[i].absmax, want[i].absmax);
+        seen += !same_matrix(got[i].q.codes, want[i].q.codes, 1);
+    }
+    ok(wrong == 0 && seen == n, "%d matrices at once %s %s%s%s: %d differ from each alone (a planted bit is seen in %d)", n, ops->name,
+       fmt_name(fmt), rotated ? ", rotated" : "", transposed ? ", transposed too" : "", wrong, seen);
+    for (int i = 0; i < n; i++) {
+        const Coded* const both[] = {&got[i], &want[i]};
+        for (int b = 0; b < 2; b++) {
+            ops->release(both[b]->absmax); ops->release(both[b]->q.scale); ops->release(both[b]->q.codes.data);
+            if (transposed) ops->release(both[b]->q.codes_t.data);
+        }
+    }
+    for (int s = 0; s < count; s++) ops->release(X[s].data);
+}
+// The layer of a small model, on and off the boundaries of tiles; rows of no whole octets; stacks of orders 2^k and others.
+static void each_case(void) {
+    static const Stacked layer[] = {{576, {192, 64, 64}}, {192, {96, 0, 0}}, {576, {128, 128, 0}}, {1536, {24, 0, 0}}};
+    static const Stacked odd[] = {{512, {33, 40, 7}}, {96, {50, 30, 0}}, {128, {104, 8, 36}}};
+    static const Stacked ragged[] = {{45, {13, 6, 0}}, {64, {16, 0, 0}}}, single[] = {{1024, {16, 32, 0}}};
+    for (int rotated = 0; rotated < 2; rotated++) {
+        for (int transposed = 0; transposed < 2; transposed++) {
+            each_of(layer, COUNT(layer), FP8_E4M3, rotated, transposed);
+            each_of(odd, COUNT(odd), INT8, rotated, transposed);
+            each_of(single, COUNT(single), FP6_E3M2, rotated, transposed);
+        }
+    }
+    each_of(single, COUNT(single), FP8_E5M2, false, true);
+    each_of(single, COUNT(single), FP6_E2M3, false, true);
+    each_of(ragged, COUNT(ragged), INT8, false, true);
+}
+
 // ---- codes of rotated matrices
 
 // Neighbouring codes have neighbouring numbers.
@@ -697,6 +782,7 @@ ON_EVERY_BACKEND(rotate_many_tokens)
 ON_EVERY_BACKEND(rotate_extremes)
 ON_EVERY_BACKEND(absmax)
 ON_EVERY_BACKEND(quantize)
+ON_EVERY_BACKEND(each)
 ON_EVERY_BACKEND(rotated_codes)
 ON_EVERY_BACKEND(tokens_in_one_call)
 ON_EVERY_BACKEND(quantize_all_values)
@@ -721,6 +807,7 @@ static const Case cases[] = {
     {"quantize.extremes", quantize_extremes_everywhere},
     {"quantize.count_planted", count_planted_everywhere},
     {"quantize.count_codes", count_codes_everywhere},
+    {"quantize.each", each_everywhere},
     {"quantize.errors", errors_everywhere},
 };
 

@@ -114,6 +114,8 @@ const Ops CPU_OPS = {
     rotate,
     absmax,
     quantize,
+    absmax_each,
+    quantize_each,
     quantize_tokens,
     unrotate_tokens,
     quantize_tokens_scratch,

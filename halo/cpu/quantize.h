@@ -132,6 +132,11 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     for (int first = 0; first < x.rows; first += kQuantBlock) quantize_band(q, x, first, tensor_inverse, fmt, clip, &work);
 }
 
+static void absmax_each(const Coded* matrices, int count, bool rotated) { absmax_each_by(absmax, rotate, matrices, count, rotated); }
+static void quantize_each(const Coded* matrices, int count, bool rotated, Fmt fmt, float clip) {
+    quantize_each_by(quantize, matrices, count, rotated, fmt, clip);
+}
+
 static void quantize_tokens(QMat q, Mat x, int block, float* absmax, Fmt fmt, float clip, const PlainCodes* plain, void* scratch) {
     Rotation rotation = {ROTATE_ROWS, block};
     (void)scratch;

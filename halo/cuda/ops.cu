@@ -266,6 +266,8 @@ const Ops cuda_ops = {
     rotate,
     absmax,
     quantize,
+    absmax_each,
+    quantize_each,
     quantize_tokens,
     unrotate_tokens,
     cuda_quantize_tokens_scratch,

@@ -93,16 +93,21 @@ __device__ __forceinline__ void store_transposed(Rows<uint8_t> codes_t, uint4* s
     }
 }
 
-// scale: one | rows | (blocks down, blocks across). For PER_ROW `scale` holds the rows' maxima until scale_rows_kernel replaces them.
+template <typename T, Gran kGran>
+struct TileBlocks {
+    enum { kResident = sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2 };   // on a multiprocessor
+};
+
+// The tile of this number. scale: one | rows | (blocks down, blocks across). For PER_ROW `scale` holds the rows' maxima until
+// scale_rows_kernel replaces them.
 template <typename T, Fmt kFmt, Gran kGran>
-__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 2 && kGran != PER_BLOCK32 ? 3 : 2)
-quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
-                     float clip) {
+__device__ __forceinline__ void quantize_tile(unsigned tile, Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x,
+                                              const float* absmax, int rows, int cols, float clip) {
     __shared__ uint4 shared[kTile * kTile / 16];
     int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     int row_octet = warp / 2 * 4 + lane / 8, col_octet = warp % 2 * 8 + lane % 8;
     int tiles_across = (cols + kTile - 1) / kTile;
-    int tile_row = (int)(blockIdx.x / tiles_across) * kTile, tile_col = (int)(blockIdx.x % tiles_across) * kTile;
+    int tile_row = (int)(tile / tiles_across) * kTile, tile_col = (int)(tile % tiles_across) * kTile;
     int row = tile_row + row_octet * kOctet, col = tile_col + col_octet * kOctet;
     bool inside = col < cols;   // cols is a multiple of 8
 
@@ -116,7 +121,7 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     float inverse = 1;
     if (kGran == PER_TENSOR) {
         inverse = quant_inverse(*absmax, kFmt, clip);
-        if (blockIdx.x == 0 && threadIdx.x == 0) *scale = quant_scale(*absmax, kFmt, clip);
+        if (tile == 0 && threadIdx.x == 0) *scale = quant_scale(*absmax, kFmt, clip);
     }
     if (kGran == PER_BLOCK32) {
         float largest = largest_of_block32(v);
@@ -140,6 +145,60 @@ quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, R
     if (!codes_t.data) return;
 
     store_transposed(codes_t, shared, octets, row_octet, col_octet, tile_row, tile_col, rows, cols);
+}
+
+template <typename T, Fmt kFmt, Gran kGran>
+__global__ void __launch_bounds__(kTileThreads, TileBlocks<T, kGran>::kResident)
+quantize_tile_kernel(Rows<uint8_t> codes, Rows<uint8_t> codes_t, float* scale, Rows<const T> x, const float* absmax, int rows, int cols,
+                     float clip) {
+    quantize_tile<T, kFmt, kGran>(blockIdx.x, codes, codes_t, scale, x, absmax, rows, cols, clip);
+}
+
+// ================================================================ several matrices of bf16 octets in a launch
+// A weight of a small model is a few dozen tiles, less than a launch costs.
+
+struct CodedMatrix {
+    Rows<const bf16> x;
+    Rows<uint8_t> codes, codes_t;
+    float *absmax, *scale;
+    int rows, cols;
+    unsigned first_block, blocks;
+};
+struct CodedMatrices {
+    CodedMatrix matrix[kCodedAtOnce];   // in the order of their blocks
+    int count;
+    // The matrix that this block works on.
+    __device__ const CodedMatrix& of_block() const {
+        int i = 0;
+        while (i + 1 < count && blockIdx.x >= matrix[i + 1].first_block) i++;
+        return matrix[i];
+    }
+    __host__ unsigned blocks() const { return matrix[count - 1].first_block + matrix[count - 1].blocks; }
+    __host__ void add(const Coded& m, unsigned blocks) {
+        matrix[count] = {rows_of<const bf16>(m.x), rows_of<uint8_t>(m.q.codes), rows_of<uint8_t>(m.q.codes_t), m.absmax, m.q.scale,
+                         m.x.rows, m.x.cols, count ? this->blocks() : 0, blocks};
+        count++;
+    }
+};
+
+__global__ void __launch_bounds__(kAbsmaxThreads) absmax_each_kernel(const __grid_constant__ CodedMatrices matrices) {
+    const CodedMatrix& m = matrices.of_block();
+    raise_absmax_of<8>(m.absmax, m.x, m.rows, m.cols / 8, blockIdx.x - m.first_block, m.blocks);
+}
+
+// codes_t from codes, of rows that start at multiples of 16 bytes.
+__global__ void __launch_bounds__(kWireThreads) transpose_each_kernel(const __grid_constant__ CodedMatrices matrices) {
+    const CodedMatrix& m = matrices.of_block();
+    int tile = (int)(blockIdx.x - m.first_block), across = (m.cols + kTransposeTile - 1) / kTransposeTile;
+    Rows<const uint8_t> codes = {m.codes.data, m.codes.ld};
+    transpose_tile(m.codes_t, codes, m.rows, m.cols, true, tile / across * kTransposeTile, tile % across * kTransposeTile);
+}
+
+template <Fmt kFmt>
+__global__ void __launch_bounds__(kTileThreads, TileBlocks<bf16, PER_TENSOR>::kResident)
+quantize_each_kernel(const __grid_constant__ CodedMatrices matrices, float clip) {
+    const CodedMatrix& m = matrices.of_block();
+    quantize_tile<bf16, kFmt, PER_TENSOR>(blockIdx.x - m.first_block, m.codes, m.codes_t, m.scale, m.x, m.absmax, m.rows, m.cols, clip);
 }
 
 // ================================================================ anything
@@ -300,9 +359,18 @@ struct Quantization {
     float clip;
 };
 
+static int tile_count(Mat x) { return max_int(1, ceil_div(x.rows, kTile)) * ceil_div(x.cols, kTile); }
+static bool is_sixteens(Mat codes) { return codes.ld % 16 == 0 && (uintptr_t)codes.data % 16 == 0; }
+// Are x, the codes and the transposed codes such that quantize_tile takes them?
+static bool is_tiles(QMat q, Mat x, Fmt fmt) {
+    bool octets = is_octets(x) && fmt_bytes(fmt) == 1;
+    if (q.codes.data) octets = octets && q.codes.ld % 8 == 0 && (uintptr_t)q.codes.data % 8 == 0;
+    if (q.codes_t.data) octets = octets && is_sixteens(q.codes_t);
+    return octets;
+}
 template <typename T, Fmt kFmt, Gran kGran>
 static void launch_quantize_tile(Quantization a) {
-    int tiles = max_int(1, ceil_div(a.x.rows, kTile)) * ceil_div(a.x.cols, kTile);
+    int tiles = tile_count(a.x);
     LAUNCH((quantize_tile_kernel<T, kFmt, kGran>), tiles, kTileThreads, 0, rows_of<uint8_t>(a.q.codes), rows_of<uint8_t>(a.q.codes_t),
            a.q.scale, rows_of<const T>(a.x), a.absmax, a.x.rows, a.x.cols, a.clip);
 }
@@ -318,14 +386,11 @@ static void launch_quantize_gran(Quantization a) {
 }
 template <typename T>
 static void launch_quantize(Quantization a) {
-    bool octets = is_octets(a.x) && fmt_bytes(a.fmt) == 1;
-    if (a.q.codes.data) octets = octets && a.q.codes.ld % 8 == 0 && (uintptr_t)a.q.codes.data % 8 == 0;
-    if (a.q.codes_t.data) octets = octets && a.q.codes_t.ld % 16 == 0 && (uintptr_t)a.q.codes_t.data % 16 == 0;
     if (a.q.gran == PER_ROW) {
         if (is_octets(a.x)) LAUNCH((row_maxima_kernel<8, T>), a.x.rows, kRowThreads, 0, a.q.scale, rows_of<const T>(a.x), a.x.cols);
         else LAUNCH((row_maxima_kernel<1, T>), a.x.rows, kRowThreads, 0, a.q.scale, rows_of<const T>(a.x), a.x.cols);
     }
-    if (!octets) {
+    if (!is_tiles(a.q, a.x, a.fmt)) {
         int tiles = max_int(1, ceil_div(a.x.rows, kQuantBlock)) * ceil_div(a.x.cols, kQuantBlock);
         LAUNCH((quantize_any_kernel<T>), tiles, kTileThreads, 0, a.q, rows_of<const T>(a.x), a.absmax, a.x.rows, a.x.cols, a.fmt, a.clip);
     } else {
@@ -372,6 +437,104 @@ static void quantize(QMat q, Mat x, Rotation rotation, const float* absmax, Fmt 
     if (rotation.axis != ROTATE_NONE && qmat_row_count(q) > 0) quantize_rotated(a, rotation);
     else if (x.fmt == BF16) launch_quantize<bf16>(a);
     else launch_quantize<float>(a);
+}
+
+// ---- several matrices, rotated: a launch takes those that lie one above the other in memory, as the matrices of a stack do
+
+// How many of the first of `count` matrices a job takes, and the job: for their maxima, or (`encode`) for their codes without transposes.
+static int stack_job(RotateJob* job, const Coded* m, int count, bool encode) {
+    Mat x = m->x, y = encode ? m->q.codes : mat(NULL, x.rows, x.cols, x.fmt);
+    int stacked = 1;
+    for (; stacked < count && stacked < kStackMost; stacked++) {
+        const Coded* next = m + stacked;
+        Mat above = mat_rows(x, x.rows, 0);   // where the next matrix lies if it is the next of the stack
+        bool alike = next->x.data == above.data && next->x.cols == x.cols && next->x.ld == x.ld && next->x.fmt == x.fmt;
+        if (!alike || (encode && (next->q.codes.ld != y.ld || (uintptr_t)next->q.codes.data % 8))) break;
+        x.rows += next->x.rows;
+    }
+    y.rows = x.rows;
+    *job = rotate_job(y, x, ROTATE_COLS, false, 0);
+    job->stack = m;
+    job->stacked = stacked;
+    return stacked;
+}
+static void absmax_each_rotated(const Coded* m, int count) {
+    for (int i = 0, taken; i < count; i += taken) {
+        RotateJob job;
+        taken = stack_job(&job, m + i, count - i, false);
+        job.absmax = m[i].absmax;
+        if (taken > 1 && rotate_features(job)) continue;
+        taken = 1;
+        absmax_each_by(absmax, rotate, m + i, 1, true);
+    }
+}
+// The codes; then all transposed codes by one launch, while the codes are in the L2 cache. False, with nothing done, if they are too many
+// for that, or not as transpose_each_kernel takes them.
+static bool quantize_each_rotated(const Coded* m, int count, Fmt fmt, float clip) {
+    CodedMatrices transposes = {};
+    const Rotation features = {ROTATE_COLS, 0};
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++) {
+        const QMat& q = m[i].q;
+        check_qmat(q, m[i].x, features, fmt);
+        bytes += mat_bytes(q.codes);
+        if (!q.codes.data || m[i].x.rows == 0 || m[i].x.cols == 0 || bytes > kWorkspaceBytes) return false;
+        if (!q.codes_t.data) continue;
+        if (!is_sixteens(q.codes) || !is_sixteens(q.codes_t)) return false;
+        transposes.add(m[i], (unsigned)(ceil_div(m[i].x.rows, kTransposeTile) * ceil_div(m[i].x.cols, kTransposeTile)));
+    }
+    for (int i = 0, taken; i < count; i += taken) {
+        RotateJob job;
+        taken = stack_job(&job, m + i, count - i, true);
+        job.quantizer = Quantizer{m[i].absmax, m[i].q.scale, clip};
+        if (taken > 1 && rotate_features(job)) continue;
+        Coded one = m[i];
+        taken = 1;
+        one.q.codes_t.data = NULL;
+        quantize_each_by(quantize, &one, 1, true, fmt, clip);
+    }
+    if (transposes.count) LAUNCH(transpose_each_kernel, transposes.blocks(), kWireThreads, 0, transposes);
+    return true;
+}
+
+static void absmax_each(const Coded* m, int count, bool rotated) {
+    CodedMatrices launch = {};
+    check(count <= kCodedAtOnce, "absmax_each (cuda): %d matrices", count);
+    if (rotated) return absmax_each_rotated(m, count);
+    for (int i = 0; i < count; i++) {
+        Mat x = m[i].x;
+        if (x.fmt != BF16 || !is_octets(x) || x.rows == 0 || x.cols == 0) break;
+        launch.add(m[i], absmax_blocks(x, x.cols / 8));
+    }
+    if (launch.count < count) return absmax_each_by(absmax, rotate, m, count, false);
+    LAUNCH(absmax_each_kernel, launch.blocks(), kAbsmaxThreads, 0, launch);
+}
+
+template <Fmt kFmt>
+static void launch_quantize_each(const CodedMatrices& matrices, float clip) {
+    LAUNCH((quantize_each_kernel<kFmt>), matrices.blocks(), kTileThreads, 0, matrices, clip);
+}
+static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, float clip) {
+    CodedMatrices launch = {};
+    check(count <= kCodedAtOnce, "quantize_each (cuda): %d matrices", count);
+    if (rotated) {
+        if (!quantize_each_rotated(m, count, fmt, clip)) quantize_each_by(quantize, m, count, true, fmt, clip);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        check_qmat(m[i].q, m[i].x, kRotateNone, fmt);
+        if (m[i].x.fmt != BF16 || !is_tiles(m[i].q, m[i].x, fmt) || m[i].x.cols == 0) break;
+        launch.add(m[i], tile_count(m[i].x));
+    }
+    if (launch.count < count) return quantize_each_by(quantize, m, count, false, fmt, clip);
+    switch (fmt) {
+        case INT8: return launch_quantize_each<INT8>(launch, clip);
+        case FP8_E4M3: return launch_quantize_each<FP8_E4M3>(launch, clip);
+        case FP8_E5M2: return launch_quantize_each<FP8_E5M2>(launch, clip);
+        case FP6_E3M2: return launch_quantize_each<FP6_E3M2>(launch, clip);
+        case FP6_E2M3: return launch_quantize_each<FP6_E2M3>(launch, clip);
+        default: die("quantize_each (cuda): to %s", fmt_name(fmt));
+    }
 }
 
 // Where only codes are wanted and the kernels of rotate/tokens.cuh take x, the maximum and the codes share a pass, which may make the plain

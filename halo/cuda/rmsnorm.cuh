@@ -9,6 +9,10 @@
 // block kNormRows rows, one after the other; each thread sums its columns of dw over them into the block's row of scratch,
 // and a second kernel adds those rows in a fixed order. A frozen norm wants no dw: then a block has one row. Rows that are not
 // made of aligned octets, or are longer than the registers hold, are read again instead (the *_any kernels).
+//
+// A block that takes short rows one after the other has too few bytes on their way from memory: 10 KB a multiprocessor at C = 576, where a
+// copy's speed needs 30. So rows of up to kNormNarrowMax columns have another backward kernel, whose block asks for all its rows at once.
+// The order of its sums, and so every bit of dr and dw, is that of the kernel for long rows.
 #ifndef HALO_CUDA_RMSNORM_CUH
 #define HALO_CUDA_RMSNORM_CUH
 
@@ -19,7 +23,8 @@
 enum {
     kNormForwardMax = 8 * 8 * 512,    // columns: octets * kKeep * threads
     kNormBackwardMax = 8 * 4 * 512,
-    kDwCols = 32, kDwLanes = 32       // of the kernel that adds the rows of scratch
+    kNormNarrowMax = 1024, kNormNarrowThreads = 256,   // of the backward kernel for short rows
+    kDwCols = 8, kDwLanes = 32        // of the kernel that adds the rows of scratch: a sector of a row, so that narrow rows make blocks enough
 };
 
 // ---- forward. kTiles 0: *absmax is raised to the largest |y|; else to the largest |y H|, with a matrix across of kTiles tiles.
@@ -175,6 +180,82 @@ __global__ void __launch_bounds__(512) rmsnorm_backward_kernel(Rows<bf16> dres, 
     }
 }
 
+// The same with dw for rows of up to 512 kWarps columns, to which the kernel above would give kWarps warps, with two octets a thread. All of a
+// block's rows of dy, res and dres go to shared memory at once. A warp takes whole rows, so that no row waits at a barrier, and sums for each
+// of those kWarps warps in turn. Then a thread sums its two columns of dw over the rows.
+template <int kWarps>
+__global__ void __launch_bounds__(kNormNarrowThreads, 4)
+rmsnorm_backward_narrow_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy, Rows<const bf16> res, const bf16* w, const float* rstd,
+                               int BT, int C, float* absmax) {
+    enum { kBlockWarps = kNormNarrowThreads / kWarp, kEach = kNormRows / kBlockWarps, kKeep = 2 * kWarps };
+    static_assert(kEach == 2, "a warp waits for its first row, then for its second");
+    SHARED(bf16, shared);   // three times (kNormRows, C)
+    __shared__ float scales[kNormRows];
+    bf16 *dy_rows = shared, *res_rows = dy_rows + kNormRows * C, *dres_rows = res_rows + kNormRows * C;
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, begin = lane * 8;
+    int first = blockIdx.x * kNormRows, rows = min((int)kNormRows, BT - first);
+#pragma unroll
+    for (int each = 0; each < kEach; each++) {
+        int row = warp + each * kBlockWarps;
+        for (int c = begin; c < C && row < rows; c += kWarp * 8) {
+            cp_async16(dy_rows + row * C + c, dy[first + row] + c);
+            cp_async16(res_rows + row * C + c, res[first + row] + c);
+            cp_async16(dres_rows + row * C + c, dres[first + row] + c);
+        }
+        cp_async_commit();
+    }
+    if ((int)threadIdx.x < rows) scales[threadIdx.x] = rstd[first + threadIdx.x];
+    Packed<8> weights[kKeep];
+#pragma unroll
+    for (int k = 0; k < kKeep; k++)
+        if (begin + k * kWarp * 8 < C) weights[k] = load_packed<8>(w + begin + k * kWarp * 8);
+    uint32_t largest = 0;
+#pragma unroll 1
+    for (int each = 0; each < kEach; each++) {
+        int row = warp + each * kBlockWarps;
+        if (each == 0) cp_async_wait<1>();
+        else cp_async_wait<0>();
+        __syncwarp();   // every lane's octets have arrived
+        if (row >= rows) break;
+        const bf16 *g = dy_rows + row * C, *r = res_rows + row * C, *before = dres_rows + row * C;
+        float scale = rstd[first + row], of_warp[kWarps] = {}, along_r = 0;
+#pragma unroll
+        for (int k = 0; k < kKeep; k++) {
+            int c = begin + k * kWarp * 8;
+            if (c >= C) continue;
+            Values<8> gv = load_values<8>(g + c), rv = load_values<8>(r + c), weight = unpack(weights[k]);
+#pragma unroll
+            for (int i = 0; i < 8; i++) of_warp[k % kWarps] += gv.v[i] * rv.v[i] * weight.v[i];
+        }
+#pragma unroll
+        for (int part = 0; part < kWarps; part++) along_r += warp_sum(of_warp[part]);
+        along_r = along_r / C * scale * scale;
+#pragma unroll
+        for (int k = 0; k < kKeep; k++) {
+            int c = begin + k * kWarp * 8;
+            if (c >= C) continue;
+            Values<8> gv = load_values<8>(g + c), rv = load_values<8>(r + c), weight = unpack(weights[k]), out = load_values<8>(before + c);
+#pragma unroll
+            for (int i = 0; i < 8; i++) out.v[i] += scale * (gv.v[i] * weight.v[i] - rv.v[i] * along_r);
+            Packed<8> rounded = pack(out);
+            store_packed(dres[first + row] + c, rounded);
+            largest = max(largest, largest_bits(rounded));
+        }
+    }
+    if (absmax) raise_block_absmax(absmax, largest);
+    __syncthreads();   // every warp's rows have arrived
+    for (int c = threadIdx.x * 2; c < C; c += kNormNarrowThreads * 2) {
+        float dw[2] = {};
+#pragma unroll 8
+        for (int row = 0; row < rows; row++) {
+            uint32_t gv = *(const uint32_t*)(dy_rows + row * C + c), rv = *(const uint32_t*)(res_rows + row * C + c);
+            dw[0] += f32_from_bits(gv << 16) * f32_from_bits(rv << 16) * scales[row];
+            dw[1] += f32_from_bits(gv & 0xffff0000u) * f32_from_bits(rv & 0xffff0000u) * scales[row];
+        }
+        *(float2*)(dw_rows + (size_t)blockIdx.x * C + c) = make_float2(dw[0], dw[1]);
+    }
+}
+
 __global__ void __launch_bounds__(512) rmsnorm_backward_any_kernel(Rows<bf16> dres, float* dw_rows, Rows<const bf16> dy,
                                                                   Rows<const bf16> res, const bf16* w, const float* rstd, int BT, int C,
                                                                   float* absmax) {
@@ -206,7 +287,7 @@ __global__ void __launch_bounds__(kDwCols * kDwLanes) rmsnorm_dw_kernel(Grad* dw
     int c = blockIdx.x * kDwCols + threadIdx.x, lane = threadIdx.y;
     float sum = 0;
     if (c < C) {
-#pragma unroll 8
+#pragma unroll 16
         for (int p = lane; p < rows; p += kDwLanes) sum += dw_rows[(size_t)p * C + c];
     }
     partial[lane][threadIdx.x] = sum;
@@ -267,8 +348,8 @@ static void rmsnorm_forward(Mat y, float* rstd, Mat res, Mat x, Mat delta, Mat w
     if (rotates && !inside) rotate(mat(NULL, y.rows, C, BF16), y, ROTATE_COLS, false, 0, prep.absmax);
 }
 
-#define LAUNCH_RMSNORM_BACKWARD(kernel, threads)                                                                           \
-    LAUNCH(kernel, blocks, (threads), 0, rows_of<bf16>(dres), dw_rows, rows_of<const bf16>(dy), rows_of<const bf16>(res),  \
+#define LAUNCH_RMSNORM_BACKWARD(kernel, threads, shared_bytes)                                                                        \
+    LAUNCH(kernel, blocks, (threads), (shared_bytes), rows_of<bf16>(dres), dw_rows, rows_of<const bf16>(dy), rows_of<const bf16>(res), \
            (const bf16*)w.data, rstd, BT, C, absmax)
 
 static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const float* rstd, void* scratch, float* absmax) {
@@ -280,11 +361,20 @@ static void rmsnorm_backward(Mat dres, Mat dw, Mat dy, Mat res, Mat w, const flo
     if (dw.data) check_mat(dw, 1, C, "rmsnorm_backward");
     float* dw_rows = dw.data ? (float*)scratch : NULL;
     bool fast = is_octets(dres) && is_octets(dy) && is_octets(res) && is_octets(w) && C <= kNormBackwardMax;
-    if (!fast) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_any_kernel, threads_for(C, 512));
-    else if (octets <= 2 * 512 && dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, true>), threads_for(ceil_div(octets, 2), 512));
-    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, false>), threads_for(ceil_div(octets, 2), 512));
-    else if (dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, true>), threads_for(ceil_div(octets, 4), 512));
-    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, false>), threads_for(ceil_div(octets, 4), 512));
+    int by_two = threads_for(ceil_div(octets, 2), 512), by_four = threads_for(ceil_div(octets, 4), 512);   // threads of two or four octets
+    size_t narrow_bytes = 3 * sizeof(bf16) * kNormRows * (size_t)C;
+    bool narrow = fast && dw.data && C <= kNormNarrowMax && narrow_bytes <= shared_limit();
+    if (narrow) {
+        allow_shared(rmsnorm_backward_narrow_kernel<1>, narrow_bytes);
+        allow_shared(rmsnorm_backward_narrow_kernel<2>, narrow_bytes);
+    }
+    if (!fast) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_any_kernel, threads_for(C, 512), 0);
+    else if (narrow && octets <= 2 * kWarp) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_narrow_kernel<1>, kNormNarrowThreads, narrow_bytes);
+    else if (narrow) LAUNCH_RMSNORM_BACKWARD(rmsnorm_backward_narrow_kernel<2>, kNormNarrowThreads, narrow_bytes);
+    else if (octets <= 2 * 512 && dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, true>), by_two, 0);
+    else if (octets <= 2 * 512) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<2, false>), by_two, 0);
+    else if (dw.data) LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, true>), by_four, 0);
+    else LAUNCH_RMSNORM_BACKWARD((rmsnorm_backward_kernel<4, false>), by_four, 0);
     if (!dw.data) return;
     dim3 grid(ceil_div(C, kDwCols)), block(kDwCols, kDwLanes);
     if (dw.fmt == F32) LAUNCH((rmsnorm_dw_kernel<float>), grid, block, 0, (float*)dw.data, dw_rows, blocks, C);

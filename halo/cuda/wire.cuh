@@ -37,11 +37,9 @@ __device__ inline void store_chunk(uint8_t* row, const uint8_t* chunk, int at, i
 
 // A tile of x comes in by rows and goes out by columns. On the way out 2 neighbouring chunks of 16 columns belong to a warp:
 // 32 bytes of each row of y are written whole, and the 16 columns lie in different banks or share a word.
-__global__ void __launch_bounds__(kWireThreads) transpose_codes_kernel(Rows<uint8_t> y, Rows<const uint8_t> x, int rows, int cols,
-                                                                       bool aligned) {
+__device__ __forceinline__ void transpose_tile(Rows<uint8_t> y, Rows<const uint8_t> x, int rows, int cols, bool aligned, int row, int col) {
     __shared__ __align__(16) uint8_t tile[kTransposeTile * kTransposePitch];
     constexpr int kChunks = kTransposeTile / kTransposeChunk, kTileChunks = kTransposeTile * kChunks;
-    int row = blockIdx.y * kTransposeTile, col = blockIdx.x * kTransposeTile;
     uint8_t chunk[kTransposeChunk];
 #pragma unroll
     for (int n = threadIdx.x; n < kTileChunks; n += kWireThreads) {
@@ -60,6 +58,10 @@ __global__ void __launch_bounds__(kWireThreads) transpose_codes_kernel(Rows<uint
         for (int i = 0; i < kTransposeChunk; i++) chunk[i] = tile[(r + i) * kTransposePitch + c];
         store_chunk(y[col + c], chunk, row + r, rows, aligned);
     }
+}
+__global__ void __launch_bounds__(kWireThreads) transpose_codes_kernel(Rows<uint8_t> y, Rows<const uint8_t> x, int rows, int cols,
+                                                                       bool aligned) {
+    transpose_tile(y, x, rows, cols, aligned, blockIdx.y * kTransposeTile, blockIdx.x * kTransposeTile);
 }
 
 // Four six-bit codes a, b, c, d are the 24 bits dddddd cccccc bbbbbb aaaaaa, lowest byte first; four such groups fill three

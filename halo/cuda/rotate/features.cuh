@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(kRotateWarpThreads, kBlocks == 16 ? 4 : 8) rot
 template <int kBlocks>
 static bool launch_rotate_warp(const RotateJob& job) {
     size_t elements = (size_t)job.x.rows * (size_t)job.n, per_block = (size_t)kRotateWarpThreads * 8 * kBlocks;
+    int rows_a_block = (int)per_block / job.n;
     check(elements < 1ull << 34, "rotate (cuda): (%d, %d) is too large to count", job.x.rows, job.n);
-    return with_pair_sink(job, [&](auto sink) {
+    return with_stack_sink(job, rows_a_block, [&](auto sink) {
         LAUNCH((rotate_warp_kernel<kBlocks, decltype(sink)>), (unsigned)((elements + per_block - 1) / per_block), kRotateWarpThreads, 0, sink,
                rows_of<const bf16>(job.x), job.x.rows, floor_log2(job.n), rotate_signs()->within[min_int(floor_log2(job.n), kWithinBits)]);
         return true;
@@ -281,7 +282,7 @@ static bool launch_rotate_features(const RotateJob& job, FeatureItem item) {
     // Orders above 64 leave no registers for the threads that runs of 1024 take (K0 of up to 64, rows beyond 65536).
     if (item.bytes() > shared_limit() || threads > Shape::kThreads) return false;
     check(kRunBits == 0 || (item.vectors == Shape::kVectors && item.alone), "rotate (cuda): runs of %d", run);
-    return with_pair_sink(job, [&](auto sink) {
+    return with_stack_sink(job, item.vectors, [&](auto sink) {
         allow_shared(rotate_features_kernel<kSteps, kRunBits, decltype(sink)>, shared_limit());
         LAUNCH((rotate_features_kernel<kSteps, kRunBits, decltype(sink)>), ceil_div(item.rows, item.vectors), threads, item.bytes(), sink,
                rows_of<const bf16>(job.x), item);

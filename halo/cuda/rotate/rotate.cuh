@@ -25,11 +25,13 @@
 // ================================================================ the largest magnitude
 enum { kAbsmaxThreads = 512, kAbsmaxLoads = 4 };
 
+// Of a matrix that `blocks` blocks share, by the block of this number.
 template <int kWidth, typename T>
-__global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, Rows<const T> x, int rows, unsigned units_across) {
+__device__ __forceinline__ void raise_absmax_of(float* absmax, Rows<const T> x, int rows, unsigned units_across, unsigned block,
+                                                unsigned blocks) {
     uint32_t largest = 0;
-    unsigned units = (unsigned)rows * units_across, threads = gridDim.x * blockDim.x;
-    for (unsigned unit = blockIdx.x * blockDim.x + threadIdx.x; unit < units; unit += threads * kAbsmaxLoads) {
+    unsigned units = (unsigned)rows * units_across, threads = blocks * blockDim.x;
+    for (unsigned unit = block * blockDim.x + threadIdx.x; unit < units; unit += threads * kAbsmaxLoads) {
         Values<kWidth> v[kAbsmaxLoads] = {};
 #pragma unroll
         for (int i = 0; i < kAbsmaxLoads; i++) {
@@ -43,15 +45,23 @@ __global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, R
     }
     raise_block_absmax(absmax, largest);
 }
+template <int kWidth, typename T>
+__global__ void __launch_bounds__(kAbsmaxThreads) absmax_kernel(float* absmax, Rows<const T> x, int rows, unsigned units_across) {
+    raise_absmax_of<kWidth>(absmax, x, rows, units_across, blockIdx.x, gridDim.x);
+}
 
+// Blocks for a matrix that is read `across` units a row.
+static unsigned absmax_blocks(Mat x, int across) {
+    check((size_t)x.rows * across < 1u << 31, "absmax (cuda): (%d, %d) is too large to count in 32 bits", x.rows, x.cols);
+    size_t per_block = (size_t)kAbsmaxThreads * kAbsmaxLoads, blocks = ((size_t)x.rows * across + per_block - 1) / per_block;
+    size_t most = (size_t)gpu_device().multiprocessors * 4;
+    return (unsigned)(blocks < most ? blocks : most);
+}
 template <typename T>
 static void launch_absmax(float* absmax, Mat x) {
     bool octets = is_octets(x);
     int across = octets ? x.cols / 8 : x.cols;
-    check((size_t)x.rows * across < 1u << 31, "absmax (cuda): (%d, %d) is too large to count in 32 bits", x.rows, x.cols);
-    size_t per_block = (size_t)kAbsmaxThreads * kAbsmaxLoads, blocks = ((size_t)x.rows * across + per_block - 1) / per_block;
-    size_t most = (size_t)gpu_device().multiprocessors * 4;
-    unsigned grid = (unsigned)(blocks < most ? blocks : most);
+    unsigned grid = absmax_blocks(x, across);
     if (octets) LAUNCH((absmax_kernel<8, T>), grid, kAbsmaxThreads, 0, absmax, rows_of<const T>(x), x.rows, across);
     else LAUNCH((absmax_kernel<1, T>), grid, kAbsmaxThreads, 0, absmax, rows_of<const T>(x), x.rows, across);
 }
@@ -73,7 +83,7 @@ static RotateJob rotate_job(Mat y, Mat x, RotateAxis axis, bool transpose, int b
           x.cols, y.rows, y.cols);
     check(block >= 0 && (from_right ? block == 0 : rows % max_int(n, 1) == 0), "rotate (cuda): (%d, %d) in blocks of %d", rows, x.cols, block);
     check(rows == 0 || hadamard_supported(n), "rotate (cuda): no Hadamard transform of order %d", n);
-    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}, NULL};
+    RotateJob job = {y, x, axis, transpose, n, 1, (float)(1 / sqrt((double)n)), NULL, {NULL, NULL, 1}, NULL, 0, NULL};
     return job;
 }
 

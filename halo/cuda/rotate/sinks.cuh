@@ -126,6 +126,35 @@ struct CodeSinkOf : CodeSink {
     }
 };
 
+// Up to kStackMost matrices one above the other, which a launch takes as the rows of one; each block works on one of them. StackBelow has
+// of the second and the third what a sink has of the first.
+enum { kStackMost = 3 };
+struct StackBelow {
+    unsigned first_block[kStackMost - 1];   // ~0: there is no such matrix
+    float *absmax[kStackMost - 1], *scale[kStackMost - 1];
+    uint8_t* codes[kStackMost - 1];         // where they would start if this matrix's rows were counted from the first's on
+};
+// A MaxSink or CodeSinkOf, for a stack. A type of its own: what a block has to choose would cost the other kernels registers.
+template <typename Sink>
+struct StackSink : Sink {
+    StackBelow below;
+    __device__ void begin() {
+#pragma unroll
+        for (int i = 0; i < kStackMost - 1; i++) {
+            if (blockIdx.x < below.first_block[i]) continue;
+            if constexpr (std::is_same_v<Sink, MaxSink>) {
+                this->absmax = below.absmax[i];
+            } else {
+                this->quantizer.absmax = below.absmax[i];
+                this->codes.data = below.codes[i];
+                if (blockIdx.x == below.first_block[i] && threadIdx.x == 0)
+                    *below.scale[i] = quant_scale(*below.absmax[i], this->fmt, this->quantizer.clip);
+            }
+        }
+        Sink::begin();
+    }
+};
+
 // Any format, chosen at run time. Every product is rounded, as on the CPU.
 struct AnySink {
     Mat y;                // data NULL: only the maximum
@@ -177,6 +206,8 @@ struct RotateJob {
     float scale;           // 1 / sqrt(n)
     float* absmax;         // raised unless NULL
     Quantizer quantizer;   // if y is codes
+    const Coded* stack;    // along features: the matrices of x, one above the other, each with its own maximum, scale and codes
+    int stacked;           // their number, up to kStackMost; 0: x is one matrix
     void* scratch;         // NULL, or along tokens cuda_quantize_tokens_scratch bytes: then nothing is cut into bands
 };
 
@@ -211,6 +242,26 @@ static bool with_pair_sink(const RotateJob& job, const Launch& launch) {
         } else {
             return launch(sink);
         }
+    });
+}
+
+// The same for a launch whose blocks take this many rows each, along features: for a stack too, if each block has rows of one matrix.
+template <typename Launch>
+static bool with_stack_sink(const RotateJob& job, int rows_a_block, const Launch& launch) {
+    if (job.stacked < 2) return with_pair_sink(job, launch);
+    StackBelow below = {{~0u, ~0u}, {}, {}, {}};
+    for (int i = 1, row = 0; i < job.stacked; i++) {
+        const Coded& m = job.stack[i];
+        row += job.stack[i - 1].x.rows;
+        if (row % rows_a_block) return false;
+        below.first_block[i - 1] = (unsigned)(row / rows_a_block);
+        below.absmax[i - 1] = m.absmax;
+        below.scale[i - 1] = m.q.scale;
+        if (job.y.data) below.codes[i - 1] = (uint8_t*)m.q.codes.data - (size_t)row * job.y.ld;
+    }
+    return with_pair_sink(job, [&](auto sink) {
+        if constexpr (std::is_same_v<decltype(sink), StoreSink>) return false;
+        else return launch(StackSink<decltype(sink)>{sink, below});
     });
 }
 
