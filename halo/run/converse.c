@@ -1,8 +1,9 @@
 // A conversation on a terminal; see converse.h.
 #include "converse.h"
 
-#include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include "../../data/json.h"
 #include "clock.h"
@@ -14,12 +15,11 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-// `restarting`: whether a call that waits goes on waiting after Ctrl-C.
-static void catch_interrupts(bool restarting) {
+static void catch_interrupts(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
-    action.sa_flags = restarting ? SA_RESTART : 0;
+    action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     interrupted = 0;
@@ -130,7 +130,7 @@ static void answer(Talk* t, const char* text) {
     bool answers = make_prompt(t, &list);
     if (answers) {
         Prompt prompt = {list.ids, list.count};
-        catch_interrupts(true);
+        catch_interrupts();
         double start = seconds_now();
         generate_answers(t->model, &t->s->config, &t->d, &prompt, 1);
         print_speed(t, seconds_now() - start);
@@ -187,20 +187,28 @@ static bool take_line(Talk* t, const char* line) {
     return true;
 }
 
+// False: Ctrl-C was pressed meanwhile. Looks for it again and again, since the signal may come before the wait has begun, or to another thread.
+static bool await_line(void) {
+    enum { kLookMs = 100 };
+    struct pollfd terminal = {STDIN_FILENO, POLLIN, 0};
+    while (!interrupted)
+        if (poll(&terminal, 1, kLookMs) > 0) return true;
+    return false;
+}
+
 static void read_lines(Talk* t) {
     char* line = NULL;
     size_t capacity = 0;
+    setvbuf(stdin, NULL, _IONBF, 0);   // what has come is never where await_line does not see it
     for (bool going = true; going;) {
+        catch_interrupts();
         fputs("> ", stdout);
         fflush(stdout);
-        catch_interrupts(false);
-        ssize_t bytes = getline(&line, &capacity, stdin);
-        if (bytes < 0 && errno == EINTR && interrupted) {
-            clearerr(stdin);
+        if (!await_line()) {
             puts("\n(/quit or Ctrl-D ends)");
             continue;
         }
-        if (bytes < 0) {
+        if (getline(&line, &capacity, stdin) < 0) {
             putchar('\n');
             break;
         }
