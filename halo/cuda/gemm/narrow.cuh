@@ -20,7 +20,7 @@ enum {
     kNarrowTile = 128,                 // rows and columns: 16 for each warp
     kNarrowThreads = 256,
     kNarrowSteps = kNarrowTile / 16,   // instructions along K in a tile, of both products
-    kNarrowTogether = 1,               // tiles below each other that make a stage
+    kNarrowTogether = 2,               // tiles below each other that make a stage
     kNarrowStages = 6 / kNarrowTogether,
     kNarrowMatrices = 3,               // at most, side by side
     kNarrowSumThreads = 256,
