@@ -11,6 +11,7 @@
 #include "../halo/base.h"
 
 #include <math.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
@@ -187,6 +188,9 @@ static const char* build_dir(void) {
 }
 
 static int test_main(const Case* cases, int count, int argc, char** argv) {
+    // What started this test may ignore signals (nohup, a shell's background job), which the programs under test would take over, as they should.
+    signal(SIGHUP, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
     if (argc > 1 && !strcmp(argv[1], "--list")) {
         for (int i = 0; i < count; i++) puts(cases[i].name);
         return 0;

@@ -330,7 +330,6 @@ static Run stopped_by(const char* out, int signal_number, int times) {
 
 static void signals_case(void) {
     make_whole();
-    signal(SIGHUP, SIG_DFL);   // under nohup a run ignores it, as it should
     const struct {
         const char* name;
         int number;
