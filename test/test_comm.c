@@ -95,7 +95,7 @@ static void gather_case(size_t bytes, bool in_place, bool made_for_it) {
 // rank may write to a place before all ranks have read it.
 static void ring_case(void) {
     enum { kGathers = 12, kPlaces = 2 };
-    const size_t piece[2] = {3001, 256}, ranks = (size_t)comm->ranks, first = 12032, place_bytes = 16384;   // of 4 ranks at most
+    const size_t piece[2] = {3001, 256}, ranks = (size_t)comm->ranks, first = 24064, place_bytes = 32768;   // of 8 ranks at most
     char *ring = (char*)comm_alloc(comm, ops, kPlaces * place_bytes), *both = (char*)ops->alloc(2 * 4096), *read[kGathers];
     char *host = (char*)host_alloc(place_bytes), *want = (char*)host_alloc(place_bytes);
     Transfer transfer[kGathers];
