@@ -217,6 +217,8 @@ static bool joined_by_nvlink() {
 static void engines_start(const Comm* host, cudaStream_t wire) {
     engines.host = host;
     const char* asked = getenv("HALO_COPY_ENGINES");
+    if (asked && strcmp(asked, "0") && strcmp(asked, "1"))
+        user_error("HALO_COPY_ENGINES is '%s': give it 0 or 1, or leave it unset (README, Several ranks)", asked);
     bool off = !engines_agree(!asked || strcmp(asked, "0"));
     if (off) return engines_give_up("HALO_COPY_ENGINES is 0");
     if (!engines_agree(host->host_ranks == host->ranks && (asked || joined_by_nvlink()))) return;
