@@ -207,7 +207,9 @@ static bool joined_by_nvlink() {
     for (int r = 0; r < engines.host->ranks; r++) {
         int atomics = 0, other = cuda_usable_device(r);
         if (other == own) continue;
-        if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, other) != cudaSuccess || !atomics) return false;
+        if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, other) == cudaSuccess && atomics) continue;
+        (void)cudaGetLastError();   // a failure is dealt with
+        return false;
     }
     return true;
 }
