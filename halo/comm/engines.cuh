@@ -22,7 +22,7 @@
 
 #ifndef HALO_SIMT
 #include <cuda.h>
-enum { kWindowAlign = 2 << 20, kProofSeconds = 10 };   // windows: a driver's own allocation each, so that nothing else is opened with it
+enum { kWindowAlign = 2 << 20, kProofSeconds = 10 };   // whole blocks of the driver's: whoever opens a window opens no other memory with it
 #else
 enum { kWindowAlign = 4 << 10, kProofSeconds = 3 };
 #endif
