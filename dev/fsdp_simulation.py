@@ -7,7 +7,8 @@ waits for its weights; a transfer beside products takes some of their speed.
   fsdp_simulation.py [--tokens 1024,4096,8192] [--accum 1]
 
 First it is held against steps that were measured on two GPUs (dev/RESULTS.md) and says how far off it is; then it prints, for each fabric and
-recipe, tokens a second and GPU, the share of a step that is waited for, and the tokens from which less than 2% of it is. A fabric is what one GPU receives at best while all do: bytes a second, and seconds before the first byte.
+recipe, tokens a second and GPU, the share of a step that is waited for, and the tokens from which less than 2% of it is. A fabric is what one GPU receives at
+best while all do: bytes a second, seconds before the first byte, and what products beside a transfer lose.
 """
 import argparse
 
@@ -15,32 +16,33 @@ LAYERS, LAYER_WEIGHTS, HEAD_WEIGHTS = 32, 218.1e6, 2 * 525.3e6
 PARAMETERS = LAYERS * LAYER_WEIGHTS + HEAD_WEIGHTS
 
 # ms of a layer: `layer` for 8192 tokens grows with the tokens, `fixed` does not (weights to read and to prepare, launches). Their sum is what 8B cut to 8
-# layers takes at B 8, T 1024, without lm_head, loss and AdamW, over 8; the fixed part of bf16 and halo0-fp8 is fitted to the steps at 4096 and
-# 8192 tokens below, so that the rows at 1024 are the check; those of the other recipes are a guess between them.
+# layers takes at B 8, T 1024, without lm_head, loss and AdamW, over 8; the fixed part of bf16 and halo0-fp8 was fitted to steps of two GPUs at 4096
+# and 8192 tokens (with NCCL's transfers), those of the other recipes are a guess between them.
 RECIPES = {
-    "bf16": dict(layer=17.5, fixed=1.1, gather_bytes=2.0),
-    "halo0-fp8 --qfsdp": dict(layer=11.2, fixed=0.8, gather_bytes=1.0),
-    "halo2-int8 --qfsdp": dict(layer=12.3, fixed=1.0, gather_bytes=1.0),
-    "halo1-fp6 --qfsdp": dict(layer=12.0, fixed=0.9, gather_bytes=0.75),
+    "bf16": dict(layer=16.8, fixed=1.1, gather_bytes=2.0),
+    "halo0-fp8 --qfsdp": dict(layer=10.4, fixed=0.8, gather_bytes=1.0),
+    "halo2-int8 --qfsdp": dict(layer=11.8, fixed=1.0, gather_bytes=1.0),
+    "halo1-fp6 --qfsdp": dict(layer=11.1, fixed=0.9, gather_bytes=0.75),
 }
 HEAD_MS = 33.4                    # lm_head and loss, 8192 tokens
 ADAMW_MS = 9.36 / 2.80e9          # a parameter, BF16 states
 GRADIENT_BYTES = 2.0              # reduced in BF16
-TOLL = 0.13                       # of the time of a transfer, lost by the products beside it (bench_comm: 7.77 ms alone, 8.73 and 8.49 beside)
+NCCL_TOLL = 0.13                  # of the time of a transfer by NCCL's kernels, lost by the products beside it (bench_comm: 7.77 ms alone, 8.73 and 8.49)
+ENGINES_TOLL = 0.03               # by copy engines, which take no multiprocessors
 
 FABRICS = {
-    "2 GPUs, NVLink": (2, 250e9, 20e-6), "8 GPUs, NVLink": (8, 250e9, 40e-6), "8 GPUs, PCIe 5": (8, 40e9, 60e-6), "8 GPUs, PCIe 4": (8, 20e9, 60e-6),
-    "64 GPUs, 400 Gb/s each": (64, 44e9, 150e-6), "64 GPUs, 100 Gb/s each": (64, 11e9, 150e-6),
+    "2 GPUs, NVLink": (2, 310e9, 20e-6, ENGINES_TOLL), "8 GPUs, NVLink": (8, 310e9, 40e-6, ENGINES_TOLL),
+    "8 GPUs, PCIe 5": (8, 40e9, 60e-6, NCCL_TOLL), "8 GPUs, PCIe 4": (8, 20e9, 60e-6, NCCL_TOLL),
+    "64 GPUs, 400 Gb/s each": (64, 44e9, 150e-6, NCCL_TOLL), "64 GPUs, 100 Gb/s each": (64, 11e9, 150e-6, NCCL_TOLL),
 }
 
-# (tokens a GPU, recipe): ms of a step and ms waited, two GPUs with NVLink: H200, but the first two rows H100, whose memory is slower.
-MEASURED = {(1024, "bf16"): (160.5, 19.4), (1024, "halo0-fp8 --qfsdp"): (134.2, 11.3), (4096, "bf16"): (363.1, 5.5), (4096, "halo0-fp8 --qfsdp"): (245.6, 1.6),
-            (8192, "bf16"): (660.8, 1.7), (8192, "halo0-fp8 --qfsdp"): (443.0, 1.9)}
+# (tokens a GPU, recipe): ms of a step and ms waited, two H200s with NVLink, transfers by copy engines.
+MEASURED = {(8192, "bf16"): (631.1, 3.4), (8192, "halo0-fp8 --qfsdp"): (415.7, 2.9)}
 
 
 def step(recipe, fabric, tokens, accum):
     """(ms of a step, ms in which products waited for a transfer)."""
-    r, (ranks, rate, start) = RECIPES[recipe], FABRICS[fabric]
+    r, (ranks, rate, start, toll) = RECIPES[recipe], FABRICS[fabric]
     share = (ranks - 1) / ranks
 
     def transfer(values, bytes_each):
@@ -64,7 +66,7 @@ def step(recipe, fabric, tokens, accum):
         waited += begin - compute
         if i + 1 < len(passes) and passes[i + 1][1]:   # the next weights may come while this pass is at work
             wire = arrived = max(wire, begin) + passes[i + 1][1]
-        compute = begin + ms + TOLL * (gather + reduce)
+        compute = begin + ms + toll * (gather + reduce)
         if reduce:                                     # and its gradients leave while the next one is
             wire = max(wire, compute) + reduce
     # Updates follow each layer's reduction; the last ones stand alone.

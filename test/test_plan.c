@@ -128,23 +128,19 @@ static void time_case(void) {
         int gpus;
         double measured;
     } kSteps[] = {
-        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe bf16", 1, 25.4},
-        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo0-fp8", 1, 38.4},
-        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo0-fp8 --head-dtype fp8", 1, 41.7},
-        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo1-fp6", 1, 36.7},
-        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo2-int8", 1, 34.9},
-        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe bf16", 1, 77.2},
-        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe halo0-fp8", 1, 103.6},
-        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe halo2-int8", 1, 85.8},
+        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe bf16", 1, 25.5},
+        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo0-fp8", 1, 38.8},
+        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo0-fp8 --head-dtype fp8", 1, 42.1},
+        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo1-fp6", 1, 37.2},
+        {"--preset llama3-8b --layers 16 --batch 8 --accum 8 --recipe halo2-int8", 1, 35.7},
+        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe bf16", 1, 77.5},
+        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe halo0-fp8", 1, 103.9},
+        {"--preset llama3.2-1b --batch 16 --accum 4 --recipe halo2-int8", 1, 90.2},
         {"--preset llama3-8b --adapter lora --batch 4 --recipe bf16", 1, 18.3},
         {"--preset llama3-8b --adapter lora --batch 4 --recipe halo0-fp8", 1, 26.0},
         {"--preset llama3-8b --adapter lora --batch 4 --recipe halo2-int8", 1, 22.5},
-        {"--preset llama3-8b --adapter lora --batch 4 --recipe halo0-fp8 --recompute block", 1, 18.5},
-        {"--preset llama3-8b --batch 8 --recipe bf16", 2, 12.1},
-        {"--preset llama3-8b --batch 8 --recipe halo0-fp8 --qfsdp", 2, 18.4},
-        {"--preset llama3-8b --batch 8 --recipe halo2-int8 --qfsdp", 2, 15.7},
-        {"--preset llama3-8b --batch 2 --recipe bf16", 2, 9.6},
-        {"--preset llama3-8b --batch 2 --recipe halo0-fp8 --qfsdp", 2, 13.1},
+        {"--preset llama3-8b --batch 8 --recipe bf16", 2, 13.0},
+        {"--preset llama3-8b --batch 8 --recipe halo0-fp8 --qfsdp", 2, 19.7},
     };
     const GpuKind* kind = gpu_kinds();
     int h200 = 0;
