@@ -154,34 +154,35 @@ static void raise_maximum(const Linear* ln, float* absmax, Mat x, Rotation r) {
     else ln->ops->rotate(mat(NULL, x.rows, x.cols, ln->ops->act), x, r.axis, false, r.block, absmax);   // only its maximum is wanted
 }
 
-// Makes the codes of one operand; takes its maximum before, unless `done` says that the producer has.
-static void prepare(const Linear* ln, QMat q, Mat x, Opnd how, RotateAxis axis, float* absmax, Prep done) {
-    Rotation r = rotation_of(ln, how, axis);
+// Makes X's codes for one product; takes the maximum before, unless `done` says that the producer has.
+static void prepare_input(const Linear* ln, QMat q, Mat x, Opnd how, float* absmax, Prep done) {
+    Rotation r = rotation_of(ln, how, ROTATE_COLS);
     if (how.gran == PER_TENSOR && !done.absmax) raise_maximum(ln, absmax, x, r);
     ln->ops->quantize(q, x, r, absmax, how.fmt, how.clip);
 }
 
 Prep linear_input_prep(const Linear* ln, const InputOperand* in) {
     const Recipe* r = ln->recipe;
-    if (is_plain(r->fx) || (!is_plain(r->gx) && !same_opnd(r->fx, r->gx))) return kPrepNone;
+    if (is_plain(r->fx) || has_second_form(r->fx, r->gx)) return kPrepNone;
     Prep prep = {r->fx.rotate, r->fx.gran == PER_TENSOR ? in->absmax : NULL};
     return prep;
 }
 
 void linear_prepare_input(const Linear* ln, InputOperand* in, Mat x, Prep done) {
     const Recipe* r = ln->recipe;
-    if (!is_plain(r->fx)) prepare(ln, in->f, x, r->fx, ROTATE_COLS, in->absmax, done);
-    if (!is_plain(r->gx) && !same_opnd(r->fx, r->gx)) prepare(ln, in->g, x, r->gx, ROTATE_COLS, in->absmax + 1, kPrepNone);
+    if (!is_plain(r->fx)) prepare_input(ln, in->f, x, r->fx, in->absmax, done);
+    if (has_second_form(r->fx, r->gx)) prepare_input(ln, in->g, x, r->gx, in->absmax + 1, kPrepNone);
 }
 
-// The same for several matrices of one operand of one product: `measure` unless their maxima are known.
+// Makes codes of several weights for one product; takes their maxima before if they are not known (`measure`). Only with one scale a matrix
+// may they be rotated (recipe.c).
 static void prepare_each(const Linear* ln, const Coded* m, int count, Opnd how, bool measure) {
     if (how.gran == PER_TENSOR) {
         if (measure) ln->ops->absmax_each(m, count, how.rotate);
         ln->ops->quantize_each(m, count, how.rotate, how.fmt, how.clip);
         return;
     }
-    for (int i = 0; i < count; i++) ln->ops->quantize(m[i].q, m[i].x, rotation_of(ln, how, ROTATE_COLS), m[i].absmax, how.fmt, how.clip);
+    for (int i = 0; i < count; i++) ln->ops->quantize(m[i].q, m[i].x, kRotateNone, m[i].absmax, how.fmt, how.clip);
 }
 
 // The weights as F reads them, or (`second`) as E alone does.
@@ -280,13 +281,12 @@ static GradSides prepare_grad(const Linear* ln, const GradOperand* grad, int p, 
         g.scale = e.scale;
     }
     float *maximum = grad->absmax + p, *rotated_maximum = grad->absmax + kMaxParts + p;
-    Prep done = {false, maximum};
     if (r->ee.rotate) {   // G's codes, which never rotate, come from the same pass over dY
         PlainCodes plain = {g, maximum, r->ge.fmt, r->ge.clip};
         ln->ops->quantize_tokens(e, dy, ln->token_block, rotated_maximum, r->ee.fmt, r->ee.clip, is_plain(r->ge) ? NULL : &plain, ln->turned);
     } else {
-        if (!is_plain(r->ee)) prepare(ln, e, dy, r->ee, ROTATE_ROWS, maximum, done);
-        if (!is_plain(r->ge) && !shared) prepare(ln, g, dy, r->ge, ROTATE_ROWS, maximum, done);
+        if (!is_plain(r->ee)) ln->ops->quantize(e, dy, kRotateNone, maximum, r->ee.fmt, r->ee.clip);
+        if (has_second_form(r->ee, r->ge)) ln->ops->quantize(g, dy, kRotateNone, maximum, r->ge.fmt, r->ge.clip);
     }
     if (!is_plain(r->ee)) s.e = side_codes(e);
     if (!is_plain(r->ge)) s.g = side_codes_t(g);

@@ -95,7 +95,7 @@ static void gather_case(size_t bytes, bool in_place, bool made_for_it) {
 // rank may write to a place before all ranks have read it.
 static void ring_case(void) {
     enum { kGathers = 12, kPlaces = 2 };
-    const size_t piece[2] = {3001, 256}, ranks = (size_t)comm->ranks, first = 12032, place_bytes = 16384;   // of 4 ranks at most
+    const size_t piece[2] = {3001, 256}, ranks = (size_t)comm->ranks, first = 24064, place_bytes = 32768;   // of 8 ranks at most
     char *ring = (char*)comm_alloc(comm, ops, kPlaces * place_bytes), *both = (char*)ops->alloc(2 * 4096), *read[kGathers];
     char *host = (char*)host_alloc(place_bytes), *want = (char*)host_alloc(place_bytes);
     Transfer transfer[kGathers];
@@ -280,16 +280,22 @@ static int on_a_rank(const char* backend) {
 
 static const char* self;
 
-// `slow`: the emulated stream that is slowed down; `says`: what one rank is to say once, NULL: nothing of it.
-static void run_ranks(int ranks, const char* backend, const char* slow, const char* says) {
-    char line[1024], text[512];
-    int said = 0;
-    setenv("SIMT_SLOW", slow, 1);
+static FILE* start_ranks(int ranks, const char* backend) {
+    char line[1024];
     snprintf(line, sizeof line, "mpirun --allow-run-as-root --oversubscribe --mca btl_base_warn_component_unused 0 -np %d '%s' ranks %s 2>&1",
              ranks, self, backend);
     fflush(stdout);
     FILE* out = popen(line, "r");
     check(out, "%s: not started", line);
+    return out;
+}
+
+// `slow`: the emulated stream that is slowed down; `says`: what one rank is to say once, NULL: nothing of it.
+static void run_ranks(int ranks, const char* backend, const char* slow, const char* says) {
+    char text[512];
+    int said = 0;
+    setenv("SIMT_SLOW", slow, 1);
+    FILE* out = start_ranks(ranks, backend);
     bool closed = false;
     int passed, failed, skipped;
     while (fgets(text, sizeof text, out)) {
@@ -308,6 +314,15 @@ static void run_ranks(int ranks, const char* backend, const char* slow, const ch
 }
 
 #ifdef HALO_SIMT
+// The ranks end with exit code 2 and a line that says `why`.
+static void refused_ranks(const char* why) {
+    char text[512];
+    bool said = false;
+    FILE* out = start_ranks(2, "cuda");
+    while (fgets(text, sizeof text, out)) said = said || strstr(text, why);
+    int status = pclose(out);
+    ok(said && WIFEXITED(status) && WEXITSTATUS(status) == 2, "ranks are refused: %s", why);
+}
 static void ranks_case(void) {
     setenv("SIMT_GPUS", "4", 1);
     const char* const slow[] = {"none", "0", "1", "2"};
@@ -321,6 +336,8 @@ static void ranks_case(void) {
     unsetenv("SIMT_NO_VALUES");
     setenv("HALO_COPY_ENGINES", "0", 1);
     for (int i = 0; i < 3; i++) run_ranks(2 + i % 2, "cuda", slow[i], "HALO_COPY_ENGINES is 0");
+    setenv("HALO_COPY_ENGINES", "off", 1);
+    refused_ranks("HALO_COPY_ENGINES is 'off'");
     unsetenv("HALO_COPY_ENGINES");
 }
 #else

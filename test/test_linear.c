@@ -397,9 +397,84 @@ static void seen_case(void) {
     }
 }
 
+// ---- several weights in one call
+
+// Stacks of more matrices together than a backend takes at once (kCodedAtOnce).
+enum { kTogetherStacks = 4, kTogetherK = 192 };
+static const LinearShape kTogetherShape = {kTogetherK, 3, {24, 8, 16}};
+
+// A linear with weights that are prepared, and the memory of all their operands.
+typedef struct {
+    Linear ln;
+    WeightOperand wq[kTogetherStacks];
+    Arena codes, maxima;
+} Together;
+static Together together(const Ops* ops, const Recipe* recipe) {
+    Together t;
+    void *memory = NULL, *codes = NULL, *maxima = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        memset(&t, 0, sizeof t);
+        Arena arena = {(char*)memory, 0};
+        t.codes.base = (char*)codes;
+        t.maxima.base = (char*)maxima;
+        linear_place(&t.ln, &arena, ops, recipe, &kTogetherShape, 1, 32, 0);
+        for (int s = 0; s < kTogetherStacks; s++) linear_place_weight(&t.ln, &t.wq[s], &t.codes, &t.maxima, kTogetherShape);
+        if (pass > 0) break;
+        memory = ops->alloc(arena.used);
+        codes = ops->alloc(t.codes.used);
+        maxima = ops->alloc(t.maxima.used);
+    }
+    ops->release(memory);   // of products, of which there are none
+    return t;
+}
+// Bytes that differ; the one in the middle of b is changed by `off`.
+static size_t differing_operands(const Ops* ops, Arena a, Arena b, int off) {
+    size_t differ = 0;
+    unsigned char *x = (unsigned char*)host_alloc(a.used + 1), *y = (unsigned char*)host_alloc(a.used + 1);
+    ops->download(x, a.base, a.used);
+    ops->download(y, b.base, b.used);
+    y[a.used / 2] ^= (unsigned char)off;
+    for (size_t i = 0; i < a.used; i++) differ += x[i] != y[i];
+    free(x);
+    free(y);
+    return differ;
+}
+static void together_on(const Ops* ops, const Recipe* recipe) {
+    LinearShape shapes[kTogetherStacks];
+    Mat W[kTogetherStacks];
+    int rows = kTogetherShape.N[0] + kTogetherShape.N[1] + kTogetherShape.N[2];
+    for (int s = 0; s < kTogetherStacks; s++) {
+        Problem p = make_problem(1, rows, kTogetherK);
+        shapes[s] = kTogetherShape;
+        W[s] = mat(to_backend(ops, p.W, (size_t)rows * kTogetherK), rows, kTogetherK, ops->act);
+        free_problem(p);
+    }
+    Together all = together(ops, recipe), one = together(ops, recipe);
+    linear_prepare_weights(&all.ln, all.wq, W, shapes, kTogetherStacks);
+    for (int s = 0; s < kTogetherStacks; s++) linear_prepare_weights(&one.ln, &one.wq[s], &W[s], &shapes[s], 1);
+    size_t differ = differing_operands(ops, all.codes, one.codes, 0) + differing_operands(ops, all.maxima, one.maxima, 0);
+    size_t planted = differing_operands(ops, all.codes, one.codes, 1);
+    ops->zero(all.codes.base, all.codes.used);
+    linear_remake_weights(&all.ln, all.wq, W, shapes, kTogetherStacks, true);
+    size_t remade = differing_operands(ops, all.codes, one.codes, 0) + differing_operands(ops, all.maxima, one.maxima, 0);
+    ok(differ == 0 && remade == 0 && planted == (all.codes.used > 0), "together %s %s: of %zu bytes of operands %zu differ from each alone, %zu once remade",
+       ops->name, recipe->name, all.codes.used, differ, remade);
+    void* const used[] = {all.codes.base, all.maxima.base, one.codes.base, one.maxima.base};
+    for (int i = 0; i < COUNT(used); i++) ops->release(used[i]);
+    for (int s = 0; s < kTogetherStacks; s++) ops->release(W[s].data);
+}
+static void together_case(void) {
+    const Ops* backends[kMaxBackends];
+    int count = test_backends(backends), recipes;
+    const Recipe* table = recipe_table(&recipes);
+    for (int b = 0; b < count; b++)
+        for (int r = 0; r < recipes; r++) together_on(backends[b], &table[r]);
+}
+
 static const Case cases[] = {{"linear.pack", pack_case},
                              {"linear.recipes", recipes_case},
                              {"linear.outliers", outliers_case},
-                             {"linear.seen", seen_case}};
+                             {"linear.seen", seen_case},
+                             {"linear.together", together_case}};
 
 int main(int argc, char** argv) { return test_main(cases, COUNT(cases), argc, argv); }

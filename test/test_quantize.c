@@ -45,6 +45,11 @@ static float at(Mat m, int i, int j) {
     size_t k = (size_t)i * m.ld + j;
     return m.fmt == F32 ? ((float*)m.data)[k] : f32_from_bf16(((uint16_t*)m.data)[k]);
 }
+static void set(Mat m, int i, int j, float x) {
+    size_t k = (size_t)i * m.ld + j;
+    if (m.fmt == F32) ((float*)m.data)[k] = x;
+    else ((uint16_t*)m.data)[k] = bf16_from_f32(x);
+}
 static float* values(Mat m) {
     float* v = (float*)host_alloc((size_t)m.rows * m.cols * sizeof(float));
     for (int i = 0; i < m.rows; i++)
@@ -312,15 +317,17 @@ static void quantize_one(Mat x, int slack, Fmt fmt, Gran gran, float clip, Wante
 typedef struct {
     int cols, N[3];   // matrices of N[p] rows one above the other; 0: no more
 } Stacked;
+// What the second matrix of each stack holds: noise as the others do, or nothing but zeros, or one value that is not finite.
+typedef enum { ALL_NOISE, ALL_ZERO, ONE_NAN, ONE_INFINITY } Held;
 
 // Lays out the matrices of `stacks` with places for their codes, and fills in m. Returns their number.
-static int coded_stacks(Coded* m, const Stacked* stacks, int count, const Mat* X, Fmt fmt, bool transposed) {
+static int coded_stacks(Coded* m, const Stacked* stacks, int count, const Mat* X, Fmt fmt, bool transposed, int slack) {
     int n = 0;
     for (int s = 0; s < count; s++) {
         for (int p = 0, row = 0; p < 3 && stacks[s].N[p]; row += stacks[s].N[p++]) {
             int rows = stacks[s].N[p], cols = stacks[s].cols;
             Coded one = {mat_rows(X[s], row, rows), (float*)ops->alloc(sizeof(float)),
-                         {{NULL, rows, cols, (int)round_up((size_t)cols, 16), fmt}, {NULL, cols, rows, (int)round_up((size_t)rows, 16), fmt},
+                         {{NULL, rows, cols, (int)round_up((size_t)cols, 16) + slack, fmt}, {NULL, cols, rows, (int)round_up((size_t)rows, 16) + slack, fmt},
                           (float*)ops->alloc(sizeof(float)), PER_TENSOR}};
             one.q.codes.data = ops->alloc(mat_bytes(one.q.codes));
             if (transposed) one.q.codes_t.data = ops->alloc(mat_bytes(one.q.codes_t));
@@ -343,18 +350,25 @@ static bool same_float(const float* a, const float* b) {
     float x, y;
     ops->download(&x, a, sizeof x);
     ops->download(&y, b, sizeof y);
-    return f32_bits(x) == f32_bits(y);
+    return f32_bits(x) == f32_bits(y) || (isnan(x) && isnan(y));
 }
-static void each_of(const Stacked* stacks, int count, Fmt fmt, bool rotated, bool transposed) {
+static void hold(Mat x, int first, int rows, Held held) {
+    for (int i = first; i < first + rows && held == ALL_ZERO; i++)
+        for (int j = 0; j < x.cols; j++) set(x, i, j, 0);
+    if (held == ONE_NAN) set(x, first + rows / 2, x.cols / 3, NAN);
+    if (held == ONE_INFINITY) set(x, first + rows / 2, x.cols / 3, -INFINITY);
+}
+static void each_of(const Stacked* stacks, int count, Fmt fmt, bool rotated, bool transposed, Held held, int slack) {
     Coded got[kCodedAtOnce], want[kCodedAtOnce];
     Mat X[kCodedAtOnce];
     for (int s = 0; s < count; s++) {
-        Mat x = noise(stacks[s].N[0] + stacks[s].N[1] + stacks[s].N[2], stacks[s].cols, stacks[s].cols, ops->act, (float)(1 + s));
+        Mat x = noise(stacks[s].N[0] + stacks[s].N[1] + stacks[s].N[2], stacks[s].cols, stacks[s].cols + slack, ops->act, (float)(1 + s));
+        if (stacks[s].N[1]) hold(x, stacks[s].N[0], stacks[s].N[1], held);
         X[s] = put(x);
         free(x.data);
     }
-    int n = coded_stacks(got, stacks, count, X, fmt, transposed);
-    coded_stacks(want, stacks, count, X, fmt, transposed);
+    int n = coded_stacks(got, stacks, count, X, fmt, transposed, slack);
+    coded_stacks(want, stacks, count, X, fmt, transposed, slack);
     ops->absmax_each(got, n, rotated);
     ops->quantize_each(got, n, rotated, fmt, 0.75f);
     absmax_each_by(ops->absmax, ops->rotate, want, n, rotated);
@@ -365,8 +379,8 @@ static void each_of(const Stacked* stacks, int count, Fmt fmt, bool rotated, boo
                  !same_float(got[i].q.scale, want[i].q.scale) || !same_float(got[i].absmax, want[i].absmax);
         seen += !same_matrix(got[i].q.codes, want[i].q.codes, 1);
     }
-    ok(wrong == 0 && seen == n, "%d matrices at once %s %s%s%s: %d differ from each alone (a planted bit is seen in %d)", n, ops->name,
-       fmt_name(fmt), rotated ? ", rotated" : "", transposed ? ", transposed too" : "", wrong, seen);
+    ok(wrong == 0 && seen == n, "%d matrices at once %s %s%s%s held %d slack %d: %d differ from each alone (a planted bit is seen in %d)", n, ops->name,
+       fmt_name(fmt), rotated ? ", rotated" : "", transposed ? ", transposed too" : "", (int)held, slack, wrong, seen);
     for (int i = 0; i < n; i++) {
         const Coded* const both[] = {&got[i], &want[i]};
         for (int b = 0; b < 2; b++) {
@@ -381,16 +395,21 @@ static void each_case(void) {
     static const Stacked layer[] = {{576, {192, 64, 64}}, {192, {96, 0, 0}}, {576, {128, 128, 0}}, {1536, {24, 0, 0}}};
     static const Stacked odd[] = {{512, {33, 40, 7}}, {96, {50, 30, 0}}, {128, {104, 8, 36}}};
     static const Stacked ragged[] = {{45, {13, 6, 0}}, {64, {16, 0, 0}}}, single[] = {{1024, {16, 32, 0}}};
+    static const Stacked whole[] = {{512, {32, 4, 4}}, {1536, {4, 3, 5}}, {8, {128, 256, 0}}};
     for (int rotated = 0; rotated < 2; rotated++) {
         for (int transposed = 0; transposed < 2; transposed++) {
-            each_of(layer, COUNT(layer), FP8_E4M3, rotated, transposed);
-            each_of(odd, COUNT(odd), INT8, rotated, transposed);
-            each_of(single, COUNT(single), FP6_E3M2, rotated, transposed);
+            each_of(layer, COUNT(layer), FP8_E4M3, rotated, transposed, ALL_NOISE, 0);
+            each_of(odd, COUNT(odd), INT8, rotated, transposed, ALL_NOISE, 0);
+            each_of(single, COUNT(single), FP6_E3M2, rotated, transposed, ALL_NOISE, 0);
+            for (int held = ALL_ZERO; held <= ONE_INFINITY; held++) {
+                each_of(single, COUNT(single), INT8, rotated, transposed, (Held)held, 8);
+                each_of(whole, COUNT(whole), FP8_E4M3, rotated, transposed, (Held)held, held == ONE_NAN ? 5 : 16);
+            }
         }
     }
-    each_of(single, COUNT(single), FP8_E5M2, false, true);
-    each_of(single, COUNT(single), FP6_E2M3, false, true);
-    each_of(ragged, COUNT(ragged), INT8, false, true);
+    each_of(single, COUNT(single), FP8_E5M2, false, true, ALL_NOISE, 0);
+    each_of(single, COUNT(single), FP6_E2M3, false, true, ALL_NOISE, 0);
+    each_of(ragged, COUNT(ragged), INT8, false, true, ONE_NAN, 3);
 }
 
 // ---- codes of rotated matrices
@@ -585,6 +604,7 @@ static void tokens_in_one_call_case(void) {
         {ROTATE_ROWS, 6144, 6144, 8, 0, 0},     {ROTATE_ROWS, 8192, 8192, 24, 0, 0},    {ROTATE_ROWS, 9000, 9216, 16, 0, 0},
         {ROTATE_ROWS, 500, 512, 616, 0, 0},     {ROTATE_ROWS, 384, 384, 520, 128, 0},   {ROTATE_ROWS, 832, 832, 136, 0, 8},
         {ROTATE_ROWS, 1600, 1600, 40, 0, 0},    {ROTATE_ROWS, 16384, 16384, 16, 0, 0},
+        {ROTATE_ROWS, 2231, 2240, 40, 0, 0},    {ROTATE_ROWS, 2496, 2496, 72, 0, 8},    {ROTATE_ROWS, 15, 4096, 24, 0, 0},
     };
     for (int s = 0; s < COUNT(shapes); s++) {
         tokens_in_one_call(shapes[s], BF16, INT8, 1, CODES, false, &kPlains[s % COUNT(kPlains)]);

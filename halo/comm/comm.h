@@ -34,7 +34,7 @@ typedef struct {
     void (*all_reduce_max)(float* x, int n);   // of magnitudes
     Transfer (*start)(void);
     void (*wait)(Transfer transfer);
-    double (*sent_bytes)(void);   // by this rank to others, in transfers so far
+    double (*sent_bytes)(void);   // by this rank to others, in transfers so far, but for parts of gathers that copy engines bring back to their own rank
     // The lowest rank whose values made a sum of this rank's not finite since it was asked last; -1: none. For when all sums have been waited for.
     int (*bad_rank)(void);
     // ---- on host memory; these block until all ranks have called them

@@ -22,7 +22,7 @@
 
 #ifndef HALO_SIMT
 #include <cuda.h>
-enum { kWindowAlign = 2 << 20, kProofSeconds = 10 };   // windows: a driver's own allocation each, so that nothing else is opened with it
+enum { kWindowAlign = 2 << 20, kProofSeconds = 10 };   // whole blocks of the driver's: whoever opens a window opens no other memory with it
 #else
 enum { kWindowAlign = 4 << 10, kProofSeconds = 3 };
 #endif
@@ -207,7 +207,9 @@ static bool joined_by_nvlink() {
     for (int r = 0; r < engines.host->ranks; r++) {
         int atomics = 0, other = cuda_usable_device(r);
         if (other == own) continue;
-        if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, other) != cudaSuccess || !atomics) return false;
+        if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, other) == cudaSuccess && atomics) continue;
+        (void)cudaGetLastError();   // a failure is dealt with
+        return false;
     }
     return true;
 }
@@ -217,6 +219,8 @@ static bool joined_by_nvlink() {
 static void engines_start(const Comm* host, cudaStream_t wire) {
     engines.host = host;
     const char* asked = getenv("HALO_COPY_ENGINES");
+    if (asked && strcmp(asked, "0") && strcmp(asked, "1"))
+        user_error("HALO_COPY_ENGINES is '%s': give it 0 or 1, or leave it unset (README, Several ranks)", asked);
     bool off = !engines_agree(!asked || strcmp(asked, "0"));
     if (off) return engines_give_up("HALO_COPY_ENGINES is 0");
     if (!engines_agree(host->host_ranks == host->ranks && (asked || joined_by_nvlink()))) return;

@@ -1,6 +1,6 @@
 // GPU ranks: NCCL for the GPUs' memory; MPI for the hosts' memory, and for the ranks to find each other.
 //
-// Two streams beside the backend's, of the highest priority. On `wire` NCCL's operations run one after the other; on `sums` what
+// Two streams beside the backend's, of the highest priority. On `wire` transfers run one after the other; on `sums` what
 // has arrived is added up while the next slice is on its way. The order of ncclReduceScatter's sums depends on how NCCL connects the
 // GPUs, which comm.h rules out: here every rank receives the other ranks' parts of its slice and one kernel adds them in rank
 // order. A rank sends as many bytes as in a ring.
@@ -70,7 +70,7 @@ typedef struct {
 static size_t segment_bytes(const Segment* g) { return g->count * fmt_bytes(g->sum->fmt); }
 
 static struct {
-    Comm table;               // MPI's, with NCCL's collectives
+    Comm table;               // MPI's, with this file's collectives
     void (*finish_mpi)(void);
     ncclComm_t comm;
     int device;
