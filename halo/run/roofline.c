@@ -36,9 +36,9 @@ static const double kBetweenCalls = 1.03;   // a step's time over that of its ca
 // where NCCL's kernels do, on multiprocessors.
 typedef struct {
     double link_share, toll;
-} Transfers;
-static Transfers transfers_of(const GpuKind* gpu) {
-    const Transfers engines = {0.7, 0.2}, kernels = {0.5, 0.5};
+} LinkUse;
+static LinkUse link_use(const GpuKind* gpu) {
+    const LinkUse engines = {0.7, 0.2}, kernels = {0.5, 0.5};
     return gpu->link_gbs >= 300 ? engines : kernels;
 }
 
@@ -125,10 +125,10 @@ StepCost step_cost(const Session* session, int rows) {
     cost.state_bytes = state_bytes(&s);
     cost.sent_bytes = of_all(fewer.sent_bytes, more.sent_bytes, run, micro_steps);
     for (int i = 0; i < kGpuKinds; i++) {
-        Transfers transfers = transfers_of(&kKinds[i]);
+        LinkUse use = link_use(&kKinds[i]);
         double calls_ms = of_all(fewer.ms[i], more.ms[i], run, micro_steps);
-        double wire_ms = cost.sent_bytes / (transfers.link_share * kKinds[i].link_gbs) * 1e-6;
-        double step_ms = kBetweenCalls * calls_ms + transfers.toll * wire_ms;
+        double wire_ms = cost.sent_bytes / (use.link_share * kKinds[i].link_gbs) * 1e-6;
+        double step_ms = kBetweenCalls * calls_ms + use.toll * wire_ms;
         cost.ms[i] = step_ms > wire_ms ? step_ms : wire_ms;
     }
     trainer_free(&s, &t);
