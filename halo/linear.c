@@ -185,9 +185,9 @@ static void prepare_each(const Linear* ln, const Coded* m, int count, Opnd how, 
     for (int i = 0; i < count; i++) ln->ops->quantize(m[i].q, m[i].x, kRotateNone, m[i].absmax, how.fmt, how.clip);
 }
 
-// The weights as F reads them, or (`second`) as E alone does.
-static void prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool second,
-                            bool measure, bool for_e) {
+// The weights in one form: as F reads them, or (`second`) as E alone does.
+static void prepare_form(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool second,
+                         bool measure, bool for_e) {
     Opnd how = second ? ln->recipe->ew : ln->recipe->fw;
     Coded m[kCodedAtOnce];
     int n = 0;
@@ -204,16 +204,17 @@ static void prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat
     if (n) prepare_each(ln, m, n, how, measure);
 }
 
-void linear_prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count) {
+static void prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool measure,
+                            bool for_e) {
     const Recipe* r = ln->recipe;
-    if (!is_plain(r->fw)) prepare_weights(ln, wq, w, shapes, count, false, true, true);
-    if (has_second_form(r->fw, r->ew)) prepare_weights(ln, wq, w, shapes, count, true, true, true);
+    if (!is_plain(r->fw)) prepare_form(ln, wq, w, shapes, count, false, measure, for_e);
+    if (for_e && has_second_form(r->fw, r->ew)) prepare_form(ln, wq, w, shapes, count, true, measure, for_e);
 }
-
+void linear_prepare_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count) {
+    prepare_weights(ln, wq, w, shapes, count, true, true);
+}
 void linear_remake_weights(const Linear* ln, const WeightOperand* wq, const Mat* w, const LinearShape* shapes, int count, bool for_e) {
-    const Recipe* r = ln->recipe;
-    if (!is_plain(r->fw)) prepare_weights(ln, wq, w, shapes, count, false, false, for_e);
-    if (for_e && has_second_form(r->fw, r->ew)) prepare_weights(ln, wq, w, shapes, count, true, false, true);
+    prepare_weights(ln, wq, w, shapes, count, false, for_e);
 }
 
 // ---- codes of a shard's rows
