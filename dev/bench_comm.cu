@@ -87,10 +87,6 @@ static bool same_bytes(const void* a, const void* b, size_t bytes) {
 static char* gather_memory(size_t bytes, bool made_for_it) {
     return (char*)(made_for_it ? comm_alloc(comm, &cuda_ops, bytes) : cuda_ops.alloc(bytes));
 }
-static void release_memory(char* p, bool made_for_it) {
-    if (made_for_it) comm_release(comm, &cuda_ops, p);
-    else cuda_ops.release(p);
-}
 
 // ---- all-gather: a block whose values take `bits` each
 static bool bench_gather(const char* what, int bits, bool made_for_it, double of_nccl) {
@@ -116,7 +112,7 @@ static bool bench_gather(const char* what, int bits, bool made_for_it, double of
     }
     bool right = agree(same_bytes(out, want, at));
     line(what, bytes, slowest_us(gather), of_nccl, right);
-    release_memory(out, made_for_it);
+    comm_release(comm, &cuda_ops, out);
     cuda_ops.release(in);
     cuda_ops.release(want);
     return right;
@@ -266,7 +262,7 @@ static void bench_products(Fmt fmt, bool with_nccl_engines) {
     for (int i = 0; i < 2; i++) {
         if (fmt != BF16) cuda_ops.release(side[i].m.data);
         cuda_ops.release(values[i].data);
-        release_memory(out[i], i == 1);
+        comm_release(comm, &cuda_ops, out[i]);
     }
     cuda_ops.release(scales);
     cuda_ops.release(c.data);
@@ -298,7 +294,7 @@ static bool bench_transfers(double* gather) {
     }), 0, true);
     cuda_ops.release(x);
     cuda_ops.release(y);
-    release_memory(z, true);
+    comm_release(comm, &cuda_ops, z);
     static const struct {
         const char* what;
         int bits;

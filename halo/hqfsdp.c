@@ -96,8 +96,7 @@ HqFsdp* hqfsdp_new(const Config* config, const Linear* linear, const Comm* comm,
 }
 
 void hqfsdp_free(HqFsdp* h) {
-    if (h->ranks > 1) comm_release(h->comm, h->ops, h->memory);
-    else h->ops->release(h->memory);
+    comm_release(h->comm, h->ops, h->memory);
     forget(h);
 }
 

@@ -189,8 +189,7 @@ Shard* shard_new(const Config* config, const Ops* ops, const Comm* comm, ShardOp
 
 void shard_free(Shard* s) {
     if (s->adapter) shard_free(s->adapter);
-    if (gathers_weights_in_place(s)) comm_release(s->comm, s->ops, s->weights);
-    else s->ops->release(s->weights);
+    comm_release(s->comm, s->ops, s->weights);
     void* const buffers[] = {s->grads, s->master, s->m, s->v, s->read_buffer, s->add_shift};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if (buffers[i]) s->ops->release(buffers[i]);

@@ -86,8 +86,7 @@ static void gather_case(size_t bytes, bool in_place, bool made_for_it) {
     snprintf(what, sizeof what, "all_gather of %zu bytes%s%s", bytes, in_place ? " in place" : "", made_for_it ? " of memory for it" : "");
     report(differing(out, want, all), what);
     if (!in_place) ops->release(own);
-    if (made_for_it) comm_release(comm, ops, out);
-    else ops->release(out);
+    comm_release(comm, ops, out);
     free(want);
 }
 

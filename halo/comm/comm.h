@@ -44,7 +44,8 @@ typedef struct {
     void (*finish)(void);
     void (*abort_job)(int exit_code);   // ends all ranks
     // ---- memory of the backend, zeroed, that other ranks can write to, so that gathering into it costs the backend's work the least.
-    // All ranks call each of the two together, `alloc` for as many bytes. NULL: the backend's own memory is as good (comm_alloc)
+    // All ranks call each of the two together, `alloc` for as many bytes. NULL: the backend's own memory is as good (comm_alloc). `release` takes
+    // the backend's own memory too, on any rank by itself
     void* (*alloc)(size_t bytes);
     void (*release)(void* p);
 } Comm;
