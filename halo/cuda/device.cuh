@@ -287,6 +287,8 @@ static inline bool is_octets(const void* data, size_t ld, size_t cols) {
     return cols % 8 == 0 && ld % 8 == 0 && (uintptr_t)data % 16 == 0;
 }
 static inline bool is_octets(Mat m) { return is_octets(m.data, (size_t)m.ld, (size_t)m.cols); }
+// Does each row of codes start at a multiple of 16 bytes?
+static inline bool is_sixteens(Mat codes) { return codes.ld % 16 == 0 && (uintptr_t)codes.data % 16 == 0; }
 
 static inline void check_mat(Mat m, int rows, int cols, const char* op) {
     check((m.fmt == F32 || m.fmt == BF16) && m.rows == rows && m.cols == cols && m.ld >= cols,

@@ -360,7 +360,6 @@ struct Quantization {
 };
 
 static int tile_count(Mat x) { return max_int(1, ceil_div(x.rows, kTile)) * ceil_div(x.cols, kTile); }
-static bool is_sixteens(Mat codes) { return codes.ld % 16 == 0 && (uintptr_t)codes.data % 16 == 0; }
 // Are x, the codes and the transposed codes such that quantize_tile takes them?
 static bool is_tiles(QMat q, Mat x, Fmt fmt) {
     bool octets = is_octets(x) && fmt_bytes(fmt) == 1;

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kWireThreads) unpack_fp6_kernel(uint8_t* codes
 static void transpose_codes(Mat y, Mat x) {
     check(y.rows == x.cols && y.cols == x.rows && y.fmt == x.fmt && fmt_bytes(x.fmt) == 1,
           "transpose_codes (cuda): (%d, %d) in %s to (%d, %d) in %s", x.rows, x.cols, fmt_name(x.fmt), y.rows, y.cols, fmt_name(y.fmt));
-    bool aligned = x.ld % 16 == 0 && y.ld % 16 == 0 && (uintptr_t)x.data % 16 == 0 && (uintptr_t)y.data % 16 == 0;
+    bool aligned = is_sixteens(x) && is_sixteens(y);
     LAUNCH(transpose_codes_kernel, dim3(ceil_div(x.cols, kTransposeTile), ceil_div(x.rows, kTransposeTile)), kWireThreads, 0,
            rows_of<uint8_t>(y), rows_of<const uint8_t>(x), x.rows, x.cols, aligned);
 }

@@ -543,8 +543,7 @@ static bool rotate_tokens(const RotateJob& job) {
 static bool makes_plain_codes(const RotateJob& job, const PlainCodes& plain) {
     TokenRuns runs;
     const QMat& q = plain.q;
-    return token_runs(job, &runs) && runs.order > 1 && q.gran == PER_TENSOR && !q.codes.data && q.codes_t.data && q.codes_t.ld % 16 == 0 &&
-           (uintptr_t)q.codes_t.data % 16 == 0;
+    return token_runs(job, &runs) && runs.order > 1 && q.gran == PER_TENSOR && !q.codes.data && q.codes_t.data && is_sixteens(q.codes_t);
 }
 
 // Two jobs on the same x, one after the other, from one transform within runs; scratch: cuda_quantize_tokens_scratch bytes. plain: NULL, or
