@@ -2,6 +2,8 @@
 #ifndef HALO_CUDA_CODES_CUH
 #define HALO_CUDA_CODES_CUH
 
+#include <type_traits>
+
 #include "device.cuh"
 
 #if !defined(HALO_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
@@ -83,6 +85,19 @@ __device__ inline uint2 code_octet(const Values<8>& x, Fmt fmt) {
         case FP8_E5M2: return code_octet<FP8_E5M2>(x);
         case FP6_E3M2: return code_octet<FP6_E3M2>(x);
         default: return code_octet<FP6_E2M3>(x);
+    }
+}
+
+// Calls launch(std::integral_constant<Fmt, fmt>()), for a kernel that is compiled for every format of codes.
+template <typename Launch>
+static auto with_code_fmt(Fmt fmt, const Launch& launch) {
+    switch (fmt) {
+        case INT8: return launch(std::integral_constant<Fmt, INT8>());
+        case FP8_E4M3: return launch(std::integral_constant<Fmt, FP8_E4M3>());
+        case FP8_E5M2: return launch(std::integral_constant<Fmt, FP8_E5M2>());
+        case FP6_E3M2: return launch(std::integral_constant<Fmt, FP6_E3M2>());
+        case FP6_E2M3: return launch(std::integral_constant<Fmt, FP6_E2M3>());
+        default: die("cuda: %s is no format of codes", fmt_name(fmt));
     }
 }
 

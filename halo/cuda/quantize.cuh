@@ -393,14 +393,7 @@ static void launch_quantize(Quantization a) {
         int tiles = max_int(1, ceil_div(a.x.rows, kQuantBlock)) * ceil_div(a.x.cols, kQuantBlock);
         LAUNCH((quantize_any_kernel<T>), tiles, kTileThreads, 0, a.q, rows_of<const T>(a.x), a.absmax, a.x.rows, a.x.cols, a.fmt, a.clip);
     } else {
-        switch (a.fmt) {
-            case INT8: launch_quantize_gran<T, INT8>(a); break;
-            case FP8_E4M3: launch_quantize_gran<T, FP8_E4M3>(a); break;
-            case FP8_E5M2: launch_quantize_gran<T, FP8_E5M2>(a); break;
-            case FP6_E3M2: launch_quantize_gran<T, FP6_E3M2>(a); break;
-            case FP6_E2M3: launch_quantize_gran<T, FP6_E2M3>(a); break;
-            default: die("quantize (cuda): (%d, %d) to %s", a.x.rows, a.x.cols, fmt_name(a.fmt));
-        }
+        with_code_fmt(a.fmt, [&](auto fmt) { launch_quantize_gran<T, decltype(fmt)::value>(a); });
     }
     if (a.q.gran == PER_ROW)
         LAUNCH(scale_rows_kernel, ceil_div(a.x.rows, kRowThreads), kRowThreads, 0, a.q.scale, a.x.rows, a.fmt, a.clip);
@@ -509,10 +502,6 @@ static void absmax_each(const Coded* m, int count, bool rotated) {
     LAUNCH(absmax_each_kernel, launch.blocks(), kAbsmaxThreads, 0, launch);
 }
 
-template <Fmt kFmt>
-static void launch_quantize_each(const CodedMatrices& matrices, float clip) {
-    LAUNCH((quantize_each_kernel<kFmt>), matrices.blocks(), kTileThreads, 0, matrices, clip);
-}
 static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, float clip) {
     CodedMatrices launch = {};
     check(count <= kCodedAtOnce, "quantize_each (cuda): %d matrices", count);
@@ -526,14 +515,7 @@ static void quantize_each(const Coded* m, int count, bool rotated, Fmt fmt, floa
         launch.add(m[i], tile_count(m[i].x));
     }
     if (launch.count < count) return quantize_each_by(quantize, m, count, false, fmt, clip);
-    switch (fmt) {
-        case INT8: return launch_quantize_each<INT8>(launch, clip);
-        case FP8_E4M3: return launch_quantize_each<FP8_E4M3>(launch, clip);
-        case FP8_E5M2: return launch_quantize_each<FP8_E5M2>(launch, clip);
-        case FP6_E3M2: return launch_quantize_each<FP6_E3M2>(launch, clip);
-        case FP6_E2M3: return launch_quantize_each<FP6_E2M3>(launch, clip);
-        default: die("quantize_each (cuda): to %s", fmt_name(fmt));
-    }
+    with_code_fmt(fmt, [&](auto of) { LAUNCH((quantize_each_kernel<decltype(of)::value>), launch.blocks(), kTileThreads, 0, launch, clip); });
 }
 
 // Where only codes are wanted and the kernels of rotate/tokens.cuh take x, the maximum and the codes share a pass, which may make the plain

@@ -232,16 +232,9 @@ static bool with_sink(const RotateJob& job, const Launch& launch) {
 template <typename Launch>
 static bool with_pair_sink(const RotateJob& job, const Launch& launch) {
     return with_sink(job, [&](auto sink) {
-        if constexpr (std::is_same_v<decltype(sink), CodeSink>) {
-            switch (sink.fmt) {
-                case FP8_E4M3: return launch(CodeSinkOf<FP8_E4M3>{sink});
-                case FP8_E5M2: return launch(CodeSinkOf<FP8_E5M2>{sink});
-                case FP6_E3M2: return launch(CodeSinkOf<FP6_E3M2>{sink});
-                default: return launch(CodeSinkOf<FP6_E2M3>{sink});
-            }
-        } else {
-            return launch(sink);
-        }
+        if constexpr (std::is_same_v<decltype(sink), CodeSink>)
+            return with_code_fmt(sink.fmt, [&](auto fmt) { return launch(CodeSinkOf<decltype(fmt)::value>{sink}); });
+        else return launch(sink);
     });
 }
 
