@@ -4,6 +4,7 @@
 // Definition of the arithmetic: FP32 inside a layer, rounded to the matrix's format at every store; sums that grow with a
 // dimension (norms, losses, products) in double or in short FP32 chunks added in double. Each output is computed by one
 // thread in one order, so the bits do not depend on the number of threads.
+#include "../host_memory.h"
 #include "../ops.h"
 
 #include <time.h>
@@ -44,16 +45,8 @@ static void cpu_release(void* p) { free(p); }
 static void cpu_copy(void* dst, const void* src, size_t bytes) { memcpy(dst, src, bytes); }
 static void cpu_zero(void* dst, size_t bytes) { memset(dst, 0, bytes); }
 static void cpu_sync(void) {}
-static size_t cpu_free_bytes(void) {
-    FILE* f = fopen("/proc/meminfo", "r");   // "MemAvailable:" counts free memory and caches that would be given up
-    char line[128];
-    size_t kib = 0;
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %zu", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib ? kib << 10 : (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-}
-static size_t cpu_total_bytes(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+static size_t cpu_free_bytes(void) { return host_memory("").left; }
+static size_t cpu_total_bytes(void) { return host_memory("").total; }
 static size_t cpu_workspace_bytes(void) { return 0; }
 
 // ---- time: work is done when a call returns

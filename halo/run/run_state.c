@@ -5,6 +5,7 @@
 
 #include "../../data/files.h"
 #include "../../data/safetensors.h"
+#include "../host_memory.h"
 #include "../progress.h"
 #include "clock.h"
 
@@ -154,13 +155,7 @@ static void* commit(void* self) {
 
 // Is there free memory for the copy, and a quarter more for other uses? All ranks of this host ask at the same time and will take as much.
 static bool copy_fits(const Session* s, size_t bytes) {
-    char line[128];
-    long long available_kb = 0;
-    FILE* f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lld kB", &available_kb) == 1) break;
-    if (f) fclose(f);
-    return (double)available_kb * 1024 > 1.25 * (double)bytes * s->comm->host_ranks;
+    return (double)host_memory("").left > 1.25 * (double)bytes * s->comm->host_ranks;
 }
 
 // Memory for the copy. It stays for the next save, and a thread lets the system hand out its pages while the first steps are made: pages
