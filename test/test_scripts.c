@@ -91,6 +91,10 @@ static void setup_case(void) {
     ok(r.code == 2 && strstr(r.err, "lacks build-essential libjansson-dev") && strstr(r.err, "scripts/setup.sh installs") && !strstr(r.out, ".c"),
        "make without a compiler: exit %d %s", r.code, r.err);
     free_run(r);
+    if (system("printf '#include <jansson.h>' | cc -fsyntax-only -x c - 2>/dev/null")) {
+        skip("this test was built elsewhere: what the build needs is not here");
+        return;
+    }
     child = start_line("exec scripts/setup.sh --check");
     r = finish(child);
     ok(r.code == 0 && !*r.out && !*r.err, "and where all is there, nothing is said: exit %d %s", r.code, r.err);
