@@ -176,6 +176,57 @@ static void dropout_case(void) {
     }
 }
 
+// The masks that a model asks of its backend: the stream that names one, the row of the global batch at which it begins, and how often.
+typedef struct {
+    uint64_t stream, first_row;
+    int calls;
+} Mask;
+static Mask masks[64];
+static int mask_count;
+static void noted_dropout(Mat y, Mat x, float p, const Noise* noise) {
+    Noise named = noise_shifted(*noise, x.cols);
+    Mask mask = {named.stream, named.offset / (uint64_t)x.cols, 0};
+    int i = 0;
+    while (i < mask_count && (masks[i].stream != mask.stream || masks[i].first_row != mask.first_row)) i++;
+    check(i < COUNT(masks) && named.seed == 11 && named.offset % (uint64_t)x.cols == 0, "dropout: mask %d, seed %llu", i, (unsigned long long)named.seed);
+    if (i == mask_count) masks[mask_count++] = mask;
+    masks[i].calls++;
+    cpu_f32_ops.dropout(y, x, p, noise);
+}
+
+// Each linear of each layer has a mask of its own in each micro-step of each step, and the same one in forward, backward and recompute.
+static void masks_case(void) {
+    Ops ops = cpu_f32_ops;
+    ops.dropout = noted_dropout;
+    Config c = small_config(kAllTargets, 0.1f);
+    TestBatch b = random_batch(2, 19, c.V);
+    Factors f = random_factors(&c, 0.1f);
+    for (int recompute = RECOMPUTE_NONE; recompute <= RECOMPUTE_BLOCK; recompute++) {
+        TestModel t = adapted_model(&c, &ops, "bf16", (Recompute)recompute, b.B, b.T, &f);
+        mask_count = 0;
+        for (int step = 1; step <= 2; step++) {
+            shard_begin_step(t.shard, step);
+            for (int micro = 0; micro < 2; micro++) {
+                int before = mask_count, calls = 0, misplaced = 0;
+                model_train_step(t.model, &b.arrays, 1.0f / (float)b.scored, t.losses);
+                shard_end_micro_step(t.shard);
+                for (int i = before; i < mask_count; i++) {
+                    calls += masks[i].calls;
+                    misplaced += masks[i].first_row != (uint64_t)(micro * b.B * b.T);
+                }
+                // Forward, dA and dx, which the lowest layer's qkv does not want; a block's down is not made again.
+                int linears = c.L * kLinearCount, want = 3 * linears - 1 + (recompute == RECOMPUTE_BLOCK ? linears - c.L : 0);
+                ok(mask_count == before + linears && calls == want && !misplaced,
+                   "step %d, micro-step %d, recompute %d: %d masks of which none was there before, %d calls", step, micro, recompute,
+                   mask_count - before, calls);
+            }
+        }
+        test_model_free(&t);
+    }
+    free_factors(&f);
+    free(b.storage);
+}
+
 // ---- gradients
 
 static double train_loss(TestModel* t, const TestBatch* b) {
@@ -518,6 +569,7 @@ static const Case cases[] = {
     {"specs", specs_case},
     {"start", start_case},
     {"dropout", dropout_case},
+    {"masks", masks_case},
     {"finite_differences", finite_differences_case},
     {"gradients", gradients_case},
     {"start_is_base", start_is_base_case},
