@@ -192,6 +192,33 @@ static void other_base_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
+// adapter_config.json with one text replaced.
+static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
+    const char* at = strstr(config, from);
+    check(at, "adapter_config.json: no %s", from);
+    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+    put_text(dir, "adapter_config.json", text);
+    free(text);
+}
+
+// A run that goes on from an adapter keeps what that one's configuration says, which the resumed run reads anew.
+static void other_start_case(void) {
+    make_base();
+    char *start = trained_adapter("start", ""), *with = text_of("--adapter-dir %s --save-every 5", start), *out = trained_adapter("from-start", with);
+    char *config = text_at(start, "adapter_config.json"), *resuming = text_of("%s --resume", with), *flags = adapter_flags(out, resuming);
+    char *weights = path_join(out, "adapter_model.safetensors"), *first = scratch_path("first"), *kept = path_join(first, "adapter_model.safetensors");
+    empty_dir(first);
+    file_rename(weights, kept);
+    put_changed(start, config, "\"lora_alpha\": 6", "\"lora_alpha\": 60");
+    run_refused(flags, "adapter of --adapter-dir = rank 4, alpha 6, on q k v o gate up down, this run has rank 4, alpha 60", "--resume from another start");
+    ok(!exists_in(out, "adapter_model.safetensors"), "nothing was written");
+    put_text(start, "adapter_config.json", config);
+    free(run_well(flags, "--resume from the same start"));
+    ok(same_files(first, out, "adapter_model.safetensors"), "resumed bit for bit");
+    char* const texts[] = {start, with, out, config, resuming, flags, weights, first, kept};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 static void ranks_case(void) {
     if (!has_mpi()) {
         skip("ranks: no MPI");
@@ -243,15 +270,6 @@ static void hut_case(void) {
 
 // ---- what is refused
 
-// adapter_config.json with one text replaced.
-static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
-    const char* at = strstr(config, from);
-    check(at, "adapter_config.json: no %s", from);
-    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
-    put_text(dir, "adapter_config.json", text);
-    free(text);
-}
-
 static void refused_case(void) {
     make_base();
     char *dir = trained_adapter("good", "--target q,v"), *config = text_at(dir, "adapter_config.json");
@@ -301,6 +319,6 @@ static void refused_case(void) {
 }
 
 static const Case kCases[] = {{"files", files_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
-                              {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+                              {"other_start", other_start_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }
