@@ -76,7 +76,9 @@ static void read_config(const char* path, Adapter* a) {
     refuse_more_than_lora(config, path);
     a->kind = ADAPTER_LORA;
     a->rank = member_int(config, "r", 1, 1 << 16, path);
-    a->alpha = (float)member_positive(config, "lora_alpha", path);
+    double alpha = member_positive(config, "lora_alpha", path);
+    if (alpha < kLeastAlpha || alpha > kMostAlpha) user_error("%s: \"lora_alpha\" is %g, allowed are %g to %g", path, alpha, kLeastAlpha, kMostAlpha);
+    a->alpha = (float)alpha;
     a->rslora = has_member(config, "use_rslora") && member_bool(config, "use_rslora", path);
     a->targets = read_targets(config, path);
     json_decref(config);

@@ -286,6 +286,7 @@ static void refused_case(void) {
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
         {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
         {"\"r\": 4,", "", "\"r\" is missing"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e39", "lora_alpha|1e+39"},
         {"\"v_proj\"", "\"k_proj\"", "k_proj|missing"},
         {"\"q_proj\",", "", "unexpected tensor|q_proj"},
         {"\"v_proj\"", "\"c_attn\"", "target_modules|c_attn"},
@@ -304,8 +305,8 @@ static void refused_case(void) {
     run_refused(eval, "adapter_config.json", "no configuration");
     const struct {
         const char *more, *words;
-    } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
-                 {"--dropout 1", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+    } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"}, {"--alpha 1e39", "--alpha"},
+                 {"--alpha 1e-46", "--alpha"}, {"--dropout 1", "--dropout"}, {"--dropout 0.99999999", "--dropout"}, {"--dropout 0.999999", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
