@@ -76,6 +76,73 @@ static void files_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
+// ---- what export --merge writes
+
+static float* tensor_floats(const SafeTensors* file, const char* name) {
+    const Tensor* t = safetensors_find(file, name);
+    check(t && t->rank == 2, "no matrix %s", name);
+    float* x = (float*)host_alloc(sizeof(float) * t->shape[0] * t->shape[1]);
+    tensor_read(t, 0, t->shape[0] * t->shape[1], F32, x);
+    return x;
+}
+
+typedef struct {
+    SafeTensors *base, *adapter, *merged;
+    size_t values, once, twice;   // of adapted matrices: all, those that are not W + scale B A rounded once, and not with scale B A rounded before
+} MergeCheck;
+
+static void check_merged(MergeCheck* m, int layer, const char* module, double scale) {
+    char weight[96], a_name[128], b_name[128];
+    snprintf(weight, sizeof weight, "model.layers.%d.%s_proj.weight", layer, module);
+    snprintf(a_name, sizeof a_name, "base_model.model.model.layers.%d.%s_proj.lora_A.weight", layer, module);
+    snprintf(b_name, sizeof b_name, "base_model.model.model.layers.%d.%s_proj.lora_B.weight", layer, module);
+    float *w = tensor_floats(m->base, weight), *got = tensor_floats(m->merged, weight);
+    float *a = tensor_floats(m->adapter, a_name), *b = tensor_floats(m->adapter, b_name);
+    const size_t *size = safetensors_find(m->base, weight)->shape, rank = safetensors_find(m->adapter, a_name)->shape[0];
+    for (size_t i = 0; i < size[0] * size[1]; i++) {
+        double change = 0;
+        for (size_t r = 0; r < rank; r++) change += scale * b[i / size[1] * rank + r] * a[r * size[1] + i % size[1]];
+        m->once += got[i] != f32_from_bf16(bf16_from_f32((float)(w[i] + change)));
+        m->twice += got[i] != f32_from_bf16(bf16_from_f32(w[i] + f32_from_bf16(bf16_from_f32((float)change))));
+    }
+    m->values += size[0] * size[1];
+    float* const all[] = {w, got, a, b};
+    for (int i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+// Of an rsLoRA on a few matrices: its scale is read back from its files, and each of its matrices is W + scale B A rounded once, but for values
+// that lie on a tie in FP32; the others are the base's.
+static void merge_case(void) {
+    make_base();
+    char *out = scratch_path("rslora"), *more = text_of("--target q,v,down --rslora --val %s", val_path), *flags = adapter_flags(out, more);
+    char *text = run_well(flags, "rsLoRA"), *with = text_of("--adapter-dir %s", out), *merged = scratch_path("rslora-merged");
+    ok(strstr(text, "scale 3,") && evaluated(base_dir, with, "cpu") == loss_in(text), "eval with an rsLoRA gives --val's loss, %.6f", loss_in(text));
+    char* merge = text_of("export --model %s --adapter-dir %s --merge --backend cpu --out %s", base_dir, out, merged);
+    free(run_well(merge, "export --merge"));
+    char *paths[] = {path_join(base_dir, "model.safetensors"), path_join(out, "adapter_model.safetensors"), path_join(merged, "model.safetensors")};
+    MergeCheck m = {safetensors_open(paths[0]), safetensors_open(paths[1]), safetensors_open(paths[2]), 0, 0, 0};
+    bool same = true;
+    for (int layer = 0; layer < 2; layer++) {
+        check_merged(&m, layer, "self_attn.q", 3);
+        check_merged(&m, layer, "self_attn.v", 3);
+        check_merged(&m, layer, "mlp.down", 3);
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%d.mlp.up_proj.weight", layer);
+        float *up = tensor_floats(m.base, name), *merged_up = tensor_floats(m.merged, name);
+        const size_t* size = safetensors_find(m.base, name)->shape;
+        same = same && !memcmp(up, merged_up, sizeof(float) * size[0] * size[1]);
+        free(up);
+        free(merged_up);
+    }
+    ok(m.once * 1000 <= m.values && m.twice * 100 > m.values && same,
+       "of %zu merged values %zu are not W + scale B A rounded once, %zu not with two roundings; up is the base's", m.values, m.once, m.twice);
+    safetensors_close(m.base);
+    safetensors_close(m.adapter);
+    safetensors_close(m.merged);
+    char* const texts[] = {out, more, flags, text, with, merged, merge, paths[0], paths[1], paths[2]};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 // The arguments that a run printed behind `words` and the program's name, to the end of the line.
 static char* printed_arguments(const char* text, const char* words) {
     const char* at = strstr(text, words);
@@ -319,7 +386,7 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
+static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
                               {"other_start", other_start_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }
