@@ -29,7 +29,8 @@ static bool says_nothing(const json_t* value) {
 static void refuse_more_than_lora(const json_t* config, const char* path) {
     static const char* const keys[] = {"use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
                                        "layers_to_transform", "layers_pattern", "layer_replication", "lora_bias", "exclude_modules",
-                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "megatron_config"};
+                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+                                       "kasa_config", "monteclora_config", "arrow_config", "megatron_config"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (!says_nothing(json_object_get(config, keys[i])))
             user_error("%s: \"%s\" is set: only plain LoRA of the same matrices in every layer is supported", path, keys[i]);

@@ -351,6 +351,7 @@ static void refused_case(void) {
         {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights|pissa"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
+        {"\"layers_to_transform\": null", "\"kasa_config\": {\"beta\": 0.0001}", "kasa_config"},
         {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
         {"\"r\": 4,", "", "\"r\" is missing"},
         {"\"lora_alpha\": 6", "\"lora_alpha\": 1e39", "lora_alpha|1e+39"},
