@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Adapters between PEFT and this program, on the demo model: PEFT loads one that the program trained and has to give the
-program's logits; the program loads ones that PEFT wrote and has to give PEFT's. In FP32, on the CPU.
+program's logits; the program loads ones that PEFT wrote and has to give PEFT's; and PEFT's HiRA with the factors that HUT trained has to
+give the logits of the merged model, which is rounded to BF16. In FP32, on the CPU.
 
 usage: make train_llama3 build/release/test/test_adapter && python3 dev/peft_check.py      (needs torch, transformers, peft)
 Prints a line per adapter and exits with 1 if one differs.
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = os.path.join(ROOT, "data/demo/model")
 TOLERANCE = 2e-5   # of the largest logit; FP32 sums in another order
+MERGED_TOLERANCE = 1e-2
 TOKENS = [1 + 37 * i % 400 for i in range(24)]
 
 
@@ -26,8 +28,8 @@ def our_logits(adapter):
     return torch.tensor([float(x) for x in printed.split()]).view(len(TOKENS), -1)
 
 
-def base_model():
-    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="eager").eval()
+def base_model(folder=BASE):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -44,8 +46,17 @@ def compare(name, adapter, model):
     return good
 
 
-def train(out, *flags):
-    command = [os.path.join(ROOT, "train_llama3"), "--model", BASE, "--data", os.path.join(ROOT, "data/demo/train.jsonl"), "--adapter", "lora",
+def compare_hira(out):
+    hira = their_logits(PeftModel.from_pretrained(base_model(), os.path.join(out, "hira")).eval())
+    merged, plain = their_logits(base_model(out)), their_logits(base_model())
+    difference, adapted = ((hira - merged).abs().max() / merged.abs().max()).item(), ((plain - merged).abs().max() / merged.abs().max()).item()
+    good = difference < MERGED_TOLERANCE and adapted > 3 * MERGED_TOLERANCE
+    print(f"{'ok' if good else 'FAIL'} PEFT's HiRA is the merged HUT: logits differ by {difference:.1e}; from the base by {adapted:.1e}", flush=True)
+    return good
+
+
+def train(out, *flags, adapter="lora"):
+    command = [os.path.join(ROOT, "train_llama3"), "--model", BASE, "--data", os.path.join(ROOT, "data/demo/train.jsonl"), "--adapter", adapter,
                "--steps", "8", "--warmup", "0", "--lr", "5e-3", "--batch", "4", "--seq", "64", "--backend", "cpu", "--out", out]
     subprocess.run(command + list(flags), check=True, stdout=subprocess.DEVNULL)
 
@@ -70,6 +81,9 @@ def main():
             out = os.path.join(folder, "theirs-" + name.replace(" ", "-"))
             model.save_pretrained(out)
             good &= compare("ours loads PEFT's, " + name, out, model)
+        out = os.path.join(folder, "hut")
+        train(out, "--rank", "8", "--alpha", "12", adapter="hut")
+        good &= compare_hira(out)
     return 0 if good else 1
 
 

@@ -314,24 +314,64 @@ static void ranks_case(void) {
     }
 }
 
-// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16).
+// The HiRA adapter in `dir` gives the merged model: W (.) (1 + B A) rounded once, but for values that lie on a tie in FP32. Its B holds the scale.
+static void check_hira(const char* dir, const char* merged_dir) {
+    char *paths[] = {path_join(base_dir, "model.safetensors"), path_join(dir, "adapter_model.safetensors"), path_join(merged_dir, "model.safetensors")};
+    SafeTensors *base = safetensors_open(paths[0]), *adapter = safetensors_open(paths[1]), *merged = safetensors_open(paths[2]);
+    static const char* const modules[] = {"self_attn.q", "self_attn.k", "mlp.up", "mlp.down"};
+    size_t values = 0, others = 0, changed = 0;
+    for (int m = 0; m < COUNT(modules); m++) {
+        char weight[96], a_name[128], b_name[128];
+        snprintf(weight, sizeof weight, "model.layers.1.%s_proj.weight", modules[m]);
+        snprintf(a_name, sizeof a_name, "base_model.model.model.layers.1.%s_proj.hira_A", modules[m]);
+        snprintf(b_name, sizeof b_name, "base_model.model.model.layers.1.%s_proj.hira_B", modules[m]);
+        float *w = tensor_floats(base, weight), *got = tensor_floats(merged, weight), *a = tensor_floats(adapter, a_name), *b = tensor_floats(adapter, b_name);
+        const size_t *size = safetensors_find(base, weight)->shape, rank = safetensors_find(adapter, a_name)->shape[0];
+        for (size_t i = 0; i < size[0] * size[1]; i++) {
+            double sum = 1;
+            for (size_t r = 0; r < rank; r++) sum += (double)b[i / size[1] * rank + r] * a[r * size[1] + i % size[1]];
+            others += got[i] != f32_from_bf16(bf16_from_f32((float)(w[i] * sum)));
+            changed += got[i] != w[i];
+        }
+        values += size[0] * size[1];
+        float* const all[] = {w, got, a, b};
+        for (int i = 0; i < COUNT(all); i++) free(all[i]);
+    }
+    ok(safetensors_count(adapter) == 28 && others * 1000 <= values && changed * 2 > values,
+       "HiRA's form of HUT: of %zu values %zu are not the merged model's, %zu not the base's", values, others, changed);
+    safetensors_close(base);
+    safetensors_close(adapter);
+    safetensors_close(merged);
+    for (int i = 0; i < COUNT(paths); i++) free(paths[i]);
+}
+
+// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16), and its factors as PEFT's HiRA.
 static void hut_case(void) {
     make_base();
     char* out = scratch_path("hut");
     char* flags = text_of("train --model %s --data %s --val %s --chat none --seq 32 --steps 12 --warmup 0 --lr 5e-2 --backend cpu-f32 --adapter hut "
-                          "--rank 4 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
+                          "--rank 4 --alpha 20 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
     char* text = run_well(flags, "train --adapter hut");
     double plain = evaluated(base_dir, "", "cpu-f32"), trained_loss = loss_in(text), merged = evaluated(out, "", "cpu-f32");
     ok(strstr(text, "HUT of rank 4") && fabs(plain - trained_loss) > 0.02 && fabs(merged - trained_loss) < 1e-3,
        "HUT: the base's loss %.6f, after training %.6f, of the model written %.6f", plain, trained_loss, merged);
     free(text);
+    char *hira = path_join(out, "hira"), *config = text_at(hira, "adapter_config.json");
+    ok(strstr(config, "\"HIRA\"") && strstr(config, "\"r\": 4") && strstr(config, base_dir) && !strstr(config, "alpha") && exists_in(hira, "tokenizer.json"),
+       "HiRA's configuration");
+    check_hira(hira, out);
     char *first = scratch_path("hut-first"), *model = path_join(out, "model.safetensors"), *kept = path_join(first, "model.safetensors");
     empty_dir(first);
     file_rename(model, kept);
     char* resuming = text_of("%s --resume", flags);
     free(run_well(resuming, "HUT resumed"));
     ok(same_files(out, first, "model.safetensors"), "HUT: the resumed run's model is bit for bit the same");
-    char* const texts[] = {out, flags, first, model, kept, resuming};
+    char* other = text_of("train --model %s --data %s --chat none --seq 32 --steps 1 --backend cpu --overwrite --out %s", base_dir, data_path, first);
+    char *in_first = path_join(first, "hira"), *move = text_of("cp -r %s", hira);
+    shell(move, in_first);
+    free(run_well(other, "another model in its place"));
+    ok(exists_in(out, "hira") && exists_in(first, "model.safetensors") && !exists_in(in_first, "adapter_config.json"), "no HiRA of one model is beside another");
+    char* const texts[] = {out, flags, first, model, kept, resuming, hira, config, other, in_first, move};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
