@@ -104,6 +104,18 @@ static void specs_case(void) {
     ok(adapter_specs(&c, specs) == 0, "no adapter has no factors");
 }
 
+// Of two layers of width 48 with q and v adapted at rank 4, by hand: head, norms, and L times q, k, v, o, gate, up and down.
+static void flops_case(void) {
+    Config c = small_config(kQueryValue, 0), whole = small_config(0, 0);
+    double norms = 5 * 48, weights = 61 * 48 + 2 * (2 * 48 * 48 + 2 * 24 * 48 + 3 * 72 * 48) + norms;
+    double attention = 6 * 2 * 10.0 * 48, factors = 2 * 4 * (48 + 48 + 48 + 24), adapted = 2 * (48 + 24) * 48;
+    double want[] = {6 * weights + attention, 4 * weights + 6 * factors + attention, 4 * weights + 2 * adapted + attention};
+    double got[] = {train_flops_per_token(&whole, 10), train_flops_per_token(&c, 10), 0};
+    c.adapter.kind = ADAPTER_HUT;
+    got[2] = train_flops_per_token(&c, 10);
+    for (int i = 0; i < COUNT(got); i++) ok(got[i] == want[i], "FLOPs a token, adapter %d: %.0f of %.0f", i, got[i], want[i]);
+}
+
 // A starts uniform within 1 / sqrt(K), B at zero.
 static void start_case(void) {
     Config c = small_config(kAllTargets, 0);
@@ -567,6 +579,7 @@ static void fine_tune_case(void) {
 
 static const Case cases[] = {
     {"specs", specs_case},
+    {"flops", flops_case},
     {"start", start_case},
     {"dropout", dropout_case},
     {"masks", masks_case},
