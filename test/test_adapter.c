@@ -188,6 +188,47 @@ static void dropout_case(void) {
     }
 }
 
+// y = w (.) (offset + factor x), to half a step of y's format and what FP32 loses before.
+static void hadamard_on(const Ops* ops, int rows, int cols, float factor, float offset) {
+    size_t n = (size_t)rows * cols, bytes = n * fmt_bytes(ops->act);
+    float *x = test_normals(n, 1), *w = test_normals(n, 1), *got = (float*)host_alloc(sizeof(float) * n);
+    uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * n);
+    for (size_t i = 0; i < n; i++) {
+        half[i] = bf16_from_f32(w[i]);
+        if (ops->act == BF16) w[i] = f32_from_bf16(half[i]);
+    }
+    void *xs = ops->alloc(sizeof(float) * n), *ws = ops->alloc(bytes);
+    ops->upload(xs, x, sizeof(float) * n);
+    ops->upload(ws, ops->act == BF16 ? (void*)half : w, bytes);
+    ops->hadamard(mat(ws, rows, cols, ops->act), mat(xs, rows, cols, F32), mat(ws, rows, cols, ops->act), factor, offset);
+    ops->download(ops->act == BF16 ? (void*)half : got, ws, bytes);
+    size_t wrong = 0, wrong_sign = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (ops->act == BF16) got[i] = f32_from_bf16(half[i]);
+        double term = (double)factor * x[i], want = w[i] * (offset + term), other = w[i] * (offset - term);
+        double tol = (ops->act == BF16 ? 0x1p-8 : 0x1p-24) * 1.01 * fabs(want) + 0x1p-22 * fabs(w[i]) * (fabs(term) + fabs(offset));
+        wrong += fabs(got[i] - want) > tol;
+        wrong_sign += fabs(got[i] - other) > tol;
+    }
+    ok(wrong == 0 && wrong_sign * 10 > n * 9, "hadamard (%d, %d), %g + %g x, on %s: %zu values are wrong", rows, cols, (double)offset, (double)factor,
+       ops->name, wrong);
+    ops->release(xs);
+    ops->release(ws);
+    float* const all[] = {x, w, got};
+    for (int i = 0; i < COUNT(all); i++) free(all[i]);
+    free(half);
+}
+
+static void hadamard_case(void) {
+    const Ops* backends[kMaxBackends];
+    int count = test_backends(backends);
+    for (int b = 0; b < count; b++) {
+        hadamard_on(backends[b], 64, 96, 1.5f, 1);
+        hadamard_on(backends[b], 37, 33, 0.25f, 1);   // not octets
+        hadamard_on(backends[b], 5, 7, 1.5f, 0);
+    }
+}
+
 // The masks that a model asks of its backend: the stream that names one, the row of the global batch at which it begins, and how often.
 typedef struct {
     uint64_t stream, first_row;
@@ -582,6 +623,7 @@ static const Case cases[] = {
     {"flops", flops_case},
     {"start", start_case},
     {"dropout", dropout_case},
+    {"hadamard", hadamard_case},
     {"masks", masks_case},
     {"finite_differences", finite_differences_case},
     {"gradients", gradients_case},
