@@ -184,7 +184,8 @@ static const RankRun kPackedRuns[] = {{1, "--zero 2", NULL}, {2, "--zero 3", NUL
 
 static void packed_bits(void) {
     static const char* const kKinds[] = {"--level bf16 --seq 64 --batch 2", "--level halo2 --dtype int8 --batch 3", "--level bf16 --pack off",
-                                         "--level halo1 --dtype fp6 --seq 24 --batch 2 --pack on"};
+                                         "--level halo1 --dtype fp6 --seq 24 --batch 2 --pack on",
+                                         "--adapter lora --rank 3 --dropout 0.2 --level halo2 --dtype int8 --batch 3 --recompute block"};
     make_models();
     for (int i = 0; i < COUNT(kKinds); i++) same_bits(deep_dir, kKinds[i], kPackedRuns, COUNT(kPackedRuns));
 }
