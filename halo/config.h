@@ -17,7 +17,7 @@ typedef struct {
     float alpha;          // scale = alpha / rank; with rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)
     bool rslora;
     float dropout;        // of A's input, in training
-    uint64_t seed;        // of A's start and of dropout's masks
+    uint64_t seed;        // of dropout's masks
     unsigned targets;     // one bit for each adapted matrix, number adapter_target
 } Adapter;
 

@@ -43,6 +43,13 @@ static double evaluated(const char* model, const char* more, const char* backend
     return loss;
 }
 
+static char* answer(const char* model, const char* more) {
+    char* flags = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 16 --backend cpu-f32", model, more);
+    char* text = run_well(flags, "generate");
+    free(flags);
+    return text;
+}
+
 static void files_case(void) {
     make_base();
     char *val = text_of("--batch 4 --val %s --dropout 0.1", val_path), *out = scratch_path("files"), *flags = adapter_flags(out, val);
@@ -67,12 +74,12 @@ static void files_case(void) {
     ok(beside == trained_loss, "eval with the adapter gives --val's loss, %.6f", beside);
     ok(fabs(beside - plain) > 0.05 && fabs(exact - in_it) < 2e-3 && fabs(exact - beside) < 0.02,
        "losses: base %.5f, adapter %.5f, in FP32 %.5f, merged %.5f", plain, beside, exact, in_it);
-    char* generate = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 8 --backend cpu", base_dir, with);
-    free(run_well(generate, "generate with an adapter"));
+    char *told = answer(base_dir, with), *merged_told = answer(merged, ""), *base_told = answer(base_dir, "");
+    ok(!strcmp(told, merged_told) && strcmp(told, base_told), "generate answers with the adapter as the merged model does, not as the base");
     char* onward = text_of("%s --steps 1 --lr 1e-30", with);
     char* next = trained_adapter("onward", onward);
     ok(same_files(out, next, "adapter_model.safetensors"), "train --adapter-dir goes on from the adapter: a step of lr 1e-30 writes it again");
-    char* const texts[] = {val, out, flags, path, with, merged, merge, generate, onward, next};
+    char* const texts[] = {val, out, flags, path, with, merged, merge, told, merged_told, base_told, onward, next};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
