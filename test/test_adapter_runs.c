@@ -43,6 +43,14 @@ static double evaluated(const char* model, const char* more, const char* backend
     return loss;
 }
 
+static const char kWrittenConfig[] =
+    "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": \"%s\",\n  \"revision\": null,\n"
+    "  \"inference_mode\": true,\n  \"r\": 4,\n  \"lora_alpha\": 6,\n  \"lora_dropout\": 0.10000000000000001,\n"
+    "  \"target_modules\": [\n    \"q_proj\",\n    \"k_proj\",\n    \"v_proj\",\n    \"o_proj\",\n    \"gate_proj\",\n    \"up_proj\",\n"
+    "    \"down_proj\"\n  ],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"use_rslora\": false,\n  \"use_dora\": false,\n"
+    "  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"rank_pattern\": {},\n  \"alpha_pattern\": {},\n"
+    "  \"layers_to_transform\": null\n}";
+
 static char* answer(const char* model, const char* more) {
     char* flags = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 16 --backend cpu-f32", model, more);
     char* text = run_well(flags, "generate");
@@ -60,6 +68,8 @@ static void files_case(void) {
     ok(exists_in(out, "adapter_config.json") && exists_in(out, "adapter_model.safetensors") && exists_in(out, "tokenizer.json") &&
            exists_in(out, "generation_config.json") && !exists_in(out, "config.json") && !exists_in(out, "model.safetensors"),
        "an adapter's directory has its own files and the tokenizer's, and no model");
+    char *base = realpath(base_dir, NULL), *config = text_at(out, "adapter_config.json"), *want = text_of(kWrittenConfig, base);
+    ok(!strcmp(config, want), "adapter_config.json has the keys that PEFT and vLLM know, and no others%s", strcmp(config, want) ? config : "");
     char* path = path_join(out, "adapter_model.safetensors");
     SafeTensors* file = safetensors_open(path);
     const Tensor* b = safetensors_find(file, "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
@@ -79,7 +89,7 @@ static void files_case(void) {
     char* onward = text_of("%s --steps 1 --lr 1e-30", with);
     char* next = trained_adapter("onward", onward);
     ok(same_files(out, next, "adapter_model.safetensors"), "train --adapter-dir goes on from the adapter: a step of lr 1e-30 writes it again");
-    char* const texts[] = {val, out, flags, path, with, merged, merge, told, merged_told, base_told, onward, next};
+    char* const texts[] = {val, out, flags, base, config, want, path, with, merged, merge, told, merged_told, base_told, onward, next};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
