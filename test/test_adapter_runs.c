@@ -242,12 +242,14 @@ static void folders_case(void) {
     put_file(weights, text, bytes);
     Run r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: ") && strstr(r.out, "is not finite at value"), "verify finds an infinity: %s", r.out);
+    char* answers = text_of("generate --model %s --adapter-dir %s --chat none --prompt 1 --max-tokens 4 --backend cpu", base_dir, dir);
+    run_refused(answers, "folder: tensor \"base_model.|is not finite at row|the adapter itself is damaged", "a damaged adapter answers nothing");
     free_run(r);
     put_file(weights, text, bytes / 2);
     r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: "), "verify finds a file that is cut off: %s", r.out);
     free_run(r);
-    char* const texts[] = {dir, verify, text, eval, weights};
+    char* const texts[] = {dir, verify, text, eval, weights, answers};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
