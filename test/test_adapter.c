@@ -241,7 +241,8 @@ static void noted_dropout(Mat y, Mat x, float p, const Noise* noise) {
     Mask mask = {named.stream, named.offset / (uint64_t)x.cols, 0};
     int i = 0;
     while (i < mask_count && (masks[i].stream != mask.stream || masks[i].first_row != mask.first_row)) i++;
-    check(i < COUNT(masks) && named.seed == 11 && named.offset % (uint64_t)x.cols == 0, "dropout: mask %d, seed %llu", i, (unsigned long long)named.seed);
+    check(i < COUNT(masks) && named.seed == 11 && named.offset % (uint64_t)x.cols == 0, "dropout: mask %d, seed %llu", i,
+          (unsigned long long)named.seed);
     if (i == mask_count) masks[mask_count++] = mask;
     masks[i].calls++;
     cpu_f32_ops.dropout(y, x, p, noise);

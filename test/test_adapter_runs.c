@@ -296,7 +296,8 @@ static void other_start_case(void) {
     empty_dir(first);
     file_rename(weights, kept);
     put_changed(start, config, "\"lora_alpha\": 6", "\"lora_alpha\": 60");
-    run_refused(flags, "adapter of --adapter-dir = rank 4, alpha 6, on q k v o gate up down, this run has rank 4, alpha 60", "--resume from another start");
+    run_refused(flags, "adapter of --adapter-dir = rank 4, alpha 6, on q k v o gate up down, this run has rank 4, alpha 60",
+                "--resume from another start");
     ok(!exists_in(out, "adapter_model.safetensors"), "nothing was written");
     put_text(start, "adapter_config.json", config);
     free(run_well(flags, "--resume from the same start"));
@@ -335,7 +336,8 @@ static void ranks_case(void) {
 
 // The HiRA adapter in `dir` gives the merged model: W (.) (1 + B A) rounded once, but for values that lie on a tie in FP32. Its B holds the scale.
 static void check_hira(const char* dir, const char* merged_dir) {
-    char *paths[] = {path_join(base_dir, "model.safetensors"), path_join(dir, "adapter_model.safetensors"), path_join(merged_dir, "model.safetensors")};
+    char* paths[] = {path_join(base_dir, "model.safetensors"), path_join(dir, "adapter_model.safetensors"),
+                     path_join(merged_dir, "model.safetensors")};
     SafeTensors *base = safetensors_open(paths[0]), *adapter = safetensors_open(paths[1]), *merged = safetensors_open(paths[2]);
     static const char* const modules[] = {"self_attn.q", "self_attn.k", "mlp.up", "mlp.down"};
     size_t values = 0, others = 0, changed = 0;
@@ -344,7 +346,8 @@ static void check_hira(const char* dir, const char* merged_dir) {
         snprintf(weight, sizeof weight, "model.layers.1.%s_proj.weight", modules[m]);
         snprintf(a_name, sizeof a_name, "base_model.model.model.layers.1.%s_proj.hira_A", modules[m]);
         snprintf(b_name, sizeof b_name, "base_model.model.model.layers.1.%s_proj.hira_B", modules[m]);
-        float *w = tensor_floats(base, weight), *got = tensor_floats(merged, weight), *a = tensor_floats(adapter, a_name), *b = tensor_floats(adapter, b_name);
+        float *w = tensor_floats(base, weight), *got = tensor_floats(merged, weight);
+        float *a = tensor_floats(adapter, a_name), *b = tensor_floats(adapter, b_name);
         const size_t *size = safetensors_find(base, weight)->shape, rank = safetensors_find(adapter, a_name)->shape[0];
         for (size_t i = 0; i < size[0] * size[1]; i++) {
             double sum = 1;
@@ -376,8 +379,8 @@ static void hut_case(void) {
        "HUT: the base's loss %.6f, after training %.6f, of the model written %.6f", plain, trained_loss, merged);
     free(text);
     char *hira = path_join(out, "hira"), *config = text_at(hira, "adapter_config.json");
-    ok(strstr(config, "\"HIRA\"") && strstr(config, "\"r\": 4") && strstr(config, base_dir) && !strstr(config, "alpha") && exists_in(hira, "tokenizer.json"),
-       "HiRA's configuration");
+    ok(strstr(config, "\"HIRA\"") && strstr(config, "\"r\": 4") && strstr(config, base_dir) && !strstr(config, "alpha") &&
+           exists_in(hira, "tokenizer.json"), "HiRA's configuration");
     check_hira(hira, out);
     char *first = scratch_path("hut-first"), *model = path_join(out, "model.safetensors"), *kept = path_join(first, "model.safetensors");
     empty_dir(first);
@@ -389,7 +392,8 @@ static void hut_case(void) {
     char *in_first = path_join(first, "hira"), *move = text_of("cp -r %s", hira);
     shell(move, in_first);
     free(run_well(other, "another model in its place"));
-    ok(exists_in(out, "hira") && exists_in(first, "model.safetensors") && !exists_in(in_first, "adapter_config.json"), "no HiRA of one model is beside another");
+    ok(exists_in(out, "hira") && exists_in(first, "model.safetensors") && !exists_in(in_first, "adapter_config.json"),
+       "no HiRA of one model is beside another");
     char* const texts[] = {out, flags, first, model, kept, resuming, hira, config, other, in_first, move};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
@@ -432,8 +436,9 @@ static void refused_case(void) {
     run_refused(eval, "adapter_config.json", "no configuration");
     const struct {
         const char *more, *words;
-    } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"}, {"--alpha 1e39", "--alpha"},
-                 {"--alpha 1e-46", "--alpha"}, {"--dropout 1", "--dropout"}, {"--dropout 0.99999999", "--dropout"}, {"--dropout 0.999999", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+    } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
+                 {"--alpha 1e39", "--alpha"}, {"--alpha 1e-46", "--alpha"}, {"--dropout 1", "--dropout"},
+                 {"--dropout 0.99999999", "--dropout"}, {"--dropout 0.999999", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
@@ -446,7 +451,8 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
-                              {"other_start", other_start_case}, {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case},
+                              {"folders", folders_case}, {"other_base", other_base_case}, {"other_start", other_start_case},
+                              {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }
