@@ -1,4 +1,4 @@
-// LoRA adapters in PEFT's format: see peft.h.
+// Adapters in PEFT's format: see peft.h.
 #include "peft.h"
 
 #include <limits.h>
@@ -29,7 +29,8 @@ static bool says_nothing(const json_t* value) {
 static void refuse_more_than_lora(const json_t* config, const char* path) {
     static const char* const keys[] = {"use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
                                        "layers_to_transform", "layers_pattern", "layer_replication", "lora_bias", "exclude_modules",
-                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "megatron_config"};
+                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+                                       "kasa_config", "monteclora_config", "arrow_config", "megatron_config"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (!says_nothing(json_object_get(config, keys[i])))
             user_error("%s: \"%s\" is set: only plain LoRA of the same matrices in every layer is supported", path, keys[i]);
@@ -76,7 +77,9 @@ static void read_config(const char* path, Adapter* a) {
     refuse_more_than_lora(config, path);
     a->kind = ADAPTER_LORA;
     a->rank = member_int(config, "r", 1, 1 << 16, path);
-    a->alpha = (float)member_positive(config, "lora_alpha", path);
+    double alpha = member_positive(config, "lora_alpha", path);
+    if (alpha < kLeastAlpha || alpha > kMostAlpha) user_error("%s: \"lora_alpha\" is %g, allowed are %g to %g", path, alpha, kLeastAlpha, kMostAlpha);
+    a->alpha = (float)alpha;
     a->rslora = has_member(config, "use_rslora") && member_bool(config, "use_rslora", path);
     a->targets = read_targets(config, path);
     json_decref(config);
@@ -147,16 +150,26 @@ void peft_rows(const Peft* p, int spec, int layer, int first_row, int rows, floa
 
 // ---- writing
 
-static json_t* config_json(const Adapter* a, const char* base) {
+static json_t* target_modules(const Adapter* a) {
     json_t* modules = json_array();
     for (int t = 0; t < kTargets; t++)
         if (a->targets >> t & 1) json_array_append_new(modules, json_sprintf("%s_proj", kTargetNames[t]));
+    return modules;
+}
+
+static json_t* hira_json(const Adapter* a, const char* base) {
+    return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:b, s:b, s:n, s:{}, s:n}", "peft_type", "HIRA", "task_type", "CAUSAL_LM",
+                     "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "target_modules", target_modules(a),
+                     "hira_dropout", 0.0, "fan_in_fan_out", 0, "init_weights", 1, "modules_to_save", "rank_pattern", "layers_to_transform");
+}
+
+static json_t* lora_json(const Adapter* a, const char* base) {
     json_t* alpha = a->alpha == floorf(a->alpha) ? json_integer((json_int_t)a->alpha) : json_real((double)a->alpha);
     char dropout[32];   // as text with few digits, since the float 0.1 would print as 0.10000000149
     snprintf(dropout, sizeof dropout, "%g", (double)a->dropout);
     return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:n, s:b, s:{}, s:{}, s:n}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "lora_alpha",
-                     alpha, "lora_dropout", strtod(dropout, NULL), "target_modules", modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora",
+                     alpha, "lora_dropout", strtod(dropout, NULL), "target_modules", target_modules(a), "bias", "none", "fan_in_fan_out", 0, "use_rslora",
                      a->rslora, "use_dora", 0, "modules_to_save", "init_lora_weights", 1, "rank_pattern", "alpha_pattern",
                      "layers_to_transform");
 }
@@ -177,6 +190,15 @@ static void write_side_files(const PeftOutput* o) {
     }
 }
 
+// A factor's name; HiRA's factors are parameters of the module itself: "...q_proj.hira_A" for "...q_proj.lora_A.weight".
+static void factor_name(const Config* c, const ParamSpec* spec, int layer, char name[kParamNameBytes]) {
+    param_name(spec, layer, name, kParamNameBytes);
+    if (c->adapter.kind != ADAPTER_HUT) return;
+    char* at = strstr(name, ".lora_");
+    memcpy(at, ".hira_", 6);
+    at[7] = 0;
+}
+
 // Writes all factors in the order of specs and layers to `path`; NULL: only calls `rows`.
 static void write_factors(const char* path, const Config* config, Fmt fmt, HfRows rows, void* context) {
     ParamSpec specs[kMaxParamSpecs];
@@ -184,7 +206,7 @@ static void write_factors(const char* path, const Config* config, Fmt fmt, HfRow
     Tensor* tensors = (Tensor*)host_alloc(sizeof(Tensor) * (size_t)count * (size_t)L);
     char(*names)[kParamNameBytes] = (char(*)[kParamNameBytes])host_alloc((size_t)count * (size_t)L * kParamNameBytes);
     for (int i = 0; i < count * L; i++) {
-        param_name(&specs[i / L], i % L, names[i], kParamNameBytes);
+        factor_name(config, &specs[i / L], i % L, names[i]);
         tensors[i].name = names[i];
         tensors[i].dtype = dtype_of(fmt);
         set_matrix_shape(&tensors[i], &specs[i / L]);
@@ -218,7 +240,7 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
     dir_sync(o->dir);
     write_side_files(o);
     char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
-    json_t* json = config_json(&config->adapter, base ? base : o->base);
+    json_t* json = (config->adapter.kind == ADAPTER_HUT ? hira_json : lora_json)(&config->adapter, base ? base : o->base);
     char* text = json_dumps(json, JSON_INDENT(2));
     check(text, "peft_write: no text");
     file_write(o->dir, kPeftConfig, text, strlen(text));

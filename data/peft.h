@@ -1,4 +1,5 @@
-// LoRA adapters as PEFT lays them out: a directory with adapter_config.json and adapter_model.safetensors.
+// Adapters as PEFT lays them out: a directory with adapter_config.json and adapter_model.safetensors. LoRA's are read and written, HUT's
+// written as PEFT's HiRA (from 0.20 on; Huang et al. 2025): y = (W (.) (1 + B A)) x, which is HUT with the scale in B.
 //
 // Reading is strict: a configuration that means anything else than y = W x + scale B A x on the same matrices in each layer (DoRA,
 // biases, whole modules, several ranks, initialisations that change the base) is a user_error, and so is a tensor that is missing,
@@ -24,7 +25,8 @@ typedef struct {
     Fmt fmt;                     // of the stored factors: F32 or BF16
 } PeftOutput;
 
-// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format. The weights are moved to their place last.
+// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format; of HUT B times the scale. The weights are moved to
+// their place last.
 C_API void peft_write(const PeftOutput* output, const Config* config, HfRows rows, void* context);
 
 #endif

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Adapters between PEFT and this program, on the demo model: PEFT loads one that the program trained and has to give the
-program's logits; the program loads ones that PEFT wrote and has to give PEFT's. In FP32, on the CPU.
+program's logits; the program loads ones that PEFT wrote and has to give PEFT's; and PEFT's HiRA with the factors that HUT trained has to
+give the merged model's, where the base is in FP32 and the merged model therefore too. In FP32, on the CPU.
 
 usage: make train_llama3 build/release/test/test_adapter && python3 dev/peft_check.py      (needs torch, transformers, peft)
 Prints a line per adapter and exits with 1 if one differs.
 """
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,8 @@ def our_logits(adapter):
     return torch.tensor([float(x) for x in printed.split()]).view(len(TOKENS), -1)
 
 
-def base_model():
-    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="eager").eval()
+def base_model(folder=BASE):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -44,8 +46,23 @@ def compare(name, adapter, model):
     return good
 
 
-def train(out, *flags):
-    command = [os.path.join(ROOT, "train_llama3"), "--model", BASE, "--data", os.path.join(ROOT, "data/demo/train.jsonl"), "--adapter", "lora",
+def compare_hira(folder):
+    base, out = os.path.join(folder, "base"), os.path.join(folder, "hut")
+    base_model().save_pretrained(base)
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(os.path.join(BASE, name), base)
+    train(out, "--rank", "8", "--alpha", "12", base=base, adapter="hut")
+    hira = their_logits(PeftModel.from_pretrained(base_model(base), os.path.join(out, "hira")).eval())
+    merged, plain = their_logits(base_model(out)), their_logits(base_model())
+    scale = merged.abs().max()
+    difference, adapted = ((hira - merged).abs().max() / scale).item(), ((plain - merged).abs().max() / scale).item()
+    good = difference < TOLERANCE and adapted > 100 * TOLERANCE
+    print(f"{'ok' if good else 'FAIL'} PEFT's HiRA is the merged HUT: logits differ by {difference:.1e}; from the base by {adapted:.1e}", flush=True)
+    return good
+
+
+def train(out, *flags, base=BASE, adapter="lora"):
+    command = [os.path.join(ROOT, "train_llama3"), "--model", base, "--data", os.path.join(ROOT, "data/demo/train.jsonl"), "--adapter", adapter,
                "--steps", "8", "--warmup", "0", "--lr", "5e-3", "--batch", "4", "--seq", "64", "--backend", "cpu", "--out", out]
     subprocess.run(command + list(flags), check=True, stdout=subprocess.DEVNULL)
 
@@ -70,6 +87,7 @@ def main():
             out = os.path.join(folder, "theirs-" + name.replace(" ", "-"))
             model.save_pretrained(out)
             good &= compare("ours loads PEFT's, " + name, out, model)
+        good &= compare_hira(folder)
     return 0 if good else 1
 
 

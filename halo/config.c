@@ -116,12 +116,21 @@ size_t param_count(const Config* config) {
 double train_flops_per_token(const Config* c, int T) {
     // Every weight is in a product, except an untied embedding's, whose rows are only looked up.
     double weights = (double)param_count(c) - (c->tied ? 0.0 : (double)c->V * c->C);
-    // Frozen weights have no gradient: 4 FLOPs each, and the adapter's 6.
     ParamSpec specs[kMaxParamSpecs];
     int count = adapter_specs(c, specs);
-    double adapter = 0;
-    for (int i = 0; i < count; i++) adapter += (double)specs[i].rows * specs[i].cols * c->L;
-    return (c->adapter.kind == ADAPTER_NONE ? 6.0 : 4.0) * weights + 6.0 * adapter + 6.0 * c->L * (double)T * c->NH * c->HD;
+    double factors = 0, adapted = 0;
+    for (int i = 0; i < count; i += 2) {   // A (rank, K), then B (N, rank)
+        const ParamSpec *A = &specs[i], *B = &specs[i + 1];
+        factors += ((double)A->rows * A->cols + (double)B->rows * B->cols) * c->L;
+        adapted += (double)B->rows * A->cols * c->L;
+    }
+    double attention = 6.0 * c->L * (double)T * c->NH * c->HD;
+    switch (c->adapter.kind) {
+        case ADAPTER_NONE: return 6 * weights + attention;
+        case ADAPTER_LORA: return 4 * weights + 6 * factors + attention;
+        case ADAPTER_HUT: return 4 * weights + 2 * adapted + attention;
+    }
+    die("train_flops_per_token: adapter %d", (int)c->adapter.kind);
 }
 
 void config_check(const Config* c, const char* where) {

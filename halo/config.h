@@ -17,7 +17,7 @@ typedef struct {
     float alpha;          // scale = alpha / rank; with rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)
     bool rslora;
     float dropout;        // of A's input, in training
-    uint64_t seed;        // of A's start and of dropout's masks
+    uint64_t seed;        // of dropout's masks
     unsigned targets;     // one bit for each adapted matrix, number adapter_target
 } Adapter;
 
@@ -68,8 +68,9 @@ C_API StackSize stack_size(const Config* config, Stack stack);
 C_API bool stack_is_norm(Stack stack);
 // Parameters in all, without an adapter's; a tied embedding counts once.
 C_API size_t param_count(const Config* config);
-// Model FLOPs of one trained token in a sequence of T: 6 per trained weight and 4 per frozen weight of the products, + 6 L T NH HD for
-// causal attention (two products of T/2 keys on average, forward once and backward twice).
+// Model FLOPs of one trained token in a sequence of T: 6 per weight of the products that has a gradient, 4 per other weight, + 6 L T NH HD for
+// causal attention (two products of T/2 keys on average, forward once and backward twice). LoRA's factors have gradients, and HUT's effective
+// weights; what HUT's own factors take is no matter of tokens.
 C_API double train_flops_per_token(const Config* config, int T);
 
 // Sizes that contradict each other are a user_error that names the key of config.json.
@@ -102,6 +103,8 @@ static inline bool adapter_adapts(const Adapter* a, int linear, int part) {
 }
 // alpha / rank, or with rslora alpha / sqrt(rank).
 C_API float adapter_scale(const Adapter* a);
+// An alpha beyond these has no use, and no scale in FP32 if it is far beyond.
+static const double kLeastAlpha = 1e-6, kMostAlpha = 1e6;
 
 // The stacked matrices of a product's weight.
 C_API LinearShape stack_shape(const Config* config, Stack stack);

@@ -602,13 +602,13 @@ static void check_adapter(const Options* o, int command) {
     if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");
     if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
     if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
-    if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (!(o->alpha >= kLeastAlpha && o->alpha <= kMostAlpha)) user_error("--alpha %g: must be from %g to %g", o->alpha, kLeastAlpha, kMostAlpha);
     if (o->adapter == ADAPT_HUT && o->dropout > 0) user_error("--dropout %g: HUT has no input of its own to drop", o->dropout);
     if (o->adapter == ADAPT_HUT && o->qfsdp) user_error("--qfsdp: HUT needs the weights in 16 bits; ranks gather them as they are");
     if (o->adapter == ADAPT_HUT && o->adapter_dir) user_error("--adapter-dir: holds a LoRA adapter; --adapter hut cannot go on from it");
     if (o->adapter == ADAPT_HUT && command == TRAIN && o->out && !o->model)
         user_error("--adapter hut --out: its result is written into the model's own weights; name them with --model DIR");
-    if (o->dropout >= 1) user_error("--dropout %g: must be below 1", o->dropout);
+    if (o->dropout > 65535 / 65536.0) user_error("--dropout %.9g: must be below 1, by 1/65536 or more: else nothing is left", o->dropout);
     if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
     options_adapter(o);
 }

@@ -104,6 +104,18 @@ static void specs_case(void) {
     ok(adapter_specs(&c, specs) == 0, "no adapter has no factors");
 }
 
+// Of two layers of width 48 with q and v adapted at rank 4, by hand: head, norms, and L times q, k, v, o, gate, up and down.
+static void flops_case(void) {
+    Config c = small_config(kQueryValue, 0), whole = small_config(0, 0);
+    double norms = 5 * 48, weights = 61 * 48 + 2 * (2 * 48 * 48 + 2 * 24 * 48 + 3 * 72 * 48) + norms;
+    double attention = 6 * 2 * 10.0 * 48, factors = 2 * 4 * (48 + 48 + 48 + 24), adapted = 2 * (48 + 24) * 48;
+    double want[] = {6 * weights + attention, 4 * weights + 6 * factors + attention, 4 * weights + 2 * adapted + attention};
+    double got[] = {train_flops_per_token(&whole, 10), train_flops_per_token(&c, 10), 0};
+    c.adapter.kind = ADAPTER_HUT;
+    got[2] = train_flops_per_token(&c, 10);
+    for (int i = 0; i < COUNT(got); i++) ok(got[i] == want[i], "FLOPs a token, adapter %d: %.0f of %.0f", i, got[i], want[i]);
+}
+
 // A starts uniform within 1 / sqrt(K), B at zero.
 static void start_case(void) {
     Config c = small_config(kAllTargets, 0);
@@ -176,6 +188,99 @@ static void dropout_case(void) {
     }
 }
 
+// y = w (.) (offset + factor x), to half a step of y's format and what FP32 loses before.
+static void hadamard_on(const Ops* ops, int rows, int cols, float factor, float offset) {
+    size_t n = (size_t)rows * cols, bytes = n * fmt_bytes(ops->act);
+    float *x = test_normals(n, 1), *w = test_normals(n, 1), *got = (float*)host_alloc(sizeof(float) * n);
+    uint16_t* half = (uint16_t*)host_alloc(sizeof(uint16_t) * n);
+    for (size_t i = 0; i < n; i++) {
+        half[i] = bf16_from_f32(w[i]);
+        if (ops->act == BF16) w[i] = f32_from_bf16(half[i]);
+    }
+    void *xs = ops->alloc(sizeof(float) * n), *ws = ops->alloc(bytes);
+    ops->upload(xs, x, sizeof(float) * n);
+    ops->upload(ws, ops->act == BF16 ? (void*)half : w, bytes);
+    ops->hadamard(mat(ws, rows, cols, ops->act), mat(xs, rows, cols, F32), mat(ws, rows, cols, ops->act), factor, offset);
+    ops->download(ops->act == BF16 ? (void*)half : got, ws, bytes);
+    size_t wrong = 0, wrong_sign = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (ops->act == BF16) got[i] = f32_from_bf16(half[i]);
+        double term = (double)factor * x[i], want = w[i] * (offset + term), other = w[i] * (offset - term);
+        double tol = (ops->act == BF16 ? 0x1p-8 : 0x1p-24) * 1.01 * fabs(want) + 0x1p-22 * fabs(w[i]) * (fabs(term) + fabs(offset));
+        wrong += fabs(got[i] - want) > tol;
+        wrong_sign += fabs(got[i] - other) > tol;
+    }
+    ok(wrong == 0 && wrong_sign * 10 > n * 9, "hadamard (%d, %d), %g + %g x, on %s: %zu values are wrong", rows, cols, (double)offset, (double)factor,
+       ops->name, wrong);
+    ops->release(xs);
+    ops->release(ws);
+    float* const all[] = {x, w, got};
+    for (int i = 0; i < COUNT(all); i++) free(all[i]);
+    free(half);
+}
+
+static void hadamard_case(void) {
+    const Ops* backends[kMaxBackends];
+    int count = test_backends(backends);
+    for (int b = 0; b < count; b++) {
+        hadamard_on(backends[b], 64, 96, 1.5f, 1);
+        hadamard_on(backends[b], 37, 33, 0.25f, 1);   // not octets
+        hadamard_on(backends[b], 5, 7, 1.5f, 0);
+    }
+}
+
+// The masks that a model asks of its backend: the stream that names one, the row of the global batch at which it begins, and how often.
+typedef struct {
+    uint64_t stream, first_row;
+    int calls;
+} Mask;
+static Mask masks[64];
+static int mask_count;
+static void noted_dropout(Mat y, Mat x, float p, const Noise* noise) {
+    Noise named = noise_shifted(*noise, x.cols);
+    Mask mask = {named.stream, named.offset / (uint64_t)x.cols, 0};
+    int i = 0;
+    while (i < mask_count && (masks[i].stream != mask.stream || masks[i].first_row != mask.first_row)) i++;
+    check(i < COUNT(masks) && named.seed == 11 && named.offset % (uint64_t)x.cols == 0, "dropout: mask %d, seed %llu", i,
+          (unsigned long long)named.seed);
+    if (i == mask_count) masks[mask_count++] = mask;
+    masks[i].calls++;
+    cpu_f32_ops.dropout(y, x, p, noise);
+}
+
+// Each linear of each layer has a mask of its own in each micro-step of each step, and the same one in forward, backward and recompute.
+static void masks_case(void) {
+    Ops ops = cpu_f32_ops;
+    ops.dropout = noted_dropout;
+    Config c = small_config(kAllTargets, 0.1f);
+    TestBatch b = random_batch(2, 19, c.V);
+    Factors f = random_factors(&c, 0.1f);
+    for (int recompute = RECOMPUTE_NONE; recompute <= RECOMPUTE_BLOCK; recompute++) {
+        TestModel t = adapted_model(&c, &ops, "bf16", (Recompute)recompute, b.B, b.T, &f);
+        mask_count = 0;
+        for (int step = 1; step <= 2; step++) {
+            shard_begin_step(t.shard, step);
+            for (int micro = 0; micro < 2; micro++) {
+                int before = mask_count, calls = 0, misplaced = 0;
+                model_train_step(t.model, &b.arrays, 1.0f / (float)b.scored, t.losses);
+                shard_end_micro_step(t.shard);
+                for (int i = before; i < mask_count; i++) {
+                    calls += masks[i].calls;
+                    misplaced += masks[i].first_row != (uint64_t)(micro * b.B * b.T);
+                }
+                // Forward, dA and dx, which the lowest layer's qkv does not want; a block's down is not made again.
+                int linears = c.L * kLinearCount, want = 3 * linears - 1 + (recompute == RECOMPUTE_BLOCK ? linears - c.L : 0);
+                ok(mask_count == before + linears && calls == want && !misplaced,
+                   "step %d, micro-step %d, recompute %d: %d masks of which none was there before, %d calls", step, micro, recompute,
+                   mask_count - before, calls);
+            }
+        }
+        test_model_free(&t);
+    }
+    free_factors(&f);
+    free(b.storage);
+}
+
 // ---- gradients
 
 static double train_loss(TestModel* t, const TestBatch* b) {
@@ -184,38 +289,54 @@ static double train_loss(TestModel* t, const TestBatch* b) {
     return mean_loss(t, b->scored);
 }
 
-// Along a direction in all factors, random but for its signs, the loss changes as the gradient says; with one factor's gradient negated it does not.
+typedef enum { BOTH, A_ALONE, B_ALONE } Moved;
+static const char* const kMoved[] = {"A and B", "A", "B"};
+static bool is_moved(Moved which, int spec) { return which == BOTH || (which == A_ALONE) == (spec % 2 == 0); }
+
+// d, uphill along the gradient in the factors that move, 0 in the others. Returns the slope there; *of_last: the last of these factors' part.
+static double uphill(TestModel* t, const Factors* d, Moved which, double* of_last) {
+    double along = 0;
+    for (int s = 0; s < d->count; s++) {
+        double part = 0;
+        for (int l = 0; l < d->config->L; l++) {
+            float* g = factor_gradient(t, s, l);
+            for (size_t i = 0; i < factor_values(d, s); i++) {
+                float* x = &d->values[s][l][i];
+                *x = is_moved(which, s) ? copysignf((float)fabs(test_normal()), g[i]) : 0;   // so that parts do not cancel
+                part += (double)g[i] * *x;
+            }
+            free(g);
+        }
+        along += part;
+        if (part > 0) *of_last = part;
+    }
+    return along;
+}
+
+// Along a direction, random but for its signs, the loss changes as the gradient says; with one factor's gradient negated it does not. In A's
+// and in B's alone too: in both together what one of them lacks would be lost in the other's larger slope.
 static void finite_differences(unsigned targets, float dropout) {
     Config c = small_config(targets, dropout);
     TestBatch b = random_batch(2, 19, c.V);
     Factors at = random_factors(&c, 0.1f), direction = random_factors(&c, 1), moved = random_factors(&c, 0);
     TestModel t = adapted_model(&c, &cpu_f32_ops, "bf16", RECOMPUTE_NONE, b.B, b.T, &at);
-    test_gradients(&t, &b);
-    double along = 0, of_last = 0;
-    for (int s = 0; s < at.count; s++)
-        for (int l = 0; l < c.L; l++) {
-            float* g = factor_gradient(&t, s, l);
-            for (size_t i = 0; i < factor_values(&at, s); i++) {
-                float* d = &direction.values[s][l][i];
-                *d = copysignf(*d, g[i]);   // uphill, so that parts do not cancel
-                double part = (double)g[i] * *d;
-                along += part;
-                if (s == at.count - 1) of_last += part;
-            }
-            free(g);
+    for (int which = BOTH; which <= B_ALONE; which++) {
+        shard_load_adapter(t.shard, read_factors, &at);
+        test_gradients(&t, &b);
+        double of_last = 0, along = uphill(&t, &direction, (Moved)which, &of_last), losses[2], step = 1e-4;
+        for (int side = 0; side < 2; side++) {
+            for (int s = 0; s < at.count; s++)
+                for (int l = 0; l < c.L; l++)
+                    for (size_t i = 0; i < factor_values(&at, s); i++)
+                        moved.values[s][l][i] = at.values[s][l][i] + (float)((side ? step : -step) * direction.values[s][l][i]);
+            shard_load_adapter(t.shard, read_factors, &moved);
+            losses[side] = train_loss(&t, &b);
         }
-    double losses[2], step = 1e-4;
-    for (int side = 0; side < 2; side++) {
-        for (int s = 0; s < at.count; s++)
-            for (int l = 0; l < c.L; l++)
-                for (size_t i = 0; i < factor_values(&at, s); i++)
-                    moved.values[s][l][i] = at.values[s][l][i] + (float)((side ? step : -step) * direction.values[s][l][i]);
-        shard_load_adapter(t.shard, read_factors, &moved);
-        losses[side] = train_loss(&t, &b);
+        double difference = (losses[1] - losses[0]) / (2 * step), tol = 2e-3 * fabs(along);
+        ok(fabs(difference - along) <= tol && fabs(difference - (along - 2 * of_last)) > tol,
+           "finite differences, %s, targets %02x, dropout %g, along %s: %.6f, gradient %.6f", kind_name(), targets, (double)c.adapter.dropout,
+           kMoved[which], difference, along);
     }
-    double difference = (losses[1] - losses[0]) / (2 * step), tol = 5e-3 * fabs(along);
-    ok(fabs(difference - along) <= tol && fabs(difference - (along - 2 * of_last)) > tol,
-       "finite differences, %s, targets %02x, dropout %g: %.6f, gradient %.6f", kind_name(), targets, (double)c.adapter.dropout, difference, along);
     test_model_free(&t);
     free_factors(&at);
     free_factors(&direction);
@@ -246,7 +367,8 @@ static void gradients(void) {
         rule.check = 0;
         for (int s = 0; s < f.count; s++) {
             float *got = factor_gradient(&t, s, 1), *want = factor_gradient(&reference, s, 1);
-            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.05, f.specs[s].name);
+            // BF16 loses most where attention's gradient cancels: of k_proj 8% in the worst of 120 models.
+            close_by_rule(&rule, backends[k], got, want, factor_values(&f, s), 0, 0.1, f.specs[s].name);
             free(got);
             free(want);
         }
@@ -500,8 +622,11 @@ static void fine_tune_case(void) {
 
 static const Case cases[] = {
     {"specs", specs_case},
+    {"flops", flops_case},
     {"start", start_case},
     {"dropout", dropout_case},
+    {"hadamard", hadamard_case},
+    {"masks", masks_case},
     {"finite_differences", finite_differences_case},
     {"gradients", gradients_case},
     {"start_is_base", start_is_base_case},

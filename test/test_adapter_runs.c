@@ -43,6 +43,21 @@ static double evaluated(const char* model, const char* more, const char* backend
     return loss;
 }
 
+static const char kWrittenConfig[] =
+    "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": \"%s\",\n  \"revision\": null,\n"
+    "  \"inference_mode\": true,\n  \"r\": 4,\n  \"lora_alpha\": 6,\n  \"lora_dropout\": 0.10000000000000001,\n"
+    "  \"target_modules\": [\n    \"q_proj\",\n    \"k_proj\",\n    \"v_proj\",\n    \"o_proj\",\n    \"gate_proj\",\n    \"up_proj\",\n"
+    "    \"down_proj\"\n  ],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"use_rslora\": false,\n  \"use_dora\": false,\n"
+    "  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"rank_pattern\": {},\n  \"alpha_pattern\": {},\n"
+    "  \"layers_to_transform\": null\n}";
+
+static char* answer(const char* model, const char* more) {
+    char* flags = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 16 --backend cpu-f32", model, more);
+    char* text = run_well(flags, "generate");
+    free(flags);
+    return text;
+}
+
 static void files_case(void) {
     make_base();
     char *val = text_of("--batch 4 --val %s --dropout 0.1", val_path), *out = scratch_path("files"), *flags = adapter_flags(out, val);
@@ -53,6 +68,8 @@ static void files_case(void) {
     ok(exists_in(out, "adapter_config.json") && exists_in(out, "adapter_model.safetensors") && exists_in(out, "tokenizer.json") &&
            exists_in(out, "generation_config.json") && !exists_in(out, "config.json") && !exists_in(out, "model.safetensors"),
        "an adapter's directory has its own files and the tokenizer's, and no model");
+    char *base = realpath(base_dir, NULL), *config = text_at(out, "adapter_config.json"), *want = text_of(kWrittenConfig, base);
+    ok(!strcmp(config, want), "adapter_config.json has the keys that PEFT and vLLM know, and no others%s", strcmp(config, want) ? config : "");
     char* path = path_join(out, "adapter_model.safetensors");
     SafeTensors* file = safetensors_open(path);
     const Tensor* b = safetensors_find(file, "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
@@ -67,12 +84,79 @@ static void files_case(void) {
     ok(beside == trained_loss, "eval with the adapter gives --val's loss, %.6f", beside);
     ok(fabs(beside - plain) > 0.05 && fabs(exact - in_it) < 2e-3 && fabs(exact - beside) < 0.02,
        "losses: base %.5f, adapter %.5f, in FP32 %.5f, merged %.5f", plain, beside, exact, in_it);
-    char* generate = text_of("generate --model %s %s --chat none --prompt '12+25=' --max-tokens 8 --backend cpu", base_dir, with);
-    free(run_well(generate, "generate with an adapter"));
+    char *told = answer(base_dir, with), *merged_told = answer(merged, ""), *base_told = answer(base_dir, "");
+    ok(!strcmp(told, merged_told) && strcmp(told, base_told), "generate answers with the adapter as the merged model does, not as the base");
     char* onward = text_of("%s --steps 1 --lr 1e-30", with);
     char* next = trained_adapter("onward", onward);
     ok(same_files(out, next, "adapter_model.safetensors"), "train --adapter-dir goes on from the adapter: a step of lr 1e-30 writes it again");
-    char* const texts[] = {val, out, flags, path, with, merged, merge, generate, onward, next};
+    char* const texts[] = {val, out, flags, base, config, want, path, with, merged, merge, told, merged_told, base_told, onward, next};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// ---- what export --merge writes
+
+static float* tensor_floats(const SafeTensors* file, const char* name) {
+    const Tensor* t = safetensors_find(file, name);
+    check(t && t->rank == 2, "no matrix %s", name);
+    float* x = (float*)host_alloc(sizeof(float) * t->shape[0] * t->shape[1]);
+    tensor_read(t, 0, t->shape[0] * t->shape[1], F32, x);
+    return x;
+}
+
+typedef struct {
+    SafeTensors *base, *adapter, *merged;
+    size_t values, once, twice;   // of adapted matrices: all, those that are not W + scale B A rounded once, and not with scale B A rounded before
+} MergeCheck;
+
+static void check_merged(MergeCheck* m, int layer, const char* module, double scale) {
+    char weight[96], a_name[128], b_name[128];
+    snprintf(weight, sizeof weight, "model.layers.%d.%s_proj.weight", layer, module);
+    snprintf(a_name, sizeof a_name, "base_model.model.model.layers.%d.%s_proj.lora_A.weight", layer, module);
+    snprintf(b_name, sizeof b_name, "base_model.model.model.layers.%d.%s_proj.lora_B.weight", layer, module);
+    float *w = tensor_floats(m->base, weight), *got = tensor_floats(m->merged, weight);
+    float *a = tensor_floats(m->adapter, a_name), *b = tensor_floats(m->adapter, b_name);
+    const size_t *size = safetensors_find(m->base, weight)->shape, rank = safetensors_find(m->adapter, a_name)->shape[0];
+    for (size_t i = 0; i < size[0] * size[1]; i++) {
+        double change = 0;
+        for (size_t r = 0; r < rank; r++) change += scale * b[i / size[1] * rank + r] * a[r * size[1] + i % size[1]];
+        m->once += got[i] != f32_from_bf16(bf16_from_f32((float)(w[i] + change)));
+        m->twice += got[i] != f32_from_bf16(bf16_from_f32(w[i] + f32_from_bf16(bf16_from_f32((float)change))));
+    }
+    m->values += size[0] * size[1];
+    float* const all[] = {w, got, a, b};
+    for (int i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+// Of an rsLoRA on a few matrices: its scale is read back from its files, and each of its matrices is W + scale B A rounded once, but for values
+// that lie on a tie in FP32; the others are the base's.
+static void merge_case(void) {
+    make_base();
+    char *out = scratch_path("rslora"), *more = text_of("--target q,v,down --rslora --val %s", val_path), *flags = adapter_flags(out, more);
+    char *text = run_well(flags, "rsLoRA"), *with = text_of("--adapter-dir %s", out), *merged = scratch_path("rslora-merged");
+    ok(strstr(text, "scale 3,") && evaluated(base_dir, with, "cpu") == loss_in(text), "eval with an rsLoRA gives --val's loss, %.6f", loss_in(text));
+    char* merge = text_of("export --model %s --adapter-dir %s --merge --backend cpu --out %s", base_dir, out, merged);
+    free(run_well(merge, "export --merge"));
+    char *paths[] = {path_join(base_dir, "model.safetensors"), path_join(out, "adapter_model.safetensors"), path_join(merged, "model.safetensors")};
+    MergeCheck m = {safetensors_open(paths[0]), safetensors_open(paths[1]), safetensors_open(paths[2]), 0, 0, 0};
+    bool same = true;
+    for (int layer = 0; layer < 2; layer++) {
+        check_merged(&m, layer, "self_attn.q", 3);
+        check_merged(&m, layer, "self_attn.v", 3);
+        check_merged(&m, layer, "mlp.down", 3);
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%d.mlp.up_proj.weight", layer);
+        float *up = tensor_floats(m.base, name), *merged_up = tensor_floats(m.merged, name);
+        const size_t* size = safetensors_find(m.base, name)->shape;
+        same = same && !memcmp(up, merged_up, sizeof(float) * size[0] * size[1]);
+        free(up);
+        free(merged_up);
+    }
+    ok(m.once * 1000 <= m.values && m.twice * 100 > m.values && same,
+       "of %zu merged values %zu are not W + scale B A rounded once, %zu not with two roundings; up is the base's", m.values, m.once, m.twice);
+    safetensors_close(m.base);
+    safetensors_close(m.adapter);
+    safetensors_close(m.merged);
+    char* const texts[] = {out, more, flags, text, with, merged, merge, paths[0], paths[1], paths[2]};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
@@ -158,12 +242,14 @@ static void folders_case(void) {
     put_file(weights, text, bytes);
     Run r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: ") && strstr(r.out, "is not finite at value"), "verify finds an infinity: %s", r.out);
+    char* answers = text_of("generate --model %s --adapter-dir %s --chat none --prompt 1 --max-tokens 4 --backend cpu", base_dir, dir);
+    run_refused(answers, "folder: tensor \"base_model.|is not finite at row|the adapter itself is damaged", "a damaged adapter answers nothing");
     free_run(r);
     put_file(weights, text, bytes / 2);
     r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: "), "verify finds a file that is cut off: %s", r.out);
     free_run(r);
-    char* const texts[] = {dir, verify, text, eval, weights};
+    char* const texts[] = {dir, verify, text, eval, weights, answers};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
@@ -189,6 +275,34 @@ static void other_base_case(void) {
     free(base_dir);
     base_dir = own;
     char* const texts[] = {out, weights, changed, train, flags, move, again};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// adapter_config.json with one text replaced.
+static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
+    const char* at = strstr(config, from);
+    check(at, "adapter_config.json: no %s", from);
+    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+    put_text(dir, "adapter_config.json", text);
+    free(text);
+}
+
+// A run that goes on from an adapter keeps what that one's configuration says, which the resumed run reads anew.
+static void other_start_case(void) {
+    make_base();
+    char *start = trained_adapter("start", ""), *with = text_of("--adapter-dir %s --save-every 5", start), *out = trained_adapter("from-start", with);
+    char *config = text_at(start, "adapter_config.json"), *resuming = text_of("%s --resume", with), *flags = adapter_flags(out, resuming);
+    char *weights = path_join(out, "adapter_model.safetensors"), *first = scratch_path("first"), *kept = path_join(first, "adapter_model.safetensors");
+    empty_dir(first);
+    file_rename(weights, kept);
+    put_changed(start, config, "\"lora_alpha\": 6", "\"lora_alpha\": 60");
+    run_refused(flags, "adapter of --adapter-dir = rank 4, alpha 6, on q k v o gate up down, this run has rank 4, alpha 60",
+                "--resume from another start");
+    ok(!exists_in(out, "adapter_model.safetensors"), "nothing was written");
+    put_text(start, "adapter_config.json", config);
+    free(run_well(flags, "--resume from the same start"));
+    ok(same_files(first, out, "adapter_model.safetensors"), "resumed bit for bit");
+    char* const texts[] = {start, with, out, config, resuming, flags, weights, first, kept};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
@@ -220,37 +334,71 @@ static void ranks_case(void) {
     }
 }
 
-// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16).
+// The HiRA adapter in `dir` gives the merged model: W (.) (1 + B A) rounded once, but for values that lie on a tie in FP32. Its B holds the scale.
+static void check_hira(const char* dir, const char* merged_dir) {
+    char* paths[] = {path_join(base_dir, "model.safetensors"), path_join(dir, "adapter_model.safetensors"),
+                     path_join(merged_dir, "model.safetensors")};
+    SafeTensors *base = safetensors_open(paths[0]), *adapter = safetensors_open(paths[1]), *merged = safetensors_open(paths[2]);
+    static const char* const modules[] = {"self_attn.q", "self_attn.k", "mlp.up", "mlp.down"};
+    size_t values = 0, others = 0, changed = 0;
+    for (int m = 0; m < COUNT(modules); m++) {
+        char weight[96], a_name[128], b_name[128];
+        snprintf(weight, sizeof weight, "model.layers.1.%s_proj.weight", modules[m]);
+        snprintf(a_name, sizeof a_name, "base_model.model.model.layers.1.%s_proj.hira_A", modules[m]);
+        snprintf(b_name, sizeof b_name, "base_model.model.model.layers.1.%s_proj.hira_B", modules[m]);
+        float *w = tensor_floats(base, weight), *got = tensor_floats(merged, weight);
+        float *a = tensor_floats(adapter, a_name), *b = tensor_floats(adapter, b_name);
+        const size_t *size = safetensors_find(base, weight)->shape, rank = safetensors_find(adapter, a_name)->shape[0];
+        for (size_t i = 0; i < size[0] * size[1]; i++) {
+            double sum = 1;
+            for (size_t r = 0; r < rank; r++) sum += (double)b[i / size[1] * rank + r] * a[r * size[1] + i % size[1]];
+            others += got[i] != f32_from_bf16(bf16_from_f32((float)(w[i] * sum)));
+            changed += got[i] != w[i];
+        }
+        values += size[0] * size[1];
+        float* const all[] = {w, got, a, b};
+        for (int i = 0; i < COUNT(all); i++) free(all[i]);
+    }
+    ok(safetensors_count(adapter) == 28 && others * 1000 <= values && changed * 2 > values,
+       "HiRA's form of HUT: of %zu values %zu are not the merged model's, %zu not the base's", values, others, changed);
+    safetensors_close(base);
+    safetensors_close(adapter);
+    safetensors_close(merged);
+    for (int i = 0; i < COUNT(paths); i++) free(paths[i]);
+}
+
+// HUT leaves a whole model, W (.) (1 + scale B A), in the format of the base (BF16), and its factors as PEFT's HiRA.
 static void hut_case(void) {
     make_base();
     char* out = scratch_path("hut");
     char* flags = text_of("train --model %s --data %s --val %s --chat none --seq 32 --steps 12 --warmup 0 --lr 5e-2 --backend cpu-f32 --adapter hut "
-                          "--rank 4 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
+                          "--rank 4 --alpha 20 --batch 4 --save-every 5 --out %s", base_dir, data_path, val_path, out);
     char* text = run_well(flags, "train --adapter hut");
     double plain = evaluated(base_dir, "", "cpu-f32"), trained_loss = loss_in(text), merged = evaluated(out, "", "cpu-f32");
     ok(strstr(text, "HUT of rank 4") && fabs(plain - trained_loss) > 0.02 && fabs(merged - trained_loss) < 1e-3,
        "HUT: the base's loss %.6f, after training %.6f, of the model written %.6f", plain, trained_loss, merged);
     free(text);
+    char *hira = path_join(out, "hira"), *config = text_at(hira, "adapter_config.json");
+    ok(strstr(config, "\"HIRA\"") && strstr(config, "\"r\": 4") && strstr(config, base_dir) && !strstr(config, "alpha") &&
+           exists_in(hira, "tokenizer.json"), "HiRA's configuration");
+    check_hira(hira, out);
     char *first = scratch_path("hut-first"), *model = path_join(out, "model.safetensors"), *kept = path_join(first, "model.safetensors");
     empty_dir(first);
     file_rename(model, kept);
     char* resuming = text_of("%s --resume", flags);
     free(run_well(resuming, "HUT resumed"));
     ok(same_files(out, first, "model.safetensors"), "HUT: the resumed run's model is bit for bit the same");
-    char* const texts[] = {out, flags, first, model, kept, resuming};
+    char* other = text_of("train --model %s --data %s --chat none --seq 32 --steps 1 --backend cpu --overwrite --out %s", base_dir, data_path, first);
+    char *in_first = path_join(first, "hira"), *move = text_of("cp -r %s", hira);
+    shell(move, in_first);
+    free(run_well(other, "another model in its place"));
+    ok(exists_in(out, "hira") && exists_in(first, "model.safetensors") && !exists_in(in_first, "adapter_config.json"),
+       "no HiRA of one model is beside another");
+    char* const texts[] = {out, flags, first, model, kept, resuming, hira, config, other, in_first, move};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 // ---- what is refused
-
-// adapter_config.json with one text replaced.
-static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
-    const char* at = strstr(config, from);
-    check(at, "adapter_config.json: no %s", from);
-    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
-    put_text(dir, "adapter_config.json", text);
-    free(text);
-}
 
 static void refused_case(void) {
     make_base();
@@ -266,8 +414,10 @@ static void refused_case(void) {
         {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights|pissa"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
+        {"\"layers_to_transform\": null", "\"kasa_config\": {\"beta\": 0.0001}", "kasa_config"},
         {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
         {"\"r\": 4,", "", "\"r\" is missing"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e39", "lora_alpha|1e+39"},
         {"\"v_proj\"", "\"k_proj\"", "k_proj|missing"},
         {"\"q_proj\",", "", "unexpected tensor|q_proj"},
         {"\"v_proj\"", "\"c_attn\"", "target_modules|c_attn"},
@@ -287,7 +437,8 @@ static void refused_case(void) {
     const struct {
         const char *more, *words;
     } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
-                 {"--dropout 1", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+                 {"--alpha 1e39", "--alpha"}, {"--alpha 1e-46", "--alpha"}, {"--dropout 1", "--dropout"},
+                 {"--dropout 0.99999999", "--dropout"}, {"--dropout 0.999999", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
@@ -300,7 +451,8 @@ static void refused_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-static const Case kCases[] = {{"files", files_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
+static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case},
+                              {"folders", folders_case}, {"other_base", other_base_case}, {"other_start", other_start_case},
                               {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

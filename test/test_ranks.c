@@ -184,7 +184,8 @@ static const RankRun kPackedRuns[] = {{1, "--zero 2", NULL}, {2, "--zero 3", NUL
 
 static void packed_bits(void) {
     static const char* const kKinds[] = {"--level bf16 --seq 64 --batch 2", "--level halo2 --dtype int8 --batch 3", "--level bf16 --pack off",
-                                         "--level halo1 --dtype fp6 --seq 24 --batch 2 --pack on"};
+                                         "--level halo1 --dtype fp6 --seq 24 --batch 2 --pack on",
+                                         "--adapter lora --rank 3 --dropout 0.2 --level halo2 --dtype int8 --batch 3 --recompute block"};
     make_models();
     for (int i = 0; i < COUNT(kKinds); i++) same_bits(deep_dir, kKinds[i], kPackedRuns, COUNT(kPackedRuns));
 }
@@ -470,7 +471,7 @@ static void refused(int ranks, const char* shell_line, const char* words) {
     free(flags);
 }
 
-// Two ranks in folders of their own, r0 and r1, whose data or model differ behind the same relative name.
+// Two ranks in folders of their own, r0 and r1, whose data, model or adapter differ behind the same relative name.
 static void other_contents(const char* flags, const char* words) {
     launcher = text_of("mpirun --allow-run-as-root --oversubscribe -np 2 sh -c 'cd %s/r$OMPI_COMM_WORLD_RANK; exec \"$0\" \"$@\"' ", scratch_dir);
     char* all = text_of("train --tokenizer %s --chat none --seq 32 --steps 1 --backend cpu %s", deep_dir, flags);
@@ -485,7 +486,8 @@ static void other_contents(const char* flags, const char* words) {
 
 static void contents_refused(void) {
     static const char* const kLines[] = {"{\"prompt\": \"1\", \"completion\": \"2\"}\n", "{\"prompt\": \"3\", \"completion\": \"4\"}\n"};
-    char* trained = train_on(1, "trained", "");
+    char *trained = train_on(1, "trained", ""), *on_trained = text_of("--model %s --adapter lora --rank 4", trained);
+    char *adapter = train_on(1, "adapter", on_trained), *config = text_at(adapter, "adapter_config.json");
     for (int rank = 0; rank < 2; rank++) {
         char *name = text_of("r%d", rank), *dir = scratch_path(name), *data = text_of("%s%s", kLines[rank], kLines[1 - rank]);
         empty_dir(dir);
@@ -497,6 +499,12 @@ static void contents_refused(void) {
         text[bytes - 2] = (char)(text[bytes - 2] ^ rank);   // the last digit of the last weight
         put_file(weights, text, bytes);
         free(text);
+        char *adapter_copy = text_of("cp -r %s", adapter), *own = path_join(dir, "adapter"), *alpha = strstr(config, "\"lora_alpha\": ");
+        shell(adapter_copy, own);
+        alpha[strlen("\"lora_alpha\": ")] = (char)('3' + rank);   // 32 and 42
+        put_text(own, "adapter_config.json", config);
+        free(own);
+        free(adapter_copy);
         free(weights);
         free(model);
         free(copy);
@@ -507,9 +515,10 @@ static void contents_refused(void) {
     char *same_data = text_of("--model model --data %s", data_path), *same_model = text_of("--from-scratch %s --data data.jsonl", deep_dir);
     other_contents(same_model, "rank 1 disagrees with rank 0: it has another content of --data");
     other_contents(same_data, "rank 1 disagrees with rank 0: the weights of ");
-    free(same_data);
-    free(same_model);
-    free(trained);
+    char* same_base = text_of("--model %s --data %s --adapter-dir adapter", trained, data_path);
+    other_contents(same_base, "rank 1 disagrees with rank 0: it has another adapter in --adapter-dir");
+    char* const texts[] = {same_data, same_model, same_base, trained, on_trained, adapter, config};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 static void cpu_refused_case(void) {

@@ -33,14 +33,17 @@ typedef struct {
     float *a, *b;                // (rank, K), (N, rank)
 } AdapterMerge;
 
-static float* adapter_floats(Session* s, int spec, int layer) {
+static void read_factor(Session* s, const ParamSpec* specs, int spec, int layer, int row0, int rows, float* x) {
+    shard_read_adapter(s->shard, spec, layer, row0, rows, x);
+    uint16_t* half = (uint16_t*)x;
+    for (size_t i = (size_t)rows * specs[spec].cols; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // in place: from the end
+}
+
+static float* whole_factor(Session* s, int spec, int layer) {
     ParamSpec specs[kMaxParamSpecs];
     adapter_specs(&s->config, specs);
-    size_t n = (size_t)specs[spec].rows * specs[spec].cols;
-    float* x = (float*)host_alloc(sizeof(float) * n);
-    shard_read_adapter(s->shard, spec, layer, 0, specs[spec].rows, x);
-    uint16_t* half = (uint16_t*)x;
-    for (size_t i = n; s->ops->act == BF16 && i-- > 0;) x[i] = f32_from_bf16(half[i]);   // in place: from the end
+    float* x = (float*)host_alloc(sizeof(float) * (size_t)specs[spec].rows * specs[spec].cols);
+    read_factor(s, specs, spec, layer, 0, specs[spec].rows, x);
     return x;
 }
 
@@ -56,8 +59,8 @@ static void merged_rows(void* self, int spec, int layer, int row0, int rows, voi
     if (m->spec != spec || m->layer != layer) {
         free(m->a);
         free(m->b);
-        m->a = adapter_floats(m->s, a_spec, layer);
-        m->b = adapter_floats(m->s, a_spec + 1, layer);
+        m->a = whole_factor(m->s, a_spec, layer);
+        m->b = whole_factor(m->s, a_spec + 1, layer);
         m->spec = spec;
         m->layer = layer;
     }
@@ -114,6 +117,16 @@ static void read_adapter_rows(void* self, int spec, int layer, int row0, int row
     shard_read_adapter((Shard*)self, spec, layer, row0, rows, dst);
 }
 
+// HUT's factors for HiRA, which has no scale: A, and scale B, in FP32.
+static void read_hira_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
+    Session* s = (Session*)self;
+    ParamSpec specs[kMaxParamSpecs];
+    adapter_specs(&s->config, specs);
+    float *x = (float*)dst, scale = spec % 2 ? adapter_scale(&s->config.adapter) : 1;
+    read_factor(s, specs, spec, layer, row0, rows, x);
+    for (size_t i = 0; i < (size_t)rows * specs[spec].cols; i++) x[i] *= scale;
+}
+
 static void deliver_rows(void* self, int spec, int layer, int row0, int rows, void* dst) {
     ModelWrite* w = (ModelWrite*)self;
     w->delivered++;
@@ -151,10 +164,11 @@ static bool write_as(ModelWrite* w, const char* what, const char* dir, char* fau
     return failed == 0;
 }
 
-bool write_model(Session* s, const char* dir, const ModelFiles* files, char* fault) {
+static bool write_weights(Session* s, const char* dir, const ModelFiles* files, char* fault) {
+    bool hut = s->config.adapter.kind == ADAPTER_HUT;
     ModelWrite w = {s, leads(s) ? dir : NULL, files, read_model_rows, s->shard, false, s->ops->act, 0, 0};
     if (!adapts(s)) return write_as(&w, "", dir, fault);
-    if (!s->o.merge && s->config.adapter.kind != ADAPTER_HUT) {   // PEFT has no form of HUT
+    if (!s->o.merge && !hut) {
         w.rows = read_adapter_rows;
         w.adapter = true;
         return write_as(&w, "the adapter ", dir, fault);
@@ -171,13 +185,43 @@ bool write_model(Session* s, const char* dir, const ModelFiles* files, char* fau
     return written;
 }
 
+// Is there to be a HiRA adapter beside the model? Not where the model takes the place of the base that the adapter would be of.
+static bool leaves_hira(const Session* s) {
+    char leaves = s->config.adapter.kind == ADAPTER_HUT && !same_folder(s->o.out, s->source_path);
+    s->comm->host_broadcast(&leaves, sizeof leaves);
+    return leaves;
+}
+
+// An earlier run's adapter must not stay beside another model.
+static void remove_adapter(const char* dir) {
+    static const char* const names[] = {"adapter_model.safetensors", "adapter_config.json"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char* path = path_join(dir, names[i]);
+        file_remove(path);
+        free(path);
+    }
+}
+
+bool write_model(Session* s, const char* dir, const ModelFiles* files, char* fault) {
+    bool hira = leaves_hira(s), written = true;
+    char* folder = path_join(dir, "hira");
+    if (hira) {   // first: a run is finished once its model is there
+        ModelWrite w = {s, leads(s) ? folder : NULL, files, read_hira_rows, s, true, F32, 0, 0};
+        written = write_as(&w, "what was trained, in PEFT's HiRA form: ", folder, fault);
+    }
+    written = written && write_weights(s, dir, files, fault);
+    if (written && !hira && leads(s)) remove_adapter(folder);
+    free(folder);
+    return written;
+}
+
 size_t written_bytes(const Session* s) {
-    bool alone = adapts(s) && !s->o.merge && s->config.adapter.kind != ADAPTER_HUT;
+    bool hut = s->config.adapter.kind == ADAPTER_HUT, alone = adapts(s) && !s->o.merge && !hut;
     ParamSpec specs[kMaxParamSpecs];
-    int count = alone ? adapter_specs(&s->config, specs) : 0;
-    size_t values = alone ? 0 : param_count(&s->config);
-    for (int i = 0; i < count; i++) values += (size_t)specs[i].rows * specs[i].cols * (specs[i].per_layer ? (size_t)s->config.L : 1);
-    return values * fmt_bytes(s->ops->act);
+    int count = adapter_specs(&s->config, specs);
+    size_t values = alone ? 0 : param_count(&s->config), factors = 0;
+    for (int i = 0; i < count; i++) factors += (size_t)specs[i].rows * specs[i].cols * (size_t)s->config.L;
+    return (values + (alone ? factors : 0)) * fmt_bytes(s->ops->act) + (hut ? factors * sizeof(float) : 0);
 }
 
 // Rows as floats, which GGUF files are written from, widened from the format that layers read.

@@ -10,8 +10,8 @@ enum { kFaultBytes = 1024 };
 // into the files that are written beside the weights.
 C_API void become_chat_model(Session* s);
 
-// Writes the model with `files` beside its weights. All ranks call it together; rank 0 writes. False: writing failed, `fault` (kFaultBytes,
-// on rank 0) says why, and the former contents of `dir` are still there.
+// Writes the model with `files` beside its weights; of HUT also the factors, as PEFT's HiRA (peft.h), to the folder hira in it. All ranks call it
+// together; rank 0 writes. False: writing failed, `fault` (kFaultBytes, on rank 0) says why, and the former contents of `dir` are still there.
 C_API bool write_model(Session* s, const char* dir, const ModelFiles* files, char* fault);
 // Exports a run's newest checkpoint (--resume and the flags of the run), or else --model in the format of this backend. --out gets a
 // Hugging Face directory, --gguf a file for llama.cpp. Returns the exit code.

@@ -123,7 +123,7 @@ void note_finished_run(ModelFiles* files, const CheckpointSetting* settings, int
     json_decref(note);
 }
 
-static bool same_folder(const char* a, const char* b) {
+bool same_folder(const char* a, const char* b) {
     struct stat x, y;
     return a && b && !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }

@@ -16,6 +16,8 @@ C_API void refuse_taken_places(const Session* s);
 // - --out must hold no model (unless --overwrite) and no checkpoints (unless --resume), and --log no lines of another run.
 C_API void claim_out(const Session* s);
 
+C_API bool same_folder(const char* a, const char* b);   // NULL, or what is not there, is no folder
+
 // The file that --log's lines go to: DIR/log.jsonl, with *folder true, or the file that `log` names where it ends in .jsonl. The caller frees
 // the path.
 C_API char* log_lines_path(const char* log, bool* folder);

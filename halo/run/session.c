@@ -80,17 +80,30 @@ void open_tokenizer(Session* s) {
     open_chat(s);
 }
 
+// Rows [row0, row0 + rows) of a tensor, as they were read from `path`: a user_error unless all values are finite.
+static void check_finite(const char* path, const char* what, const ParamSpec* spec, int layer, int row0, int rows, const float* x) {
+    size_t cols = (size_t)spec->cols, count = (size_t)rows * cols, bad = first_not_finite(x, count, F32);
+    if (bad == count) return;
+    char name[128];
+    param_name(spec, layer, name, sizeof name);
+    user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the %s itself is damaged; write or download it again", path, name,
+               (size_t)row0 + bad / cols, bad % cols, (double)x[bad], what);
+}
+
 static void read_source_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
     const Session* s = (const Session*)self;
     model_source_rows(s->source, spec, layer, row0, rows, F32, dst);
     ParamSpec specs[kMaxParamSpecs];
     param_specs(&s->config, specs);
-    size_t cols = (size_t)specs[spec].cols, count = (size_t)rows * cols, bad = first_not_finite(dst, count, F32);
-    if (bad == count) return;
-    char name[128];
-    param_name(&specs[spec], layer, name, sizeof name);
-    user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the model itself is damaged; write or download it again",
-               s->source_path, name, (size_t)row0 + bad / cols, bad % cols, (double)dst[bad]);
+    check_finite(s->source_path, "model", &specs[spec], layer, row0, rows, dst);
+}
+
+static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
+    const Session* s = (const Session*)self;
+    peft_rows(s->peft, spec, layer, row0, rows, dst);
+    ParamSpec specs[kMaxParamSpecs];
+    adapter_specs(&s->config, specs);
+    check_finite(s->o.adapter_dir, "adapter", &specs[spec], layer, row0, rows, dst);
 }
 
 // With --zero auto several ranks use stage 3, and one rank alone stage 0, which adds up gradients in place.
@@ -104,10 +117,6 @@ ShardOptions shard_options(const Session* s, bool train) {
     shard.state_fmt = o->state_dtype;
     shard.codes = o->qfsdp;
     return shard;
-}
-
-static void read_peft_rows(void* self, int spec, int layer, int row0, int rows, float* dst) {
-    peft_rows((const Peft*)self, spec, layer, row0, rows, dst);
 }
 
 // Since `start`, by this rank; its own rows alone where weights are cut.
@@ -125,7 +134,7 @@ void load_weights(Session* s, bool train) {
     if (s->source) shard_load(s->shard, read_source_rows, s);
     else shard_load(s->shard, random_weights_read, &random);
     if (s->source && train) print_loading(s, start);
-    if (s->peft) shard_load_adapter(s->shard, read_peft_rows, s->peft);
+    if (s->peft) shard_load_adapter(s->shard, read_peft_rows, s);
     else if (adapts(s)) shard_load_adapter(s->shard, lora_start_read, &random);
 }
 
