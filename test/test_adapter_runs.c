@@ -287,16 +287,33 @@ static void refused_case(void) {
     const struct {
         const char *more, *words;
     } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
-                 {"--dropout 1", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+                 {"--alpha 1e40", "--alpha|scale"}, {"--alpha 1e-50", "--alpha|scale"}, {"--alpha 1e-50 --adapter hut", "--alpha|scale"},
+                 {"--dropout 1", "--dropout"}, {"--dropout 0.99999999", "--dropout|every value"}, {"--dropout 0.999995", "--dropout|every value"},
+                 {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
         free(line);
         free(out);
     }
+    // A flag of an adapter and no adapter: all weights would be trained.
+    const char* const alone[] = {"--rank 16", "--alpha 32", "--rslora", "--dropout 0.1", "--target q,v", "--rank 4 --adapter none"};
+    char *toml = scratch_path("no-adapter.toml"), *printed = NULL;
+    for (int i = 0; i < COUNT(alone); i++) {
+        char *line = text_of("train --model %s --data %s %s", base_dir, data_path, alone[i]), *words = text_of("%.5s|--adapter lora", alone[i]);
+        run_refused(line, words, alone[i]);
+        free(words);
+        free(line);
+    }
+    put_file(toml, "rank = 16\n", 10);
+    char *from_file = text_of("train --model %s --data %s --config %s --print-config", base_dir, data_path, toml);
+    run_refused(from_file, "--rank|--adapter lora", "a file with a rank and no adapter");
+    printed = run_well("train --model a --data b --print-config", "--print-config");
+    put_file(toml, printed, strlen(printed));
+    free(run_well(from_file, "a printed file, which has every flag"));
     char* merge = text_of("export --model %s --merge --out %s", base_dir, dir);
     run_refused(merge, "--merge|--adapter-dir", "merging nothing");
-    char* const texts[] = {dir, config, eval, weights, config_path, merge};
+    char* const texts[] = {dir, config, eval, weights, config_path, merge, toml, printed, from_file};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
