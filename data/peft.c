@@ -13,23 +13,24 @@ struct Peft {
     SafeTensors* file;
     ParamSpec specs[kMaxParamSpecs];
     int spec_count, layers;
+    char *path, *base;   // of the file of weights; what the configuration calls the base model, or NULL
     const Tensor** tensors;   // (spec_count, layers)
 };
 
 // ---- the configuration
 
-// Does the value of a key ask for nothing: null, false, 0 or empty? Keys that would make the adapter more than LoRA on whole kinds of
-// matrices must be absent or have such a value.
+// Does the value of a key ask for nothing: null, false or empty? Keys that would make the adapter more than LoRA on whole kinds of
+// matrices must be absent or have such a value. (A 0 asks for something: layers_to_transform 0 is the first layer.)
 static bool says_nothing(const json_t* value) {
     if (!value || json_is_null(value) || json_is_false(value)) return true;
-    if (json_is_array(value) || json_is_object(value)) return json_array_size(value) + json_object_size(value) == 0;
-    return json_is_number(value) && json_number_value(value) == 0;
+    return (json_is_array(value) || json_is_object(value)) && json_array_size(value) + json_object_size(value) == 0;
 }
 
 static void refuse_more_than_lora(const json_t* config, const char* path) {
     static const char* const keys[] = {"use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
                                        "layers_to_transform", "layers_pattern", "layer_replication", "lora_bias", "exclude_modules",
-                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "megatron_config"};
+                                       "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "megatron_config",
+                                       "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (!says_nothing(json_object_get(config, keys[i])))
             user_error("%s: \"%s\" is set: only plain LoRA of the same matrices in every layer is supported", path, keys[i]);
@@ -71,15 +72,22 @@ static unsigned read_targets(const json_t* config, const char* path) {
     return targets;
 }
 
-static void read_config(const char* path, Adapter* a) {
+// Returns base_model_name_or_path, NULL where it is not said.
+static char* read_config(const char* path, Adapter* a) {
     json_t* config = json_parse_file(path);
     refuse_more_than_lora(config, path);
     a->kind = ADAPTER_LORA;
     a->rank = member_int(config, "r", 1, 1 << 16, path);
-    a->alpha = (float)member_positive(config, "lora_alpha", path);
+    double alpha = member_positive(config, "lora_alpha", path);
+    a->alpha = (float)alpha;
     a->rslora = has_member(config, "use_rslora") && member_bool(config, "use_rslora", path);
+    if (!isnormal(adapter_scale(a)))
+        user_error("%s: lora_alpha %g with r %d is a scale beyond what a float holds", path, alpha, a->rank);
     a->targets = read_targets(config, path);
+    const char* base = json_string_value(json_object_get(config, "base_model_name_or_path"));
+    char* name = base && *base ? host_strdup(base) : NULL;
     json_decref(config);
+    return name;
 }
 
 // ---- the tensors
@@ -122,41 +130,60 @@ static void find_factors(Peft* p, const char* path) {
 Peft* peft_open(const char* dir, Config* config) {
     char *config_path = path_join(dir, kPeftConfig), *path = path_join(dir, kPeftWeights);
     if (!path_exists(config_path)) user_error("%s: is not there; an adapter's directory holds it", config_path);
-    read_config(config_path, &config->adapter);
     Peft* p = (Peft*)host_alloc(sizeof *p);
+    p->base = read_config(config_path, &config->adapter);
+    p->path = path;
     p->layers = config->L;
     p->spec_count = adapter_specs(config, p->specs);
     p->file = safetensors_open(path);
     find_factors(p, path);
     free(config_path);
-    free(path);
     return p;
 }
+
+const char* peft_base(const Peft* p) { return p->base; }
 
 void peft_close(Peft* p) {
     safetensors_close(p->file);
     free((void*)p->tensors);
+    free(p->path);
+    free(p->base);
     free(p);
 }
 
 void peft_rows(const Peft* p, int spec, int layer, int first_row, int rows, float* dst) {
     check(spec >= 0 && spec < p->spec_count && layer >= 0 && layer < p->layers, "peft_rows: parameter %d, layer %d", spec, layer);
-    size_t cols = (size_t)p->specs[spec].cols;
-    tensor_read(p->tensors[(size_t)spec * p->layers + layer], (size_t)first_row * cols, (size_t)rows * cols, F32, dst);
+    size_t cols = (size_t)p->specs[spec].cols, count = (size_t)rows * cols;
+    const Tensor* tensor = p->tensors[(size_t)spec * p->layers + layer];
+    tensor_read(tensor, (size_t)first_row * cols, count, F32, dst);
+    size_t bad = first_not_finite(dst, count, F32);
+    if (bad < count)
+        user_error("%s: tensor \"%s\" is not finite at row %zu, column %zu (%g): the adapter is damaged; train or download it again", p->path,
+                   tensor->name, (size_t)first_row + bad / cols, bad % cols, (double)dst[bad]);
 }
 
 // ---- writing
+
+enum { kFloatDigits = 9 };   // tell any float from its neighbours
+// The number with the fewest digits that reads back as x: 0.1 of 0.1f, which as a double prints as 0.10000000149.
+static double shortest_decimal(float x) {
+    char text[32];
+    for (int digits = 6; digits <= kFloatDigits; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    return strtod(text, NULL);
+}
 
 static json_t* config_json(const Adapter* a, const char* base) {
     json_t* modules = json_array();
     for (int t = 0; t < kTargets; t++)
         if (a->targets >> t & 1) json_array_append_new(modules, json_sprintf("%s_proj", kTargetNames[t]));
-    json_t* alpha = a->alpha == floorf(a->alpha) ? json_integer((json_int_t)a->alpha) : json_real((double)a->alpha);
-    char dropout[32];   // as text with few digits, since the float 0.1 would print as 0.10000000149
-    snprintf(dropout, sizeof dropout, "%g", (double)a->dropout);
+    bool whole = a->alpha == floorf(a->alpha) && a->alpha < (float)(1 << 24);
+    json_t* alpha = whole ? json_integer((json_int_t)a->alpha) : json_real(shortest_decimal(a->alpha));
     return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:n, s:b, s:{}, s:{}, s:n}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "lora_alpha",
-                     alpha, "lora_dropout", strtod(dropout, NULL), "target_modules", modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora",
+                     alpha, "lora_dropout", shortest_decimal(a->dropout), "target_modules", modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora",
                      a->rslora, "use_dora", 0, "modules_to_save", "init_lora_weights", 1, "rank_pattern", "alpha_pattern",
                      "layers_to_transform");
 }
@@ -219,7 +246,7 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
     write_side_files(o);
     char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
     json_t* json = config_json(&config->adapter, base ? base : o->base);
-    char* text = json_dumps(json, JSON_INDENT(2));
+    char* text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(kFloatDigits));
     check(text, "peft_write: no text");
     file_write(o->dir, kPeftConfig, text, strlen(text));
     file_rename(partial, path);

@@ -2,7 +2,7 @@
 //
 // Reading is strict: a configuration that means anything else than y = W x + scale B A x on the same matrices in each layer (DoRA,
 // biases, whole modules, several ranks, initialisations that change the base) is a user_error, and so is a tensor that is missing,
-// superfluous or of another shape. A written configuration has the keys that PEFT's LoraConfig and vLLM know, and no others.
+// superfluous, of another shape or not finite. A written configuration has the keys that PEFT's LoraConfig and vLLM know, and no others.
 // Source: https://huggingface.co/docs/peft (checkpoint format, LoraConfig).
 #ifndef DATA_PEFT_H
 #define DATA_PEFT_H
@@ -14,6 +14,8 @@ typedef struct Peft Peft;
 // Opens the adapter of DIR for a model of these sizes, and fills config->adapter but for its seed and dropout, which are the caller's.
 C_API Peft* peft_open(const char* dir, Config* config);
 C_API void peft_close(Peft* peft);
+// What its configuration calls the base model: a folder or a name on the hub. NULL: it does not say.
+C_API const char* peft_base(const Peft* peft);
 // Rows of parameter `spec` (an index into adapter_specs) of a layer as floats.
 C_API void peft_rows(const Peft* peft, int spec, int layer, int first_row, int rows, float* dst);
 
