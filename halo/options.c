@@ -613,6 +613,36 @@ Adapter options_adapter(const Options* o) {
     return a;
 }
 
+static const char* targets_text(unsigned targets, char text[64]) {
+    size_t n = 0;
+    for (int t = 0; t < kTargets; t++)
+        if (targets >> t & 1) n += (size_t)snprintf(text + n, 64 - n, "%s%s", n ? "," : "", kTargetNames[t]);
+    return targets == kAllTargets ? "all-linear" : text;
+}
+
+void options_take_adapter(Options* o, const Adapter* own) {
+    Options usual = *o;
+    char rank[64], alpha[64], targets[64];
+    snprintf(rank, sizeof rank, "%d", own->rank);
+    number_text((double)own->alpha, alpha);
+    const struct {
+        const char *flag, *value;
+    } is[] = {{"rank", rank}, {"alpha", alpha}, {"rslora", own->rslora ? "yes" : "no"}, {"target", targets_text(own->targets, targets)}};
+    for (size_t i = 0; i < sizeof is / sizeof is[0]; i++) set_default(&usual, flag_named(is[i].flag, TRAIN));
+    Adapter said = options_adapter(o), unsaid = options_adapter(&usual);
+    const bool other[] = {said.rank != unsaid.rank && said.rank != own->rank, said.alpha != unsaid.alpha && said.alpha != own->alpha,
+                          said.rslora && !own->rslora, said.targets != unsaid.targets && said.targets != own->targets};   // in the order of `is`
+    for (size_t i = 0; i < sizeof is / sizeof is[0]; i++) {
+        const Flag* f = flag_named(is[i].flag, TRAIN);
+        char text[64];
+        if (other[i])
+            user_error("--%s %s: the adapter in --adapter-dir %s has %s, which counts; leave --%s away", f->name, flag_text(o, f, text),
+                       o->adapter_dir, is[i].value, f->name);
+        set_flag(o, f, f->type == TEXT ? host_strdup(is[i].value) : is[i].value, NULL);
+    }
+    o->adapter = ADAPT_LORA;
+}
+
 static void check_adapter(const Options* o, int command) {
     bool adapts = o->adapter != ADAPT_NONE || o->adapter_dir;
     if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");

@@ -159,6 +159,9 @@ static void folders_case(void) {
     Run r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: ") && strstr(r.out, "is not finite at value"), "verify finds an infinity: %s", r.out);
     free_run(r);
+    char* use = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir %s", base_dir, val_path, dir);
+    run_refused(use, "adapter_model.safetensors|lora_B.weight|not finite at row 31", "an adapter with an infinity");
+    free(use);
     put_file(weights, text, bytes / 2);
     r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: "), "verify finds a file that is cut off: %s", r.out);
@@ -241,8 +244,6 @@ static void hut_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
-// ---- what is refused
-
 // adapter_config.json with one text replaced.
 static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
     const char* at = strstr(config, from);
@@ -251,6 +252,74 @@ static void put_changed(const char* dir, const char* config, const char* from, c
     put_text(dir, "adapter_config.json", text);
     free(text);
 }
+
+// ---- going on from an adapter
+
+// A run from --adapter-dir has that adapter's rank, scale and matrices, and only these.
+static void onward_case(void) {
+    make_base();
+    char *from = trained_adapter("from", "--alpha 0.1 --target q,v"), *config = text_at(from, "adapter_config.json");
+    ok(strstr(config, "\"lora_alpha\": 0.1,") != NULL, "lora_alpha is written with the digits that it needs: %s", config);
+    char* out = scratch_path("going-on");
+    char* plain = text_of("train --model %s --data %s --chat none --seq 32 --batch 4 --steps 12 --warmup 0 --lr 2e-2 --backend cpu --seed 3 "
+                          "--save-every 5 --adapter-dir %s --out %s", base_dir, data_path, from, out);
+    const struct {
+        const char *more, *words;
+    } others[] = {{"--rank 8", "--rank 8|has 4"}, {"--alpha 3", "--alpha 3|has 0.1"}, {"--target q", "--target q|has q,v"}, {"--rslora", "--rslora|has no"}};
+    for (int i = 0; i < COUNT(others); i++) {
+        char* line = text_of("%s %s", plain, others[i].more);
+        run_refused(line, others[i].words, others[i].more);
+        free(line);
+    }
+    char* text = run_well(plain, "train --adapter-dir");
+    ok(strstr(text, "LoRA of rank 4, scale 0.025, dropout 0, on q v") != NULL, "what is trained on is the adapter's");
+    char *whole = scratch_path("went-on"), *copy = text_of("cp -r %s", out), *weights = path_join(out, "adapter_model.safetensors");
+    shell(copy, whole);
+    file_remove(weights);
+    char* again = text_of("%s --resume", plain);
+    put_changed(from, config, "\"lora_alpha\": 0.1", "\"lora_alpha\": 0.2");
+    run_refused(again, "saved with alpha = 0.1", "--resume with an adapter of another scale");
+    put_changed(from, config, "\"q_proj\",", "");
+    run_refused(again, "unexpected tensor|q_proj", "--resume with another adapter");
+    put_text(from, "adapter_config.json", config);
+    free(run_well(again, "--resume of a run from --adapter-dir"));
+    ok(same_files(whole, out, "adapter_model.safetensors"), "a run from --adapter-dir resumes bit for bit");
+    char* const texts[] = {from, config, out, plain, text, whole, copy, weights, again};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// Models of the same sizes take each other's adapters: the name of another one is said, without ending the command.
+static void names_case(void) {
+    make_base();
+    char *dir = trained_adapter("named", ""), *config = text_at(dir, "adapter_config.json"), *other = scratch_path("base-of-another-name");
+    char *copy = text_of("cp -r %s", base_dir);
+    shell(copy, other);
+    char* line = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir %s", other, val_path, dir);
+    Run r = run(line);
+    ok(r.code == 0 && strstr(r.err, "note: the adapter ") && strstr(r.err, "/base;") && strstr(r.err, "base-of-another-name"), "another name: %s", r.err);
+    free_run(r);
+    put_changed(dir, config, base_dir, "org/base-of-another-name");
+    free(run_well(line, "the same name elsewhere"));
+    put_changed(dir, config, base_dir, "");
+    free(run_well(line, "no name"));
+    char *cache = scratch_path("cache"), *refs = path_join(cache, "models--org--tiny/refs"), *snapshot = path_join(cache, "models--org--tiny/snapshots/01ab");
+    empty_dir(refs);
+    empty_dir(snapshot);
+    put_text(refs, "main", "01ab");
+    char *fill = text_of("cp -r %s/.", base_dir), *out = scratch_path("of-the-hub"), *own = base_dir;
+    shell(fill, snapshot);
+    setenv("HF_HUB_CACHE", cache, 1);
+    base_dir = (char*)"org/tiny/";
+    char *train = adapter_flags(out, ""), *text = run_well(train, "a base of the hub"), *written = text_at(out, "adapter_config.json");
+    base_dir = own;
+    unsetenv("HF_HUB_CACHE");
+    ok(strstr(written, "\"base_model_name_or_path\": \"org/tiny\"") && strstr(text, "generate --model org/tiny ") &&
+       strstr(text, "vllm serve org/tiny "), "a base that was named as the hub does keeps that name: %s", written);
+    char* const texts[] = {dir, config, other, copy, line, cache, refs, snapshot, fill, out, train, text, written};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// ---- what is refused
 
 static void refused_case(void) {
     make_base();
@@ -266,6 +335,13 @@ static void refused_case(void) {
         {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights|pissa"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
+        {"\"layers_to_transform\": null", "\"layers_to_transform\": 0", "layers_to_transform"},   // PEFT's way to say: the first layer
+        {"\"use_dora\": false", "\"use_bdlora\": {\"nblocks\": 2}", "use_bdlora"},
+        {"\"use_dora\": false", "\"arrow_config\": {\"top_k\": 2}", "arrow_config"},
+        {"\"use_dora\": false", "\"kasa_config\": {\"beta\": 0.1}", "kasa_config"},
+        {"\"use_dora\": false", "\"monteclora_config\": {\"num_samples\": 2}", "monteclora_config"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e40", "lora_alpha|scale"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e-50", "lora_alpha|scale"},
         {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
         {"\"r\": 4,", "", "\"r\" is missing"},
         {"\"v_proj\"", "\"k_proj\"", "k_proj|missing"},
@@ -318,6 +394,6 @@ static void refused_case(void) {
 }
 
 static const Case kCases[] = {{"files", files_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case}, {"folders", folders_case}, {"other_base", other_base_case},
-                              {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+                              {"ranks", ranks_case}, {"hut", hut_case}, {"onward", onward_case}, {"names", names_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }
