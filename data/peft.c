@@ -13,17 +13,17 @@ struct Peft {
     SafeTensors* file;
     ParamSpec specs[kMaxParamSpecs];
     int spec_count, layers;
+    char* base;   // what the configuration calls the base model, or NULL
     const Tensor** tensors;   // (spec_count, layers)
 };
 
 // ---- the configuration
 
-// Does the value of a key ask for nothing: null, false, 0 or empty? Keys that would make the adapter more than LoRA on whole kinds of
-// matrices must be absent or have such a value.
+// Does the value of a key ask for nothing: null, false or empty? Keys that would make the adapter more than LoRA on whole kinds of
+// matrices must be absent or have such a value. (A 0 asks for something: layers_to_transform 0 is the first layer.)
 static bool says_nothing(const json_t* value) {
     if (!value || json_is_null(value) || json_is_false(value)) return true;
-    if (json_is_array(value) || json_is_object(value)) return json_array_size(value) + json_object_size(value) == 0;
-    return json_is_number(value) && json_number_value(value) == 0;
+    return (json_is_array(value) || json_is_object(value)) && json_array_size(value) + json_object_size(value) == 0;
 }
 
 static void refuse_more_than_lora(const json_t* config, const char* path) {
@@ -72,17 +72,22 @@ static unsigned read_targets(const json_t* config, const char* path) {
     return targets;
 }
 
-static void read_config(const char* path, Adapter* a) {
+// Returns base_model_name_or_path, NULL where it is not said.
+static char* read_config(const char* path, Adapter* a) {
     json_t* config = json_parse_file(path);
     refuse_more_than_lora(config, path);
     a->kind = ADAPTER_LORA;
     a->rank = member_int(config, "r", 1, 1 << 16, path);
     double alpha = member_positive(config, "lora_alpha", path);
-    if (alpha < kLeastAlpha || alpha > kMostAlpha) user_error("%s: \"lora_alpha\" is %g, allowed are %g to %g", path, alpha, kLeastAlpha, kMostAlpha);
     a->alpha = (float)alpha;
     a->rslora = has_member(config, "use_rslora") && member_bool(config, "use_rslora", path);
+    if (!isnormal(adapter_scale(a)))
+        user_error("%s: lora_alpha %g with r %d is a scale beyond what a float holds", path, alpha, a->rank);
     a->targets = read_targets(config, path);
+    const char* base = json_string_value(json_object_get(config, "base_model_name_or_path"));
+    char* name = base && *base ? host_strdup(base) : NULL;
     json_decref(config);
+    return name;
 }
 
 // ---- the tensors
@@ -125,8 +130,8 @@ static void find_factors(Peft* p, const char* path) {
 Peft* peft_open(const char* dir, Config* config) {
     char *config_path = path_join(dir, kPeftConfig), *path = path_join(dir, kPeftWeights);
     if (!path_exists(config_path)) user_error("%s: is not there; an adapter's directory holds it", config_path);
-    read_config(config_path, &config->adapter);
     Peft* p = (Peft*)host_alloc(sizeof *p);
+    p->base = read_config(config_path, &config->adapter);
     p->layers = config->L;
     p->spec_count = adapter_specs(config, p->specs);
     p->file = safetensors_open(path);
@@ -136,9 +141,12 @@ Peft* peft_open(const char* dir, Config* config) {
     return p;
 }
 
+const char* peft_base(const Peft* p) { return p->base; }
+
 void peft_close(Peft* p) {
     safetensors_close(p->file);
     free((void*)p->tensors);
+    free(p->base);
     free(p);
 }
 
@@ -149,6 +157,17 @@ void peft_rows(const Peft* p, int spec, int layer, int first_row, int rows, floa
 }
 
 // ---- writing
+
+enum { kFloatDigits = 9 };   // tell any float from its neighbours
+// The number with the fewest digits that reads back as x: 0.1 of 0.1f, which as a double prints as 0.10000000149.
+static double shortest_decimal(float x) {
+    char text[32];
+    for (int digits = 6; digits <= kFloatDigits; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    return strtod(text, NULL);
+}
 
 static json_t* target_modules(const Adapter* a) {
     json_t* modules = json_array();
@@ -164,12 +183,11 @@ static json_t* hira_json(const Adapter* a, const char* base) {
 }
 
 static json_t* lora_json(const Adapter* a, const char* base) {
-    json_t* alpha = a->alpha == floorf(a->alpha) ? json_integer((json_int_t)a->alpha) : json_real((double)a->alpha);
-    char dropout[32];   // as text with few digits, since the float 0.1 would print as 0.10000000149
-    snprintf(dropout, sizeof dropout, "%g", (double)a->dropout);
+    bool whole = a->alpha == floorf(a->alpha) && a->alpha < (float)(1 << 24);
+    json_t* alpha = whole ? json_integer((json_int_t)a->alpha) : json_real(shortest_decimal(a->alpha));
     return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:n, s:b, s:{}, s:{}, s:n}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "lora_alpha",
-                     alpha, "lora_dropout", strtod(dropout, NULL), "target_modules", target_modules(a), "bias", "none", "fan_in_fan_out", 0, "use_rslora",
+                     alpha, "lora_dropout", shortest_decimal(a->dropout), "target_modules", target_modules(a), "bias", "none", "fan_in_fan_out", 0, "use_rslora",
                      a->rslora, "use_dora", 0, "modules_to_save", "init_lora_weights", 1, "rank_pattern", "alpha_pattern",
                      "layers_to_transform");
 }
@@ -241,7 +259,7 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
     write_side_files(o);
     char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
     json_t* json = (config->adapter.kind == ADAPTER_HUT ? hira_json : lora_json)(&config->adapter, base ? base : o->base);
-    char* text = json_dumps(json, JSON_INDENT(2));
+    char* text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(kFloatDigits));
     check(text, "peft_write: no text");
     file_write(o->dir, kPeftConfig, text, strlen(text));
     file_rename(partial, path);

@@ -15,6 +15,8 @@ typedef struct Peft Peft;
 // Opens the adapter of DIR for a model of these sizes, and fills config->adapter but for its seed and dropout, which are the caller's.
 C_API Peft* peft_open(const char* dir, Config* config);
 C_API void peft_close(Peft* peft);
+// What its configuration calls the base model: a folder or a name on the hub. NULL: it does not say.
+C_API const char* peft_base(const Peft* peft);
 // Rows of parameter `spec` (an index into adapter_specs) of a layer as floats.
 C_API void peft_rows(const Peft* peft, int spec, int layer, int first_row, int rows, float* dst);
 

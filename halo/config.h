@@ -103,8 +103,6 @@ static inline bool adapter_adapts(const Adapter* a, int linear, int part) {
 }
 // alpha / rank, or with rslora alpha / sqrt(rank).
 C_API float adapter_scale(const Adapter* a);
-// An alpha beyond these has no use, and no scale in FP32 if it is far beyond.
-static const double kLeastAlpha = 1e-6, kMostAlpha = 1e6;
 
 // The stacked matrices of a product's weight.
 C_API LinearShape stack_shape(const Config* config, Stack stack);

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <sys/stat.h>
 
+#include "rng.h"
+
 // TRISTATE: auto, on or off, stored as 0, 1 or 2. Like a switch, a bare flag means on, and its values are shown as yes and no.
 typedef enum { TEXT, CHOICE, INTEGER, NUMBER, SWITCH, TRISTATE } FlagType;
 
@@ -463,6 +465,19 @@ static void take_adapter_rate(FlagSources* from) {
     if (from->command->bit == TRAIN && adapts && !is_named(from, "lr")) set_flag(from->o, flag_named("lr", TRAIN), "3e-4", NULL);
 }
 
+// --rank and the like without an adapter would train all weights, which whoever says them cannot mean. A file that has the flag beside
+// adapter = "none", as a printed one does, says nothing by it.
+static void check_adapter_named(const FlagSources* from) {
+    static const char* const kOfAdapter[] = {"rank", "alpha", "rslora", "dropout", "target"};
+    if (from->o->adapter != ADAPT_NONE || from->o->adapter_dir) return;
+    for (size_t i = 0; i < sizeof kOfAdapter / sizeof kOfAdapter[0]; i++) {
+        const Flag* f = flag_named(kOfAdapter[i], from->command->bit);
+        if (f && (from->given[f - kFlags] || (from->in_file[f - kFlags] && !is_named(from, "adapter"))))
+            user_error("--%s: is of an adapter, and without one all weights are trained; add --adapter lora (or hut), or leave --%s away", f->name,
+                       f->name);
+    }
+}
+
 // What the demo (data/demo) is trained with where neither the command line nor a file says anything else.
 static void take_demo_flags(FlagSources* from) {
     static const char* const kDemo[][2] = {{"batch", "8"}, {"seq", "256"}, {"pack", "on"}, {"steps", "560"}, {"lr", "3e-3"}, {"warmup", "10"},
@@ -485,6 +500,7 @@ static void set_all(FlagSources* from, ReadSettings read) {
         if (from->given[i]) set_flag(from->o, &kFlags[i], from->given[i], NULL);
     drop_outvoted(from);
     check_recipe_alone(from);
+    check_adapter_named(from);
     if (from->o->resume_from) from->o->resume = true;
     take_adapter_rate(from);
     take_demo_flags(from);
@@ -597,20 +613,54 @@ Adapter options_adapter(const Options* o) {
     return a;
 }
 
+static const char* targets_text(unsigned targets, char text[64]) {
+    size_t n = 0;
+    for (int t = 0; t < kTargets; t++)
+        if (targets >> t & 1) n += (size_t)snprintf(text + n, 64 - n, "%s%s", n ? "," : "", kTargetNames[t]);
+    return targets == kAllTargets ? "all-linear" : text;
+}
+
+void options_take_adapter(Options* o, const Adapter* own) {
+    Options usual = *o;
+    char rank[64], alpha[64], targets[64];
+    snprintf(rank, sizeof rank, "%d", own->rank);
+    number_text((double)own->alpha, alpha);
+    const struct {
+        const char *flag, *value;
+    } is[] = {{"rank", rank}, {"alpha", alpha}, {"rslora", own->rslora ? "yes" : "no"}, {"target", targets_text(own->targets, targets)}};
+    for (size_t i = 0; i < sizeof is / sizeof is[0]; i++) set_default(&usual, flag_named(is[i].flag, TRAIN));
+    Adapter said = options_adapter(o), unsaid = options_adapter(&usual);
+    const bool other[] = {said.rank != unsaid.rank && said.rank != own->rank, said.alpha != unsaid.alpha && said.alpha != own->alpha,
+                          said.rslora && !own->rslora, said.targets != unsaid.targets && said.targets != own->targets};   // in the order of `is`
+    for (size_t i = 0; i < sizeof is / sizeof is[0]; i++) {
+        const Flag* f = flag_named(is[i].flag, TRAIN);
+        char text[64];
+        if (other[i])
+            user_error("--%s %s: the adapter in --adapter-dir %s has %s, which counts; leave --%s away", f->name, flag_text(o, f, text),
+                       o->adapter_dir, is[i].value, f->name);
+        set_flag(o, f, f->type == TEXT ? host_strdup(is[i].value) : is[i].value, NULL);
+    }
+    o->adapter = ADAPT_LORA;
+}
+
 static void check_adapter(const Options* o, int command) {
     bool adapts = o->adapter != ADAPT_NONE || o->adapter_dir;
     if (command == EXPORT && o->merge && !adapts) user_error("--merge: name the adapter with --adapter-dir DIR");
     if (!adapts || !(command & (TRAIN | BENCH | EXPORT))) return;
     if (o->rank < 1 || o->rank > 4096) user_error("--rank %d: must be from 1 to 4096", o->rank);
-    if (!(o->alpha >= kLeastAlpha && o->alpha <= kMostAlpha)) user_error("--alpha %g: must be from %g to %g", o->alpha, kLeastAlpha, kMostAlpha);
+    Adapter a = options_adapter(o);
+    if (!(o->alpha > 0)) user_error("--alpha %g: must be above 0", o->alpha);
+    if (!isnormal(adapter_scale(&a)))
+        user_error("--alpha %g: with --rank %d the adapter's scale lies beyond what a float holds, %g to %g", o->alpha, o->rank,
+                   (double)__FLT_MIN__, (double)__FLT_MAX__);
     if (o->adapter == ADAPT_HUT && o->dropout > 0) user_error("--dropout %g: HUT has no input of its own to drop", o->dropout);
     if (o->adapter == ADAPT_HUT && o->qfsdp) user_error("--qfsdp: HUT needs the weights in 16 bits; ranks gather them as they are");
     if (o->adapter == ADAPT_HUT && o->adapter_dir) user_error("--adapter-dir: holds a LoRA adapter; --adapter hut cannot go on from it");
     if (o->adapter == ADAPT_HUT && command == TRAIN && o->out && !o->model)
         user_error("--adapter hut --out: its result is written into the model's own weights; name them with --model DIR");
-    if (o->dropout > 65535 / 65536.0) user_error("--dropout %.9g: must be below 1, by 1/65536 or more: else nothing is left", o->dropout);
+    if (o->dropout >= 1 || dropout_threshold((float)o->dropout) > UINT16_MAX)   // of 16 bits of noise for each value
+        user_error("--dropout %.9g: would drop every value; must be below 0.99999", o->dropout);
     if (o->quant_stats) user_error("--quant-stats: looks at the gradients of weights, which an adapter leaves frozen");
-    options_adapter(o);
 }
 
 static void check_train(const Options* o, bool plans) {

@@ -96,6 +96,9 @@ C_API const Recipe* options_recipe(const Options* o);
 
 // The adapter that the flags describe, ADAPTER_NONE without --adapter. --target is a comma-separated list of matrices, or all-linear.
 C_API Adapter options_adapter(const Options* o);
+// Gives the flags of an adapter the values of the one in --adapter-dir, which count. A flag that has been set to another value is a
+// user_error.
+C_API void options_take_adapter(Options* o, const Adapter* own);
 
 // The options, and the command that the first argument names (without one: the first of the table): the defaults, then the file that --config
 // names, read by `read`, then the command line, each over what came before. Anything wrong is a user_error; --help and --print-config

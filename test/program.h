@@ -268,6 +268,7 @@ static int program_main(const char* name, const Case* cases, int count, int argc
     const char* named = getenv("TRAIN_LLAMA3");
     binary = named && *named ? named : "./train_llama3";
     check(access(binary, X_OK) == 0, "%s: not there; build it with make, or name it in TRAIN_LLAMA3", binary);
+    binary = realpath(binary, NULL);   // some cases change the directory
     setenv("OMP_WAIT_POLICY", "passive", 1);
     setenv("OMP_NUM_THREADS", "2", 1);
     return scratch_main(name, cases, count, argc, argv);

@@ -45,7 +45,7 @@ static double evaluated(const char* model, const char* more, const char* backend
 
 static const char kWrittenConfig[] =
     "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": \"%s\",\n  \"revision\": null,\n"
-    "  \"inference_mode\": true,\n  \"r\": 4,\n  \"lora_alpha\": 6,\n  \"lora_dropout\": 0.10000000000000001,\n"
+    "  \"inference_mode\": true,\n  \"r\": 4,\n  \"lora_alpha\": 6,\n  \"lora_dropout\": 0.1,\n"
     "  \"target_modules\": [\n    \"q_proj\",\n    \"k_proj\",\n    \"v_proj\",\n    \"o_proj\",\n    \"gate_proj\",\n    \"up_proj\",\n"
     "    \"down_proj\"\n  ],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"use_rslora\": false,\n  \"use_dora\": false,\n"
     "  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"rank_pattern\": {},\n  \"alpha_pattern\": {},\n"
@@ -245,6 +245,9 @@ static void folders_case(void) {
     char* answers = text_of("generate --model %s --adapter-dir %s --chat none --prompt 1 --max-tokens 4 --backend cpu", base_dir, dir);
     run_refused(answers, "folder: tensor \"base_model.|is not finite at row|the adapter itself is damaged", "a damaged adapter answers nothing");
     free_run(r);
+    char* use = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir %s", base_dir, val_path, dir);
+    run_refused(use, "folder|lora_B.weight|not finite at row 31", "an adapter with an infinity");
+    free(use);
     put_file(weights, text, bytes / 2);
     r = run(verify);
     ok(r.code == 2 && strstr(r.out, "folder: DAMAGED: "), "verify finds a file that is cut off: %s", r.out);
@@ -275,34 +278,6 @@ static void other_base_case(void) {
     free(base_dir);
     base_dir = own;
     char* const texts[] = {out, weights, changed, train, flags, move, again};
-    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
-}
-
-// adapter_config.json with one text replaced.
-static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
-    const char* at = strstr(config, from);
-    check(at, "adapter_config.json: no %s", from);
-    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
-    put_text(dir, "adapter_config.json", text);
-    free(text);
-}
-
-// A run that goes on from an adapter keeps what that one's configuration says, which the resumed run reads anew.
-static void other_start_case(void) {
-    make_base();
-    char *start = trained_adapter("start", ""), *with = text_of("--adapter-dir %s --save-every 5", start), *out = trained_adapter("from-start", with);
-    char *config = text_at(start, "adapter_config.json"), *resuming = text_of("%s --resume", with), *flags = adapter_flags(out, resuming);
-    char *weights = path_join(out, "adapter_model.safetensors"), *first = scratch_path("first"), *kept = path_join(first, "adapter_model.safetensors");
-    empty_dir(first);
-    file_rename(weights, kept);
-    put_changed(start, config, "\"lora_alpha\": 6", "\"lora_alpha\": 60");
-    run_refused(flags, "adapter of --adapter-dir = rank 4, alpha 6, on q k v o gate up down, this run has rank 4, alpha 60",
-                "--resume from another start");
-    ok(!exists_in(out, "adapter_model.safetensors"), "nothing was written");
-    put_text(start, "adapter_config.json", config);
-    free(run_well(flags, "--resume from the same start"));
-    ok(same_files(first, out, "adapter_model.safetensors"), "resumed bit for bit");
-    char* const texts[] = {start, with, out, config, resuming, flags, weights, first, kept};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
@@ -398,6 +373,81 @@ static void hut_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
+// adapter_config.json with one text replaced.
+static void put_changed(const char* dir, const char* config, const char* from, const char* to) {
+    const char* at = strstr(config, from);
+    check(at, "adapter_config.json: no %s", from);
+    char* text = text_of("%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+    put_text(dir, "adapter_config.json", text);
+    free(text);
+}
+
+// ---- going on from an adapter
+
+// A run from --adapter-dir has that adapter's rank, scale and matrices, and only these.
+static void onward_case(void) {
+    make_base();
+    char *from = trained_adapter("from", "--alpha 0.1 --target q,v"), *config = text_at(from, "adapter_config.json");
+    ok(strstr(config, "\"lora_alpha\": 0.1,") != NULL, "lora_alpha is written with the digits that it needs: %s", config);
+    char* out = scratch_path("going-on");
+    char* plain = text_of("train --model %s --data %s --chat none --seq 32 --batch 4 --steps 12 --warmup 0 --lr 2e-2 --backend cpu --seed 3 "
+                          "--save-every 5 --adapter-dir %s --out %s", base_dir, data_path, from, out);
+    const struct {
+        const char *more, *words;
+    } others[] = {{"--rank 8", "--rank 8|has 4"}, {"--alpha 3", "--alpha 3|has 0.1"}, {"--target q", "--target q|has q,v"}, {"--rslora", "--rslora|has no"}};
+    for (int i = 0; i < COUNT(others); i++) {
+        char* line = text_of("%s %s", plain, others[i].more);
+        run_refused(line, others[i].words, others[i].more);
+        free(line);
+    }
+    char* text = run_well(plain, "train --adapter-dir");
+    ok(strstr(text, "LoRA of rank 4, scale 0.025, dropout 0, on q v") != NULL, "what is trained on is the adapter's");
+    char *whole = scratch_path("went-on"), *copy = text_of("cp -r %s", out), *weights = path_join(out, "adapter_model.safetensors");
+    shell(copy, whole);
+    file_remove(weights);
+    char* again = text_of("%s --resume", plain);
+    put_changed(from, config, "\"lora_alpha\": 0.1", "\"lora_alpha\": 0.2");
+    run_refused(again, "saved with alpha = 0.1", "--resume with an adapter of another scale");
+    put_changed(from, config, "\"q_proj\",", "");
+    run_refused(again, "unexpected tensor|q_proj", "--resume with another adapter");
+    put_text(from, "adapter_config.json", config);
+    free(run_well(again, "--resume of a run from --adapter-dir"));
+    ok(same_files(whole, out, "adapter_model.safetensors"), "a run from --adapter-dir resumes bit for bit");
+    char* const texts[] = {from, config, out, plain, text, whole, copy, weights, again};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
+// Models of the same sizes take each other's adapters: the name of another one is said, without ending the command.
+static void names_case(void) {
+    make_base();
+    char *dir = trained_adapter("named", ""), *config = text_at(dir, "adapter_config.json"), *other = scratch_path("base-of-another-name");
+    char *copy = text_of("cp -r %s", base_dir);
+    shell(copy, other);
+    char* line = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir %s", other, val_path, dir);
+    Run r = run(line);
+    ok(r.code == 0 && strstr(r.err, "note: the adapter ") && strstr(r.err, "/base;") && strstr(r.err, "base-of-another-name"), "another name: %s", r.err);
+    free_run(r);
+    put_changed(dir, config, base_dir, "org/base-of-another-name");
+    free(run_well(line, "the same name elsewhere"));
+    put_changed(dir, config, base_dir, "");
+    free(run_well(line, "no name"));
+    char *cache = scratch_path("cache"), *refs = path_join(cache, "models--org--tiny/refs"), *snapshot = path_join(cache, "models--org--tiny/snapshots/01ab");
+    empty_dir(refs);
+    empty_dir(snapshot);
+    put_text(refs, "main", "01ab");
+    char *fill = text_of("cp -r %s/.", base_dir), *out = scratch_path("of-the-hub"), *own = base_dir;
+    shell(fill, snapshot);
+    setenv("HF_HUB_CACHE", cache, 1);
+    base_dir = (char*)"org/tiny/";
+    char *train = adapter_flags(out, ""), *text = run_well(train, "a base of the hub"), *written = text_at(out, "adapter_config.json");
+    base_dir = own;
+    unsetenv("HF_HUB_CACHE");
+    ok(strstr(written, "\"base_model_name_or_path\": \"org/tiny\"") && strstr(text, "generate --model org/tiny ") &&
+       strstr(text, "vllm serve org/tiny "), "a base that was named as the hub does keeps that name: %s", written);
+    char* const texts[] = {dir, config, other, copy, line, cache, refs, snapshot, fill, out, train, text, written};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 // ---- what is refused
 
 static void refused_case(void) {
@@ -414,7 +464,13 @@ static void refused_case(void) {
         {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights|pissa"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0]", "layers_to_transform"},
-        {"\"layers_to_transform\": null", "\"kasa_config\": {\"beta\": 0.0001}", "kasa_config"},
+        {"\"layers_to_transform\": null", "\"layers_to_transform\": 0", "layers_to_transform"},   // PEFT's way to say: the first layer
+        {"\"use_dora\": false", "\"use_bdlora\": {\"nblocks\": 2}", "use_bdlora"},
+        {"\"use_dora\": false", "\"arrow_config\": {\"top_k\": 2}", "arrow_config"},
+        {"\"use_dora\": false", "\"kasa_config\": {\"beta\": 0.1}", "kasa_config"},
+        {"\"use_dora\": false", "\"monteclora_config\": {\"num_samples\": 2}", "monteclora_config"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e40", "lora_alpha|scale"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": 1e-50", "lora_alpha|scale"},
         {"\"r\": 4", "\"r\": 8", "lora_A|shape|[8, 32]"},
         {"\"r\": 4,", "", "\"r\" is missing"},
         {"\"lora_alpha\": 6", "\"lora_alpha\": 1e39", "lora_alpha|1e+39"},
@@ -437,22 +493,38 @@ static void refused_case(void) {
     const struct {
         const char *more, *words;
     } flags[] = {{"--target q,x", "--target|'x'"}, {"--target ''", "--target"}, {"--rank 0", "--rank"}, {"--alpha 0", "--alpha"},
-                 {"--alpha 1e39", "--alpha"}, {"--alpha 1e-46", "--alpha"}, {"--dropout 1", "--dropout"},
-                 {"--dropout 0.99999999", "--dropout"}, {"--dropout 0.999999", "--dropout"}, {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
+                 {"--alpha 1e40", "--alpha|scale"}, {"--alpha 1e-50", "--alpha|scale"}, {"--alpha 1e-50 --adapter hut", "--alpha|scale"},
+                 {"--dropout 1", "--dropout"}, {"--dropout 0.99999999", "--dropout|every value"}, {"--dropout 0.999995", "--dropout|every value"},
+                 {"--adapter hut --dropout 0.1", "--dropout|HUT"}, {"--quant-stats 1", "--quant-stats"}};
     for (int i = 0; i < COUNT(flags); i++) {
         char *out = scratch_path("refused"), *line = adapter_flags(out, flags[i].more);
         run_refused(line, flags[i].words, flags[i].more);
         free(line);
         free(out);
     }
+    // A flag of an adapter and no adapter: all weights would be trained.
+    const char* const alone[] = {"--rank 16", "--alpha 32", "--rslora", "--dropout 0.1", "--target q,v", "--rank 4 --adapter none"};
+    char *toml = scratch_path("no-adapter.toml"), *printed = NULL;
+    for (int i = 0; i < COUNT(alone); i++) {
+        char *line = text_of("train --model %s --data %s %s", base_dir, data_path, alone[i]), *words = text_of("%.5s|--adapter lora", alone[i]);
+        run_refused(line, words, alone[i]);
+        free(words);
+        free(line);
+    }
+    put_file(toml, "rank = 16\n", 10);
+    char *from_file = text_of("train --model %s --data %s --config %s --print-config", base_dir, data_path, toml);
+    run_refused(from_file, "--rank|--adapter lora", "a file with a rank and no adapter");
+    printed = run_well("train --model a --data b --print-config", "--print-config");
+    put_file(toml, printed, strlen(printed));
+    free(run_well(from_file, "a printed file, which has every flag"));
     char* merge = text_of("export --model %s --merge --out %s", base_dir, dir);
     run_refused(merge, "--merge|--adapter-dir", "merging nothing");
-    char* const texts[] = {dir, config, eval, weights, config_path, merge};
+    char* const texts[] = {dir, config, eval, weights, config_path, merge, toml, printed, from_file};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
 static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case},
-                              {"folders", folders_case}, {"other_base", other_base_case}, {"other_start", other_start_case},
-                              {"ranks", ranks_case}, {"hut", hut_case}, {"refused", refused_case}};
+                              {"folders", folders_case}, {"other_base", other_base_case}, {"ranks", ranks_case}, {"hut", hut_case},
+                              {"onward", onward_case}, {"names", names_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

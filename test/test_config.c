@@ -91,7 +91,7 @@ static void round_trip_case(void) {
     const char* const commands[] = {
         "train --model a --data b",
         "train --preset llama3-8b --data 'a.jsonl:0.3,b.jsonl' --recipe halo2-int8 --lr 1.2345678901e-5 --steps 7 --pack --zero 2 --warmup 3 --qfsdp "
-        "--alpha 0.1 --out 'a \"b\"\\c' --resume-from x --val-split 0.05",
+        "--adapter lora --alpha 0.1 --out 'a \"b\"\\c' --resume-from x --val-split 0.05",
         "train --from-scratch a --data b --level halo1 --dtype fp6 --epochs 2.5 --pack off --target q,v --adapter lora --val c --date 2026-11-30",
         "eval --model a --data b --batch 3 --metric gsm8k",
         "generate --model a --prompt 'x\ty' --temperature 0.7",
@@ -117,7 +117,7 @@ static void round_trip_case(void) {
     rate = run_well("train --model a --data b --adapter lora --lr 1e-5 --print-config", "an adapter with --lr");
     ok(strstr(rate, "lr = 1e-05\n") != NULL, "  a rate that is given stays");
     free(rate);
-    char* text = run_well("train --model a --data b --lr 2e-5 --pack --warmup auto --target q,v --print-config", "--print-config");
+    char* text = run_well("train --model a --data b --lr 2e-5 --pack --warmup auto --adapter lora --target q,v --print-config", "--print-config");
     ok(strstr(text, "\nlr = 2e-05\n") && strstr(text, "\npack = true\n") && strstr(text, "\nwarmup = \"auto\"\n") && strstr(text, "\ntarget = \"q,v\"\n") &&
        strstr(text, "\nmodel = \"a\"\n") && strstr(text, "\nqfsdp = false\n") && !strstr(text, "\npreset") && !strstr(text, "\nconfig"),
        "numbers, switches and words as TOML has them; what is unset is not there");

@@ -17,10 +17,11 @@ static Machine machine;
 static char* emulated_binary;   // beside this one
 
 static void on_cpu(void) {
-    const char* named = getenv("TRAIN_LLAMA3");
-    Machine m = {"cpu", named && *named ? named : "./train_llama3", "cpu", 4, 12, 4};
+    static const char* own;
+    if (!own) own = binary;   // the program under test, before a case names another
+    Machine m = {"cpu", own, "cpu", 4, 12, 4};
     machine = m;
-    binary = m.binary;
+    binary = own;
 }
 // False, and a skip line, without them.
 static bool on_emulated_gpus(void) {
@@ -484,40 +485,39 @@ static void other_contents(const char* flags, const char* words) {
     free(all);
 }
 
+// A rank's own copy of a folder, in which the last value of a file of weights has another digit on another rank.
+static void copy_of_rank(const char* from, const char* to, const char* file, int rank) {
+    char *copy = text_of("cp -r %s", from), *weights = path_join(to, file);
+    shell(copy, to);
+    size_t bytes;
+    char* text = file_read(weights, &bytes);
+    text[bytes - 2] = (char)(text[bytes - 2] ^ rank);
+    put_file(weights, text, bytes);
+    free(text);
+    free(weights);
+    free(copy);
+}
+
 static void contents_refused(void) {
     static const char* const kLines[] = {"{\"prompt\": \"1\", \"completion\": \"2\"}\n", "{\"prompt\": \"3\", \"completion\": \"4\"}\n"};
     char *trained = train_on(1, "trained", ""), *on_trained = text_of("--model %s --adapter lora --rank 4", trained);
-    char *adapter = train_on(1, "adapter", on_trained), *config = text_at(adapter, "adapter_config.json");
+    char* trained_adapter = train_on(1, "adapter", on_trained);
     for (int rank = 0; rank < 2; rank++) {
         char *name = text_of("r%d", rank), *dir = scratch_path(name), *data = text_of("%s%s", kLines[rank], kLines[1 - rank]);
         empty_dir(dir);
         put_text(dir, "data.jsonl", data);
-        char *copy = text_of("cp -r %s", trained), *model = path_join(dir, "model"), *weights = path_join(model, "model.safetensors");
-        shell(copy, model);
-        size_t bytes;
-        char* text = file_read(weights, &bytes);
-        text[bytes - 2] = (char)(text[bytes - 2] ^ rank);   // the last digit of the last weight
-        put_file(weights, text, bytes);
-        free(text);
-        char *adapter_copy = text_of("cp -r %s", adapter), *own = path_join(dir, "adapter"), *alpha = strstr(config, "\"lora_alpha\": ");
-        shell(adapter_copy, own);
-        alpha[strlen("\"lora_alpha\": ")] = (char)('3' + rank);   // 32 and 42
-        put_text(own, "adapter_config.json", config);
-        free(own);
-        free(adapter_copy);
-        free(weights);
-        free(model);
-        free(copy);
-        free(data);
-        free(dir);
-        free(name);
+        char *model = path_join(dir, "model"), *adapter = path_join(dir, "adapter");
+        copy_of_rank(trained, model, "model.safetensors", rank);
+        copy_of_rank(trained_adapter, adapter, "adapter_model.safetensors", rank);
+        char* const texts[] = {name, dir, data, model, adapter};
+        for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
     }
     char *same_data = text_of("--model model --data %s", data_path), *same_model = text_of("--from-scratch %s --data data.jsonl", deep_dir);
     other_contents(same_model, "rank 1 disagrees with rank 0: it has another content of --data");
     other_contents(same_data, "rank 1 disagrees with rank 0: the weights of ");
     char* same_base = text_of("--model %s --data %s --adapter-dir adapter", trained, data_path);
     other_contents(same_base, "rank 1 disagrees with rank 0: it has another adapter in --adapter-dir");
-    char* const texts[] = {same_data, same_model, same_base, trained, on_trained, adapter, config};
+    char* const texts[] = {same_data, same_model, same_base, trained, on_trained, trained_adapter};
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 

@@ -6,6 +6,7 @@
 #include "../../data/hf_config.h"
 #include "../attempt.h"
 #include "../progress.h"
+#include "locate.h"
 #include "out_dir.h"
 #include "run_state.h"
 
@@ -140,7 +141,8 @@ static void write_now(void* self) {
     const Options* o = &w->s->o;
     size_t shard_bytes = (size_t)(o->shard_gb * 1e9);
     if (w->adapter) {
-        PeftOutput out = {w->dir, o->model ? o->model : o->from_scratch ? o->from_scratch : o->preset, w->files, w->fmt};
+        const char* base = o->model ? o->model : o->from_scratch ? o->from_scratch : o->preset;
+        PeftOutput out = {w->dir, name_as_given(base), w->files, w->fmt};
         peft_write(&out, &w->s->config, deliver_rows, w);
     } else {
         HfOutput out = {w->dir, w->files, w->fmt, shard_bytes ? shard_bytes : kDefaultShardBytes};

@@ -147,24 +147,6 @@ static void digest_weights(const Session* s, char hex[kHexBytes]) {
     free(first);
 }
 
-// ---- the adapter of --adapter-dir
-
-// What its configuration says. A resumed run reads that there again, while its checkpoint holds the factors.
-static void describe_adapter(const Adapter* a, char text[kAdapterBytes]) {
-    int n = snprintf(text, kAdapterBytes, "rank %d, alpha %.9g%s, on", a->rank, (double)a->alpha, a->rslora ? ", rslora" : "");
-    for (int t = 0; t < kTargets; t++)
-        if (a->targets >> t & 1) n += snprintf(text + n, (size_t)(kAdapterBytes - n), " %s", kTargetNames[t]);
-}
-
-// The hash of what it says and of its factors.
-static void digest_adapter(const char* dir, const char* says, char hex[kHexBytes]) {
-    char *weights = path_join(dir, "adapter_model.safetensors"), text[kAdapterBytes + kHexBytes], factors[kHexBytes];
-    file_digest(weights, factors);
-    int n = snprintf(text, sizeof text, "%s %s", factors, says);
-    hex_digest(XXH3_128bits(text, (size_t)n), hex);
-    free(weights);
-}
-
 // ---- all of it
 
 static void same_as_rank_0(const Session* s, const char* what, const char* mine) {
@@ -188,8 +170,8 @@ void identity_take(const Session* s, Identity* id) {
     same_as_rank_0(s, "content of --val", id->val);
     digest_weights(s, id->weights);
     if (!s->peft) return;
-    char adapter[kHexBytes];
-    describe_adapter(&s->config.adapter, id->adapter);
-    digest_adapter(s->o.adapter_dir, id->adapter, adapter);
+    char *factors = path_join(s->o.adapter_dir, "adapter_model.safetensors"), adapter[kHexBytes];
+    file_digest(factors, adapter);
     same_as_rank_0(s, "adapter in --adapter-dir", adapter);
+    free(factors);
 }

@@ -6,12 +6,9 @@
 #include "../../data/digest.h"
 #include "session.h"
 
-enum { kAdapterBytes = 128 };
-
 // XXH3-128 of each in hexadecimal; "none" for what the run does not have.
 typedef struct {
     char data[kHexBytes], val[kHexBytes], weights[kHexBytes], config[kHexBytes], tokenizer[kHexBytes];
-    char adapter[kAdapterBytes];   // what --adapter-dir says of its factors, in words; empty without
 } Identity;
 
 // All ranks call it together, once the tokenizer's files have been read (s->files). A rank whose weight files are the same files as those of

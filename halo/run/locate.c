@@ -89,6 +89,27 @@ static void refuse_missing(const char* flag, const char* name) {
     user_error("--%s %s: no such folder or file (a name in the Hugging Face cache has the form org/name)", flag, name);
 }
 
+// What in_cache has found.
+enum { kMostFound = 4 };
+static struct {
+    char *name, *path;
+} found_in_cache[kMostFound];
+
+const char* name_as_given(const char* path) {
+    for (int i = 0; i < kMostFound && found_in_cache[i].path; i++)
+        if (!strcmp(found_in_cache[i].path, path)) return found_in_cache[i].name;
+    return path;
+}
+
+static void remember_name(const char* name, int bytes, char* path) {
+    int i = 0;
+    while (i < kMostFound && found_in_cache[i].path) i++;
+    check(i < kMostFound, "more than %d names from the cache", kMostFound);
+    found_in_cache[i].name = host_strdup(name);
+    found_in_cache[i].name[bytes] = 0;
+    found_in_cache[i].path = path;
+}
+
 // The path of `name`, which is a path already or the name of a repository in the cache; `flag` for messages.
 static const char* in_cache(const char* flag, const char* name) {
     if (path_exists(name)) return name;
@@ -101,6 +122,7 @@ static const char* in_cache(const char* flag, const char* name) {
     if (!found)
         user_error("--%s %s: no such folder, and the Hugging Face cache %s does not hold it; download it with: hf download %.*s/%.*s", flag,
                    name, cache, org, name, rest, slash + 1);
+    remember_name(name, org + 1 + rest, found);
     free(repository);
     free(folder);
     free(cache);

@@ -11,5 +11,8 @@
 //   cache's refs/main names (HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub, ~/.cache/huggingface/hub:
 //   the first that is set). Nothing is downloaded: a name that is not there is a user_error with the command that downloads it.
 C_API void locate_inputs(Options* o, int command);
+// The name on the hub, org/name, for which locate_inputs found `path` in the cache: what means the same model on other machines. Of any other
+// path: the path itself.
+C_API const char* name_as_given(const char* path);
 
 #endif

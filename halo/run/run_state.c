@@ -88,8 +88,6 @@ void run_settings(const Session* s, RunSettings* r) {
         {WEIGHTS_SETTING, r->identity.weights, other_weights}, {"config.json (XXH3)", r->identity.config, NULL},
         {"tokenizer and chat template (XXH3)", r->identity.tokenizer, NULL}};
     for (size_t i = 0; i < sizeof contents / sizeof contents[0]; i++) r->list[r->count++] = contents[i];
-    const CheckpointSetting adapter = {"adapter of --adapter-dir", r->identity.adapter, "resume with the one that the run began with"};
-    if (s->peft) r->list[r->count++] = adapter;
 }
 
 // ---- checkpoints

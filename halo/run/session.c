@@ -10,6 +10,7 @@
 #include "../progress.h"
 #include "backend.h"
 #include "clock.h"
+#include "locate.h"
 
 // config.json and the tokenizer's files, from the model's own (which this function frees) and --tokenizer's. A cut model's config.json is
 // made anew, so that the source's is left out.
@@ -64,11 +65,36 @@ void load_tokenizer(Session* s) {
     free(path);
 }
 
+// The end of a path or of a name on the hub, without slashes behind it.
+static const char* last_part(const char* path, char text[256]) {
+    size_t n = strlen(path), first;
+    while (n > 1 && path[n - 1] == '/') n--;
+    for (first = n; first > 0 && path[first - 1] != '/'; first--) {}
+    snprintf(text, 256, "%.*s", (int)(n - first), path + first);
+    return text;
+}
+
+// An adapter fits any model of its base's sizes, and spoils the answers of each but its base. Names are all that tells them apart, and a
+// folder may have been renamed: hence a note.
+static void note_other_base(const Session* s) {
+    const char *base = peft_base(s->peft), *model = s->o.model;
+    if (!base || !model || !leads(s)) return;
+    char its[256], ours[256], found[256], *real = realpath(model, NULL);
+    last_part(base, its);
+    if (strcmp(its, last_part(name_as_given(model), ours)) && strcmp(its, last_part(real ? real : model, found)))
+        fprintf(stderr, "train_llama3: note: the adapter %s was trained on %s; on another model than that its answers are wrong, and --model is %s\n",
+                s->o.adapter_dir, base, name_as_given(model));
+    free(real);
+}
+
 // The adapter of --adapter-dir, or the new one that --adapter asks for.
 static void open_adapter(Session* s) {
-    const Options* o = &s->o;
+    Options* o = &s->o;
     s->config.adapter = options_adapter(o);
-    if (o->adapter_dir) s->peft = peft_open(o->adapter_dir, &s->config);
+    if (!o->adapter_dir) return;
+    s->peft = peft_open(o->adapter_dir, &s->config);
+    options_take_adapter(o, &s->config.adapter);
+    note_other_base(s);
 }
 
 void open_tokenizer(Session* s) {

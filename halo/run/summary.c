@@ -7,6 +7,7 @@
 #include "../../data/files.h"
 #include "clock.h"
 #include "energy.h"
+#include "locate.h"
 
 static bool on_gpu(const Session* s) { return !strcmp(s->ops->name, "cuda"); }
 
@@ -49,7 +50,7 @@ static void print_serving(const Session* s, bool adapter) {
         return;
     }
     printf("  serve it:    vllm serve ");
-    print_shell_word(stdout, adapter ? s->source_path : o->out);
+    print_shell_word(stdout, adapter ? name_as_given(s->source_path) : o->out);
     if (adapter) {
         printf(" --enable-lora --max-lora-rank %d --lora-modules tuned=", s->config.adapter.rank);
         print_shell_word(stdout, o->out);
@@ -64,7 +65,7 @@ static void print_commands(const Session* s) {
     printf("the %s is in %s\n", adapter ? "adapter" : "model", o->out);
     if (!model) return;   // an adapter of a preset's random weights
     printf("  talk to it:  %s generate", program_invocation_name);
-    print_flag("model", model);
+    print_flag("model", name_as_given(model));
     if (adapter) print_flag("adapter-dir", o->out);
     puts(" --prompt \"...\"");
     print_serving(s, adapter);
