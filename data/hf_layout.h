@@ -9,6 +9,8 @@
 enum { kParamNameBytes = 128 };
 #define HF_SINGLE_NAME "model.safetensors"
 #define HF_INDEX_NAME "model.safetensors.index.json"
+#define HF_ADAPTER_NAME "adapter_model.safetensors"
+#define HF_ADAPTER_CONFIG_NAME "adapter_config.json"
 #define HF_CHECKSUMS_NAME "checksums.json"   // of the weights' files, beside them: {"model.safetensors": XXH3-128}
 
 static inline int spec_layers(const ParamSpec* spec, int layers) { return spec->per_layer ? layers : 1; }

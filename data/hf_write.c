@@ -129,9 +129,10 @@ static void make_folder_of(const char* dir, const char* name) {
     free(path);
 }
 
-static void write_files(const ModelFiles* files, const char* dir) {
+void hf_files_write(const ModelFiles* files, const char* dir, const char* except) {
     for (int i = 0; i < model_files_count(files); i++) {
         const ModelFile* file = model_files_at(files, i);
+        if (except && !strcmp(file->name, except)) continue;
         make_folder_of(dir, file->name);
         file_write(dir, file->name, file->text, file->bytes);
     }
@@ -191,7 +192,7 @@ static void write_weights(const Plan* plan, Fmt fmt, const char* dir, HfRows row
     free(buffer);
 }
 
-// ---- putting a written model in its place
+// ---- putting a written model, or adapter, in its place
 //
 // A model is written to DIR/.model-being-written. When every byte is on disk, one rename makes it DIR/.model-complete: from
 // then on the new model counts, and after a crash at any point hf_model_recover goes on moving its files up. The list of its
@@ -231,7 +232,7 @@ static bool is_listed(const char* list, const char* name) {
 // Is it a file of another model's weights or adapter, which loaders would prefer to the new weights or mix with them, or a note or checksums
 // that this program wrote for such weights?
 static bool is_other_weights(const char* name) {
-    static const char* const names[] = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
+    static const char* const names[] = {HF_ADAPTER_CONFIG_NAME, HF_ADAPTER_NAME, "adapter_model.bin",
                                         "pytorch_model.bin", "pytorch_model.bin.index.json",
                                         "training.json", "train_llama3.toml", HF_CHECKSUMS_NAME};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
@@ -267,19 +268,29 @@ static void move_up(const char* from_dir, const char* to_dir, const char* name) 
     free(to);
 }
 
+// Makes room for the files of the list: afterwards loaders find no weights in `dir`.
+static void remove_earlier(const char* dir, const char* list, const char* last) {
+    if (!strcmp(last, HF_ADAPTER_NAME)) {   // the folder's other files may be those of the adapter's own base
+        remove_named(dir, last);
+        dir_sync(dir);
+        return;
+    }
+    remove_named(dir, HF_SINGLE_NAME);
+    remove_named(dir, HF_INDEX_NAME);
+    dir_sync(dir);
+    remove_stale(dir, list);
+}
+
 // Moves the files of a complete model up to `dir`; last the one without which loaders find no model, so that `dir` never looks like a model
-// before it is whole.
+// before it is whole. The same for an adapter.
 static void finish(const char* complete, const char* dir) {
     char* list_path = path_join(complete, kListName);
     char* list = path_exists(list_path) ? file_read(list_path, NULL) : host_strdup("");   // no list: all files have been moved already
     free(list_path);
-    const char* last = is_listed(list, HF_INDEX_NAME) ? HF_INDEX_NAME : HF_SINGLE_NAME;
+    const char* last = is_listed(list, HF_INDEX_NAME) ? HF_INDEX_NAME : is_listed(list, HF_SINGLE_NAME) ? HF_SINGLE_NAME : HF_ADAPTER_NAME;
     char* last_path = path_join(complete, last);
     if (*list && path_exists(last_path)) {
-        remove_named(dir, HF_SINGLE_NAME);
-        remove_named(dir, HF_INDEX_NAME);
-        dir_sync(dir);
-        remove_stale(dir, list);
+        remove_earlier(dir, list, last);
         char* names = host_strdup(list);
         for (char *name = names, *end; (end = strchr(name, '\n')) != NULL; name = end + 1) {
             *end = 0;
@@ -309,7 +320,28 @@ bool hf_model_recover(const char* dir) {
     return there;
 }
 
-static void list_files(const char* dir, const Plan* plan, const ModelFiles* files) {
+char* hf_folder_begin(const char* dir) {
+    dir_make(dir);
+    hf_model_recover(dir);
+    char* partial = path_join(dir, kPartialName);
+    remove_tree(partial);
+    dir_make(partial);
+    return partial;
+}
+
+void hf_folder_end(const char* dir, char* partial, const char* list) {
+    char* complete = path_join(dir, kCompleteName);
+    file_write(partial, kListName, list, strlen(list));
+    dir_sync(partial);
+    file_rename(partial, complete);
+    dir_sync(dir);
+    hf_model_recover(dir);
+    free(complete);
+    free(partial);
+}
+
+// The names of all files of a model, a line each.
+static char* listed_files(const Plan* plan, const ModelFiles* files) {
     size_t room = 1 + ((size_t)plan->shards + 2) * kParamNameBytes;
     for (int i = 0; i < model_files_count(files); i++) room += strlen(model_files_at(files, i)->name) + 1;
     char* text = (char*)host_alloc(room);
@@ -322,27 +354,17 @@ static void list_files(const char* dir, const Plan* plan, const ModelFiles* file
     }
     end += sprintf(end, "%s\n", HF_CHECKSUMS_NAME);
     if (plan->shards > 1) sprintf(end, "%s\n", HF_INDEX_NAME);
-    file_write(dir, kListName, text, strlen(text));
-    free(text);
+    return text;
 }
 
 static void write_to_dir(const HfOutput* output, const Plan* plan, const ModelFiles* files, HfRows rows, void* context) {
-    dir_make(output->dir);
-    hf_model_recover(output->dir);
-    char *partial = path_join(output->dir, kPartialName), *complete = path_join(output->dir, kCompleteName);
-    remove_tree(partial);
-    dir_make(partial);
+    char *partial = hf_folder_begin(output->dir), *list = listed_files(plan, files);
     disk_require(partial, plan->bytes);
-    write_files(files, partial);
+    hf_files_write(files, partial, NULL);
     write_weights(plan, output->fmt, partial, rows, context);
     if (plan->shards > 1) write_index(partial, plan);
-    list_files(partial, plan, files);
-    dir_sync(partial);
-    file_rename(partial, complete);
-    dir_sync(output->dir);
-    hf_model_recover(output->dir);
-    free(partial);
-    free(complete);
+    hf_folder_end(output->dir, partial, list);
+    free(list);
 }
 
 void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context) {

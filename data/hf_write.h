@@ -26,7 +26,15 @@ typedef void (*HfRows)(void* context, int spec, int layer, int first_row, int ro
 // files) are removed; no other file is touched. A NaN or infinite weight is a user_error that names tensor, row and column.
 C_API void hf_model_write(const HfOutput* output, const Config* config, HfRows rows, void* context);
 
-// Finishes a model that a crash left complete in `dir` but not in its place; true if there was one. To be called at the start
+// The same for other files that belong together, an adapter's (peft.c): they are written to a folder inside `dir`, which hf_folder_begin makes,
+// empty, and whose path it returns; hf_folder_end declares it complete, moves the files of `list` (their names, a line each) up, the adapter's
+// weights last, and frees the path.
+C_API char* hf_folder_begin(const char* dir);
+C_API void hf_folder_end(const char* dir, char* partial, const char* list);
+// Writes files, and folders that their names ask for, to `dir`; but not the one called `except` (NULL: all).
+C_API void hf_files_write(const ModelFiles* files, const char* dir, const char* except);
+
+// Finishes a model or an adapter that a crash left complete in `dir` but not in its place; true if there was one. To be called at the start
 // for every directory that is read from or written to; processes that do so at the same time wait for one another.
 C_API bool hf_model_recover(const char* dir);
 

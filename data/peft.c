@@ -7,8 +7,6 @@
 #include "hf_layout.h"
 #include "json.h"
 
-static const char kPeftConfig[] = "adapter_config.json", kPeftWeights[] = "adapter_model.safetensors";
-
 struct Peft {
     SafeTensors* file;
     ParamSpec specs[kMaxParamSpecs];
@@ -103,7 +101,7 @@ static void check_factor(const Tensor* tensor, const char* name, const ParamSpec
     Tensor want;
     set_matrix_shape(&want, spec);
     if (tensor->rank != 2 || tensor->shape[0] != want.shape[0] || tensor->shape[1] != want.shape[1])
-        user_error("%s: tensor \"%s\" has the shape %s; the model and %s ask for %s", path, name, shape_text(tensor), kPeftConfig,
+        user_error("%s: tensor \"%s\" has the shape %s; the model and %s ask for %s", path, name, shape_text(tensor), HF_ADAPTER_CONFIG_NAME,
                    shape_text(&want));
     if (tensor->dtype != ST_F32 && tensor->dtype != ST_F16 && tensor->dtype != ST_BF16)
         user_error("%s: tensor \"%s\" is stored as %s; F32, F16 and BF16 are supported", path, name, dtype_name(tensor->dtype));
@@ -123,12 +121,13 @@ static void find_factors(Peft* p, const char* path) {
         const Tensor* tensor = safetensors_at(p->file, i);
         bool known = false;
         for (int k = 0; k < p->spec_count * p->layers && !known; k++) known = p->tensors[k] == tensor;
-        if (!known) user_error("%s: unexpected tensor \"%s\": %s and the model do not speak of it", path, printable(tensor->name), kPeftConfig);
+        if (!known) user_error("%s: unexpected tensor \"%s\": %s and the model do not speak of it", path, printable(tensor->name), HF_ADAPTER_CONFIG_NAME);
     }
 }
 
 Peft* peft_open(const char* dir, Config* config) {
-    char *config_path = path_join(dir, kPeftConfig), *path = path_join(dir, kPeftWeights);
+    hf_model_recover(dir);
+    char *config_path = path_join(dir, HF_ADAPTER_CONFIG_NAME), *path = path_join(dir, HF_ADAPTER_NAME);
     if (!path_exists(config_path)) user_error("%s: is not there; an adapter's directory holds it", config_path);
     Peft* p = (Peft*)host_alloc(sizeof *p);
     p->base = read_config(config_path, &config->adapter);
@@ -192,20 +191,28 @@ static json_t* lora_json(const Adapter* a, const char* base) {
                      "layers_to_transform");
 }
 
-// Writes tokenizer, templates and generation_config.json, but not config.json, which belongs to the base model.
-static void write_side_files(const PeftOutput* o) {
-    for (int i = 0; i < model_files_count(o->files); i++) {
-        const ModelFile* file = model_files_at(o->files, i);
-        if (!strcmp(file->name, "config.json")) continue;
-        const char* slash = strchr(file->name, '/');
-        if (slash) {
-            char* folder = path_join(o->dir, file->name);
-            folder[strlen(folder) - strlen(slash)] = 0;
-            dir_make(folder);
-            free(folder);
-        }
-        file_write(o->dir, file->name, file->text, file->bytes);
-    }
+static const char kOfBase[] = "config.json";   // the base's file that is not written beside its adapter
+
+// The names of all files of the adapter's folder, a line each.
+static char* listed_files(const PeftOutput* o) {
+    size_t room = sizeof HF_ADAPTER_CONFIG_NAME "\n" HF_ADAPTER_NAME "\n";
+    for (int i = 0; i < model_files_count(o->files); i++) room += strlen(model_files_at(o->files, i)->name) + 1;
+    char *text = (char*)host_alloc(room), *end = text;
+    for (int i = 0; i < model_files_count(o->files); i++)
+        if (strcmp(model_files_at(o->files, i)->name, kOfBase)) end += sprintf(end, "%s\n", model_files_at(o->files, i)->name);
+    sprintf(end, "%s\n%s\n", HF_ADAPTER_CONFIG_NAME, HF_ADAPTER_NAME);
+    return text;
+}
+
+static void write_config(const PeftOutput* o, const Adapter* adapter, const char* dir) {
+    char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
+    json_t* json = (adapter->kind == ADAPTER_HUT ? hira_json : lora_json)(adapter, base ? base : o->base);
+    char* text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(kFloatDigits));
+    check(text, "peft_write: no text");
+    file_write(dir, HF_ADAPTER_CONFIG_NAME, text, strlen(text));
+    free(text);
+    json_decref(json);
+    free(base);
 }
 
 // A factor's name; HiRA's factors are parameters of the module itself: "...q_proj.hira_A" for "...q_proj.lora_A.weight".
@@ -251,22 +258,11 @@ void peft_write(const PeftOutput* o, const Config* config, HfRows rows, void* co
         write_factors(NULL, config, o->fmt, rows, context);
         return;
     }
-    dir_make(o->dir);
-    char *partial = path_join(o->dir, ".adapter-being-written"), *path = path_join(o->dir, kPeftWeights);
-    write_factors(partial, config, o->fmt, rows, context);
-    file_remove(path);   // from here to the rename there is no adapter, so that old weights never meet the new configuration
-    dir_sync(o->dir);
-    write_side_files(o);
-    char* base = realpath(o->base, NULL);   // the absolute path of a folder; NULL for a name on the hub, which stays as it is
-    json_t* json = (config->adapter.kind == ADAPTER_HUT ? hira_json : lora_json)(&config->adapter, base ? base : o->base);
-    char* text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(kFloatDigits));
-    check(text, "peft_write: no text");
-    file_write(o->dir, kPeftConfig, text, strlen(text));
-    file_rename(partial, path);
-    dir_sync(o->dir);
-    free(text);
-    json_decref(json);
-    free(base);
-    free(partial);
+    char *partial = hf_folder_begin(o->dir), *path = path_join(partial, HF_ADAPTER_NAME), *list = listed_files(o);
+    hf_files_write(o->files, partial, kOfBase);
+    write_config(o, &config->adapter, partial);
+    write_factors(path, config, o->fmt, rows, context);
+    hf_folder_end(o->dir, partial, list);
+    free(list);
     free(path);
 }

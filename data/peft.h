@@ -27,8 +27,8 @@ typedef struct {
     Fmt fmt;                     // of the stored factors: F32 or BF16
 } PeftOutput;
 
-// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format; of HUT B times the scale. The weights are moved to
-// their place last.
+// Writes config's adapter. `rows` delivers rows of adapter_specs in the output's format; of HUT B times the scale. Whole or not at all,
+// as hf_write.h says of models; other files of the folder stay.
 C_API void peft_write(const PeftOutput* output, const Config* config, HfRows rows, void* context);
 
 #endif

@@ -417,6 +417,33 @@ static void onward_case(void) {
     for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
 }
 
+// A run that was killed while it moved a new adapter to its place: the next command that needs the folder goes on with the move.
+static void interrupted_case(void) {
+    make_base();
+    char *dir = trained_adapter("interrupted", ""), *config = text_at(dir, "adapter_config.json");
+    char *newer = trained_adapter("newer", "--seed 4 --alpha 3"), *complete = path_join(dir, ".model-complete");
+    ok(!exists_in(dir, ".model-being-written") && !exists_in(newer, ".model-complete"), "nothing is left over");
+    char *copy = text_of("cp -r %s", newer), *weights = path_join(dir, "adapter_model.safetensors");
+    shell(copy, complete);
+    put_text(complete, ".files", "tokenizer.json\nadapter_config.json\nadapter_model.safetensors\n");
+    file_remove(weights);
+    char* use = text_of("eval --model %s --data %s --chat none --seq 32 --backend cpu --adapter-dir", base_dir, val_path);
+    char *moved = text_of("%s %s", use, dir), *whole = text_of("%s %s", use, newer);
+    char *a = run_well(moved, "eval of what was interrupted"), *b = run_well(whole, "eval of the same adapter");
+    const char *loss = strstr(a, "loss "), *same = strstr(b, "loss ");
+    ok(loss && same && !strncmp(loss, same, strcspn(same, "\n")), "the adapter that was complete is the one that answers");
+    ok(same_files(newer, dir, "adapter_model.safetensors") && same_files(newer, dir, "adapter_config.json") && !exists_in(dir, ".model-complete"),
+       "it is in its place");
+    char* partial = path_join(dir, ".model-being-written");   // of a run that was killed before all was written
+    shell(copy, partial);
+    char* again = trained_adapter("interrupted", "--overwrite");
+    ok(!exists_in(dir, ".model-being-written") && exists_in(dir, "adapter_model.safetensors"), "the next run writes over an unfinished one");
+    char* now = text_at(dir, "adapter_config.json");
+    ok(!strcmp(now, config), "and leaves its own adapter");
+    char* const texts[] = {dir, config, newer, complete, copy, weights, use, moved, whole, a, b, partial, again, now};
+    for (int i = 0; i < COUNT(texts); i++) free(texts[i]);
+}
+
 // Models of the same sizes take each other's adapters: the name of another one is said, without ending the command.
 static void names_case(void) {
     make_base();
@@ -525,6 +552,7 @@ static void refused_case(void) {
 
 static const Case kCases[] = {{"files", files_case}, {"merge", merge_case}, {"gguf_base", gguf_base_case}, {"resume", resume_case},
                               {"folders", folders_case}, {"other_base", other_base_case}, {"ranks", ranks_case}, {"hut", hut_case},
-                              {"onward", onward_case}, {"names", names_case}, {"refused", refused_case}};
+                              {"onward", onward_case}, {"names", names_case},
+                              {"interrupted", interrupted_case}, {"refused", refused_case}};
 
 int main(int argc, char** argv) { return program_main("test_adapter_runs", kCases, COUNT(kCases), argc, argv); }

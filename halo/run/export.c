@@ -4,6 +4,7 @@
 #include "../../data/files.h"
 #include "../../data/gguf_write.h"
 #include "../../data/hf_config.h"
+#include "../../data/hf_layout.h"
 #include "../attempt.h"
 #include "../progress.h"
 #include "locate.h"
@@ -196,7 +197,7 @@ static bool leaves_hira(const Session* s) {
 
 // An earlier run's adapter must not stay beside another model.
 static void remove_adapter(const char* dir) {
-    static const char* const names[] = {"adapter_model.safetensors", "adapter_config.json"};
+    static const char* const names[] = {HF_ADAPTER_NAME, HF_ADAPTER_CONFIG_NAME};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char* path = path_join(dir, names[i]);
         file_remove(path);

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include "../../data/files.h"
+#include "../../data/hf_layout.h"
 #include "../progress.h"
 
 // The hash of one file's content, or of several files': `paths` may list them with commas and a share behind each (record.h).
@@ -170,7 +171,7 @@ void identity_take(const Session* s, Identity* id) {
     same_as_rank_0(s, "content of --val", id->val);
     digest_weights(s, id->weights);
     if (!s->peft) return;
-    char *factors = path_join(s->o.adapter_dir, "adapter_model.safetensors"), adapter[kHexBytes];
+    char *factors = path_join(s->o.adapter_dir, HF_ADAPTER_NAME), adapter[kHexBytes];
     file_digest(factors, adapter);
     same_as_rank_0(s, "adapter in --adapter-dir", adapter);
     free(factors);

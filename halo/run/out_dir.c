@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "../../data/files.h"
+#include "../../data/hf_layout.h"
 #include "../../data/json.h"
 #include "run_state.h"
 
@@ -25,7 +26,7 @@ static void lock(int fd, const char* flag, const char* path) {
 // The name of a file of weights in `dir`, written by this program or another; NULL: none, so `dir` holds no model.
 static const char* model_in(const char* dir) {
     static const char* const kWeights[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                                           "pytorch_model.bin.index.json", "adapter_model.safetensors", "adapter_model.bin"};
+                                           "pytorch_model.bin.index.json", HF_ADAPTER_NAME, "adapter_model.bin"};
     for (size_t i = 0; i < sizeof kWeights / sizeof kWeights[0]; i++)
         if (dir_holds(dir, kWeights[i])) return kWeights[i];
     return NULL;
@@ -85,7 +86,7 @@ static void claim_model_dir(const Session* s) {
     int fd = open(o->out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) user_error("--out %s: cannot be opened: %s", o->out, strerror(errno));
     lock(fd, "out", o->out);
-    if (hf_model_recover(o->out)) printf("%s: a model that an earlier run had written whole was moved to its place\n", o->out);
+    if (hf_model_recover(o->out)) printf("%s: what an earlier run had written whole was moved to its place\n", o->out);
     refuse_other_model(o);
 }
 
@@ -132,7 +133,7 @@ static bool finished_here(const Session* s, const CheckpointSetting* settings, i
     const char* dir = s->o.out;
     bool replaced = same_folder(dir, s->source_path);   // the trained model has replaced the one that the run started from
     bool adapter = s->config.adapter.kind == ADAPTER_LORA;
-    bool whole = adapter ? dir_holds(dir, "adapter_model.safetensors")
+    bool whole = adapter ? dir_holds(dir, HF_ADAPTER_NAME)
                          : dir_holds(dir, "model.safetensors") || dir_holds(dir, "model.safetensors.index.json");
     if (!whole || !dir_holds(dir, kNoteName)) return false;
     char* path = path_join(dir, kNoteName);

@@ -78,7 +78,7 @@ static void verify_model(void* dir_name) {
 
 static void verify_adapter(void* dir_name) {
     const char* dir = (const char*)dir_name;
-    char *config = path_join(dir, "adapter_config.json"), *path = path_join(dir, "adapter_model.safetensors");
+    char *config = path_join(dir, HF_ADAPTER_CONFIG_NAME), *path = path_join(dir, HF_ADAPTER_NAME);
     json_decref(json_parse_file(config));
     SafeTensors* file = safetensors_open(path);
     size_t numbers = 0;
@@ -130,7 +130,7 @@ int command_verify(Options o) {
     char* checkpoints = path_join(o.model, "checkpoints");
     damaged += verify_checkpoints(o.model, &found) + verify_checkpoints(checkpoints, &found);
     free(checkpoints);
-    bool adapter = dir_holds(o.model, "adapter_config.json") && !dir_holds(o.model, "config.json");
+    bool adapter = dir_holds(o.model, HF_ADAPTER_CONFIG_NAME) && !dir_holds(o.model, "config.json");
     if (adapter || dir_holds(o.model, "config.json") || !found) {
         char fault[kAttemptBytes];
         found++;
