@@ -15,28 +15,35 @@ static const GroupFiles kVersion1 = {"/sys/fs/cgroup/memory", "memory.limit_in_b
                                      "total_active_file ", "total_inactive_file "};
 static const GroupFiles kVersion2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "active_file ", "inactive_file "};
 
-// The number behind `key` in the first line that begins with it (with "": in the first line that begins with a number); 0 if there is none.
-static unsigned long long number_in(const char* path, const char* key) {
+// The numbers behind two keys that lines of a file begin with; 0 for what is not there.
+typedef struct {
+    unsigned long long first, second;
+} Numbers;
+static Numbers numbers_in(const char* path, const char* first, const char* second) {
     char line[256];
-    unsigned long long value = 0;
+    Numbers n = {0, 0};
     FILE* f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (!strncmp(line, key, strlen(key)) && sscanf(line + strlen(key), "%llu", &value) == 1) break;
+    while (f && fgets(line, sizeof line, f)) {
+        if (!strncmp(line, first, strlen(first))) sscanf(line + strlen(first), "%llu", &n.first);
+        if (!strncmp(line, second, strlen(second))) sscanf(line + strlen(second), "%llu", &n.second);
+    }
     if (f) fclose(f);
-    return value;
+    return n;
 }
+// The number that a file begins with.
+static unsigned long long number_in(const char* path) { return numbers_in(path, "", "").first; }
 
 // Lowers m to what the group whose files lie in `folder` allows. No limit reads as "max", as a number beyond all memory, or as no file.
 static void apply_group(HostMemory* m, const GroupFiles* names, const char* folder) {
     char path[kPath + 64];
     snprintf(path, sizeof path, "%s/%s", folder, names->limit);
-    unsigned long long limit = number_in(path, "");
+    unsigned long long limit = number_in(path);
     if (!limit) return;
     snprintf(path, sizeof path, "%s/%s", folder, names->used);
-    unsigned long long used = number_in(path, "");
+    unsigned long long used = number_in(path);
     snprintf(path, sizeof path, "%s/memory.stat", folder);
-    unsigned long long cached = number_in(path, names->active) + number_in(path, names->inactive);
-    used -= cached < used ? cached : used;
+    Numbers cached = numbers_in(path, names->active, names->inactive);
+    used -= cached.first + cached.second < used ? cached.first + cached.second : used;
     unsigned long long left = used < limit ? limit - used : 0;
     if (limit < m->total) m->total = (size_t)limit;
     if (left < m->left) m->left = (size_t)left;
@@ -65,7 +72,8 @@ static void apply_groups(HostMemory* m, const char* root, char* line) {
 HostMemory host_memory(const char* root) {
     char path[kPath], line[kPath];
     snprintf(path, sizeof path, "%s/proc/meminfo", root);
-    HostMemory m = {(size_t)number_in(path, "MemTotal:") << 10, (size_t)number_in(path, "MemAvailable:") << 10};
+    Numbers kib = numbers_in(path, "MemTotal:", "MemAvailable:");
+    HostMemory m = {(size_t)kib.first << 10, (size_t)kib.second << 10};
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     if (!m.total) m.total = (size_t)sysconf(_SC_PHYS_PAGES) * page;
     if (!m.left) m.left = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;

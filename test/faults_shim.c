@@ -88,8 +88,12 @@ int open(const char* path, int flags, ...) {
     return REAL(open)(path, flags, mode);
 }
 
+// With FAULT_NO_MEMORY the first question, whether the run fits, is answered truly, and the later one, whether a copy of its state does, with next
+// to nothing.
 FILE* fopen(const char* path, const char* mode) {
-    if (*setting("FAULT_NO_MEMORY") && !strcmp(path, "/proc/meminfo")) return NULL;
+    static char text[] = "MemTotal: 4 kB\nMemAvailable: 4 kB\n";
+    static int questions;
+    if (*setting("FAULT_NO_MEMORY") && !strcmp(path, "/proc/meminfo") && questions++) return fmemopen(text, sizeof text - 1, mode);
     return REAL(fopen)(path, mode);
 }
 
