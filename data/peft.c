@@ -121,7 +121,8 @@ static void find_factors(Peft* p, const char* path) {
         const Tensor* tensor = safetensors_at(p->file, i);
         bool known = false;
         for (int k = 0; k < p->spec_count * p->layers && !known; k++) known = p->tensors[k] == tensor;
-        if (!known) user_error("%s: unexpected tensor \"%s\": %s and the model do not speak of it", path, printable(tensor->name), HF_ADAPTER_CONFIG_NAME);
+        if (!known)
+            user_error("%s: unexpected tensor \"%s\": %s and the model do not speak of it", path, printable(tensor->name), HF_ADAPTER_CONFIG_NAME);
     }
 }
 
@@ -186,8 +187,8 @@ static json_t* lora_json(const Adapter* a, const char* base) {
     json_t* alpha = whole ? json_integer((json_int_t)a->alpha) : json_real(shortest_decimal(a->alpha));
     return json_pack("{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:n, s:b, s:{}, s:{}, s:n}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision", "inference_mode", 1, "r", a->rank, "lora_alpha",
-                     alpha, "lora_dropout", shortest_decimal(a->dropout), "target_modules", target_modules(a), "bias", "none", "fan_in_fan_out", 0, "use_rslora",
-                     a->rslora, "use_dora", 0, "modules_to_save", "init_lora_weights", 1, "rank_pattern", "alpha_pattern",
+                     alpha, "lora_dropout", shortest_decimal(a->dropout), "target_modules", target_modules(a), "bias", "none",
+                     "fan_in_fan_out", 0, "use_rslora", a->rslora, "use_dora", 0, "modules_to_save", "init_lora_weights", 1, "rank_pattern", "alpha_pattern",
                      "layers_to_transform");
 }
 
